@@ -1,0 +1,52 @@
+# `make` alone lists the targets. VENV=dir uses another environment, PYTHON=python3.12 another interpreter to make it
+# with, PIP_ARGS="..." passes options to pip (an index of CPU-only builds, say).
+
+VENV ?= .venv
+PYTHON ?= python3
+PIP_ARGS ?=
+JOBS ?= 2
+LOGS ?= logs
+
+PY := $(VENV)/bin/python
+PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help env quickstart test lint tensorboard bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+env: $(VENV)/.installed ## make .venv (or use the one there) and install requirements.txt into it
+
+quickstart: $(VENV)/.installed ## train both phases on built-in scenes: minutes on two CPU cores, no data, no GPU
+	$(PY) src/train_stage1_vision_language.py --config configs/quickstart.yaml
+
+test: $(VENV)/.installed-dev ## run the tests that need no data (JOBS=2 processes)
+	$(PY) -m pytest -n $(JOBS) -m "not realdata"
+
+lint: $(VENV)/.installed-dev ## check style: ruff check, ruff format --check
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+tensorboard: $(VENV)/.installed ## show the runs under LOGS=logs in TensorBoard
+	$(PY) -m tensorboard.main --logdir $(LOGS)
+
+bench: $(VENV)/.installed ## measure the training speed against its floors, as JSON lines
+	$(PY) benchmarks/stage1_throughput.py
+
+# The rules look for pip, not python: a system without ensurepip leaves an environment with python alone.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "BitGen needs Python 3.10 or newer; write make PYTHON=python3.12 ... with one you have." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || \
+	  { echo "Python cannot make environments here; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+# The stamps make a second call instant; a changed requirements file installs anew.
+$(VENV)/.installed: requirements.txt constraints.txt | $(VENV)/bin/pip
+	@echo "Installing requirements.txt into $(VENV): once, a few gigabytes with PyTorch"
+	$(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
