@@ -1,0 +1,162 @@
+"""The sizes and choices that define a BitGen network; nothing about how it is trained."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import PretrainedConfig
+
+FUSION_KINDS = ("concat_mlp", "cross_attention", "backbone")
+IMAGE_POOLINGS = ("attention", "mean")
+VISION_TUNINGS = ("frozen", "lora", "full")
+# Image tokens are kept at no more than this many a side in the queue and in every matching pass (design: at most 7 x 7).
+MAX_POOLED_GRID = 7
+
+
+class BitGenConfig(PretrainedConfig):
+    """Configuration of :class:`BitGenModel`.
+
+    Args:
+        vision_config: the DINOv2 configuration as a dict, or None when the model takes features computed earlier.
+        image_size: side of the square input in pixels (the tower interpolates its position table when it differs).
+        feature_dim, feature_tokens: C and P of features computed earlier; required when ``vision_config`` is None.
+        vision_tuning: what phase 2 trains of the tower: ``frozen`` nothing, ``lora`` adapters, ``full`` every weight.
+        lora_layers: indices of the adapted layers, or None for all of them.
+        embed_dim (D), vision_embed_dim: text and image token width; they must be equal, since both meet in attention.
+        fusion: ``concat_mlp`` | ``cross_attention`` | ``backbone`` (FIBER, arXiv 2206.07643, section 3).
+        memory_size (K), memory_dim (C): slots and code width of the episodic memory (Larimar, arXiv 2403.11901).
+
+    Raises:
+        ValueError: sizes that cannot fit together, naming the field.
+    """
+
+    model_type = "bitgen"
+
+    def __init__(
+        self,
+        vision_config: dict[str, Any] | None = None,
+        image_size: int = 224,
+        feature_dim: int | None = None,
+        feature_tokens: int | None = None,
+        vision_tuning: str = "lora",
+        lora_rank: int = 16,
+        lora_alpha: int = 32,
+        lora_dropout: float = 0.1,
+        use_dora: bool = False,
+        use_rslora: bool = False,
+        init_lora_weights: bool | str = True,
+        lora_layers: list[int] | None = None,
+        use_gradient_checkpointing: bool = False,
+        embed_dim: int = 128,
+        num_layers: int = 3,
+        num_heads: int = 4,
+        ffn_dim: int = 256,
+        vision_embed_dim: int = 128,
+        compressor_dim: int = 384,
+        compressor_dropout: float = 0.1,
+        vocab_size: int = 50257,
+        max_seq_len: int = 256,
+        fusion: str = "backbone",
+        image_pooling: str = "attention",
+        dropout: float = 0.1,
+        use_memory: bool = True,
+        memory_size: int = 32,
+        memory_dim: int = 128,
+        direct_writing: bool = True,
+        memory_sigma: float = 0.1,
+        pseudoinverse_steps: int = 30,
+        pseudoinverse_tolerance: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = dict(vision_config) if vision_config is not None else None
+        self.image_size = image_size
+        self.feature_dim = feature_dim
+        self.feature_tokens = feature_tokens
+        self.vision_tuning = vision_tuning
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.lora_dropout = lora_dropout
+        self.use_dora = use_dora
+        self.use_rslora = use_rslora
+        self.init_lora_weights = init_lora_weights
+        self.lora_layers = lora_layers
+        self.use_gradient_checkpointing = use_gradient_checkpointing
+        self.embed_dim = embed_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.ffn_dim = ffn_dim
+        self.vision_embed_dim = vision_embed_dim
+        self.compressor_dim = compressor_dim
+        self.compressor_dropout = compressor_dropout
+        self.vocab_size = vocab_size
+        self.max_seq_len = max_seq_len
+        self.fusion = fusion
+        self.image_pooling = image_pooling
+        self.dropout = dropout
+        self.use_memory = use_memory
+        self.memory_size = memory_size
+        self.memory_dim = memory_dim
+        self.direct_writing = direct_writing
+        self.memory_sigma = memory_sigma
+        self.pseudoinverse_steps = pseudoinverse_steps
+        self.pseudoinverse_tolerance = pseudoinverse_tolerance
+        super().__init__(**kwargs)
+        self._check()
+
+    @property
+    def hidden_size(self) -> int:
+        """The width under the name that the BabyLM evaluation reads."""
+        return self.embed_dim
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether images arrive as features computed earlier, with no tower in the model."""
+        return self.vision_config is None and self.feature_dim is not None
+
+    @property
+    def vision_feature_dim(self) -> int:
+        """Width C of one patch feature, before the compressor."""
+        return self.feature_dim if self.takes_features else self.vision_config["hidden_size"]
+
+    @property
+    def image_tokens(self) -> int:
+        """P, the number of patch features an image gives."""
+        if self.takes_features:
+            return self.feature_tokens
+        return (self.image_size // self.vision_config["patch_size"]) ** 2
+
+    @property
+    def pooled_tokens(self) -> int:
+        """P' <= 49, the number of image tokens in the queue and in every matching pass."""
+        return min(self.image_tokens, MAX_POOLED_GRID**2)
+
+    @property
+    def image_grid(self) -> int | None:
+        """Side of the square patch grid, or None when the tokens form no square."""
+        side = math.isqrt(self.image_tokens)
+        return side if side * side == self.image_tokens else None
+
+    def _check(self) -> None:
+        if self.vision_config is None and self.feature_dim is None:
+            return  # transformers builds an empty configuration to find out which values differ from the defaults
+        if self.takes_features and not (self.feature_tokens and self.feature_tokens > 0):
+            raise ValueError("feature_tokens must say how many features an image has (1 for one vector an image).")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} must divide embed_dim={self.embed_dim}.")
+        if self.vision_embed_dim != self.embed_dim:
+            raise ValueError(
+                f"vision_embed_dim={self.vision_embed_dim} must equal embed_dim={self.embed_dim}: image tokens and "
+                "text tokens meet in one attention."
+            )
+        if self.vision_config is not None and self.image_size % self.vision_config["patch_size"]:
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of patch_size={self.vision_config['patch_size']}."
+            )
+        for name, value, allowed in (
+            ("fusion", self.fusion, FUSION_KINDS),
+            ("image_pooling", self.image_pooling, IMAGE_POOLINGS),
+            ("vision_tuning", self.vision_tuning, VISION_TUNINGS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}.")

@@ -1,0 +1,71 @@
+"""How text tokens look at image tokens: the three kinds of fusion.
+
+``concat_mlp`` (the seeds') and ``cross_attention`` act once, before the memory and the decoder. ``backbone`` is FIBER's
+own (arXiv 2206.07643, section 3.1): a gated cross-attention inside every decoder block, see ``text_decoder.py``.
+All gates start at 0, so that an untrained fusion leaves the text model undisturbed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .attention import attend, split_heads
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from text tokens (queries) to image tokens (keys and values).
+
+    ``hidden [B, T, D]``, ``image_tokens [B, P, D]`` -> ``[B, T, D]``.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.key_value = nn.Linear(embed_dim, 2 * embed_dim, bias=False)
+        self.output = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, hidden: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
+        key, value = self.key_value(image_tokens).chunk(2, dim=-1)
+        heads = (split_heads(part, self.num_heads) for part in (self.query(hidden), key, value))
+        return self.output(attend(*heads))
+
+
+class GatedCrossAttention(nn.Module):
+    """Pre-norm cross-attention whose result enters through a learned gate per channel, 0 at first."""
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim)
+        self.attention = CrossAttention(embed_dim, num_heads)
+        self.dropout = nn.Dropout(dropout)
+        self.gate = nn.Parameter(torch.zeros(embed_dim))
+
+    def forward(self, hidden: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
+        return hidden + self.gate * self.dropout(self.attention(self.norm(hidden), image_tokens))
+
+
+class ConcatMLP(nn.Module):
+    """Each text token joined with the averaged image tokens, through an MLP, behind a gate (the seeds' fusion)."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * embed_dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, embed_dim)
+        )
+        self.gate = nn.Parameter(torch.zeros(embed_dim))
+
+    def forward(self, hidden: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
+        image = image_tokens.mean(dim=1, keepdim=True).expand(-1, hidden.shape[1], -1)
+        return hidden + self.gate * self.mlp(torch.cat((self.norm(hidden), image), dim=-1))
+
+
+def build_fusion(kind: str, embed_dim: int, num_heads: int, ffn_dim: int, dropout: float) -> nn.Module | None:
+    """The module that fuses before the decoder, or None when fusion happens inside its blocks (``backbone``)."""
+    if kind == "concat_mlp":
+        return ConcatMLP(embed_dim, ffn_dim, dropout)
+    if kind == "cross_attention":
+        return GatedCrossAttention(embed_dim, num_heads, dropout)
+    return None

@@ -1,0 +1,91 @@
+"""Builds a model and loads the pretrained vision weights into it, from outside its ``__init__``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from .configuration_bitgen import BitGenConfig
+from .modeling_bitgen import BitGenModel
+
+logger = logging.getLogger(__name__)
+
+# The published shape of facebook/dinov2-base (its position table is 37 x 37, for 518 pixels), for benchmarks and
+# parameter tables without a download.
+DINOV2_BASE = {"model_type": "dinov2", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+DINOV2_BASE |= {"patch_size": 14, "image_size": 518}
+
+
+def random_vision_config(hidden_size: int, layers: int, heads: int, patch_size: int, image_size: int) -> dict[str, Any]:
+    """A DINOv2 configuration of the given sizes, for a tower with random weights."""
+    return {
+        "model_type": "dinov2",
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "patch_size": patch_size,
+        "image_size": image_size,
+    }
+
+
+def pretrained_vision_config(source: str, revision: str | None = None) -> dict[str, Any]:
+    """The configuration of a tower on the hub or in a local folder.
+
+    Raises:
+        ValueError: neither is within reach; the message says what to download and how to point to it.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision).to_dict()
+    except (OSError, ValueError) as error:
+        raise ValueError(_unreachable(source, error)) from error
+
+
+def build_model(config: BitGenConfig, pretrained: str | None = None, revision: str | None = None) -> BitGenModel:
+    """A model with new modules initialised and, when ``pretrained`` names a hub id or folder, the tower's weights
+    loaded bit for bit.
+
+    Raises:
+        ValueError: the weights cannot be found, or do not fit the configuration.
+    """
+    model = BitGenModel(config)
+    if pretrained is not None and model.vision_encoder is not None:
+        load_pretrained_tower(model, pretrained, revision)
+    return model
+
+
+@torch.no_grad()
+def load_pretrained_tower(model: BitGenModel, source: str, revision: str | None = None) -> None:
+    """Copy the tower's pretrained weights into ``model``, leaving the adapters as they are."""
+    try:
+        pretrained = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(_unreachable(source, error)) from error
+    weights = dict(pretrained.named_parameters())
+    for name, parameter in model.vision_encoder.tower.named_parameters():
+        if "lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        if plain not in weights or weights[plain].shape != parameter.shape:
+            found = tuple(weights[plain].shape) if plain in weights else "nothing"
+            raise ValueError(
+                f"vision_encoder={source!r} does not fit this model: {plain} should be {tuple(parameter.shape)}, "
+                f"found {found}. Build the model from this encoder's own configuration."
+            )
+        parameter.copy_(weights[plain])
+    logger.info("Loaded %d vision tensors from %s", len(weights), source)
+
+
+def _unreachable(source: str, error: Exception) -> str:
+    looks_local = Path(source).exists() or source.startswith((".", "/", "~"))
+    where = "that folder holds no usable model" if looks_local else "it is no local folder and the hub did not answer"
+    return (
+        f"vision_encoder={source!r} cannot be loaded: {where}. Where there is a network, run "
+        f"`hf download {source if not looks_local else 'facebook/dinov2-base'} --local-dir dinov2-base`, copy that "
+        "folder here and pass `--vision_encoder dinov2-base` (a folder with config.json and model.safetensors). "
+        "To try everything without it: `make quickstart`, or `--vision_encoder random`. "
+        f"({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+    )

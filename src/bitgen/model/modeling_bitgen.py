@@ -1,0 +1,229 @@
+"""BitGen: the parts put together, and the four things that the network can do.
+
+Order of the fused pass: embeddings -> fusion -> memory -> decoder. With ``backbone`` fusion, which happens inside the
+decoder's blocks, the memory stands after the last block. Without an image the same stack is a text encoder.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from .configuration_bitgen import MAX_POOLED_GRID, BitGenConfig
+from .cross_modal_fusion import build_fusion
+from .episodic_memory import EpisodicMemory, MemoryReader
+from .feature_compressor import FeatureCompressor, TokenPooling
+from .text_decoder import TextDecoder, TextEmbeddings
+from .vision_encoder import VisionEncoder
+
+
+class ImageEncoding(NamedTuple):
+    """``image_tokens [B, P, D]`` and the normalised ``image_features [B, D]``."""
+
+    image_tokens: torch.Tensor
+    image_features: torch.Tensor
+
+
+class StackOutput(NamedTuple):
+    """``hidden_states [B, T, D]`` after the final norm, the sequence's ``codes [B, C]`` and mean read weights
+    ``[B, T, K]`` (both None without a memory)."""
+
+    hidden_states: torch.Tensor
+    codes: torch.Tensor | None
+    read_weights: torch.Tensor | None
+
+
+def last_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The hidden state at each row's last real token (its EOS): ``[B, T, D], [B, T] -> [B, D]``.
+
+    The stack is causal, so only this position has seen the whole caption.
+    """
+    last = attention_mask.sum(dim=1).clamp_min(1) - 1
+    return hidden_states[torch.arange(len(last), device=last.device), last]
+
+
+class BitGenModel(PreTrainedModel):
+    """The trainable network around a frozen vision tower. See ``factory.build_model`` for pretrained weights."""
+
+    config_class = BitGenConfig
+    base_model_prefix = "bitgen"
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: BitGenConfig) -> None:
+        super().__init__(config)
+        width = config.embed_dim
+        self.vision_encoder = None if config.takes_features else VisionEncoder(config)
+        self.compressor = FeatureCompressor(
+            config.vision_feature_dim, config.compressor_dim, width, config.compressor_dropout
+        )
+        self.image_pooling = TokenPooling(width, config.num_heads, config.image_pooling)
+        self.embeddings = TextEmbeddings(config.vocab_size, config.max_seq_len, width, config.dropout)
+        self.fusion = build_fusion(config.fusion, width, config.num_heads, config.ffn_dim, config.dropout)
+        self.memory = EpisodicMemory(config) if config.use_memory else None
+        self.decoder = TextDecoder(config)
+        self.final_norm = nn.LayerNorm(width)
+        self.image_projection = nn.Linear(width, width)
+        self.text_projection = nn.Linear(width, width)
+        self.itm_head = nn.Linear(width, 2)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: each module initialises itself when it is built, and pretrained weights must not be touched."""
+
+    # --- the four things it does ---------------------------------------------------------------------------------
+
+    def encode_image(
+        self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None
+    ) -> ImageEncoding:
+        """Images ``pixel_values [B, 3, H, W]``, or features computed earlier ``vision_features [B, P, C]`` or
+        ``[B, C]``, to image tokens and one normalised vector each.
+
+        Raises:
+            ValueError: not exactly one of the two, the wrong one for this model, or features of another shape.
+        """
+        if (pixel_values is None) == (vision_features is None):
+            raise ValueError("encode_image takes either pixel_values or vision_features.")
+        if pixel_values is not None:
+            if self.vision_encoder is None:
+                raise ValueError("This model takes vision_features (it was trained on features, without a tower).")
+            vision_features = self.vision_encoder(pixel_values).patches
+        elif vision_features.dim() == 2:
+            vision_features = vision_features[:, None]
+        expected = (self.config.image_tokens, self.config.vision_feature_dim)
+        if tuple(vision_features.shape[1:]) != expected:
+            raise ValueError(f"vision_features are {tuple(vision_features.shape[1:])}, the model expects {expected}.")
+        image_tokens = self.compressor(vision_features)
+        projected = self.image_projection(self.image_pooling(image_tokens))
+        return ImageEncoding(image_tokens, F.normalize(projected.float(), dim=-1))
+
+    def encode_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, reader: MemoryReader | None = None
+    ) -> torch.Tensor:
+        """``[B, T]`` ids (BOS ... EOS, padded on the right) and mask -> normalised ``text_features [B, D]``."""
+        hidden = self.run_stack(input_ids, attention_mask, reader=reader).hidden_states
+        return F.normalize(self.text_projection(last_token(hidden, attention_mask)).float(), dim=-1)
+
+    def pool_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """``[B, P, D] -> [B, P', D]``: average-pooled to at most 7 x 7 and rounded to bfloat16.
+
+        Every matching pass sees image tokens through here, true pairs, hard negatives and evaluation alike: otherwise
+        the rounding and smoothing of the queue's tokens would tell which images are negatives.
+        """
+        tokens = image_tokens.float()
+        if tokens.shape[1] > self.config.pooled_tokens:
+            channels_first = tokens.transpose(1, 2)
+            side = self.config.image_grid
+            if side is not None:
+                grid = channels_first.unflatten(-1, (side, side))
+                channels_first = F.adaptive_avg_pool2d(grid, MAX_POOLED_GRID).flatten(2)
+            else:
+                channels_first = F.adaptive_avg_pool1d(channels_first, self.config.pooled_tokens)
+            tokens = channels_first.transpose(1, 2)
+        return tokens.to(torch.bfloat16).to(torch.float32)
+
+    def match(
+        self,
+        pooled_tokens: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        reader: MemoryReader | None = None,
+    ) -> torch.Tensor:
+        """Image-text matching logits ``[B, 2]`` (index 1: they belong together) of pooled image tokens
+        ``[B, P', D]`` and captions ``[B, T]``."""
+        fused = self.run_stack(input_ids, attention_mask, pooled_tokens, reader)
+        return self.itm_logits(fused.hidden_states, attention_mask)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        reader: MemoryReader | None = None,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """Next-token logits ``[B, T, V]``, for text alone or for text given image tokens."""
+        return self.lm_logits(self.run_stack(input_ids, attention_mask, image_tokens, reader, cache).hidden_states)
+
+    # --- the stack and its heads ---------------------------------------------------------------------------------
+
+    def run_stack(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        reader: MemoryReader | None = None,
+        cache: Cache | None = None,
+    ) -> StackOutput:
+        """One pass of embeddings, fusion, memory and decoder; see the module docstring for the order.
+
+        Args:
+            attention_mask: ``[B, T]``; padding is on the right. Used for the codes alone: causality does the rest.
+            image_tokens: ``[B, P, D]``, or None for text alone.
+            reader: a memory prepared by ``memory.reader``, default the running state.
+            cache: key-value cache of the positions before ``input_ids``.
+        """
+        start = cache.get_seq_length() if cache is not None else 0
+        hidden = self.embeddings(input_ids, start)
+        if self.fusion is not None and image_tokens is not None:
+            hidden = self.fusion(hidden, image_tokens)
+        codes = read_weights = None
+        memory_last = self.config.fusion == "backbone"
+        if self.memory is not None and not memory_last:
+            codes = self._sequence_codes(hidden, attention_mask)
+            hidden, read_weights = self.memory(hidden, reader)
+        hidden = self.decoder(hidden, image_tokens, cache)
+        if self.memory is not None and memory_last:
+            codes = self._sequence_codes(hidden, attention_mask)
+            hidden, read_weights = self.memory(hidden, reader)
+        return StackOutput(self.final_norm(hidden), codes, read_weights)
+
+    def _sequence_codes(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """What the memory stores of a sequence: the code of the mean over its real tokens, ``[B, C]``."""
+        if attention_mask is None:
+            return self.memory.code(hidden.mean(dim=1))
+        mask = attention_mask[..., None].to(hidden.dtype)
+        return self.memory.code((hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1))
+
+    def itm_logits(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Matching logits ``[B, 2]`` read at the last real token."""
+        return self.itm_head(last_token(hidden_states, attention_mask)).float()
+
+    def lm_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The output head, tied to the token embedding: ``[..., D] -> [..., V]``."""
+        return F.linear(hidden_states, self.embeddings.token.weight)
+
+    # --- bookkeeping ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def component_of(name: str) -> str:
+        """The component that a parameter (by its name in this model) is counted under."""
+        if "lora_" in name:
+            return "lora"
+        if "fusion" in name:
+            return "fusion"
+        first = name.split(".", 1)[0]
+        return {
+            "vision_encoder": "vision_base",
+            "compressor": "compressor",
+            "image_pooling": "heads",
+            "embeddings": "embeddings",
+            "memory": "memory",
+            "decoder": "decoder",
+            "final_norm": "decoder",
+        }.get(first, "heads")
+
+    def set_adapters_trainable(self, trainable: bool) -> None:
+        """Freeze or unfreeze what phase 2 trains of the vision tower; nothing to do for features computed earlier."""
+        if self.vision_encoder is not None:
+            self.vision_encoder.set_adapters_trainable(trainable)
+
+    def adapter_names(self) -> set[str]:
+        """Names, in this model, of the parameters that phase 2 unfreezes."""
+        if self.vision_encoder is None:
+            return set()
+        return {f"vision_encoder.{name}" for name, _ in self.vision_encoder.adapter_parameters()}

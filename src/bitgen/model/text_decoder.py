@@ -1,0 +1,97 @@
+"""The causal text stack: text encoder and language model without an image, fusion encoder and captioner with one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from .attention import attend, split_heads
+from .configuration_bitgen import BitGenConfig
+from .cross_modal_fusion import GatedCrossAttention
+
+
+class TextEmbeddings(nn.Module):
+    """Token plus learned position embeddings: ``input_ids [B, T] -> [B, T, D]``."""
+
+    def __init__(self, vocab_size: int, max_seq_len: int, embed_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocab_size, embed_dim)
+        self.position = nn.Embedding(max_seq_len, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.token.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=0.02)
+
+    def forward(self, input_ids: torch.Tensor, start: int = 0) -> torch.Tensor:
+        end = start + input_ids.shape[1]
+        if end > self.position.num_embeddings:
+            raise ValueError(
+                f"A sequence of {end} tokens is longer than max_seq_len={self.position.num_embeddings}; truncate it "
+                "(BitGenProcessor does) or build the model with a larger max_seq_len."
+            )
+        positions = torch.arange(start, end, device=input_ids.device)
+        return self.dropout(self.token(input_ids) + self.position(positions))
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head causal attention with an optional key-value cache; ``[B, T, D] -> [B, T, D]``.
+
+    Sequences are padded on the right, so that causality alone keeps real positions away from padding.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, layer_index: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.layer_index = layer_index
+        self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.output = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, hidden: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        projected = self.query_key_value(hidden).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self.num_heads) for part in projected)  # (B, H, T, d)
+        length = query.shape[2]
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_index)
+        past = key.shape[2] - length
+        mask = None
+        if past and length > 1:
+            mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(past)
+        return self.output(attend(query, key, value, mask, is_causal=not past))
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm block: causal attention, cross-attention to the image (``backbone`` fusion only), GELU feed-forward."""
+
+    def __init__(self, config: BitGenConfig, layer_index: int) -> None:
+        super().__init__()
+        width, heads, dropout = config.embed_dim, config.num_heads, config.dropout
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = CausalSelfAttention(width, heads, layer_index)
+        self.fusion = GatedCrossAttention(width, heads, dropout) if config.fusion == "backbone" else None
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, config.ffn_dim), nn.GELU(), nn.Linear(config.ffn_dim, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, hidden: torch.Tensor, image_tokens: torch.Tensor | None = None, cache: Cache | None = None
+    ) -> torch.Tensor:
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), cache))
+        if self.fusion is not None and image_tokens is not None:
+            hidden = self.fusion(hidden, image_tokens)
+        return hidden + self.dropout(self.feed_forward(hidden))
+
+
+class TextDecoder(nn.Module):
+    """The stack of blocks; the final norm belongs to the model, because the memory may stand between them."""
+
+    def __init__(self, config: BitGenConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(DecoderBlock(config, index) for index in range(config.num_layers))
+
+    def forward(
+        self, hidden: torch.Tensor, image_tokens: torch.Tensor | None = None, cache: Cache | None = None
+    ) -> torch.Tensor:
+        for block in self.blocks:
+            hidden = block(hidden, image_tokens, cache)
+        return hidden
