@@ -1,0 +1,1 @@
+"""What training minimises: pure functions, and the state that they need."""

@@ -1,0 +1,57 @@
+"""Image-text contrastive loss (ITC) over the gathered batch and a queue (ALBEF, arXiv 2107.07651, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+
+class ContrastiveOutput(NamedTuple):
+    """Scalars: the symmetric loss and the shares of rows whose best candidate is a positive."""
+
+    loss: torch.Tensor
+    acc_i2t: torch.Tensor
+    acc_t2i: torch.Tensor
+
+
+def soft_target_cross_entropy(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of ``logits [B, N]`` against the uniform distribution over ``positives [B, N]`` (bool).
+
+    Every row must have at least one positive.
+    """
+    positives = positives.to(logits.dtype)
+    targets = positives / positives.sum(dim=1, keepdim=True)
+    return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+
+def contrastive_loss(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    image_ids: torch.Tensor,
+    candidate_image_features: torch.Tensor,
+    candidate_text_features: torch.Tensor,
+    candidate_ids: torch.Tensor,
+    temperature: torch.Tensor,
+) -> ContrastiveOutput:
+    """Symmetric cross-entropy in which all pairs that share an ``image_id`` are positives of each other.
+
+    Args:
+        image_features, text_features: this rank's rows ``[B, D]``, L2-normalised.
+        image_ids: ``[B]``.
+        candidate_*: what they are compared with, ``[N, D]`` and ``[N]``: the gathered batch (with gradient), then the
+            filled part of the queue (detached). Must contain the rows themselves.
+        temperature: scalar tensor.
+    """
+    positives = image_ids[:, None] == candidate_ids[None, :]  # (B, N)
+    losses, accuracies = [], []
+    for queries, candidates in (
+        (image_features, candidate_text_features),
+        (text_features, candidate_image_features),
+    ):
+        logits = queries.float() @ candidates.float().T / temperature
+        losses.append(soft_target_cross_entropy(logits, positives))
+        best = logits.detach().argmax(dim=1, keepdim=True)
+        accuracies.append(positives.gather(1, best).float().mean())
+    return ContrastiveOutput((losses[0] + losses[1]) / 2, *accuracies)

@@ -1,0 +1,53 @@
+"""Collecting every rank's rows, with or without gradient."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather along dimension 0 whose backward sums every rank's gradient of this rank's rows.
+
+    DistributedDataParallel then averages over ranks, so that a loss which is the mean of the ranks' losses gets the
+    very gradient that one process with the whole batch would compute.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        ctx.rows = rows.shape[0]
+        return _all_gather(rows)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.rows
+        return gradient[start : start + ctx.rows]
+
+
+def _all_gather(rows: torch.Tensor) -> torch.Tensor:
+    rows = rows.contiguous()
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
+
+
+def is_distributed() -> bool:
+    """Whether more than one process trains together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """``[B, ...]`` of every rank, in rank order: ``[world * B, ...]``. Ranks must have equal shapes.
+
+    Differentiable in the sense of :class:`_GatherRows`; the identity in a single process.
+    """
+    if not is_distributed():
+        return rows
+    return _GatherRows.apply(rows) if rows.requires_grad else _all_gather(rows)
+
+
+def rank_offset(rows: int) -> int:
+    """Where this rank's rows start among the gathered ones."""
+    return dist.get_rank() * rows if is_distributed() else 0

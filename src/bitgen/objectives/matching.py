@@ -1,0 +1,64 @@
+"""Image-text matching (ITM) with hard negatives drawn by similarity (ALBEF, section 3.2; FIBER, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+
+class HardNegatives(NamedTuple):
+    """``index [B]`` into the candidates, ``weight [B]`` (0 where a row has no candidate), ``rank [B]`` (1 = hardest)."""
+
+    index: torch.Tensor
+    weight: torch.Tensor
+    rank: torch.Tensor
+
+
+@torch.no_grad()
+def draw_hard_negatives(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    query_ids: torch.Tensor,
+    candidate_ids: torch.Tensor,
+    temperature: float,
+    generator: torch.Generator | None = None,
+) -> HardNegatives:
+    """For each query one candidate of another image, with probability softmax(cosine / temperature).
+
+    Args:
+        queries: ``[B, D]``, candidates: ``[N, D]``, both L2-normalised.
+        query_ids ``[B]``, candidate_ids ``[N]``: image ids; equal ones are never negatives.
+    """
+    cosine = queries.float() @ candidates.float().T
+    allowed = query_ids[:, None] != candidate_ids[None, :]
+    has_candidate = allowed.any(dim=1)
+    scores = (cosine / temperature).masked_fill(~allowed, -torch.inf)
+    # A row without candidates draws index 0 at weight 0, so that every rank runs the same passes in every step.
+    scores = torch.where(has_candidate[:, None], scores, torch.zeros_like(scores))
+    index = torch.multinomial(scores.softmax(dim=1), 1, generator=generator)
+    rank = 1 + (scores > scores.gather(1, index)).sum(dim=1)
+    return HardNegatives(index.squeeze(1), has_candidate.float(), rank)
+
+
+class MatchingOutput(NamedTuple):
+    """Scalars: weighted cross-entropy and balanced accuracy."""
+
+    loss: torch.Tensor
+    accuracy: torch.Tensor
+
+
+def matching_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> MatchingOutput:
+    """Cross-entropy of ``logits [N, 2]`` against ``labels [N]``, averaged with ``weights [N]``.
+
+    The accuracy is balanced: the mean of those on true pairs and on hard pairs, so that 50% is chance.
+    """
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    loss = (losses * weights).sum() / weights.sum().clamp_min(1)
+    right = (logits.detach().argmax(dim=1) == labels).float()
+    shares = []
+    for label in (0, 1):
+        of_label = weights * (labels == label)
+        shares.append((right * of_label).sum() / of_label.sum().clamp_min(1))
+    return MatchingOutput(loss, (shares[0] + shares[1]) / 2)

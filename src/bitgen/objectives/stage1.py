@@ -1,0 +1,234 @@
+"""Stage 1: a model and a batch in, the losses of vision-language training out.
+
+``loss = contrastive_weight * ITC + itm_weight * ITM + memory_kl_weight * KL + text_loss_weight * LM``
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from bitgen.model.episodic_memory import MemoryReader, readback_error, slot_utilization
+from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
+from bitgen.objectives.contrastive import contrastive_loss
+from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries, pad_to
+from bitgen.objectives.gather import gather_rows
+from bitgen.objectives.language import language_loss, next_token_labels
+from bitgen.objectives.matching import HardNegatives, draw_hard_negatives, matching_loss
+
+TEMPERATURE_RANGE = (0.01, 1.0)
+
+
+class ObjectiveSettings(Protocol):
+    """The settings read here; ``bitgen.config`` documents them."""
+
+    contrastive_weight: float
+    itm_weight: float
+    memory_kl_weight: float
+    text_loss_weight: float
+    temperature: float
+    itm_temperature: float
+    token_dropout: float
+
+
+class Stage1Output(NamedTuple):
+    """``loss`` and ``metrics`` (detached scalars); this rank's ``entries`` for the queue; the posterior mean
+    ``[K, C]`` of the gathered batch's episode (None without a memory)."""
+
+    loss: torch.Tensor
+    metrics: dict[str, torch.Tensor]
+    entries: QueueEntries
+    posterior: torch.Tensor | None
+
+
+class Stage1Objective(nn.Module):
+    """What DistributedDataParallel wraps: the model, the learned temperature, and one forward a micro-step.
+
+    Queue and memory state are arguments: they belong to the trainer and are updated after the backward pass.
+    Parameters that no switched-on loss reaches are frozen here, so that each one left trainable gets a gradient.
+    """
+
+    def __init__(self, model: BitGenModel, settings: ObjectiveSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
+        for _, parameter in self.unreached_parameters():
+            parameter.requires_grad_(False)
+
+    def unreached_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters outside the vision tower that get no gradient from the losses that are switched on."""
+        settings, prefixes = self.settings, []
+        has_memory = self.model.memory is not None
+        if not settings.contrastive_weight:
+            prefixes += ["log_temperature", "model.image_pooling", "model.image_projection", "model.text_projection"]
+        if not settings.itm_weight:
+            prefixes += ["model.itm_head"]
+        if has_memory and not settings.memory_kl_weight:
+            prefixes += ["model.memory.gpm"]
+        fused = self._fuses()
+        return [
+            (name, p)
+            for name, p in self.named_parameters()
+            if name.startswith(tuple(prefixes)) or (not fused and ".fusion." in f".{name}")
+        ]
+
+    def _fuses(self) -> bool:
+        settings = self.settings
+        writes = self.model.memory is not None and settings.memory_kl_weight
+        return bool(settings.itm_weight or settings.text_loss_weight or writes)
+
+    @torch.no_grad()
+    def clamp_temperature_(self) -> None:
+        """Keep T in [0.01, 1]; called after each optimizer step."""
+        self.log_temperature.clamp_(*(math.log(limit) for limit in TEMPERATURE_RANGE))
+
+    def forward(self, batch: dict[str, torch.Tensor], queue: FeatureQueue, memory: torch.Tensor | None) -> Stage1Output:
+        """One micro-step.
+
+        Args:
+            batch: ``pixel_values`` or ``vision_features``, ``input_ids, attention_mask [B, T]``, ``image_ids [B]``.
+            queue: read only.
+            memory: the running memory mean ``[K, C]``, as it was before this step; read only.
+        """
+        model, settings = self.model, self.settings
+        input_ids, mask, image_ids = batch["input_ids"], batch["attention_mask"], batch["image_ids"]
+        reader = model.memory.reader(memory) if model.memory is not None else None
+        images = model.encode_image(batch.get("pixel_values"), batch.get("vision_features"))
+        contrast_ids, contrast_mask = input_ids, mask
+        if self.training and settings.token_dropout > 0:
+            contrast_ids, contrast_mask = drop_tokens(input_ids, mask, settings.token_dropout)
+        text_features = model.encode_text(contrast_ids, contrast_mask, reader)
+        past = queue.valid()
+        temperature = self.log_temperature.exp()
+        metrics: dict[str, torch.Tensor] = {"temperature": temperature.detach()}
+        loss = images.image_features.new_zeros(())
+
+        if settings.contrastive_weight:
+            itc = contrastive_loss(
+                images.image_features,
+                text_features,
+                image_ids,
+                torch.cat((gather_rows(images.image_features), past.image_features)),
+                torch.cat((gather_rows(text_features), past.text_features)),
+                torch.cat((gather_rows(image_ids), past.image_ids)),
+                temperature,
+            )
+            loss = loss + settings.contrastive_weight * itc.loss
+            metrics.update(contrastive_loss=itc.loss, acc_i2t=itc.acc_i2t, acc_t2i=itc.acc_t2i)
+
+        pooled = model.pool_image_tokens(images.image_tokens)
+        entries = QueueEntries(
+            images.image_features.detach(),
+            text_features.detach(),
+            image_ids,
+            pad_to(input_ids, queue.entries.input_ids.shape[1]),
+            pad_to(mask, queue.entries.attention_mask.shape[1]),
+            pooled.detach().to(torch.bfloat16),
+        )
+        posterior = None
+        if self._fuses():
+            if settings.itm_weight:
+                fused, itm = self._matching_pass(entries, pooled, input_ids, mask, past, reader)
+                loss = loss + settings.itm_weight * itm["itm_loss"]
+                metrics.update(itm)
+            else:
+                fused = model.run_stack(input_ids, mask, pooled, reader)
+            if model.memory is not None and settings.memory_kl_weight:
+                posterior, kl = self._write_episode(fused, mask)
+                loss = loss + settings.memory_kl_weight * kl["memory_kl_loss"]
+                metrics.update(kl)
+            if settings.text_loss_weight:
+                width = fused.hidden_states.shape[1]
+                labels = next_token_labels(pad_to(input_ids, width), pad_to(mask, width))
+                text_loss = language_loss(fused.hidden_states, model.embeddings.token.weight, labels)
+                loss = loss + settings.text_loss_weight * text_loss
+                metrics["text_loss"] = text_loss
+        metrics["loss"] = loss
+        return Stage1Output(loss, {name: value.detach() for name, value in metrics.items()}, entries, posterior)
+
+    def _matching_pass(
+        self,
+        local: QueueEntries,
+        pooled: torch.Tensor,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        past: QueueEntries,
+        reader: MemoryReader | None,
+    ) -> tuple[StackOutput, dict[str, torch.Tensor]]:
+        """One fused pass of B true pairs, B (image, hard text) and B (hard image, text); the true pairs' part of it,
+        and the metrics."""
+        candidate_ids = torch.cat((local.image_ids, past.image_ids))
+        temperature = self.settings.itm_temperature
+        texts = draw_hard_negatives(
+            local.image_features,
+            torch.cat((local.text_features, past.text_features)),
+            local.image_ids,
+            candidate_ids,
+            temperature,
+        )
+        images = draw_hard_negatives(
+            local.text_features,
+            torch.cat((local.image_features, past.image_features)),
+            local.image_ids,
+            candidate_ids,
+            temperature,
+        )
+        hard_ids = _select(local.input_ids, past.input_ids, texts)
+        hard_mask = _select(local.attention_mask, past.attention_mask, texts)
+        width = max(mask.shape[1], int(hard_mask.sum(dim=1).max()))  # the longest caption drawn, not max_seq_len
+        input_ids, mask = pad_to(input_ids, width), pad_to(mask, width)
+        hard_ids, hard_mask = hard_ids[:, :width].to(input_ids), hard_mask[:, :width].to(mask)
+        hard_tokens = _select(pooled, past.image_tokens, images)
+
+        rows = len(input_ids)
+        all_mask = torch.cat((mask, hard_mask, mask))
+        fused = self.model.run_stack(
+            torch.cat((input_ids, hard_ids, input_ids)), all_mask, torch.cat((pooled, pooled, hard_tokens)), reader
+        )
+        logits = self.model.itm_logits(fused.hidden_states, all_mask)
+        labels = torch.cat((torch.ones_like(local.image_ids), torch.zeros_like(local.image_ids).repeat(2)))
+        weights = torch.cat((torch.ones_like(texts.weight), texts.weight, images.weight))
+        itm = matching_loss(logits, labels, weights)
+        ranks = torch.cat((texts.rank, images.rank)).float()
+        metrics = {"itm_loss": itm.loss, "itm_acc": itm.accuracy, "itm_negative_rank": ranks.median()}
+        return StackOutput(*(None if part is None else part[:rows] for part in fused)), metrics
+
+    def _write_episode(self, fused: StackOutput, mask: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Write the gathered batch as one episode into the prior; the posterior mean and the metrics."""
+        memory = self.model.memory
+        with torch.autocast(mask.device.type, enabled=False):
+            codes = gather_rows(fused.codes)
+            posterior, _ = memory.gpm.write(codes, memory.direct_writing)
+            mask = pad_to(mask, fused.read_weights.shape[1])
+            kl = memory.gpm.kl(posterior) + memory.read_kl(fused.read_weights, mask)
+            reader = memory.reader(posterior.mean.detach())
+        return posterior.mean.detach(), {
+            "memory_kl_loss": kl,
+            "memory_utilization": slot_utilization(fused.read_weights, mask),
+            "memory_quality": 1 - readback_error(codes.detach(), reader),
+        }
+
+
+def drop_tokens(input_ids: torch.Tensor, mask: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Delete inner tokens at random and close the gaps; BOS and EOS always stay. ``[B, T]`` in and out."""
+    lengths = mask.sum(dim=1, keepdim=True)
+    positions = torch.arange(mask.shape[1], device=mask.device)[None]
+    protected = (positions == 0) | (positions == lengths - 1)
+    kept = mask.bool() & (protected | (torch.rand(mask.shape, device=mask.device) >= rate))
+    order = torch.sort(kept.to(torch.uint8), dim=1, descending=True, stable=True).indices
+    return input_ids.gather(1, order), kept.gather(1, order).to(mask.dtype)
+
+
+def _select(local: torch.Tensor, past: torch.Tensor, negatives: HardNegatives) -> torch.Tensor:
+    """Rows of ``cat(local, past)``, keeping gradients into ``local`` and copying only what is drawn of ``past``."""
+    rows, index = len(local), negatives.index
+    from_local = local[index.clamp_max(rows - 1)]
+    if not len(past):
+        return from_local
+    from_past = past[(index - rows).clamp_min(0)].to(local.dtype)
+    is_local = (index < rows).view(-1, *[1] * (local.dim() - 1))
+    return torch.where(is_local, from_local, from_past)
