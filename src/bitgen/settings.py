@@ -1,0 +1,222 @@
+"""Every setting of a stage-1 run: one dataclass a concern, each field with the help text that ``--help`` prints.
+
+Field names are unique over all groups, so that every field is also a flat command-line flag. Only `help` may stand in
+a field's metadata: transformers' ``HfArgumentParser`` hands the metadata to ``add_argument`` as it is. It also reads
+``_argument_group_name``, the heading of a group's section in ``--help``, which is the group's name in YAML too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field with its default and the text of ``--help``."""
+    return field(default=default, metadata={"help": help.replace("%", "%%")})
+
+
+@dataclass
+class VisionSettings:
+    """The tower that turns images into patch features."""
+
+    _argument_group_name = "vision"
+
+    vision_encoder: str = setting(
+        "facebook/dinov2-base",
+        "What sees: a hub id, a local folder written by save_pretrained, 'random' (a DINOv2 built from the five sizes "
+        "below with random weights; needs no download) or 'features' (train_data holds features computed earlier).",
+    )
+    vision_revision: str | None = setting(None, "Commit or tag of the hub id, to pin its weights; none: the newest.")
+    vision_hidden_size: int = setting(768, "Width of a 'random' tower; other towers declare their own.")
+    vision_num_layers: int = setting(12, "Layers of a 'random' tower.")
+    vision_num_heads: int = setting(12, "Attention heads of a 'random' tower; must divide vision_hidden_size.")
+    vision_patch_size: int = setting(14, "Patch side in pixels of a 'random' tower; must divide image_size.")
+    image_size: int | None = setting(
+        224,
+        "Side in pixels that images are resized to; gives (image_size / patch)^2 image tokens. none: the size that "
+        "the hub's or folder's own configuration declares.",
+    )
+    vision_tuning: Literal["frozen", "lora", "full"] = setting(
+        "lora", "What phase 2 trains in the tower: nothing (frozen), LoRA adapters (lora) or every weight (full)."
+    )
+    use_gradient_checkpointing: bool = setting(
+        False, "Recompute the tower's activations in the backward pass: about a third slower, far less memory."
+    )
+    compile: bool = setting(False, "Run the tower through torch.compile: slow first steps, faster ones afterwards.")
+    feature_dim: int | None = setting(
+        None, "Only with 'features': width C of a feature vector; none: as the dataset declares."
+    )
+    feature_tokens: int | None = setting(
+        None, "Only with 'features': vectors P of an image; none: as the dataset declares."
+    )
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters on the tower's attention (arXiv 2106.09685) and when they start to train."""
+
+    _argument_group_name = "lora"
+
+    lora_rank: int = setting(16, "Rank r of the adapters: parameters grow linearly with it.")
+    lora_alpha: int = setting(32, "Adapters are scaled by alpha / r; twice the rank is usual.")
+    lora_dropout: float = setting(0.1, "Dropout before each adapter, in training only.")
+    lora_warmup_epochs: int = setting(
+        5, "Epochs of phase 1, in which the adapters stay frozen while the new modules settle; 0: no phase 1."
+    )
+    lora_warmup_steps: int | None = setting(
+        None, "Length of phase 1 in optimizer steps; none: lora_warmup_epochs times the steps of an epoch."
+    )
+    use_dora: bool = setting(False, "DoRA (arXiv 2402.09353): direction and magnitude separately; slower.")
+    use_rslora: bool = setting(False, "Scale by alpha / sqrt(r), which keeps high ranks stable (arXiv 2312.03732).")
+    init_lora_weights: str = setting(
+        "true",
+        "How PEFT initialises the adapters: true (identity at the start), gaussian, orthogonal, pissa, "
+        "pissa_niter_16, olora or false. pissa and olora move part of the base weights into the adapters.",
+    )
+    lora_layers: str | None = setting(
+        None, "Layers that get adapters, counted from 0 and separated by commas, as 8,9,10,11; none: all of them."
+    )
+    lora_lr_factor: float = setting(1.0, "Learning rate of the adapters relative to learning_rate.")
+    lora_plus_ratio: float = setting(1.0, "LoRA+ (arXiv 2402.12354): learning rate of B over that of A; 1: equal.")
+    lora_lr_warmup_steps: int = setting(100, "Steps of the adapters' own linear warm-up at the start of phase 2.")
+
+    @property
+    def layer_indices(self) -> list[int] | None:
+        """``lora_layers`` as a list of integers; None means every layer."""
+        return None if self.lora_layers is None else [int(part) for part in self.lora_layers.split(",")]
+
+    @property
+    def peft_init(self) -> bool | str:
+        """``init_lora_weights`` as PEFT expects it: a bool for true and false, else the method's name."""
+        return {"true": True, "false": False}.get(self.init_lora_weights, self.init_lora_weights)
+
+
+@dataclass
+class ModelSettings:
+    """Sizes of the compressor, the text stack and the fusion."""
+
+    _argument_group_name = "model"
+
+    embed_dim: int = setting(128, "Width D of the text stack and of the joint space.")
+    num_layers: int = setting(3, "Causal blocks of the text stack.")
+    num_heads: int = setting(4, "Attention heads of a block; must divide embed_dim.")
+    ffn_dim: int = setting(256, "Hidden width of a block's feed-forward part.")
+    vision_embed_dim: int = setting(128, "Width of a compressed image token; must equal embed_dim.")
+    compressor_dim: int = setting(384, "Hidden width of the feature compressor.")
+    compressor_dropout: float = setting(0.1, "Dropout inside the feature compressor.")
+    vocab_size: int = setting(50257, "Tokens of the vocabulary; 50257 for gpt2, free with tokenizer: train.")
+    max_seq_len: int = setting(256, "Longest caption in tokens, BOS and EOS included; longer ones are truncated.")
+    fusion: Literal["concat_mlp", "cross_attention", "backbone"] = setting(
+        "backbone",
+        "Where text meets image: concat_mlp (text tokens joined with the mean image token), cross_attention (one gated "
+        "block before the text stack) or backbone (gated cross-attention in every block, as FIBER, arXiv 2206.07643).",
+    )
+    image_pooling: Literal["attention", "mean"] = setting(
+        "attention", "How image tokens become one image vector: a learned attention over them, or their mean."
+    )
+    dropout: float = setting(0.1, "Dropout of the text stack.")
+
+
+@dataclass
+class MemorySettings:
+    """The episodic memory: Generative Pseudo-inverse Memory as in Larimar (arXiv 2403.11901)."""
+
+    _argument_group_name = "memory"
+
+    use_memory: bool = setting(True, "Build the episodic memory; without it the layer is left out.")
+    memory_size: int = setting(32, "Slots K of the memory.")
+    memory_dim: int = setting(128, "Width C of a slot.")
+    memory_alpha: float = setting(0.2, "Share of each step's posterior in the running state; 0: it never moves.")
+    direct_writing: bool = setting(True, "Write an episode in one solve; False: one code at a time, same result.")
+    memory_sigma: float = setting(0.1, "Standard deviation of the observation noise in a write.")
+    pseudoinverse_steps: int = setting(30, "Newton-Schulz steps at most; the original's 3 are an ablation only.")
+    pseudoinverse_tolerance: float = setting(1e-4, "Relative residual at which the Newton-Schulz iteration stops.")
+
+
+@dataclass
+class ObjectiveSettings:
+    """What is minimised: contrastive (ITC), matching (ITM), memory KL and language losses."""
+
+    _argument_group_name = "objective"
+
+    contrastive_weight: float = setting(1.0, "Weight of the contrastive loss (ITC).")
+    itm_weight: float = setting(0.5, "Weight of the image-text matching loss on hard negatives (ITM).")
+    memory_kl_weight: float = setting(0.1, "Weight of the memory's KL divergence, posterior against prior.")
+    text_loss_weight: float = setting(0.0, "Weight of the captioning loss; 0 in the coarse stage.")
+    queue_size: int = setting(4096, "Pairs kept as extra negatives; at least the global batch (batch_size x num_gpus).")
+    temperature: float = setting(
+        0.5, "Temperature the contrastive loss starts from; it is learned, within 0.01 to 1. 0.07 learns much faster."
+    )
+    temperature_lr_factor: float = setting(50.0, "Learning rate of the log-temperature relative to learning_rate.")
+    itm_temperature: float = setting(0.07, "Temperature of drawing hard negatives: lower draws harder ones.")
+    token_dropout: float = setting(0.0, "Share of caption tokens replaced in the contrastive pass, training only.")
+    patch_dropout: float = setting(0.0, "Share of image tokens dropped in the contrastive pass, training only.")
+
+
+@dataclass
+class TrainingSettings:
+    """How it is minimised: batches, steps, learning rate, numbers and devices."""
+
+    _argument_group_name = "training"
+
+    batch_size: int = setting(128, "Pairs of a micro-batch on each process.")
+    grad_accum_steps: int = setting(
+        2, "Micro-batches of an optimizer step. Each one is contrasted by itself: this does not add negatives."
+    )
+    learning_rate: float = setting(2e-4, "Peak learning rate of AdamW, after the warm-up.")
+    weight_decay: float = setting(0.02, "AdamW's decay of matrices; norms, biases, gates and temperature have none.")
+    num_epochs: int = setting(50, "Passes over the training data; the schedule spans them.")
+    max_steps: int | None = setting(None, "Stop after this many optimizer steps, which the schedule then spans.")
+    warmup_steps: int = setting(1000, "Steps of linear warm-up before the cosine decay to 1%.")
+    max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm.")
+    precision: Literal["auto", "bf16", "fp32", "fp16"] = setting(
+        "auto", "Autocast: auto takes bf16 where the device has it, else fp32. fp16 needs a GPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where to train; auto: a GPU when there is one.")
+    seed: int = setting(42, "Every random draw derives from it.")
+    use_ddp: bool = setting(False, "Data parallel over several processes; start them with torchrun.")
+    num_gpus: int = setting(1, "Processes over all machines; must be the launcher's world size. On CPUs too.")
+    resume: str | None = setting(None, "'auto': go on from the newest whole checkpoint of output_dir; or a folder.")
+    max_nonfinite_steps: int = setting(10, "Stop after this many steps in a row with a loss that is not finite.")
+    ema_decay: float = setting(
+        0.0, "Decay of the averaged weights that evaluation and the best checkpoint use, as 0.999; 0: off."
+    )
+
+
+@dataclass
+class DataSettings:
+    """Where batches come from."""
+
+    _argument_group_name = "data"
+
+    train_data: str | None = setting(None, "Folder written by data_prep/, or 'scenes': built-in, rendered on the fly.")
+    val_data: str | None = setting(None, "The same for validation; never the training data.")
+    tokenizer: str = setting(
+        "gpt2",
+        "Hub id, a folder with vocab.json and merges.txt, or 'train': a byte-level BPE of vocab_size tokens is trained "
+        "on the training captions at the first start and kept in output_dir/tokenizer.",
+    )
+    num_workers: int = setting(2, "Worker processes that load data for each process; 0: load in the process itself.")
+    caption_sampling: Literal["all", "one"] = setting(
+        "all", "An epoch shows each caption once (all), or each image once with a caption drawn at random (one)."
+    )
+    scenes_train: int = setting(20000, "Training scenes of the built-in data.")
+    scenes_val: int = setting(600, "Held-out scenes of the built-in data.")
+    image_augmentation: bool = setting(False, "Random crops and colours in training images.")
+    val_max_images: int | None = setting(None, "Validate on this many images at most; none: on all of them.")
+
+
+@dataclass
+class OutputSettings:
+    """What a run leaves behind, and how often."""
+
+    _argument_group_name = "output"
+
+    output_dir: str = setting("checkpoints/stage1", "Checkpoints, latest, best, and the tokenizer.")
+    log_dir: str = setting("logs/stage1", "training.log, metrics.jsonl and TensorBoard's files.")
+    save_steps: int = setting(1000, "Optimizer steps between checkpoints.")
+    eval_steps: int = setting(1000, "Optimizer steps between validations; one more at each epoch's end.")
+    log_steps: int = setting(10, "Optimizer steps between logged scalars.")
+    max_checkpoints_to_keep: int = setting(5, "Newest checkpoints kept; the best one is kept besides.")
+    progress: bool = setting(True, "Show a progress bar on a terminal.")
