@@ -1,0 +1,54 @@
+"""Samples to a batch, and the loader that feeds a training loop without touching the global random state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from bitgen.data.sampler import SampleKey
+from bitgen.model.processing_bitgen import pad_tokens
+
+
+class Collator:
+    """Stacks samples into the batch dict that the objective takes.
+
+    ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]`` float32; ``input_ids``, ``attention_mask`` ``[B, T]``
+    padded right to the longest; ``image_ids [B]`` (equal for captions of one image) and ``indices [B]``, all int64.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, samples: Sequence[dict]) -> dict[str, torch.Tensor]:
+        assert samples, "a batch holds at least one sample"
+        vision = "pixel_values" if "pixel_values" in samples[0] else "vision_features"
+        return {
+            vision: torch.stack([sample[vision] for sample in samples]),
+            **pad_tokens([sample["input_ids"] for sample in samples], self.pad_token_id),
+            "image_ids": torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64),
+            "indices": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+        }
+
+
+def build_loader(
+    dataset: Dataset,
+    batches: Iterable[list[SampleKey]],
+    num_workers: int,
+    collate: Callable[[Sequence[dict]], dict[str, torch.Tensor]],
+    pin_memory: bool = False,
+) -> DataLoader:
+    """A loader over the ``batches`` of one epoch, in their order whatever ``num_workers`` is.
+
+    It has a generator of its own: a DataLoader without one draws its workers' seed from the global generator, and a
+    resumed run, which builds one loader less, would draw other dropout masks from there on.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,199 @@
+"""Image-caption pairs from an on-disk dataset, as tensors."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from bitgen.data.records import RecordReader
+from bitgen.data.sampler import SampleKey
+from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor, View
+
+logger = logging.getLogger(__name__)
+
+_CAPTIONS_AT_ONCE = 10_000
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+
+
+class PairDataset(Dataset):
+    """Samples of a dataset folder: an image (or its features) and one of its captions.
+
+    Captions are tokenized once here, into one flat array: 4 bytes a token, shared by the workers, which then never
+    touch the tokenizer, and the number of truncated ones is known at the start.
+
+    Args:
+        folder: a dataset written by ``data_prep/``.
+        processor: with a tokenizer; its ``max_length`` bounds the captions.
+        seed: with epoch and index, decides everything random about a sample.
+        caption_sampling: ``"all"``: a sample is a pair, an epoch shows every caption; ``"one"``: a sample is an image
+            with one caption drawn for (seed, epoch, index).
+        augment: images are seen through a random crop of 60 to 100% of their area, and mirrored half of the time unless
+            the caption speaks of left or right. Stored features cannot be augmented; it is ignored for them, and said.
+        max_images: use only the first so many images.
+        feature_dim, feature_tokens: what the model expects of features ``[P, C]``; None accepts what the dataset
+            declares.
+
+    ``dataset[SampleKey(index, epoch)]`` (a bare int means epoch 0) gives ``pixel_values [3, H, W]`` or
+    ``vision_features [P, C]`` float32, ``input_ids [T]`` int64, ``image_id`` (row of the image) and ``index``. Raises
+    ``ValueError`` naming dataset, record and remedy for whatever cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        processor: BitGenProcessor,
+        seed: int = 0,
+        caption_sampling: str = "all",
+        augment: bool = False,
+        max_images: int | None = None,
+        feature_dim: int | None = None,
+        feature_tokens: int | None = None,
+    ) -> None:
+        if caption_sampling not in ("all", "one"):
+            raise ValueError(f"caption_sampling is {caption_sampling!r}; write 'all' or 'one'")
+        if max_images is not None and max_images < 1:
+            raise ValueError(f"max_images is {max_images}; write a positive number or null")
+        self.reader = RecordReader(folder)
+        self.processor = processor
+        self.seed, self.caption_sampling = seed, caption_sampling
+        self.info = self.reader.info
+        self.kind = self.info.kind
+        self._check_features(feature_dim, feature_tokens)
+        self.augment = augment and self.kind == "images"
+        if augment and not self.augment:
+            logger.warning("%s holds features computed earlier: image_augmentation has no effect on them", folder)
+        self.image_count = min(len(self.reader), max_images or len(self.reader))
+        self._index_captions()
+
+    def _check_features(self, feature_dim: int | None, feature_tokens: int | None) -> None:
+        if self.kind != "features":
+            return
+        tokens, dim = self.info.feature_shape
+        for name, wanted, found in (("feature_dim", feature_dim, dim), ("feature_tokens", feature_tokens, tokens)):
+            if wanted is not None and wanted != found:
+                raise ValueError(
+                    f"{name} is {wanted}, but dataset {self.reader.folder} holds features of {tokens} tokens x {dim}: "
+                    f"write --{name} {found}, or leave it null to take the dataset's"
+                )
+
+    def _index_captions(self) -> None:
+        counts = self.reader.captions_per_image()[: self.image_count]
+        if not counts.all():
+            row = int(np.flatnonzero(counts == 0)[0])
+            raise ValueError(
+                f"{self.record_of_image(row)} has no caption: prepare the dataset again (data_prep drops such images)"
+            )
+        self.first_caption = np.concatenate([[0], np.cumsum(counts)])  # [N + 1]: captions of image i
+        self.caption_image = np.repeat(np.arange(self.image_count), counts)  # [M]: image of caption j
+        lengths, parts = [], []
+        truncated_before = self.processor.truncated
+        captions = islice(self.reader.iter_captions(), self.num_captions)
+        while chunk := list(islice(captions, _CAPTIONS_AT_ONCE)):
+            encoded = self.processor.encode(chunk)
+            lengths.extend(len(ids) for ids in encoded)
+            parts.append(np.fromiter((token for ids in encoded for token in ids), dtype=np.int32))
+        self._tokens = np.concatenate(parts)
+        self._token_start = np.concatenate([[0], np.cumsum(lengths)])
+        self.truncated = self.processor.truncated - truncated_before
+        if self.truncated:
+            logger.warning(
+                "%s: %d of %d captions are longer than max_seq_len %d tokens and were truncated (EOS kept)",
+                self.reader.folder,
+                self.truncated,
+                self.num_captions,
+                self.processor.max_length,
+            )
+
+    # ---------------------------------------------------------------- what there is
+
+    def __len__(self) -> int:
+        return self.num_captions if self.caption_sampling == "all" else self.image_count
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of all images."""
+        return len(self.caption_image)
+
+    @property
+    def feature_shape(self) -> tuple[int, int] | None:
+        """``(P, C)`` of features as the dataset declares it; None for images."""
+        return self.info.feature_shape
+
+    def captions_of(self, image_index: int) -> list[str]:
+        """All captions of an image."""
+        return self.reader.captions(image_index)
+
+    def iter_captions(self) -> Iterator[str]:
+        """All captions, image by image."""
+        return islice(self.reader.iter_captions(), self.num_captions)
+
+    def tokens(self, caption_index: int) -> torch.Tensor:
+        """Token ids ``BOS ... EOS`` of a caption, int64 ``[T]``; captions are numbered image by image."""
+        start, end = self._token_start[caption_index], self._token_start[caption_index + 1]
+        return torch.from_numpy(self._tokens[start:end].astype(np.int64))
+
+    def record_name(self, index: int) -> str:
+        """How messages call sample ``index``: its dataset, row and image."""
+        return self.record_of_image(self._image_of(index))
+
+    def record_of_image(self, image_index: int) -> str:
+        """How messages call an image."""
+        return f"dataset {self.reader.folder}, record {image_index} ({self.reader.image_id(image_index)})"
+
+    def _image_of(self, index: int) -> int:
+        return int(self.caption_image[index]) if self.caption_sampling == "all" else index
+
+    # ---------------------------------------------------------------- tensors
+
+    def __getitem__(self, key: SampleKey | int) -> dict:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        random = np.random.default_rng([self.seed % 2**63, epoch, index])
+        image_index = self._image_of(index)
+        if self.caption_sampling == "all":
+            caption_index = index
+        else:
+            caption_index = int(random.integers(self.first_caption[image_index], self.first_caption[image_index + 1]))
+        view = self._random_view(random, image_index, caption_index) if self.augment else WHOLE
+        return {
+            "pixel_values" if self.kind == "images" else "vision_features": self.image_tensor(image_index, view),
+            "input_ids": self.tokens(caption_index),
+            "image_id": image_index,
+            "index": index,
+        }
+
+    def image_tensor(self, image_index: int, view: View = WHOLE) -> torch.Tensor:
+        """``pixel_values [3, H, W]`` or ``vision_features [P, C]`` of an image, float32."""
+        payload = self.reader.payload(image_index)
+        name = self.record_of_image(image_index)
+        remedy = (
+            "the file is damaged; prepare the dataset again with data_prep (--check_images True finds such records)"
+        )
+        if self.kind == "images":
+            try:
+                return self.processor.image(payload, name, view)
+            except ValueError as error:
+                raise ValueError(f"{error}; {remedy}") from error
+        try:
+            features = self.info.dequantize(payload)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}; {remedy}") from error
+        if not np.isfinite(features).all():
+            raise ValueError(f"{name} has NaN or infinite features; compute them again and prepare the dataset again")
+        return torch.from_numpy(features)
+
+    def _random_view(self, random: np.random.Generator, image_index: int, caption_index: int) -> View:
+        area, ratio = random.uniform(0.6, 1.0), np.exp(random.uniform(-np.log(4 / 3), np.log(4 / 3)))
+        width, height = min(np.sqrt(area * ratio), 1.0), min(np.sqrt(area / ratio), 1.0)
+        left, top = random.uniform(0, 1 - width), random.uniform(0, 1 - height)
+        caption = self.captions_of(image_index)[caption_index - int(self.first_caption[image_index])]
+        mirror = bool(random.random() < 0.5) and not _SIDES.search(caption)
+        return View((left, top, left + width, top + height), mirror)

@@ -1,0 +1,408 @@
+"""The preparation scripts on small made-up sources, with everything that can be wrong in them, and on the real ones."""
+
+import csv
+import importlib
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bitgen.data.records import RecordReader
+
+DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts_on_path():
+    sys.path.insert(0, str(DATA_PREP))
+    yield
+    sys.path.remove(str(DATA_PREP))
+
+
+@pytest.fixture
+def flickr():
+    return importlib.import_module("flickr8k").main
+
+
+@pytest.fixture
+def coco():
+    return importlib.import_module("coco").main
+
+
+class Source:
+    """A Flickr8k-like source of ``count`` images with two captions each, in a folder."""
+
+    def __init__(self, folder: Path, count: int = 6) -> None:
+        self.folder = folder
+        self.names = [f"{index}.jpg" for index in range(count)]
+        self.captions = {name: [f"picture {name} , close", f'picture {name} "far"'] for name in self.names}
+        self.images = folder / "Images"
+        self.images.mkdir()
+        for index, name in enumerate(self.names):
+            values = np.random.default_rng(index).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            Image.fromarray(values).save(self.images / name, "JPEG")
+        self.features = np.random.default_rng(0).normal(size=(count, 4, 3)).astype(np.float32)
+        self.info: dict | None = None
+        self.feature_names = list(self.names)
+        self.split = list(self.names)
+
+    def arguments(self, kind: str, *more: str) -> list[str]:
+        """Writes the files and returns the flags."""
+        with open(self.folder / "captions.txt", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "caption"])
+            writer.writerows((name, text) for name, texts in self.captions.items() for text in texts)
+        (self.folder / "split.txt").write_text("\n".join(self.split) + "\n")
+        flags = ["--captions", str(self.folder / "captions.txt"), "--split", str(self.folder / "split.txt")]
+        if kind == "images":
+            flags += ["--images", str(self.images)]
+        else:
+            np.save(self.folder / "features.npy", self.features)
+            (self.folder / "feature_images.txt").write_text("\n".join(self.feature_names))
+            flags += ["--features", str(self.folder / "features.npy")]
+            flags += ["--feature_images", str(self.folder / "feature_images.txt")]
+            if self.info is not None:
+                (self.folder / "info.json").write_text(json.dumps(self.info))
+                flags += ["--feature_info", str(self.folder / "info.json")]
+        return [*flags, "--output", str(self.output), *more]
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+
+@pytest.fixture
+def source(tmp_path) -> Source:
+    return Source(tmp_path)
+
+
+@pytest.fixture
+def large(tmp_path) -> Source:
+    """200 images: two of them are 1%."""
+    return Source(tmp_path, 200)
+
+
+def test_images(source, flickr):
+    flickr(source.arguments("images"))
+    reader = RecordReader(source.output)
+    assert [reader.image_id(row) for row in range(6)] == source.names
+    assert reader[1].payload == (source.images / "1.jpg").read_bytes()
+    assert reader[1].captions == source.captions["1.jpg"]
+    assert (reader.info.kind, reader.info.num_images, reader.info.num_captions) == ("images", 6, 12)
+    assert sorted(path.name for path in source.folder.iterdir()) == ["Images", "captions.txt", "out", "split.txt"]
+
+
+def test_float_features_follow_the_split_not_the_rows(source, flickr):
+    source.split = ["3.jpg", "0.jpg"]
+    flickr(source.arguments("features"))
+    reader = RecordReader(source.output)
+    assert [reader.image_id(row) for row in range(2)] == source.split
+    for row, name in enumerate(source.split):
+        expected = source.features[source.names.index(name)]
+        np.testing.assert_array_equal(reader.info.dequantize(reader.payload(row)), expected)
+
+
+def test_quantised_features(source, flickr):
+    values = np.random.default_rng(0).integers(-128, 128, (6, 4, 3), dtype=np.int8)
+    source.features = values
+    source.info = {"scale": 0.25, "zero_point": -3, "dtype": "int8", "shape_per_image": [4, 3], "encoder": "some net"}
+    flickr(source.arguments("features"))
+    reader = RecordReader(source.output)
+    assert reader.info.encoder == "some net"
+    assert reader.payload(5) == values[5].tobytes()
+    np.testing.assert_array_equal(reader.info.dequantize(reader.payload(5)), (values[5].astype(np.float32) + 3) * 0.25)
+
+
+def test_one_vector_an_image_and_float64(source, flickr):
+    source.features = source.features[:, 0].astype(np.float64)
+    flickr(source.arguments("features"))
+    info = RecordReader(source.output).info
+    assert (info.feature_shape, info.feature_dtype) == ((1, 3), "float32")
+
+
+def test_big_endian_features(source, flickr):
+    source.features = source.features.astype(">f4")
+    flickr(source.arguments("features"))
+    reader = RecordReader(source.output)
+    np.testing.assert_array_equal(reader.info.dequantize(reader.payload(2)), source.features[2])
+
+
+def test_token_file(source, flickr):
+    flags = source.arguments("images")
+    lines = [f"{name}#{i}\t{text}" for name, texts in source.captions.items() for i, text in enumerate(texts)]
+    (source.folder / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    flags[flags.index("--captions") + 1] = str(source.folder / "Flickr8k.token.txt")
+    flickr(flags)
+    reader = RecordReader(source.output)
+    assert [reader.captions(row) for row in range(6)] == list(source.captions.values())
+
+
+def test_limit(source, flickr):
+    flickr(source.arguments("images", "--limit", "2"))
+    assert len(RecordReader(source.output)) == 2
+
+
+def test_what_is_wrong_is_counted_and_named(large, flickr, caplog):
+    caplog.set_level(logging.INFO)
+    large.captions["3.jpg"].append("   ")
+    large.captions["4.jpg"].append(large.captions["4.jpg"][0])
+    large.split.append("5.jpg")
+    (large.images / "6.jpg").unlink()
+    path = large.images / "7.jpg"
+    path.write_bytes(path.read_bytes()[:-300])
+    flickr(large.arguments("images"))
+    assert "1 x empty caption (dropped): 3.jpg" in caplog.text
+    assert "1 x duplicate caption of the same image (kept): 4.jpg" in caplog.text
+    assert "1 x duplicate name in --split (taken once): 5.jpg" in caplog.text
+    assert "1 x missing image: 6.jpg" in caplog.text
+    assert "1 x undecodable image: 7.jpg (OSError" in caplog.text
+    assert "198 images, 397 captions" in caplog.text
+    reader = RecordReader(large.output)
+    assert {"6.jpg", "7.jpg"}.isdisjoint(reader.image_id(row) for row in range(len(reader)))
+
+
+@pytest.mark.parametrize("damage", ["missing", "not an image", "no caption", "missing features"])
+def test_more_than_one_percent_lost_stops(large, flickr, damage):
+    kind = "images"
+    for name in ("11.jpg", "50.jpg", "150.jpg"):
+        if damage == "missing":
+            (large.images / name).unlink()
+        elif damage == "not an image":
+            (large.images / name).write_text("<html>")
+        elif damage == "no caption":
+            large.captions[name] = [" "]
+        else:
+            kind = "features"
+            large.feature_names[large.names.index(name)] = f"other-{name}"
+    with pytest.raises(ValueError, match=r"3 of 200 images \(1.5%\)[^$]*11.jpg[^$]*50.jpg[^$]*150.jpg"):
+        flickr(large.arguments(kind))
+    assert not large.output.exists()
+    assert not list(large.folder.glob(".out*"))
+
+
+def test_an_unchecked_damaged_image_is_taken(large, flickr):
+    (large.images / "7.jpg").write_text("<html>")
+    flickr(large.arguments("images", "--check_images", "False"))
+    assert len(RecordReader(large.output)) == 200
+
+
+def test_output_is_not_overwritten_unasked(source, flickr):
+    flickr(source.arguments("images"))
+    before = source.output.stat().st_ino
+    with pytest.raises(ValueError, match="--overwrite True"):
+        flickr(source.arguments("images"))
+    flickr(source.arguments("images", "--overwrite", "False", "--output", str(source.folder / "other")))
+    assert source.output.stat().st_ino == before
+    flickr(source.arguments("features", "--overwrite", "True"))
+    assert RecordReader(source.output).info.kind == "features"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": np.zeros((6, 2, 2, 3), np.float32)}, r"shape \[6, 2, 2, 3\]"),
+        ({"features": np.zeros(6, np.float32)}, r"shape \[6\]"),
+        ({"features": np.zeros((6, 0, 3), np.float32)}, r"shape \[6, 0, 3\]"),
+        ({"features": np.zeros((6, 4, 3), np.int64)}, "dtype int64"),
+        ({"features": np.zeros((5, 4, 3), np.float32)}, "5 rows but .* lists 6 images"),
+        ({"features": np.zeros((6, 4, 3), np.int8)}, "give --feature_info"),
+        ({"features": np.zeros((6, 4, 3), np.int8), "info": {"scale": "x", "zero_point": 0}}, "must be numbers"),
+        ({"features": np.zeros((6, 4, 3), np.int8), "info": {"scale": -1, "zero_point": 0}}, "must be positive"),
+        ({"info": {"dtype": "int8"}}, "declares dtype int8, but --features has float32"),
+        ({"info": {"shape_per_image": [49, 320]}}, r"declares shape_per_image \[49, 320\]"),
+        ({"info": [1]}, "JSON object"),
+    ],
+)
+def test_features_that_do_not_fit(source, flickr, change, message):
+    for name, value in change.items():
+        setattr(source, name, value)
+    with pytest.raises(ValueError, match=message):
+        flickr(source.arguments("features"))
+    assert not source.output.exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite(source, flickr, value):
+    source.features[3, 2, 1] = value
+    with pytest.raises(ValueError, match=r"row of 3.jpg \(row 3\) holds NaN or infinite"):
+        flickr(source.arguments("features"))
+    assert not source.output.exists()
+
+
+def test_duplicate_feature_names_are_counted(source, flickr, caplog):
+    source.features = np.concatenate([source.features, source.features[:1] + 1])
+    source.feature_names.append("0.jpg")
+    flickr(source.arguments("features"))
+    assert "1 x duplicate name in --feature_images (first row used): 0.jpg" in caplog.text
+    reader = RecordReader(source.output)
+    np.testing.assert_array_equal(reader.info.dequantize(reader.payload(0)), source.features[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,caption\n0.jpg,a dog\n1.jpg,a , b\n", r"line 3 is not `image,caption`"),
+        ("0.jpg#0\ta dog\n1.jpg a cat\n", r"line 2 is not `name#0<TAB>caption`"),
+        ("\n", "is empty"),
+    ],
+)
+def test_captions_in_no_known_format(source, flickr, text, message):
+    flags = source.arguments("images")
+    (source.folder / "captions.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        flickr(flags)
+
+
+def test_files_that_are_not_there_or_not_text(source, flickr):
+    flags = source.arguments("images")
+    for flag in ("--captions", "--split", "--images"):
+        wrong = list(flags)
+        wrong[flags.index(flag) + 1] = "/no/such/thing"
+        with pytest.raises(ValueError, match=f"{flag} /no/such/thing does not exist"):
+            flickr(wrong)
+    (source.folder / "split.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        flickr(flags)
+    (source.folder / "split.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match="lists no image"):
+        flickr(flags)
+    flags = source.arguments("features")
+    (source.folder / "features.npy").write_bytes(b"no numbers")
+    with pytest.raises(ValueError, match="not a readable .npy"):
+        flickr(flags)
+
+
+def test_flags_that_do_not_belong_together(source, flickr, capsys):
+    flags = source.arguments("features")
+    at = flags.index("--feature_images")
+    with pytest.raises(SystemExit):
+        flickr(flags[:at] + flags[at + 2 :])
+    assert "needs --feature_images" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        flickr([*flags, "--images", "x"])
+    with pytest.raises(SystemExit):
+        flickr([*flags, "--overwrite", "yes"])
+    assert "neither True nor False" in capsys.readouterr().err
+
+
+def run_script(name: str, *flags: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, DATA_PREP / name, *flags], capture_output=True, text=True, cwd=cwd)
+
+
+def test_scripts_run_from_anywhere_and_end_in_one_line(source):
+    done = run_script("flickr8k.py", *source.arguments("images"), cwd=source.folder)
+    assert done.returncode == 0, done.stderr
+    assert "6 images, 12 captions" in done.stderr
+    again = run_script("flickr8k.py", *source.arguments("images"), cwd=source.folder)
+    assert again.returncode == 1
+    assert "--overwrite True" in again.stderr and "Traceback" not in again.stderr
+    shown = run_script("coco.py", "--help", cwd=source.folder)
+    assert shown.returncode == 0 and "example:" in shown.stdout and "python data_prep/coco.py" in shown.stdout
+
+
+# ---------------------------------------------------------------- COCO
+
+
+def coco_json(source: Source) -> dict:
+    images = [{"id": 100 + index, "file_name": name} for index, name in enumerate(source.names)]
+    annotations = [
+        {"id": index, "image_id": 100 + index % len(images), "caption": f" caption {index} \n"}
+        for index in range(3 * len(images))
+    ]
+    return {"info": {}, "images": images, "annotations": annotations}
+
+
+def coco_flags(source: Source, content: object, *more: str) -> list[str]:
+    (source.folder / "captions.json").write_text(json.dumps(content))
+    annotations = str(source.folder / "captions.json")
+    return ["--annotations", annotations, "--images", str(source.images), "--output", str(source.output), *more]
+
+
+def test_coco_gathers_captions_by_image(source, coco):
+    coco(coco_flags(source, coco_json(source)))
+    reader = RecordReader(source.output)
+    assert len(reader) == 6
+    assert reader[2].image_id == "2.jpg"
+    assert reader[2].captions == ["caption 2", "caption 8", "caption 14"]
+    assert reader[2].payload == (source.images / "2.jpg").read_bytes()
+
+
+def test_coco_counts_what_is_wrong(large, coco, caplog):
+    content = coco_json(large)
+    content["annotations"].append({"image_id": 7, "caption": "nobody's"})
+    content["images"].append(dict(content["images"][3]))
+    content["annotations"][0]["caption"] = " "
+    (large.images / "9.jpg").unlink()
+    coco(coco_flags(large, content))
+    assert "1 x caption of an image that is not listed (dropped): image_id 7" in caplog.text
+    assert "1 x duplicate name or id in images (taken once): 3.jpg" in caplog.text
+    assert "1 x empty caption (dropped): 0.jpg" in caplog.text
+    assert "1 x missing image: 9.jpg" in caplog.text
+    assert len(RecordReader(large.output)) == 199
+
+
+def test_coco_stops_when_images_are_missing(source, coco):
+    (source.images / "1.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 of 6 images \(16.7%\)[^$]*missing image: 1.jpg"):
+        coco(coco_flags(source, coco_json(source)))
+    assert not source.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "JSON object"),
+        ({"images": []}, "no list `images`, or an empty one"),
+        ({"images": [{"id": 1}]}, r"images\[0\] lacks"),
+        ({"images": [{"id": 1, "file_name": "a"}]}, "no list `annotations`"),
+        (
+            {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "bbox": []}]},
+            r"annotations\[0\].*captions file",
+        ),
+    ],
+)
+def test_coco_file_of_another_kind(source, coco, content, message):
+    with pytest.raises(ValueError, match=message):
+        coco(coco_flags(source, content))
+
+
+# ---------------------------------------------------------------- real data
+
+
+@pytest.mark.realdata
+def test_real_flickr_images_and_features_agree(shared_data, flickr, tmp_path):
+    folder = shared_data / "flickr8k"
+    common = ["--captions", str(folder / "captions.txt"), "--split", str(folder / "images_train.txt"), "--limit", "50"]
+    flickr([*common, "--images", str(folder / "images"), "--output", str(tmp_path / "images")])
+    features = folder / "features"
+    flickr(
+        [*common, "--features", str(features / "train.npy"), "--feature_images", str(features / "train_images.txt"),
+         "--feature_info", str(features / "features.json"), "--output", str(tmp_path / "features")]
+    )  # fmt: skip
+    images, rows = RecordReader(tmp_path / "images"), RecordReader(tmp_path / "features")
+    names = (folder / "images_train.txt").read_text().split()[:50]
+    array = np.load(features / "train.npy", mmap_mode="r")
+    order = (features / "train_images.txt").read_text().split()
+    declared = json.loads((features / "features.json").read_text())
+    assert images.info.num_captions == rows.info.num_captions == 250
+    for row, name in enumerate(names):
+        assert images.image_id(row) == rows.image_id(row) == name
+        assert images.captions(row) == rows.captions(row)
+        assert images.payload(row) == (folder / "images" / name).read_bytes()
+        expected = (array[order.index(name)].astype(np.float64) - declared["zero_point"]) * declared["scale"]
+        np.testing.assert_allclose(rows.info.dequantize(rows.payload(row)), expected, atol=1e-4)
+
+
+@pytest.mark.realdata
+def test_real_coco_sample(shared_data, coco, tmp_path):
+    folder = shared_data / "coco_sample"
+    flags = ["--annotations", str(folder / "captions_val2017.json"), "--images", str(folder / "val2017")]
+    coco([*flags, "--output", str(tmp_path / "out")])
+    content = json.loads((folder / "captions_val2017.json").read_text())
+    reader = RecordReader(tmp_path / "out")
+    assert (len(reader), reader.info.num_captions) == (len(content["images"]), len(content["annotations"]))
