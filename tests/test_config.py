@@ -299,7 +299,7 @@ FEATURES = {"vision_encoder": "features", "train_data": "data/train", "vision_tu
         ({**RANDOM, "lora_layers": "8,12"}, ["lora_layers", "layer 12", "0 to 11"]),
         ({"lora_layers": "8-11"}, ["lora_layers", "8,9,10,11"]),
         ({"lora_layers": "8,8"}, ["lora_layers", "twice"]),
-        ({"init_lora_weights": "pisa"}, ["init_lora_weights", "pissa"]),
+        ({"init_lora_weights": "pissa"}, ["init_lora_weights", "gaussian"]),
         ({**FEATURES, "train_data": None}, ["train_data", "data_prep/flickr8k.py"]),
         ({**FEATURES, "train_data": "scenes"}, ["features", "train_data"]),
         ({**FEATURES, "vision_tuning": "full"}, ["vision_tuning", "frozen"]),
@@ -337,7 +337,7 @@ def test_what_could_not_run_is_named(values: dict[str, Any], expected: list[str]
         FEATURES,
         {**FEATURES, "feature_dim": 320, "feature_tokens": 49},
         {**RANDOM, "lora_layers": "0,11"},
-        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "gaussian"},
     ],
 )
 def test_unusual_but_possible_settings_pass(values: dict[str, Any]) -> None:

@@ -25,17 +25,18 @@ _NOT_NEGATIVE = """lora_warmup_epochs lora_warmup_steps lora_lr_factor lora_lr_w
     num_workers""".split()
 _ABOVE_ZERO = "lora_plus_ratio memory_sigma pseudoinverse_tolerance itm_temperature learning_rate max_grad_norm".split()
 # A rate of 1 would drop everything (or never move the average), so these stay below it.
-_RATES = "lora_dropout compressor_dropout dropout token_dropout patch_dropout ema_decay".split()
+_RATES = "lora_dropout compressor_dropout dropout token_dropout ema_decay".split()
 _RANGES: dict[str, tuple[Any, str]] = {
     **{name: (lambda value: value >= 1, "at least 1") for name in _AT_LEAST_ONE},
     **{name: (lambda value: value >= 0, "0 or more") for name in _NOT_NEGATIVE},
     **{name: (lambda value: value > 0, "more than 0") for name in _ABOVE_ZERO},
     **{name: (lambda value: 0 <= value < 1, "from 0 to below 1") for name in _RATES},
     "memory_alpha": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "queue_weight": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "temperature": (lambda value: 0.01 <= value <= 1, "from 0.01 to 1"),
     "max_seq_len": (lambda value: value >= 3, "at least 3 (BOS, a token, EOS)"),
 }
-_INIT_METHODS = re.compile(r"true|false|gaussian|orthogonal|pissa|pissa_niter_\d+|olora")
+_INIT_METHODS = ("true", "false", "gaussian")
 
 
 def check_settings(config: Config, defaults: Config) -> None:
@@ -94,10 +95,10 @@ def _check_vision(config: Config) -> None:
 
 def _check_lora(config: Config) -> None:
     lora, layers = config.lora, config.vision.vision_num_layers
-    if not _INIT_METHODS.fullmatch(lora.init_lora_weights):
+    if lora.init_lora_weights not in _INIT_METHODS:
         raise ConfigError(
-            f"init_lora_weights is {lora.init_lora_weights!r}. Write true, false, gaussian, orthogonal, pissa, "
-            "pissa_niter_16 or olora."
+            f"init_lora_weights is {lora.init_lora_weights!r}. Write {', '.join(_INIT_METHODS[:-1])} or {_INIT_METHODS[-1]}; "
+            "methods that rewrite the pretrained weights (pissa, olora, orthogonal) are not offered."
         )
     if lora.lora_layers is None:
         return

@@ -71,8 +71,8 @@ class LoraSettings:
     use_rslora: bool = setting(False, "Scale by alpha / sqrt(r), which keeps high ranks stable (arXiv 2312.03732).")
     init_lora_weights: str = setting(
         "true",
-        "How PEFT initialises the adapters: true (identity at the start), gaussian, orthogonal, pissa, "
-        "pissa_niter_16, olora or false. pissa and olora move part of the base weights into the adapters.",
+        "How PEFT initialises the adapters: true (A Kaiming-uniform, B zero: the identity at the start), gaussian "
+        "or false (B random too). Methods that rewrite the base weights (pissa, olora) are refused.",
     )
     lora_layers: str | None = setting(
         None, "Layers that get adapters, counted from 0 and separated by commas, as 8,9,10,11; none: all of them."
@@ -131,7 +131,7 @@ class MemorySettings:
     direct_writing: bool = setting(True, "Write an episode in one solve; False: one code at a time, same result.")
     memory_sigma: float = setting(0.1, "Standard deviation of the observation noise in a write.")
     pseudoinverse_steps: int = setting(30, "Newton-Schulz steps at most; the original's 3 are an ablation only.")
-    pseudoinverse_tolerance: float = setting(1e-4, "Relative residual at which the Newton-Schulz iteration stops.")
+    pseudoinverse_tolerance: float = setting(1e-5, "Relative residual at which the Newton-Schulz iteration stops.")
 
 
 @dataclass
@@ -145,13 +145,19 @@ class ObjectiveSettings:
     memory_kl_weight: float = setting(0.1, "Weight of the memory's KL divergence, posterior against prior.")
     text_loss_weight: float = setting(0.0, "Weight of the captioning loss; 0 in the coarse stage.")
     queue_size: int = setting(4096, "Pairs kept as extra negatives; at least the global batch (batch_size x num_gpus).")
+    queue_weight: float = setting(
+        0.1,
+        "Share of the contrastive loss taken over batch + queue instead of the batch alone. The queue has no momentum "
+        "encoder: high shares learn slower (docs/lab_log.md). 0 keeps the queue for hard negatives only.",
+    )
     temperature: float = setting(
         0.5, "Temperature the contrastive loss starts from; it is learned, within 0.01 to 1. 0.07 learns much faster."
     )
     temperature_lr_factor: float = setting(50.0, "Learning rate of the log-temperature relative to learning_rate.")
     itm_temperature: float = setting(0.07, "Temperature of drawing hard negatives: lower draws harder ones.")
-    token_dropout: float = setting(0.0, "Share of caption tokens replaced in the contrastive pass, training only.")
-    patch_dropout: float = setting(0.0, "Share of image tokens dropped in the contrastive pass, training only.")
+    token_dropout: float = setting(
+        0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
+    )
 
 
 @dataclass

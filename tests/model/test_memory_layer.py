@@ -165,10 +165,7 @@ def test_reading_stays_in_float32_under_autocast(tiny_config, memory_dim):
     torch.testing.assert_close(weights, plain_weights)
 
 
-@pytest.mark.parametrize(
-    "memory_dim",
-    [16, pytest.param(8, marks=pytest.mark.xfail(strict=True, reason="to_code follows autocast outside forward"))],
-)
+@pytest.mark.parametrize("memory_dim", [16, 8])
 def test_codes_to_write_stay_in_float32_under_autocast(tiny_config, memory_dim):
     torch.manual_seed(0)
     memory = EpisodicMemory(tiny_config(memory_dim=memory_dim))

@@ -246,7 +246,6 @@ def test_three_steps_at_the_reference_step_size_recall_nothing(scale, at_least):
 # --- precision ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="write and kl follow autocast; only their caller switches it off")
 def test_writing_stays_in_float32_under_autocast():
     memory = random_memory(6, 18, 0.1).float()
     codes = random_codes(5, 18, torch.float32)

@@ -6,8 +6,10 @@ Shapes: E codes of an episode ``Z [E, C]``, memory mean ``M [K, C]``, row covari
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -62,12 +64,23 @@ def pseudo_inverse(matrix: torch.Tensor, steps: int = 30, tolerance: float = 1e-
     return estimate
 
 
+def _outside_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a memory's method in the precision of its arguments: half precision ruins solves and inverses."""
+
+    @functools.wraps(method)
+    def in_full_precision(self: nn.Module, tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        first = tensors[0] if isinstance(tensors, tuple) else tensors
+        with torch.autocast(first.device.type, enabled=False):
+            return method(self, tensors, *args, **kwargs)
+
+    return in_full_precision
+
+
 class GenerativePseudoinverseMemory(nn.Module):
     """The memory's prior and its closed-form algebra; holds no episodes.
 
     Parameters (both learned): prior mean ``M0 [K, C]`` and log-variances of the diagonal prior covariance ``U0``,
-    clamped to [-6, 2]. Everything is computed in the dtype of ``prior_mean`` (float32 in the model), whatever autocast
-    says.
+    clamped to [-6, 2]. Everything is computed in the dtype of ``prior_mean`` (float32 in the model), also under autocast.
 
     Args:
         slots: K.
@@ -89,12 +102,14 @@ class GenerativePseudoinverseMemory(nn.Module):
         """Diagonal of U0, ``[K]``."""
         return self.prior_logvar.clamp(*LOGVAR_RANGE).exp()
 
+    @_outside_autocast
     def inverse(self, mean: torch.Tensor) -> torch.Tensor:
         """Pseudo-inverse of a memory mean ``[K, C] -> [C, K]``."""
         if self.steps == 0:
             return torch.linalg.pinv(mean)
         return pseudo_inverse(mean, self.steps, self.tolerance)
 
+    @_outside_autocast
     def address(self, codes: torch.Tensor) -> torch.Tensor:
         """Writing addresses from the fixed prior, ``W = Z M0+``: ``[E, C] -> [E, K]``."""
         return codes @ self.inverse(self.prior_mean)
@@ -118,6 +133,7 @@ class GenerativePseudoinverseMemory(nn.Module):
             memory.precision - weights.mT @ weights / noise, memory.information - weights.mT @ codes / noise
         )
 
+    @_outside_autocast
     def write(self, codes: torch.Tensor, direct: bool = True) -> tuple[MemoryPosterior, torch.Tensor]:
         """Bayesian linear regression of the episode ``Z [E, C]`` on its addresses (Larimar, eq. 3 and 4).
 
@@ -135,6 +151,7 @@ class GenerativePseudoinverseMemory(nn.Module):
             covariance = covariance - gain.mT @ projected
         return MemoryPosterior(mean, covariance), weights
 
+    @_outside_autocast
     def kl(self, posterior: MemoryPosterior) -> torch.Tensor:
         """KL(posterior || prior) of the two matrix normals, divided by K*C."""
         variance = self.prior_variance()
@@ -192,32 +209,32 @@ class EpisodicMemory(nn.Module):
         self.gate = nn.Parameter(torch.zeros(config.embed_dim))
         self.register_buffer("state", self.gpm.prior_mean.detach().clone())
 
+    @_outside_autocast
     def code(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[..., D] -> [..., C]`` in float32, each code with mean 0 and variance 1 over its elements."""
-        projected = self.to_code(hidden).float()
+        projected = self.to_code(hidden.float())
         return F.layer_norm(projected, projected.shape[-1:])
 
     @torch.no_grad()
     def reader(self, state: torch.Tensor | None = None) -> MemoryReader:
         """Prepare a state (default: the running one) for reading; one pseudo-inverse serves every pass of a step."""
         mean = self.state if state is None else state
-        with torch.autocast(mean.device.type, enabled=False):
-            return MemoryReader(mean.clone(), self.gpm.inverse(mean))
+        return MemoryReader(mean.clone(), self.gpm.inverse(mean))
 
+    @_outside_autocast
     def forward(self, hidden: torch.Tensor, reader: MemoryReader | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """``hidden [B, T, D]`` -> ``(hidden + gate * read-out [B, T, D], mean read weights [B, T, K])``.
 
         In training the weights used are a sample of N(mean, exp(read_logvar)); in eval mode they are the mean.
         """
         reader = reader if reader is not None else self.reader()
-        with torch.autocast(hidden.device.type, enabled=False):
-            weights = self.code(hidden) @ reader.inverse
-            used = weights
-            if self.training:
-                noise = torch.randn_like(weights)
-                used = weights + noise * (0.5 * self.read_logvar.clamp(*LOGVAR_RANGE)).exp()
-            read = self.from_code(used @ reader.mean)
-            return hidden + (self.gate * read).to(hidden.dtype), weights
+        weights = self.code(hidden) @ reader.inverse
+        used = weights
+        if self.training:
+            noise = torch.randn_like(weights)
+            used = weights + noise * (0.5 * self.read_logvar.clamp(*LOGVAR_RANGE)).exp()
+        read = self.from_code(used @ reader.mean)
+        return hidden + (self.gate * read).to(hidden.dtype), weights
 
     def read_kl(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """KL(N(w_mean, exp(read_logvar)) || N(0, I)) averaged over real positions, divided by K."""

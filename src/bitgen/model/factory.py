@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 
 from .configuration_bitgen import BitGenConfig
@@ -59,24 +60,41 @@ def build_model(config: BitGenConfig, pretrained: str | None = None, revision: s
 
 @torch.no_grad()
 def load_pretrained_tower(model: BitGenModel, source: str, revision: str | None = None) -> None:
-    """Copy the tower's pretrained weights into ``model``, leaving the adapters as they are."""
+    """Copy the tower's pretrained weights into ``model``, leaving LoRA's as they are.
+
+    Raises:
+        ValueError: the weights cannot be read, or are not exactly those of this tower.
+    """
+    encoder = model.vision_encoder
     try:
-        pretrained = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
+        pretrained, loading = AutoModel.from_pretrained(
+            source, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise ValueError(_unreachable(source, error)) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"vision_encoder={source!r}: its weights cannot be read ({str(error).splitlines()[0][:200]}). Download the "
+            "folder again."
+        ) from error
+    # transformers fills what a file lacks with random numbers; a tower like that must not pass for a pretrained one.
+    if lacking := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"vision_encoder={source!r} lacks {len(lacking)} weights, {lacking[0]} among them. Download the folder again."
+        )
     weights = dict(pretrained.named_parameters())
-    for name, parameter in model.vision_encoder.tower.named_parameters():
-        if "lora_" in name:
-            continue
-        plain = name.replace(".base_layer.", ".")
-        if plain not in weights or weights[plain].shape != parameter.shape:
-            found = tuple(weights[plain].shape) if plain in weights else "nothing"
-            raise ValueError(
-                f"vision_encoder={source!r} does not fit this model: {plain} should be {tuple(parameter.shape)}, "
-                f"found {found}. Build the model from this encoder's own configuration."
-            )
-        parameter.copy_(weights[plain])
-    logger.info("Loaded %d vision tensors from %s", len(weights), source)
+    own = {name.replace(".base_layer.", "."): parameter for name, parameter in encoder.tower_parameters()}
+    shapes = [{name: tuple(p.shape) for name, p in tensors.items()} for tensors in (weights, own)]
+    if shapes[0] != shapes[1]:
+        name = next(n for n in sorted({*weights, *own}) if shapes[0].get(n) != shapes[1].get(n))
+        raise ValueError(
+            f"vision_encoder={source!r} does not fit this model: {name} is {shapes[0].get(name, 'absent')} there and "
+            f"{shapes[1].get(name, 'absent')} here. Build the model from this encoder's own configuration."
+        )
+    for name, parameter in own.items():
+        parameter.copy_(weights[name])
+    encoder.reset_magnitudes()
+    logger.info("loaded %d pretrained vision tensors from %s", len(own), source)
 
 
 def _unreachable(source: str, error: Exception) -> str:

@@ -52,10 +52,12 @@ class VisionEncoder(nn.Module):
         self.trainable = False
         self._identity_check: tuple[tuple, bool] | None = None
         self._checkpointing = config.use_gradient_checkpointing
-        self._run_tower = None  # a compiled forward; not a submodule, so that state-dict keys stay the same
+        self._compiled: tuple[nn.Module, ...] = ()  # in a tuple it is no submodule, and adds no state-dict keys
         tower_config = dict(config.vision_config)
         tower_config.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, drop_path_rate=0.0)
-        self.tower = AutoModel.from_config(AutoConfig.for_model(tower_config.pop("model_type", "dinov2"), **tower_config))
+        self.tower = AutoModel.from_config(
+            AutoConfig.for_model(tower_config.pop("model_type", "dinov2"), **tower_config)
+        )
         self.tower.requires_grad_(False)
         if self.tuning == "lora":
             self._inject_adapters(config)
@@ -95,11 +97,24 @@ class VisionEncoder(nn.Module):
         """The pretrained weights."""
         return ((name, p) for name, p in self.named_parameters() if "lora_" not in name)
 
+    def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The pretrained weights under their names in the tower."""
+        return ((name, p) for name, p in self.tower.named_parameters() if "lora_" not in name)
+
     def set_adapters_trainable(self, trainable: bool) -> None:
         """Freeze (phase 1) or unfreeze (phase 2) exactly :meth:`adapter_parameters`."""
         self.trainable = trainable
         for _, parameter in self.adapter_parameters():
             parameter.requires_grad_(trainable)
+        self.train(self.training)
+
+    @torch.no_grad()
+    def reset_magnitudes(self) -> None:
+        """DoRA's magnitudes anew from the tower's present weights; they start at the norm of the adapted weight."""
+        for layer in self.tower.modules():
+            for name, magnitude in getattr(layer, "lora_magnitude_vector", {}).items():
+                update = layer.lora_B[name].weight @ layer.lora_A[name].weight * layer.scaling[name]
+                magnitude.weight.copy_((layer.base_layer.weight + update).norm(dim=1))
 
     def _adapters_are_identity(self) -> bool:
         """Whether every LoRA B is zero, so that the adapters add exactly nothing and need not be computed.
@@ -114,14 +129,14 @@ class VisionEncoder(nn.Module):
 
     def compile(self) -> None:
         """Run the tower through ``torch.compile``."""
-        self._run_tower = torch.compile(self.tower)
+        self._compiled = (torch.compile(self.tower),)
 
     def train(self, mode: bool = True) -> VisionEncoder:
         super().train(mode)
         self.tower.eval()
         for name, module in self.tower.named_modules():
             if "lora_dropout" in name:
-                module.train(mode)
+                module.train(mode and self.trainable)
             elif self._checkpointing and hasattr(module, "gradient_checkpointing"):
                 module.training = mode  # the block's own flag switches checkpointing on; its children stay in eval
         return self
@@ -138,7 +153,7 @@ class VisionEncoder(nn.Module):
         return VisionFeatures(patches=hidden[:, 1:], cls=hidden[:, 0])
 
     def _hidden(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        run = self._run_tower or self.tower
+        run = self._compiled[0] if self._compiled else self.tower
         return run(pixel_values).last_hidden_state
 
 

@@ -55,3 +55,13 @@ def contrastive_loss(
         best = logits.detach().argmax(dim=1, keepdim=True)
         accuracies.append(positives.gather(1, best).float().mean())
     return ContrastiveOutput((losses[0] + losses[1]) / 2, *accuracies)
+
+
+def recentre(keys: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    """Move old keys ``[N, D]`` so that their mean is that of today's ``fresh [B, D]``, and normalise them again.
+
+    Without a momentum encoder the queue's keys lag behind. Telling old from new is then the easiest way to lower the
+    loss: all features drift together, away from where they were, and learning stops. With equal means there is nothing
+    to gain from drifting.
+    """
+    return F.normalize(keys.float() - keys.float().mean(dim=0) + fresh.float().mean(dim=0), dim=-1)

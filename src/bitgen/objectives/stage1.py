@@ -13,7 +13,7 @@ from torch import nn
 
 from bitgen.model.episodic_memory import MemoryReader, readback_error, slot_utilization
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
-from bitgen.objectives.contrastive import contrastive_loss
+from bitgen.objectives.contrastive import ContrastiveOutput, contrastive_loss, recentre
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries, pad_to
 from bitgen.objectives.gather import gather_rows
 from bitgen.objectives.language import language_loss, next_token_labels
@@ -29,6 +29,7 @@ class ObjectiveSettings(Protocol):
     itm_weight: float
     memory_kl_weight: float
     text_loss_weight: float
+    queue_weight: float
     temperature: float
     itm_temperature: float
     token_dropout: float
@@ -108,15 +109,7 @@ class Stage1Objective(nn.Module):
         loss = images.image_features.new_zeros(())
 
         if settings.contrastive_weight:
-            itc = contrastive_loss(
-                images.image_features,
-                text_features,
-                image_ids,
-                torch.cat((gather_rows(images.image_features), past.image_features)),
-                torch.cat((gather_rows(text_features), past.text_features)),
-                torch.cat((gather_rows(image_ids), past.image_ids)),
-                temperature,
-            )
+            itc = self._contrast(images.image_features, text_features, image_ids, past, temperature)
             loss = loss + settings.contrastive_weight * itc.loss
             metrics.update(contrastive_loss=itc.loss, acc_i2t=itc.acc_i2t, acc_t2i=itc.acc_t2i)
 
@@ -149,6 +142,36 @@ class Stage1Objective(nn.Module):
                 metrics["text_loss"] = text_loss
         metrics["loss"] = loss
         return Stage1Output(loss, {name: value.detach() for name, value in metrics.items()}, entries, posterior)
+
+    def _contrast(
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        image_ids: torch.Tensor,
+        past: QueueEntries,
+        temperature: torch.Tensor,
+    ) -> ContrastiveOutput:
+        """ITC over the gathered batch, with gradient on both sides, blended with ITC over batch + queue.
+
+        In the second term every key is detached: pulling keys towards their queries while only queries are pushed away
+        from the queue draws all features to one point. Accuracies are over batch + queue.
+        """
+        images, texts, ids = gather_rows(image_features), gather_rows(text_features), gather_rows(image_ids)
+        in_batch = contrastive_loss(image_features, text_features, image_ids, images, texts, ids, temperature)
+        weight = self.settings.queue_weight
+        if not weight or not len(past.image_ids):
+            return in_batch
+        images, texts = images.detach(), texts.detach()
+        with_queue = contrastive_loss(
+            image_features,
+            text_features,
+            image_ids,
+            torch.cat((images, recentre(past.image_features, images))),
+            torch.cat((texts, recentre(past.text_features, texts))),
+            torch.cat((ids, past.image_ids)),
+            temperature,
+        )
+        return with_queue._replace(loss=(1 - weight) * in_batch.loss + weight * with_queue.loss)
 
     def _matching_pass(
         self,
@@ -200,12 +223,11 @@ class Stage1Objective(nn.Module):
     def _write_episode(self, fused: StackOutput, mask: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Write the gathered batch as one episode into the prior; the posterior mean and the metrics."""
         memory = self.model.memory
-        with torch.autocast(mask.device.type, enabled=False):
-            codes = gather_rows(fused.codes)
-            posterior, _ = memory.gpm.write(codes, memory.direct_writing)
-            mask = pad_to(mask, fused.read_weights.shape[1])
-            kl = memory.gpm.kl(posterior) + memory.read_kl(fused.read_weights, mask)
-            reader = memory.reader(posterior.mean.detach())
+        codes = gather_rows(fused.codes)
+        posterior, _ = memory.gpm.write(codes, memory.direct_writing)
+        mask = pad_to(mask, fused.read_weights.shape[1])
+        kl = memory.gpm.kl(posterior) + memory.read_kl(fused.read_weights, mask)
+        reader = memory.reader(posterior.mean.detach())
         return posterior.mean.detach(), {
             "memory_kl_loss": kl,
             "memory_utilization": slot_utilization(fused.read_weights, mask),
