@@ -97,7 +97,7 @@ def _check_lora(config: Config) -> None:
     lora, layers = config.lora, config.vision.vision_num_layers
     if lora.init_lora_weights not in _INIT_METHODS:
         raise ConfigError(
-            f"init_lora_weights is {lora.init_lora_weights!r}. Write {', '.join(_INIT_METHODS[:-1])} or {_INIT_METHODS[-1]}; "
+            f"init_lora_weights is {lora.init_lora_weights!r}. Write one of {', '.join(_INIT_METHODS)}; "
             "methods that rewrite the pretrained weights (pissa, olora, orthogonal) are not offered."
         )
     if lora.lora_layers is None:

@@ -1,1 +1,1 @@
-"""The network. These files import only their siblings, torch, transformers and peft, so that an export can carry them."""
+"""The network. Its files import only their siblings, torch, transformers and peft, so that an export can carry them."""

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 FUSION_KINDS = ("concat_mlp", "cross_attention", "backbone")
 IMAGE_POOLINGS = ("attention", "mean")
 VISION_TUNINGS = ("frozen", "lora", "full")
-# Image tokens are kept at no more than this many a side in the queue and in every matching pass (design: at most 7 x 7).
+# In the queue and in every matching pass, image tokens are pooled to at most this many a side.
 MAX_POOLED_GRID = 7
 
 

@@ -1,6 +1,6 @@
 """Episodic memory: the Generative Pseudo-inverse Memory's maths, and the layer that puts it into the network.
 
-Sources: Pham et al., "Generative Pseudo-Inverse Memory" (ICLR 2022); Das et al., "Larimar" (arXiv 2403.11901), section 3.
+Sources: Pham et al., "Generative Pseudo-Inverse Memory" (ICLR 2022); Das et al., "Larimar" (arXiv 2403.11901).
 Shapes: E codes of an episode ``Z [E, C]``, memory mean ``M [K, C]``, row covariance ``U [K, K]``.
 """
 
@@ -80,7 +80,7 @@ class GenerativePseudoinverseMemory(nn.Module):
     """The memory's prior and its closed-form algebra; holds no episodes.
 
     Parameters (both learned): prior mean ``M0 [K, C]`` and log-variances of the diagonal prior covariance ``U0``,
-    clamped to [-6, 2]. Everything is computed in the dtype of ``prior_mean`` (float32 in the model), also under autocast.
+    clamped to [-6, 2]. Everything is computed in the dtype of ``prior_mean`` (float32), also under autocast.
 
     Args:
         slots: K.
@@ -144,7 +144,7 @@ class GenerativePseudoinverseMemory(nn.Module):
         if direct:
             return self.add(self.prior_precision(), weights, codes).solve(), weights
         mean, covariance = self.prior_mean, torch.diag(self.prior_variance())
-        for weight, code in zip(weights[:, None], codes[:, None]):  # (1, K), (1, C)
+        for weight, code in zip(weights[:, None], codes[:, None], strict=True):  # (1, K), (1, C)
             projected = weight @ covariance  # (1, K)
             gain = projected / (projected @ weight.mT + self.sigma**2)
             mean = mean + gain.mT @ (code - weight @ mean)

@@ -80,7 +80,7 @@ def load_pretrained_tower(model: BitGenModel, source: str, revision: str | None 
     # transformers fills what a file lacks with random numbers; a tower like that must not pass for a pretrained one.
     if lacking := sorted(loading["missing_keys"]):
         raise ValueError(
-            f"vision_encoder={source!r} lacks {len(lacking)} weights, {lacking[0]} among them. Download the folder again."
+            f"vision_encoder={source!r} lacks {len(lacking)} weights, {lacking[0]} among them. Download it again."
         )
     weights = dict(pretrained.named_parameters())
     own = {name.replace(".base_layer.", "."): parameter for name, parameter in encoder.tower_parameters()}

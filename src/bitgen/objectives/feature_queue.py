@@ -68,7 +68,7 @@ class FeatureQueue:
         count = new.image_ids.shape[0]
         slots = (self.position + torch.arange(count, device=new.image_ids.device)) % self.size
         width = self.entries.input_ids.shape[1]
-        for kept, added in zip(self.entries, new):
+        for kept, added in zip(self.entries, new, strict=True):
             if kept is self.entries.input_ids or kept is self.entries.attention_mask:
                 added = pad_to(added, width)
             kept[slots] = added.to(kept.dtype)
@@ -83,7 +83,7 @@ class FeatureQueue:
             if state[name].shape != kept.shape:
                 raise ValueError(
                     f"The checkpoint's queue has {name} of shape {tuple(state[name].shape)}, this run needs "
-                    f"{tuple(kept.shape)}: queue_size, embed_dim, max_seq_len and the image grid must stay as they were."
+                    f"{tuple(kept.shape)}: queue_size, embed_dim, max_seq_len and the image grid must stay."
                 )
         for name, kept in self.entries._asdict().items():
             kept.copy_(state[name])

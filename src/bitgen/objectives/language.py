@@ -38,5 +38,5 @@ def chunked_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: to
     def of_chunk(rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(F.linear(rows, weight), targets, ignore_index=IGNORED, reduction="sum")
 
-    parts = zip(hidden.split(CHUNK), labels.split(CHUNK))
+    parts = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
     return torch.stack([checkpoint(of_chunk, rows, targets, use_reentrant=False) for rows, targets in parts]).sum()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class HardNegatives(NamedTuple):
-    """``index [B]`` into the candidates, ``weight [B]`` (0 where a row has no candidate), ``rank [B]`` (1 = hardest)."""
+    """``index [B]`` into the candidates, ``weight [B]`` (0: the row has no candidate), ``rank [B]`` (1: hardest)."""
 
     index: torch.Tensor
     weight: torch.Tensor

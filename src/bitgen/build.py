@@ -1,0 +1,162 @@
+"""From a configuration to the things it describes, tokenizer, datasets, model; and from a checkpoint to its model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from bitgen.config import Config, ConfigError, load_config
+from bitgen.data.dataset import PairDataset
+from bitgen.data.records import RecordReader
+from bitgen.data.scenes import ScenesDataset, scene_captions
+from bitgen.data.tokenizer import build_tokenizer, load_tokenizer
+from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.factory import build_model, pretrained_vision_config, random_vision_config
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.training.checkpoint import load_weights, resolve_checkpoint
+from bitgen.training.distributed import Processes, main_first
+
+SCENES, FEATURES, RANDOM = "scenes", "features", "random"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+class LoadedModel(NamedTuple):
+    """A trained model in eval mode, the configuration it was trained with, and its tokenizer."""
+
+    model: BitGenModel
+    config: Config
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_model(path: str | Path) -> LoadedModel:
+    """The model of a run's folder (its ``best``) or of one checkpoint, averaged weights where it has them.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    folder = resolve_checkpoint(path)
+    model_config = BitGenConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    model = BitGenModel(model_config)
+    load_weights(model, folder, averaged=True)
+    model.set_adapters_trainable(False)
+    return LoadedModel(
+        model.eval(), load_config(folder / "config.yaml"), load_tokenizer(folder.parent / TOKENIZER_FOLDER)
+    )
+
+
+# ---- tokenizer and data ----
+
+
+def training_captions(config: Config) -> Iterator[str]:
+    """The captions that a tokenizer is trained on."""
+    if config.data.train_data == SCENES:
+        return scene_captions("train", config.data.scenes_train, config.training.seed)
+    return RecordReader(config.data.train_data).iter_captions()
+
+
+def build_run_tokenizer(config: Config, processes: Processes) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, trained and kept by rank 0 first where the configuration asks for that."""
+    folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
+    captions = training_captions(config) if config.data.tokenizer == "train" else None
+    with main_first(processes):
+        return build_tokenizer(config.data.tokenizer, captions, config.model.vocab_size, folder)
+
+
+def build_dataset(
+    config: Config, source: str, split: str, processor: BitGenProcessor, is_training: bool = False
+) -> PairDataset:
+    """The dataset that ``source`` names: a folder, or ``scenes`` (then ``split`` is train or val).
+
+    Raises:
+        ValueError: the folder is missing or damaged, or its kind is not what the encoder takes.
+    """
+    data, vision = config.data, config.vision
+    if source == SCENES:
+        size = data.scenes_train if split == "train" else data.scenes_val
+        sampling = data.caption_sampling if is_training else "all"
+        return ScenesDataset(split, size, config.training.seed, processor, sampling)
+    dataset = PairDataset(
+        source,
+        processor,
+        seed=config.training.seed,
+        caption_sampling=data.caption_sampling if is_training else "all",
+        augment=data.image_augmentation and is_training,
+        feature_dim=vision.feature_dim,
+        feature_tokens=vision.feature_tokens,
+    )
+    if (dataset.kind == FEATURES) != (vision.vision_encoder == FEATURES):
+        wanted = FEATURES if dataset.kind == FEATURES else "an encoder (random, a folder or a hub id)"
+        raise ConfigError(
+            f"{source} holds {dataset.kind}, and vision_encoder is {vision.vision_encoder!r}: "
+            f"write vision_encoder {wanted}, or name another folder."
+        )
+    return dataset
+
+
+# ---- model ----
+
+
+def vision_config_of(config: Config) -> dict | None:
+    """The tower's configuration: of the hub or folder, from the five ``vision_*`` sizes, or None for features."""
+    vision = config.vision
+    if vision.vision_encoder == FEATURES:
+        return None
+    if vision.vision_encoder == RANDOM:
+        return random_vision_config(
+            vision.vision_hidden_size,
+            vision.vision_num_layers,
+            vision.vision_num_heads,
+            vision.vision_patch_size,
+            vision.image_size,
+        )
+    return pretrained_vision_config(vision.vision_encoder, vision.vision_revision)
+
+
+def model_config_of(
+    config: Config,
+    vision_config: dict | None,
+    feature_shape: tuple[int, int] | None = None,
+    vocab_size: int | None = None,
+) -> BitGenConfig:
+    """The network that a configuration describes; ``feature_shape [P, C]`` as the dataset declares it."""
+    vision, lora, memory = config.vision, config.lora, config.memory
+    tokens, dim = feature_shape if feature_shape is not None else (None, None)
+    return BitGenConfig(
+        vision_config=vision_config,
+        image_size=vision.image_size or (vision_config or {}).get("image_size", 224),
+        feature_dim=dim,
+        feature_tokens=tokens,
+        vision_tuning="frozen" if vision_config is None else vision.vision_tuning,
+        lora_rank=lora.lora_rank,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        init_lora_weights=lora.peft_init,
+        lora_layers=lora.layer_indices,
+        use_gradient_checkpointing=vision.use_gradient_checkpointing,
+        **{**vars(config.model), "vocab_size": vocab_size or config.model.vocab_size},
+        use_memory=memory.use_memory,
+        memory_size=memory.memory_size,
+        memory_dim=memory.memory_dim,
+        direct_writing=memory.direct_writing,
+        memory_sigma=memory.memory_sigma,
+        pseudoinverse_steps=memory.pseudoinverse_steps,
+        pseudoinverse_tolerance=memory.pseudoinverse_tolerance,
+    )
+
+
+def build_untrained(config: Config, vision_config: dict | None, model_config: BitGenConfig) -> BitGenModel:
+    """The model before its first step, pretrained vision weights loaded where the configuration names some."""
+    is_pretrained = vision_config is not None and config.vision.vision_encoder != RANDOM
+    model = build_model(
+        model_config, config.vision.vision_encoder if is_pretrained else None, config.vision.vision_revision
+    )
+    if config.vision.compile and model.vision_encoder is not None:
+        model.vision_encoder.compile()
+    return model

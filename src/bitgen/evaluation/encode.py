@@ -1,0 +1,193 @@
+"""Encode a split once: everything that retrieval, matching and the memory's figures read afterwards."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from bitgen.model.episodic_memory import MemoryReader
+from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """N images and their M captions as the model sees them, on the CPU.
+
+    image_features [N, D], text_features [M, D]: float32, L2-normalised.
+    caption_image [M] int64: row of the image that a caption belongs to; every image has at least one caption.
+    input_ids [M, T] int32 padded right, lengths [M] int64: real tokens of a caption, BOS and EOS included.
+    image_tokens [N, P', D] bfloat16: pooled tokens, what every ITM pass sees (100k images: 1.2 GB at 49 x 128).
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    caption_image: Tensor
+    input_ids: Tensor
+    lengths: Tensor
+    image_tokens: Tensor
+
+    def __post_init__(self) -> None:
+        captions = torch.bincount(self.caption_image, minlength=len(self.image_features))
+        assert len(captions) == len(self.image_features), "caption_image points past the last image"
+        if (captions == 0).any():
+            row = int((captions == 0).nonzero()[0])
+            raise ValueError(f"image {row} of the split has no caption; remove such images when preparing the data")
+
+    @property
+    def num_images(self) -> int:
+        return len(self.image_features)
+
+    @property
+    def num_texts(self) -> int:
+        return len(self.text_features)
+
+    def tokens_of(self, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids and attention_mask [S, t] int64 of caption rows [S], cut to the longest of them."""
+        return _cut(self.input_ids, self.lengths, captions)
+
+
+class _Images(Dataset):
+    """The first `count` images of a dataset without their captions, for a DataLoader to decode in parallel."""
+
+    def __init__(self, dataset: Dataset, count: int) -> None:
+        self.dataset, self.count = dataset, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.dataset.image_tensor(row)
+
+
+def _leave_signals_to_main(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; a training run that finishes its step needs these to live on."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Runner:
+    """Feeds a model in batches for evaluation: eval mode, no gradient, one device, one precision (`autocast()`).
+
+    Batches change nothing but speed and memory: in eval mode a sample's result does not depend on its neighbours.
+    """
+
+    def __init__(
+        self,
+        model: BitGenModel,
+        batch_size: int = 128,
+        device: torch.device | str = "cpu",
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        num_workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model = model
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.autocast = autocast
+        self.num_workers = num_workers
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode, no gradient, autocast; the model's own mode comes back afterwards."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.autocast():
+                yield
+        finally:
+            self.model.train(training)
+
+    def encode(self, dataset: Dataset, max_images: int | None = None) -> EncodedSplit:
+        """Encode a split (its first `max_images` images and all their captions).
+
+        `dataset` has image_count, kind ("images" | "features"), image_tensor(row), captions_of(row) and
+        tokens(caption), captions numbered image by image. Raises ValueError for a split without images or captions.
+        """
+        count = min(dataset.image_count, max_images or dataset.image_count)
+        if not count:
+            raise ValueError("nothing to evaluate: the split has no images")
+        captions = torch.tensor([len(dataset.captions_of(row)) for row in range(count)], dtype=torch.int64)
+        owner = torch.arange(count).repeat_interleave(captions)
+        input_ids, lengths = _tokens(dataset, len(owner))
+        with self.evaluating():
+            image_features, image_tokens = self._encode_images(dataset, count)
+            text_features = self._encode_texts(input_ids, lengths)
+        return EncodedSplit(image_features, text_features, owner, input_ids, lengths, image_tokens)
+
+    def _encode_images(self, dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
+        name = "pixel_values" if dataset.kind == "images" else "vision_features"
+        # A generator of its own: a DataLoader without one draws from the global one, and validating in the middle of a
+        # run would change what comes after.
+        loader = DataLoader(
+            _Images(dataset, count),
+            self.batch_size,
+            num_workers=self.num_workers,
+            worker_init_fn=_leave_signals_to_main,
+            generator=torch.Generator(),
+        )
+        config = self.model.config
+        features = torch.empty(count, config.embed_dim)
+        tokens = torch.empty(count, config.pooled_tokens, config.embed_dim, dtype=torch.bfloat16)
+        rows = torch.arange(count).split(self.batch_size)
+        for part, batch in zip(rows, loader, strict=True):
+            encoding = self.model.encode_image(**{name: batch.to(self.device)})
+            features[part] = encoding.image_features.float().cpu()
+            tokens[part] = self.model.pool_image_tokens(encoding.image_tokens).to(torch.bfloat16).cpu()
+        return features, tokens
+
+    def _encode_texts(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        features = torch.empty(len(input_ids), self.model.config.embed_dim)
+        reader = self.memory_reader()
+        for rows in lengths.argsort(stable=True).split(self.batch_size):  # like lengths together: little padding
+            ids, mask = _cut(input_ids, lengths, rows)
+            features[rows] = self.model.encode_text(ids.to(self.device), mask.to(self.device), reader).float().cpu()
+        return features
+
+    def match(self, encoded: EncodedSplit, texts: Tensor, images: Tensor) -> Tensor:
+        """ITM logit difference, match minus no match, [S] float32 of the pairs (texts[s], images[s]) of rows."""
+        scores = torch.empty(len(texts))
+        with self.evaluating():
+            for part, mask, fused in self.fuse(encoded, texts, images):
+                logits = self.model.itm_logits(fused.hidden_states, mask)
+                scores[part] = (logits[:, 1] - logits[:, 0]).cpu()
+        return scores
+
+    def fuse(
+        self, encoded: EncodedSplit, texts: Tensor, images: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, StackOutput]]:
+        """Fused passes over the pairs (texts[s], images[s]) of rows, captions of like length together.
+
+        Yields the positions s of a batch [b], its attention mask [b, t] and the stack's output, on the device.
+        """
+        reader = self.memory_reader()
+        for part in encoded.lengths[texts].argsort(stable=True).split(self.batch_size):
+            ids, mask = (tensor.to(self.device) for tensor in encoded.tokens_of(texts[part]))
+            # Stored as bfloat16, which they were rounded to; the passes compute from float32 as in training.
+            tokens = encoded.image_tokens[images[part]].to(self.device).float()
+            # Modes are set a batch at a time: a generator must not leave its own to its caller.
+            with self.evaluating():
+                fused = self.model.run_stack(ids, mask, tokens, reader)
+            yield part, mask, fused
+
+    def memory_reader(self) -> MemoryReader | None:
+        """The running memory ready to be read, once for many batches; None for a model without one."""
+        return None if self.model.memory is None else self.model.memory.reader()
+
+
+def _tokens(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
+    """Captions 0 .. count - 1 as input_ids [M, T] int32, padded right, and their lengths [M]."""
+    sequences = [dataset.tokens(caption).int() for caption in range(count)]
+    return pad_sequence(sequences, batch_first=True), torch.tensor([len(sequence) for sequence in sequences])
+
+
+def _cut(input_ids: Tensor, lengths: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of padded ids as int64, cut to the longest of them, and their attention mask."""
+    chosen = lengths[rows]
+    longest = int(chosen.max())
+    return input_ids[rows, :longest].long(), (torch.arange(longest) < chosen[:, None]).long()

@@ -1,0 +1,50 @@
+"""The file of results: a JSON object of tasks, each an object of figures."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+Results = dict[str, dict[str, float | list[float]]]
+
+
+def check_writable(path: str) -> None:
+    """Find out before the work, not after it, that results cannot be written: then ValueError. Makes the folder."""
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write there ({error.strerror or error}); name another file") from error
+
+
+def write_results(results: Results, path: str) -> None:
+    """Write atomically: whoever reads the file sees the old results or the new ones. NaN becomes null.
+
+    Raises ValueError when it cannot be written; a file that was there is then untouched.
+    """
+
+    def plain(value: float | list[float]) -> float | list | None:
+        if isinstance(value, list):
+            return [plain(part) for part in value]
+        return value if math.isfinite(value) else None
+
+    content = {task: {name: plain(value) for name, value in metrics.items()} for task, metrics in results.items()}
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ValueError(f"{path}: cannot write it ({error.strerror or error})") from error

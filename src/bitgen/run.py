@@ -1,0 +1,193 @@
+"""One run of stage 1: everything from a configuration to a trainer, and the summary after it."""
+
+from __future__ import annotations
+
+import logging
+
+from bitgen.build import build_dataset, build_run_tokenizer, build_untrained, model_config_of, vision_config_of
+from bitgen.config import Config, ConfigError
+from bitgen.data.collate import Collator
+from bitgen.held_out import HeldOut
+from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.objectives.stage1 import Stage1Objective
+from bitgen.training.checkpoint import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
+from bitgen.training.checkpoint_store import CheckpointStore
+from bitgen.training.counting import count_parameters
+from bitgen.training.distributed import Processes, from_main, main_first, resolve_precision
+from bitgen.training.monitor import Monitor
+from bitgen.training.randomness import seed_everything
+from bitgen.training.stopping import resume_command
+from bitgen.training.trainer import Trainer
+from bitgen.training.words import WordCounter
+
+logger = logging.getLogger(__name__)
+
+HOW_TO_GET_DATA = (
+    "train_data is not set. Prepare your own images with `python data_prep/flickr8k.py ... --output DIR` or "
+    "`python data_prep/coco.py ... --output DIR` (--help explains them) and write --train_data DIR --val_data DIR; the "
+    "encoder comes with `hf download facebook/dinov2-base --local-dir dinov2-base` and --vision_encoder dinov2-base. "
+    "To try everything with no data and no download: make quickstart."
+)
+
+
+def find_resume(config: Config, processes: Processes) -> Checkpoint | None:
+    """The checkpoint to go on from, on every rank the one that rank 0 found whole.
+
+    Raises:
+        ConfigError: no resume was asked for, and ``output_dir`` holds checkpoints.
+        CheckpointError: as ``find_checkpoint``.
+    """
+    output_dir = config.output.output_dir
+    if config.training.resume is None:
+        if checkpoint_folders(output_dir):
+            raise ConfigError(
+                f"output_dir {output_dir} holds checkpoints of another run: write --resume auto to go on with it, or "
+                "another --output_dir (and --log_dir) for a new run."
+            )
+        return None
+    found: Checkpoint | None = None
+    with main_first(processes):
+        if processes.is_main:
+            found = find_checkpoint(config.training.resume, output_dir)
+            if found is not None:
+                _refuse_newer(found, config)
+    path = from_main(found.path if found is not None else None, processes)
+    if path is None:
+        return None
+    return found if processes.is_main else read_checkpoint(path)
+
+
+def _refuse_newer(found: Checkpoint, config: Config) -> None:
+    """Going back in a run would leave checkpoints of its abandoned future, which ``auto`` would take up later."""
+    damaged = {folder.resolve() for folder in found.damaged}
+    for folder in checkpoint_folders(config.output.output_dir):
+        if (step_of(folder) or 0) > found.step and folder.resolve() not in damaged:
+            raise ConfigError(
+                f"--resume {config.training.resume}: output_dir {config.output.output_dir} holds newer checkpoints "
+                f"({folder.name}). Write --resume auto to go on from there, give another --output_dir, or remove them."
+            )
+
+
+def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore) -> None:
+    for folder, problem in checkpoint.damaged.items():
+        logger.warning("checkpoint %s is damaged, so the one before it is taken: %s", folder, problem)
+        if store.writes and folder.parent.resolve() == store.folder.resolve():
+            logger.warning("it is kept as %s", store.set_aside(folder))
+    logger.info("resuming from %s, after step %d", checkpoint.path, checkpoint.step)
+
+
+def build_trainer(config: Config, processes: Processes) -> Trainer:
+    """Everything a run needs, from the log files to the first batch.
+
+    Raises:
+        ValueError: what was asked for cannot be; the message says what to write instead.
+    """
+    if config.data.train_data is None:
+        raise ConfigError(HOW_TO_GET_DATA)
+    output = config.output
+    checkpoint = find_resume(config, processes)
+    with main_first(processes):
+        store = CheckpointStore(output.output_dir, output.max_checkpoints_to_keep, writes=processes.is_main)
+    monitor = Monitor(
+        output.log_dir, processes.is_main, checkpoint.step if checkpoint is not None else None, output.progress
+    )
+    try:
+        return _assemble(config, processes, checkpoint, store, monitor)
+    except BaseException:
+        monitor.close()
+        raise
+
+
+def _assemble(
+    config: Config, processes: Processes, checkpoint: Checkpoint | None, store: CheckpointStore, monitor: Monitor
+) -> Trainer:
+    if checkpoint is not None:
+        _announce_resume(checkpoint, store)
+    elif config.training.resume is not None:
+        logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
+
+    vision_config = vision_config_of(config)
+    tokenizer = build_run_tokenizer(config, processes)
+    image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
+    processor = BitGenProcessor(tokenizer, image_size, config.model.max_seq_len)
+    train = build_dataset(config, config.data.train_data, "train", processor, is_training=True)
+    val = build_dataset(config, config.data.val_data, "val", processor) if config.data.val_data is not None else None
+    if val is not None and val.feature_shape != train.feature_shape:
+        raise ConfigError(
+            f"val_data {config.data.val_data} holds features of {val.feature_shape}, train_data of "
+            f"{train.feature_shape}: prepare both with the same encoder."
+        )
+
+    seed_everything(config.training.seed)  # the same new weights on every rank
+    # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
+    vocab_size = min(config.model.vocab_size, len(tokenizer)) if config.data.tokenizer == "train" else None
+    model_config = model_config_of(config, vision_config, train.feature_shape, vocab_size)
+    model = build_untrained(config, vision_config, model_config)
+    objective = Stage1Objective(model, config.objective)
+    precision = resolve_precision(config, processes.device)
+    table = count_parameters(model, {"temperature": [objective.log_temperature]})
+    if processes.is_main:
+        table.write(config.output.output_dir)
+
+    trainer = Trainer(
+        config=config,
+        objective=objective,
+        dataset=train,
+        collate=Collator(tokenizer.pad_token_id),
+        monitor=monitor,
+        store=store,
+        processes=processes,
+        precision=precision,
+        count_words=WordCounter(tokenizer),
+        held_out=HeldOut(config, val, processes.device, precision) if val is not None else None,
+        checkpoint=checkpoint,
+        resume_command=resume_command(world_size=processes.world_size),
+    )
+    monitor.total_steps = trainer.plan.total_steps
+    plan = trainer.plan
+    rows = [
+        ("device", f"{processes.device} ({processes.world_size} process{'es' if processes.world_size > 1 else ''})"),
+        ("precision", precision.name),
+        ("training data", f"{config.data.train_data}: {train.image_count:,} images, {train.num_captions:,} captions"),
+        ("held-out data", f"{config.data.val_data}: {val.image_count:,} images" if val is not None else "none"),
+        ("batch", _batch_text(config, processes)),
+        ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
+        ("phase 2", f"from step {plan.boundary + 1:,}" if plan.boundary is not None else f"none: {plan.reason}"),
+        ("checkpoints", config.output.output_dir),
+    ]
+    monitor.banner(rows, table.to_text())
+    if plan.boundary is not None and plan.boundary >= plan.total_steps:
+        logger.warning("phase 2 would start at step %d, after the run's end: LoRA never trains", plan.boundary + 1)
+    return trainer
+
+
+def _batch_text(config: Config, processes: Processes) -> str:
+    training = config.training
+    text = f"{training.batch_size}"
+    text += f" x {processes.world_size} processes" if processes.world_size > 1 else ""
+    text += f" x {training.grad_accum_steps} accumulated" if training.grad_accum_steps > 1 else ""
+    return text + " pairs a step"
+
+
+def finish(trainer: Trainer) -> None:
+    """The end of a run: tables, the path of the best checkpoint, and what to try next."""
+    config, progress, best = trainer.config, trainer.progress, trainer.store.best
+    rows: list[tuple[str, object]] = [
+        ("steps", f"{progress.step:,}" + (f" ({progress.skipped_steps} skipped)" if progress.skipped_steps else "")),
+        ("seen", f"{progress.samples_seen:,} pairs, {progress.words_seen:,} words"),
+    ]
+    if best is not None and progress.best_score is not None:
+        score = f"step {progress.best_step:,}, mean recall {progress.best_score:.1f}%"
+        rows.append(("best checkpoint", f"{best} ({score})"))
+    elif trainer.store.newest is not None:
+        rows.append(("last checkpoint", str(trainer.store.newest)))
+    data = config.data.val_data or "DIR"
+    trainer.monitor.summary(
+        rows,
+        [
+            (
+                "how good it is",
+                f"python src/evaluate.py --checkpoint {config.output.output_dir} --data {data} --output results.json",
+            ),
+        ],
+    )

@@ -1,0 +1,1 @@
+"""How the objective is minimised: phases, optimizer, data-parallel, checkpoints, logs."""

@@ -1,0 +1,66 @@
+"""Being told to stop: finish the step on the first signal, leave at once on the second."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Ctrl-C reaches a worker of torchrun twice: from the terminal, and then as SIGTERM from torchrun itself.
+_LAUNCHER_ECHO_SECONDS = 5.0
+
+
+class StopSignals:
+    """While entered, the first SIGTERM or SIGINT sets ``received``; a second one ends the process as by default."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._at = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._at = signal.Signals(number), now
+            return
+        from_launcher = "TORCHELASTIC_RUN_ID" in os.environ and number != self.received
+        if from_launcher and now - self._at < _LAUNCHER_ECHO_SECONDS:
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def ignore_stop_signals(_worker: int = 0) -> None:
+    """For data workers: Ctrl-C and torchrun signal the whole process group, and the trainer needs its workers to finish
+    the step. They end when it does."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def resume_command(arguments: list[str] | None = None, world_size: int = 1) -> str:
+    """The command that continues this run: the one that started it, with ``--resume auto``."""
+    script, *rest = sys.argv if arguments is None else arguments
+    kept, skip = [], False
+    for argument in rest:
+        if skip:
+            skip = False
+        elif argument == "--resume":
+            skip = True
+        elif not argument.startswith("--resume="):
+            kept.append(argument)
+    launcher = ["torchrun", f"--nproc_per_node={world_size}"] if world_size > 1 else ["python"]
+    return shlex.join([*launcher, script, *kept, "--resume", "auto"])

@@ -1,0 +1,387 @@
+"""The training loop: two phases, one step at a time, everything about a step a function of its number."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
+
+from bitgen.config import Config
+from bitgen.data.collate import build_loader
+from bitgen.data.sampler import ResumableBatchSampler, SampleKey
+from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
+from bitgen.objectives.stage1 import Stage1Objective, Stage1Output
+from bitgen.training.averaging import WeightAverage
+from bitgen.training.checkpoint import Checkpoint
+from bitgen.training.checkpoint_store import CheckpointStore
+from bitgen.training.distributed import Precision, Processes, agree, from_main, gather_entries, mean_over_ranks
+from bitgen.training.monitor import Monitor
+from bitgen.training.optimizer import build_optimizer, load_state_by_name, set_learning_rates, state_by_name
+from bitgen.training.phases import PhasePlan, plan_phases
+from bitgen.training.randomness import random_state_kept, seed_everything
+from bitgen.training.snapshot import restore, save, store_base
+from bitgen.training.stopping import StopSignals, ignore_stop_signals
+from bitgen.training.throughput import Throughput, flops_per_sample, peak_flops
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+class HeldOutResult(NamedTuple):
+    """``scalars`` under their ``val/`` names and ``pictures`` by name."""
+
+    scalars: dict[str, float]
+    pictures: dict[str, torch.Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a run is; saved with every checkpoint."""
+
+    step: int = 0
+    samples_seen: int = 0
+    words_seen: int = 0
+    skipped_steps: int = 0
+    nonfinite_in_row: int = 0
+    validated_at: int = -1
+    best_score: float | None = None
+    best_step: int | None = None
+
+
+@dataclass
+class Trainer:
+    """Trains an objective on a dataset; see :meth:`fit`.
+
+    Args:
+        collate: samples to a batch.
+        held_out: validates a model (given the temperature) on rank 0; None: there is no validation data.
+        count_words: ``(input_ids, attention_mask)`` -> words in a batch.
+        checkpoint: resume from it; None: start anew.
+
+    All ranks must have built the same ``objective``. Raises as ``plan_phases`` and ``snapshot.restore`` do.
+    """
+
+    config: Config
+    objective: Stage1Objective
+    dataset: Dataset
+    collate: Callable[[list[dict]], dict[str, torch.Tensor]]
+    monitor: Monitor
+    store: CheckpointStore
+    processes: Processes
+    precision: Precision
+    count_words: Callable[[torch.Tensor, torch.Tensor], int]
+    held_out: Callable[[nn.Module, float], HeldOutResult] | None = None
+    checkpoint: Checkpoint | None = None
+    resume_command: str = "the same command with --resume auto"
+
+    def __post_init__(self) -> None:
+        config, model, device = self.config, self.objective.model, self.processes.device
+        training = config.training
+        self.sampler = ResumableBatchSampler(
+            len(self.dataset), training.batch_size, self.processes.rank, self.processes.world_size, training.seed
+        )
+        self.plan: PhasePlan = plan_phases(config, len(self.sampler))
+        self.progress = Progress()
+        self.scores: list[dict[str, float]] = []
+        self.objective.to(device)
+        sizes = model.config
+        self.queue = FeatureQueue(
+            config.objective.queue_size, sizes.embed_dim, sizes.max_seq_len, sizes.pooled_tokens
+        ).to(device)
+        self.average = WeightAverage(training.ema_decay) if training.ema_decay > 0 else None
+        self.adapters = {f"model.{name}" for name in model.adapter_names()}
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision.name == "fp16")
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.restored_moments: dict[str, Any] = {}
+        self.wrapped: nn.Module = self.objective
+        self.phase = 0
+        # Identical models on all ranks, then dropout and negatives of each rank's own.
+        seed_everything(training.seed + self.processes.rank)
+        if self.checkpoint is not None:
+            restore(self, self.checkpoint)
+        # Before the first step, while the base is what was loaded.
+        self.base_hash = store_base(self)
+        self.saved_at = self.progress.step if self.checkpoint is not None else -1
+
+    # ---- the run ----
+
+    def fit(self) -> StopSignals:
+        """Train to the last step, or until told to stop; returns which signal, if any, ended it early.
+
+        Raises:
+            TrainingDiverged: the loss stayed non-finite.
+            CheckpointError: a checkpoint could not be written.
+        """
+        progress, plan = self.progress, self.plan
+        self.throughput = Throughput(self.processes.device)
+        with StopSignals() as stop:
+            if progress.step < plan.total_steps:
+                self._enter_phase(plan.phase_at(progress.step))
+                batches = iter(self._loader())
+                self._start_epoch()
+            # An evaluation that the earlier process owed when it was stopped.
+            if self._validation_due() and progress.validated_at < progress.step:
+                self._validate()
+            while progress.step < plan.total_steps:
+                if plan.phase_at(progress.step) != self.phase:
+                    self._enter_phase(plan.phase_at(progress.step))
+                told_to_stop = self._step(batches, stop)
+                if told_to_stop:
+                    save(self)
+                    logger.info("Stopped after step %d. Go on with:\n  %s", progress.step, self.resume_command)
+                    return stop
+                is_best = self._validate() if self._validation_due() else False
+                at_end = progress.step == plan.total_steps
+                if (
+                    at_end
+                    or is_best
+                    or (progress.step % self.config.output.save_steps == 0 and not progress.nonfinite_in_row)
+                ):
+                    save(self, is_best)
+                if progress.step % plan.steps_per_epoch == 0 and not at_end:
+                    self._start_epoch()
+        return stop
+
+    def _start_epoch(self) -> None:
+        plan, step = self.plan, self.progress.step
+        epoch = plan.epoch_at(step)
+        left = min(plan.steps_per_epoch, plan.total_steps - epoch * plan.steps_per_epoch)
+        self.monitor.start_epoch(
+            epoch, left, step - epoch * plan.steps_per_epoch, -(-plan.total_steps // plan.steps_per_epoch)
+        )
+
+    def _enter_phase(self, phase: int) -> None:
+        """requires_grad -> unwrap -> wrap again -> new optimizer with Adam's moments carried over by name.
+
+        Parameters unfrozen after DistributedDataParallel wrapped the module would silently never be synchronised.
+        """
+        moments = state_by_name(self.optimizer) if self.optimizer is not None else self.restored_moments
+        self.objective.model.set_adapters_trainable(phase == 2)
+        self.optimizer = None
+        if self.processes.is_distributed:
+            self.wrapped = self.objective
+            gc.collect()  # the old wrapper's hooks sit on the parameters until it is gone
+            self.wrapped = DistributedDataParallel(
+                self.objective,
+                device_ids=[self.processes.device.index] if self.processes.device.type == "cuda" else None,
+                broadcast_buffers=False,
+            )
+        self.objective.train()
+        self.optimizer = build_optimizer(self.objective, self.adapters, self.config)
+        load_state_by_name(self.optimizer, moments)
+        self.restored_moments = {}
+        self.phase = phase
+        self._announce_phase()
+
+    def _announce_phase(self) -> None:
+        count = sum(p.numel() for p in self.objective.parameters() if p.requires_grad)
+        logger.info("Phase %d", self.phase)
+        tuning = self.objective.model.config.vision_tuning
+        what = "Vision tower" if tuning == "full" else "LoRA adapters"
+        if not self.adapters:
+            logger.info(
+                "No LoRA adapters, training stays in phase 1: %s | Trainable params: %s", self.plan.reason, f"{count:,}"
+            )
+        else:
+            logger.info("%s %s | Trainable params: %s", what, "FROZEN" if self.phase == 1 else "UNFROZEN", f"{count:,}")
+
+    # ---- data ----
+
+    def _batches(self) -> Iterator[list[SampleKey]]:
+        """This rank's batches from the current step to the last: the position is a function of the step."""
+        accumulate = self.config.training.grad_accum_steps
+        per_epoch = self.plan.steps_per_epoch * accumulate
+        done = self.progress.step * accumulate
+        left = self.plan.total_steps * accumulate - done
+        while left > 0:
+            epoch, start = divmod(done, per_epoch)
+            count = min(per_epoch - start, left)
+            yield from islice(self.sampler.epoch(epoch, start), count)
+            done, left = done + count, left - count
+
+    def _loader(self) -> Any:
+        # One loader for the rest of the run: workers start once, and there is no gap between epochs.
+        pin = self.processes.device.type == "cuda"
+        loader = build_loader(self.dataset, self._batches(), self.config.data.num_workers, self.collate, pin)
+        loader.worker_init_fn = ignore_stop_signals
+        return loader
+
+    # ---- one step ----
+
+    def _step(self, batches: Iterator[dict[str, torch.Tensor]], stop: StopSignals) -> bool:
+        """One optimizer step; whether any rank was told to stop."""
+        config, progress = self.config, self.progress
+        self.throughput.start_step()
+        rates = set_learning_rates(self.optimizer, progress.step, self.plan, config)
+        accumulate = config.training.grad_accum_steps
+        outputs: list[Stage1Output] = []
+        indices: list[torch.Tensor] = []
+        words = samples = tokens = 0
+        for micro in range(accumulate):
+            started = time.perf_counter()
+            batch = next(batches)
+            self.throughput.waited_for_data(time.perf_counter() - started)
+            words += self.count_words(batch["input_ids"], batch["attention_mask"])
+            samples += len(batch["input_ids"])
+            tokens += batch["input_ids"].numel()
+            indices.append(batch["indices"])
+            outputs.append(self._forward_backward(batch, is_last=micro == accumulate - 1))
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, config.training.max_grad_norm)
+        losses = torch.stack([output.loss.detach() for output in outputs])
+        # With loss scaling an infinite gradient is an everyday event, which the scaler handles.
+        checked = losses if self.scaler.is_enabled() else torch.cat((losses, norm[None]))
+        finite = checked.isfinite().tolist()
+        report = agree(self.processes, stop.received is not None, not all(finite), words, samples)
+
+        if report.nonfinite:
+            self._skip_step(indices, finite)
+        else:
+            progress.nonfinite_in_row = 0
+            self.scaler.step(self.optimizer)
+            self.objective.clamp_temperature_()
+            self._update_memory(outputs)
+            if self.average is not None:
+                self.average.update(self.objective.model, progress.step)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.samples_seen += report.samples
+        progress.words_seen += report.words
+        self.throughput.end_step(report.samples)
+        self._log_step(outputs, rates, norm, tokens / max(samples, 1))
+        if progress.nonfinite_in_row >= config.training.max_nonfinite_steps:
+            self._give_up()
+        return report.stop
+
+    def _forward_backward(self, batch: dict[str, torch.Tensor], is_last: bool) -> Stage1Output:
+        device = self.processes.device
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        memory = self.objective.model.memory
+        # Gradients of the earlier micro-steps stay local; the last backward averages their sum over the ranks.
+        waits = not is_last and self.processes.is_distributed
+        with self.wrapped.no_sync() if waits else contextlib.nullcontext():
+            with self.precision.autocast():
+                output = self.wrapped(batch, self.queue, memory.state if memory is not None else None)
+            self.scaler.scale(output.loss / self.config.training.grad_accum_steps).backward()
+        return output._replace(loss=output.loss.detach())
+
+    def _update_memory(self, outputs: list[Stage1Output]) -> None:
+        """Queue and running memory, after the loss and from detached values: no step sees its own."""
+        for output in outputs:
+            self.queue.enqueue(gather_entries(QueueEntries(*output.entries), self.processes))
+            if output.posterior is not None:
+                self.objective.model.memory.consolidate_(output.posterior, self.config.memory.memory_alpha)
+
+    def _skip_step(self, indices: list[torch.Tensor], finite: list[bool]) -> None:
+        progress = self.progress
+        progress.skipped_steps += 1
+        progress.nonfinite_in_row += 1
+        bad = [index for index, ok in zip(indices, finite, strict=False) if not ok] or indices
+        names = [self.dataset.record_name(i) for part in bad for i in part.tolist()]
+        what = (
+            "loss" if not all(finite[: len(indices)]) else "gradient" if not all(finite) else "loss on another process"
+        )
+        logger.warning(
+            "step %d skipped, its %s is not finite (%d in a row). Its records: %s",
+            progress.step + 1,
+            what,
+            progress.nonfinite_in_row,
+            "; ".join(names),
+        )
+
+    def _give_up(self) -> None:
+        whole = self.store.newest
+        if whole is None:
+            save(self)  # weights that no skipped step has touched, so that there is something to look at
+            whole = self.store.newest
+        where = f"The last good checkpoint is {whole}" if whole is not None else "No checkpoint was written"
+        raise TrainingDiverged(
+            f"{self.progress.nonfinite_in_row} steps in a row had a loss or gradient that is not finite, so training "
+            f"stopped after step {self.progress.step}. {where}. The log names the records: check them, or try a lower "
+            "--learning_rate, a smaller --max_grad_norm or --precision fp32."
+        )
+
+    def _log_step(
+        self, outputs: list[Stage1Output], rates: dict[str, float], norm: torch.Tensor, tokens: float
+    ) -> None:
+        progress = self.progress
+        if progress.step % self.config.output.log_steps and progress.step != self.plan.total_steps:
+            self.monitor.step(progress.step, self.phase)
+            return
+        # This step's own values, not a window's: a resumed run then logs the same numbers.
+        means = {
+            name: torch.stack([output.metrics[name].float() for output in outputs]).mean().item()
+            for name in outputs[0].metrics
+        }
+        scalars = {f"train/{name}": value for name, value in mean_over_ranks(self.processes, means).items()}
+        scalars["train/grad_norm"] = norm.item()
+        scalars |= {f"train/lr/{kind}": rate for kind, rate in rates.items()}
+        scalars |= {"train/samples_seen": progress.samples_seen, "train/words_seen": progress.words_seen}
+        scalars |= {
+            "train/epoch": progress.step / self.plan.steps_per_epoch,
+            "train/skipped_steps": progress.skipped_steps,
+        }
+        speed = self.throughput.report()
+        peak = peak_flops(self.processes.device, self.precision.name)
+        if peak is not None:
+            per_sample = flops_per_sample(self.objective.model, self.phase, tokens)
+            speed["perf/mfu"] = speed["perf/samples_per_sec"] * per_sample / (peak * self.processes.world_size)
+        self.monitor.step(progress.step, self.phase, {**scalars, **speed})
+
+    # ---- validation ----
+
+    def _validation_due(self) -> bool:
+        step, plan = self.progress.step, self.plan
+        if self.held_out is None or step == 0:
+            return False
+        ends = step % plan.steps_per_epoch == 0 or step == plan.total_steps or plan.is_boundary(step)
+        return ends or step % self.config.output.eval_steps == 0
+
+    def _validate(self) -> bool:
+        """Validate on rank 0 while the others wait; whether the score is the best so far."""
+        progress, model = self.progress, self.objective.model
+        outcome: tuple[dict[str, float], str | None] = ({}, None)
+        if self.processes.is_main:
+            weights = self.average.swapped_in(model) if self.average is not None else contextlib.nullcontext()
+            try:
+                with random_state_kept(self.processes.device), weights:
+                    result = self.held_out(model, self.objective.log_temperature.exp().item())
+                    # The phase of the step just taken: at the boundary this is what phase 1 has reached.
+                    phase = self.plan.phase_at(progress.step - 1)
+                    self.monitor.scalars(progress.step, phase, result.scalars)
+                    self.monitor.pictures(progress.step, result.pictures)
+                    outcome = (result.scalars, None)
+            except ValueError as error:
+                outcome = ({}, str(error))
+        scalars, message = from_main(outcome, self.processes)
+        if message is not None:
+            raise ValueError(message)
+        self.objective.train()
+        progress.validated_at = progress.step
+        recalls = [value for name, value in scalars.items() if "_R@" in name and "rerank" not in name]
+        score = sum(recalls) / len(recalls)
+        self.scores.append({"step": float(progress.step), "score": score})
+        logger.info(
+            "step %d held out: %s",
+            progress.step,
+            ", ".join(f"{name.removeprefix('val/')} {value:.1f}" for name, value in scalars.items() if "_R@" in name),
+        )
+        if progress.best_score is not None and score <= progress.best_score:
+            return False
+        progress.best_score, progress.best_step = score, progress.step
+        return True

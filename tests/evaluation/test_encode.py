@@ -1,0 +1,187 @@
+import pytest
+import torch
+
+from bitgen.evaluation.encode import Runner
+from bitgen.evaluation.memory import memory_metrics, read_split
+from bitgen.evaluation.retrieval import rank_split
+from bitgen.evaluation.validation import validate
+from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.modeling_bitgen import BitGenModel
+
+WIDTH, TOKENS, VOCABULARY = 16, 9, 40
+
+
+class MadeUpSplit:
+    """Random features with one to three captions of uneven length an image."""
+
+    kind = "features"
+
+    def __init__(self, image_count: int = 11) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.image_count = image_count
+        self.features = torch.randn(image_count, TOKENS, WIDTH, generator=generator)
+        self.counts = [1 + row % 3 for row in range(image_count)]
+        lengths = torch.randint(3, 12, (sum(self.counts),), generator=generator).tolist()
+        self.captions = [torch.randint(VOCABULARY, (length,), generator=generator) for length in lengths]
+
+    def captions_of(self, row: int) -> list[str]:
+        return ["a caption"] * self.counts[row]
+
+    def tokens(self, caption: int) -> torch.Tensor:
+        return self.captions[caption]
+
+    def image_tensor(self, row: int) -> torch.Tensor:
+        return self.features[row]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> MadeUpSplit:
+    return MadeUpSplit()
+
+
+def build(use_memory: bool = True) -> BitGenModel:
+    torch.manual_seed(0)
+    config = BitGenConfig(
+        feature_dim=WIDTH,
+        feature_tokens=TOKENS,
+        vision_tuning="frozen",
+        embed_dim=16,
+        vision_embed_dim=16,
+        compressor_dim=24,
+        num_layers=2,
+        num_heads=2,
+        ffn_dim=32,
+        vocab_size=VOCABULARY,
+        max_seq_len=16,
+        use_memory=use_memory,
+        memory_size=4,
+        memory_dim=16,
+    )
+    model = BitGenModel(config)
+    # Gates start at 0: open them, or neither image nor memory would reach the logits.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(0.5)
+    return model
+
+
+def test_every_caption_and_pair_is_computed_as_alone(dataset):
+    """Sorting by length, padding and batching must leave no trace: compare with one caption at a time."""
+    model = build().eval()
+    encoded = Runner(model, batch_size=4).encode(dataset)
+    texts = torch.tensor([0, 7, 7, 20, 3])
+    images = torch.tensor([5, 0, 10, 2, 3])
+    scores = Runner(model, batch_size=3).match(encoded, texts, images)
+    with torch.no_grad():
+        for caption, ids in enumerate(dataset.captions):
+            alone = model.encode_text(ids[None], torch.ones(1, len(ids), dtype=torch.int64))[0]
+            assert torch.allclose(encoded.text_features[caption], alone, atol=1e-5)
+        for row in range(dataset.image_count):
+            alone = model.encode_image(vision_features=dataset.features[row : row + 1])
+            assert torch.allclose(encoded.image_features[row], alone.image_features[0], atol=1e-5)
+        for text, image, score in zip(texts, images, scores, strict=True):
+            ids = dataset.captions[text]
+            tokens = model.encode_image(vision_features=dataset.features[image][None]).image_tokens
+            logits = model.match(model.pool_image_tokens(tokens), ids[None], torch.ones(1, len(ids)).long())[0]
+            assert score == pytest.approx((logits[1] - logits[0]).item(), abs=2e-3)
+    assert scores[1] != scores[2], "the image must matter to the matching score"
+    assert encoded.caption_image.tolist() == [row for row, count in enumerate(dataset.counts) for _ in range(count)]
+
+
+def test_batch_size_workers_and_max_images_change_nothing_else(dataset):
+    model = build()
+    whole = Runner(model, batch_size=64).encode(dataset)
+    parts = Runner(model, batch_size=2, num_workers=1).encode(dataset)
+    assert torch.allclose(whole.image_features, parts.image_features, atol=1e-5)
+    assert torch.allclose(whole.text_features, parts.text_features, atol=1e-5)
+    some = Runner(model).encode(dataset, max_images=4)
+    assert some.num_images == 4 and some.num_texts == sum(dataset.counts[:4])
+    assert torch.allclose(some.text_features, whole.text_features[: some.num_texts], atol=1e-5)
+
+
+def test_validating_leaves_the_model_and_the_random_state_as_they_were(dataset):
+    model = build().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    result = validate(model, dataset, temperature=0.07, batch_size=4, num_workers=1)
+    assert model.training and model.memory.training
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    again = validate(model, dataset, temperature=0.07, batch_size=4)
+    assert again.scalars == pytest.approx(result.scalars)
+
+
+def test_validation_names_what_the_monitor_shows(dataset):
+    scalars = validate(build(), dataset, temperature=0.07).scalars
+    recalls = {f"val/{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    losses = {f"val/{name}" for name in ("contrastive_loss", "acc_i2t", "acc_t2i", "itm_loss", "itm_acc")}
+    assert recalls | losses | {"val/memory_utilization", "val/memory_quality"} <= set(scalars)
+    assert all(0 <= scalars[name] <= 100 for name in recalls)
+    assert all(0 <= scalars[name] <= 1 for name in losses if "acc" in name)
+    without = validate(build(use_memory=False), dataset).scalars
+    assert not any("memory" in name or "contrastive" in name for name in without)
+
+
+def test_the_matching_sample_keeps_partners_from_the_whole_split(dataset):
+    """With few images sampled, the scores must be those of the same pairs in the full evaluation."""
+    model = build()
+    everything = validate(model, dataset, itm_images=dataset.image_count)
+    same = validate(model, dataset, itm_images=1000)
+    few = validate(model, dataset, itm_images=2)
+    assert everything.scalars["val/itm_loss"] == pytest.approx(same.scalars["val/itm_loss"])
+    # Two images: rows 0 and 10, with 1 + 2 captions; 3 true pairs, 3 hard images, 2 hard captions.
+    encoded, ranking = few.encoded, rank_split(few.encoded)
+    texts = torch.tensor([0, 19, 20])
+    assert encoded.caption_image[texts].tolist() == [0, 10, 10]
+    runner = Runner(model)
+    true = runner.match(encoded, texts, encoded.caption_image[texts])
+    hard = torch.cat(
+        [
+            runner.match(encoded, texts, ranking.hardest_image[texts]),
+            runner.match(encoded, ranking.hardest_text[[0, 10]], torch.tensor([0, 10])),
+        ]
+    )
+    softplus = torch.nn.functional.softplus
+    # The cross-entropy of a true pair is softplus(-logit), of a hard one softplus(logit).
+    expected = (softplus(-true).mean() + 2 * softplus(hard).mean()) / 3
+    assert few.scalars["val/itm_loss"] == pytest.approx(expected.item())
+    assert few.scalars["val/itm_loss"] != pytest.approx(everything.scalars["val/itm_loss"])
+    accuracy = ((true > 0).double().mean() + (hard <= 0).double().mean()) / 2
+    assert few.scalars["val/itm_acc"] == pytest.approx(accuracy.item())
+
+
+def test_memory_figures(dataset):
+    model = build()
+    runner = Runner(model, batch_size=4)
+    encoded = runner.encode(dataset)
+    usage, codes = read_split(runner, encoded)
+    # The definition, one caption at a time.
+    total, positions = torch.zeros(4), 0
+    model.eval()
+    with torch.no_grad():
+        for caption, ids in enumerate(dataset.captions):
+            tokens = encoded.image_tokens[encoded.caption_image[caption]][None].float()
+            fused = model.run_stack(ids[None], torch.ones(1, len(ids)).long(), tokens)
+            total += fused.read_weights.square().sum(dim=(0, 1))
+            positions += len(ids)
+            assert torch.allclose(codes[caption], fused.codes[0], atol=1e-4)
+    assert torch.allclose(usage, total / positions, rtol=1e-4)
+    share = total / total.sum()
+    metrics = memory_metrics(runner, encoded)
+    expected = 100 * (-(share * share.log()).sum()).exp() / 4
+    assert metrics["memory_utilization"] == pytest.approx(expected.item(), rel=1e-4)
+    # Four slots hold four codes of width 16, and recall others badly.
+    assert metrics["memory_quality"] > metrics["memory_quality_unwritten"]
+    assert metrics["memory_quality"] <= 100
+
+
+def test_memory_figures_need_a_memory(dataset):
+    runner = Runner(build(use_memory=False))
+    with pytest.raises(ValueError, match="use_memory"):
+        memory_metrics(runner, runner.encode(dataset))
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(ValueError, match="no images"):
+        Runner(build()).encode(MadeUpSplit(image_count=0))

@@ -1,0 +1,68 @@
+"""One process of a two-process run, started by torchrun: trains, with mishaps on rank 1 alone, and writes what it holds.
+
+Usage: ddp_worker.py CONFIG_JSON OUTPUT STOP_AT. Rank 1's loss is NaN in step 2 (counted from 1), and rank 1 gets SIGTERM
+in step STOP_AT; 0: never.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from bitgen.config import Config
+from bitgen.run import build_trainer
+from bitgen.training.distributed import start_processes, stop_processes
+
+SETTINGS, OUTPUT, STOP_AT = sys.argv[1:]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    config = Config.from_flat(json.loads(Path(SETTINGS).read_text()))
+    config.validate()
+    processes = start_processes(config)
+    trainer = build_trainer(config, processes)
+    forward = trainer.objective.forward
+    gradients: dict[str, torch.Tensor] = {}
+    calls = []
+
+    def troubled(*arguments):
+        calls.append(1)
+        if processes.rank == 1 and len(calls) == int(STOP_AT):
+            os.kill(os.getpid(), signal.SIGTERM)
+        output = forward(*arguments)
+        return output._replace(loss=output.loss * torch.nan) if processes.rank == 1 and len(calls) == 2 else output
+
+    trainer.objective.forward = troubled
+    clamp = trainer.objective.clamp_temperature_
+
+    def look() -> None:
+        named = trainer.objective.named_parameters()
+        gradients.update((name, p.grad.clone()) for name, p in named if p.grad is not None)
+        clamp()
+
+    trainer.objective.clamp_temperature_ = look
+    stop = trainer.fit()
+    holds = {
+        "step": trainer.progress.step,
+        "phase": trainer.phase,
+        "skipped": trainer.progress.skipped_steps,
+        "samples": trainer.progress.samples_seen,
+        "told": stop.received is not None,
+        "parameters": dict(trainer.objective.state_dict()),
+        "gradients": gradients,
+        "queue": dict(trainer.queue.state_dict()),
+        "random": torch.get_rng_state(),
+    }
+    torch.save(holds, f"{OUTPUT}.{processes.rank}")
+    trainer.monitor.close()
+    stop_processes()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Stopping and going on: the resumed run is the uninterrupted one, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitgen.config import ConfigError
+from bitgen.training.checkpoint import CheckpointError, checkpoint_folders, find_checkpoint
+from bitgen.training.randomness import random_state, random_state_kept, set_random_state
+
+
+def losses(log_dir: str) -> dict[int, float]:
+    lines = (Path(log_dir) / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 6], ids=["inside phase 1", "at the boundary", "inside phase 2"])
+def test_sigterm_and_resume_change_nothing(build, fit_until, same_checkpoint, stop_at: int) -> None:
+    straight = build("straight")
+    assert straight.fit().received is None
+    first = build("resumed")
+    assert fit_until(first, stop_at).received == signal.SIGTERM
+    assert first.progress.step == stop_at
+    second = build("resumed", resume="auto")
+    assert second.progress.step == stop_at
+    second.fit()
+    same_checkpoint(straight.store.folder, second.store.folder)
+    assert losses(straight.monitor.log_dir) == losses(second.monitor.log_dir)
+    assert len(losses(second.monitor.log_dir)) == 8
+
+
+def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build, fit_until, same_checkpoint) -> None:
+    settings = dict(
+        ema_decay=0.9,
+        num_workers=1,
+        val_data="scenes",
+        eval_steps=3,
+        token_dropout=0.2,
+        caption_sampling="one",
+        scenes_train=64,
+        text_loss_weight=0.5,
+    )
+    straight = build("straight", **settings)
+    straight.fit()
+    fit_until(build("resumed", **settings), 5)
+    second = build("resumed", resume="auto", **settings)
+    second.fit()
+    same_checkpoint(straight.store.folder, second.store.folder)
+
+
+def test_a_validation_owed_at_the_stop_is_made_up_for(build, fit_until) -> None:
+    """The signal comes in the very step after which phase 1 is to be evaluated."""
+    fit_until(build(val_data="scenes"), 4)
+    second = build(val_data="scenes", resume="auto")
+    second.fit()
+    assert [entry["step"] for entry in second.scores] == [4.0, 6.0, 8.0][: len(second.scores)]
+    records = [json.loads(line) for line in (second.monitor.log_dir / "metrics.jsonl").read_text().splitlines()]
+    phases = {record["step"]: record["phase"] for record in records if "val/t2i_R@1" in record}
+    assert phases[4] == 1 and phases[8] == 2
+
+
+def test_resuming_a_finished_run_trains_no_further(build) -> None:
+    first = build()
+    first.fit()
+    again = build(resume="auto")
+    again.fit()
+    assert again.progress.step == 8
+    assert len(checkpoint_folders(again.store.folder)) == 1
+
+
+def test_auto_without_a_checkpoint_starts_afresh_and_says_so(build, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        trainer = build(resume="auto", max_steps=1)
+    assert "starts afresh" in caplog.text
+    trainer.fit()
+    assert trainer.progress.step == 1
+
+
+def test_a_folder_with_checkpoints_is_not_overwritten(build) -> None:
+    build(max_steps=1).fit()
+    with pytest.raises(ConfigError, match="--resume auto .*another --output_dir"):
+        build(max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"scenes_train": 40}, "training samples was 96 and is 120"),
+        ({"lora_warmup_steps": 5}, "first step of phase 2"),
+        ({"seed": 1}, "seed was 42 and is 1"),
+        ({"batch_size": 4}, "batch_size was 8 and is 4"),
+        ({"ffn_dim": 48}, r"is \[64, 32\] there and \[48, 32\] here"),
+        ({"queue_size": 64}, "queue_size"),
+        ({"vision_tuning": "frozen"}, "vision_tuning was lora and is frozen"),
+        ({"lora_rank": 2}, "lora_A"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(build, settings: dict, named: str) -> None:
+    build(max_steps=1).fit()
+    with pytest.raises(CheckpointError, match=named):
+        build(max_steps=1, resume="auto", **settings)
+
+
+def test_another_number_of_processes_is_refused(build) -> None:
+    trainer = build(max_steps=1)
+    trainer.fit()
+    path = find_checkpoint("auto", trainer.store.folder).path / "training_state.pt"
+    state = torch.load(path, weights_only=True)
+    state["run"]["num_gpus"] = 2
+    torch.save(state, path)
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    del manifest["files"]["training_state.pt"]
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="num_gpus was 2 and is 1"):
+        build(max_steps=1, resume="auto")
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_the_run_still_ends_the_same(build, same_checkpoint, caplog) -> None:
+    straight = build("straight", save_steps=2)
+    straight.fit()
+    first = build("resumed", save_steps=2, max_checkpoints_to_keep=1, max_steps=8)
+    first.fit()
+    # With one checkpoint kept, only the damaged one is left beside the copy of an older one.
+    again = build("again", save_steps=2)
+    again.fit()
+    newest = checkpoint_folders(again.store.folder)[0]
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        resumed = build("again", save_steps=2, resume="auto", max_checkpoints_to_keep=1)
+    assert resumed.progress.step == 6
+    assert "step-00000008 is damaged" in caplog.text
+    resumed.fit()
+    same_checkpoint(straight.store.folder, resumed.store.folder)
+
+
+def test_going_back_below_newer_checkpoints_is_refused(build) -> None:
+    first = build(save_steps=2)
+    first.fit()
+    with pytest.raises(ConfigError, match="newer checkpoints .*step-00000008"):
+        build(resume=str(first.store.folder / "step-00000006"))
+
+
+def test_a_run_continues_in_another_folder(build, same_checkpoint) -> None:
+    straight = build("straight", save_steps=2)
+    straight.fit()
+    moved = build("moved", resume=str(straight.store.folder / "step-00000006"))
+    moved.fit()
+    same_checkpoint(straight.store.folder, moved.store.folder)
+
+
+def test_random_states_come_back() -> None:
+    import numpy as np
+
+    device = torch.device("cpu")
+
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(())), random.gauss(0, 1)]
+
+    random.gauss(0, 1)  # leaves half of a pair behind, which is part of the state
+    state = random_state(device)
+    expected = [draw(), draw()]
+    set_random_state(state, device)
+    assert [draw(), draw()] == expected
+    set_random_state(state, device)
+    with random_state_kept(device):
+        draw()
+    assert [draw(), draw()] == expected
+
+
+def wait_for_step(log_dir: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = log_dir / "metrics.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
+
+
+def test_kill_9_in_both_phases_then_resume(build, tiny_config, same_checkpoint, command, environment) -> None:
+    """The process has no chance to do anything: what counts is on disk already."""
+    settings = dict(max_steps=24, lora_warmup_steps=10, save_steps=1)
+    straight = build("straight", **settings)
+    straight.fit()
+    config = tiny_config("killed", **settings)
+    for step in (6, 14):
+        process = subprocess.Popen(
+            command(config, resume="auto"),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        wait_for_step(Path(config.output.log_dir), step, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    resumed = build("killed", resume="auto", **settings)
+    assert 0 < resumed.progress.step < 24
+    resumed.fit()
+    same_checkpoint(straight.store.folder, resumed.store.folder)
+    assert losses(straight.monitor.log_dir) == losses(resumed.monitor.log_dir)
+
+
+def test_sigterm_ends_the_entry_with_the_resume_command(tiny_config, command, environment) -> None:
+    config = tiny_config(max_steps=500, num_workers=1)
+    process = subprocess.Popen(
+        command(config), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for_step(Path(config.output.log_dir), 2, process)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "--resume auto" in output and "Stopped after step" in output
+    assert find_checkpoint("auto", config.output.output_dir).step >= 2

@@ -1,0 +1,147 @@
+"""Tiny models, objectives and batches for the objective tests, from configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.factory import random_vision_config
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
+from bitgen.objectives.stage1 import Stage1Objective
+
+BOS, EOS, FIRST_WORD = 0, 1, 3
+VOCAB, MAX_LENGTH, WIDTH, FEATURE_DIM = 37, 12, 16, 12
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The objective's settings: all four losses on, everything random off."""
+
+    contrastive_weight: float = 1.0
+    itm_weight: float = 0.5
+    memory_kl_weight: float = 0.1
+    text_loss_weight: float = 0.25
+    queue_weight: float = 0.4
+    temperature: float = 0.5
+    itm_temperature: float = 0.07
+    token_dropout: float = 0.0
+
+
+def tiny_config(tower: bool = False, **changes: Any) -> BitGenConfig:
+    """A model of a few thousand parameters without dropout, on features of 9 tokens or on a DINOv2 of two layers."""
+    sizes: dict[str, Any] = {
+        "embed_dim": WIDTH,
+        "vision_embed_dim": WIDTH,
+        "num_layers": 2,
+        "num_heads": 2,
+        "ffn_dim": 24,
+        "compressor_dim": 20,
+        "vocab_size": VOCAB,
+        "max_seq_len": MAX_LENGTH,
+        "memory_size": 6,
+        "memory_dim": WIDTH,
+        "dropout": 0.0,
+        "compressor_dropout": 0.0,
+        "lora_dropout": 0.0,
+        "lora_rank": 2,
+        "lora_alpha": 4,
+    }
+    if tower:
+        sizes |= {"vision_config": random_vision_config(16, 2, 2, patch_size=4, image_size=12), "image_size": 12}
+    else:
+        sizes |= {"feature_dim": FEATURE_DIM, "feature_tokens": 9}
+    return BitGenConfig(**(sizes | changes))
+
+
+def tiny_objective(weights: Weights | None = None, seed: int = 0, **model: Any) -> Stage1Objective:
+    """An objective in training mode around a tiny model; ``model`` goes to :func:`tiny_config`."""
+    torch.manual_seed(seed)
+    return Stage1Objective(BitGenModel(tiny_config(**model)), weights or Weights()).train()
+
+
+def tiny_batch(
+    config: BitGenConfig, size: int, generator: torch.Generator, image_ids: Tensor | None = None, longest: int = 8
+) -> dict[str, Tensor]:
+    """Pairs with captions BOS words EOS of 3 to ``longest`` tokens, the first one being the longest."""
+    lengths = torch.randint(3, longest + 1, (size,), generator=generator)
+    lengths[0] = longest
+    positions = torch.arange(longest)[None]
+    ids = torch.randint(FIRST_WORD, config.vocab_size, (size, longest), generator=generator)
+    ids[:, 0] = BOS
+    ids = ids.masked_fill(positions == lengths[:, None] - 1, EOS).masked_fill(positions >= lengths[:, None], EOS)
+    batch = {
+        "input_ids": ids,
+        "attention_mask": (positions < lengths[:, None]).long(),
+        "image_ids": torch.arange(size) + 1000 if image_ids is None else image_ids,
+    }
+    if config.takes_features:
+        shape = (size, config.feature_tokens, config.feature_dim)
+        batch["vision_features"] = torch.randn(shape, generator=generator)
+    else:
+        batch["pixel_values"] = torch.randn(size, 3, config.image_size, config.image_size, generator=generator)
+    return batch
+
+
+def queue_for(config: BitGenConfig, size: int) -> FeatureQueue:
+    """An empty queue of a model's sizes."""
+    return FeatureQueue(size, config.embed_dim, config.max_seq_len, config.pooled_tokens)
+
+
+def random_entries(config: BitGenConfig, size: int, generator: torch.Generator, first_id: int = 5000) -> QueueEntries:
+    """Queue entries that no model made: unit features, random captions, image tokens that bfloat16 holds exactly."""
+    batch = tiny_batch(config, size, generator, longest=min(10, config.max_seq_len))
+    features = torch.randn(2, size, config.embed_dim, generator=generator)
+    tokens = torch.randn(size, config.pooled_tokens, config.embed_dim, generator=generator)
+    return QueueEntries(
+        *torch.nn.functional.normalize(features, dim=-1),
+        torch.arange(size) + first_id,
+        batch["input_ids"],
+        batch["attention_mask"],
+        tokens.to(torch.bfloat16),
+    )
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _weights(**changes: float) -> Weights:
+    return replace(Weights(), **changes)
+
+
+# Helpers reach the tests as fixtures: with importlib's import mode test files cannot import one another.
+@pytest.fixture(scope="session")
+def generator() -> Callable[[int], torch.Generator]:
+    return _generator
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[..., Weights]:
+    return _weights
+
+
+@pytest.fixture(scope="session")
+def make_objective() -> Callable[..., Stage1Objective]:
+    return tiny_objective
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., dict[str, Tensor]]:
+    return tiny_batch
+
+
+@pytest.fixture(scope="session")
+def make_queue() -> Callable[..., FeatureQueue]:
+    return queue_for
+
+
+@pytest.fixture(scope="session")
+def make_entries() -> Callable[..., QueueEntries]:
+    return random_entries

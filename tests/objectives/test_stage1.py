@@ -1,0 +1,339 @@
+"""The objective as a whole: its sum, what it reads, what it leaves alone, and that it always runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.objectives import stage1
+from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
+from bitgen.objectives.stage1 import Stage1Objective
+
+FUSIONS = ("concat_mlp", "cross_attention", "backbone")
+
+
+def _open_gates(objective: Stage1Objective) -> None:
+    """Untrained gates are 0 and hide the fusion and the memory from every output."""
+    with torch.no_grad():
+        for name, parameter in objective.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(0.5)
+
+
+def _pooled(objective: Stage1Objective, batch: dict) -> torch.Tensor:
+    """The batch's image tokens as matching sees them."""
+    return objective.model.pool_image_tokens(objective.model.encode_image(None, batch["vision_features"]).image_tokens)
+
+
+def _spy_on_stack(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Everything ``run_stack`` is called with."""
+    calls: list[dict] = []
+    plain = BitGenModel.run_stack
+
+    def spy(self, input_ids, attention_mask=None, image_tokens=None, reader=None, cache=None):
+        calls.append({"ids": input_ids, "mask": attention_mask, "tokens": image_tokens, "reader": reader})
+        return plain(self, input_ids, attention_mask, image_tokens, reader, cache)
+
+    monkeypatch.setattr(BitGenModel, "run_stack", spy)
+    return calls
+
+
+@pytest.fixture
+def step(make_objective, make_batch, make_queue, make_entries, generator) -> Callable:
+    """An objective with open gates, a batch of 5 and a queue holding 7 of 10."""
+
+    def build(weights=None, filled: int = 7, seed: int = 0, batch_options: dict | None = None, **model):
+        objective = make_objective(weights, seed=seed, **model)
+        _open_gates(objective)
+        config, random = objective.model.config, generator(seed)
+        queue = make_queue(config, 10)
+        if filled:
+            queue.enqueue(make_entries(config, filled, random))
+        return objective, make_batch(config, 5, random, **(batch_options or {})), queue
+
+    return build
+
+
+def _run(
+    objective: Stage1Objective, batch: dict, queue: FeatureQueue, memory: torch.Tensor | None = None, seed: int = 3
+):
+    torch.manual_seed(seed)
+    if memory is None and objective.model.memory is not None:
+        memory = objective.model.memory.state
+    return objective(batch, queue, memory)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_loss_is_the_weighted_sum_of_its_parts(step, weights, fusion: str) -> None:
+    asked = {"contrastive_weight": 0.7, "itm_weight": 0.3, "memory_kl_weight": 0.2, "text_loss_weight": 0.11}
+    parts = {"contrastive_weight": "contrastive_loss", "itm_weight": "itm_loss"}
+    parts |= {"memory_kl_weight": "memory_kl_loss", "text_loss_weight": "text_loss"}
+    output = _run(*step(weights(**asked), fusion=fusion))
+    expected = sum(weight * output.metrics[parts[name]].item() for name, weight in asked.items())
+    assert output.loss.item() == pytest.approx(expected, rel=1e-6)
+    assert all(output.metrics[name] > 0 for name in parts.values())
+    names = {
+        "temperature",
+        "acc_i2t",
+        "acc_t2i",
+        "itm_acc",
+        "itm_negative_rank",
+        "memory_utilization",
+        "memory_quality",
+    }
+    assert set(output.metrics) - {"loss"} == names | set(parts.values())
+    assert all(value.dim() == 0 and not value.requires_grad for value in output.metrics.values())
+    for name in parts:
+        off = _run(*step(weights(**{**asked, name: 0.0}), fusion=fusion))
+        assert parts[name] not in off.metrics
+
+
+def test_the_contrastive_gradient_flows_through_queries_and_candidates(step, weights) -> None:
+    """Every gradient equals that of the formula written out for distinct images: keys of the batch carry a gradient in
+    the term without the queue, no key does in the term with it."""
+    only = weights(itm_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0)
+    objective, batch, queue = step(only, use_memory=False)
+    _run(objective, batch, queue).loss.backward()
+    found = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+    objective.zero_grad()
+    images = objective.model.encode_image(None, batch["vision_features"]).image_features
+    texts = objective.model.encode_text(batch["input_ids"], batch["attention_mask"])
+    past, target, temperature = queue.valid(), torch.arange(5), objective.log_temperature.exp()
+    weight, loss = objective.settings.queue_weight, 0.0
+    assert 0 < weight < 1
+    for queries, keys, old in ((images, texts, past.text_features), (texts, images, past.image_features)):
+        moved = torch.stack([key - old.mean(dim=0) + keys.detach().mean(dim=0) for key in old])
+        moved = moved / moved.norm(dim=1, keepdim=True)
+        with_queue = torch.cat((queries @ keys.detach().T, queries @ moved.T), dim=1)
+        loss = loss + (1 - weight) / 2 * torch.nn.functional.cross_entropy(queries @ keys.T / temperature, target)
+        loss = loss + weight / 2 * torch.nn.functional.cross_entropy(with_queue / temperature, target)
+    loss.backward()
+    expected = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_without_a_memory_there_is_no_kl_and_no_posterior(step) -> None:
+    output = _run(*step(use_memory=False))
+    assert output.posterior is None and not any(name.startswith("memory") for name in output.metrics)
+
+
+def test_matching_sees_true_pairs_then_hard_texts_then_hard_images(step, monkeypatch, weights) -> None:
+    objective, batch, queue = step(weights(itm_temperature=100.0), batch_options={"longest": 6})
+    queue.entries.attention_mask[:, :10] = 1  # longer than any of the batch
+    calls = _spy_on_stack(monkeypatch)
+    _run(objective, batch, queue)
+    text, fused = calls
+    assert text["tokens"] is None and text["ids"].shape == batch["input_ids"].shape
+    ids, mask, tokens = fused["ids"], fused["mask"], fused["tokens"]
+    n, own = 5, batch["input_ids"]
+    assert len(ids) == len(mask) == len(tokens) == 3 * n
+    real = batch["attention_mask"].bool()
+    for part in (0, 2):  # the batch's own captions
+        rows = slice(part * n, part * n + n)
+        assert torch.equal(mask[rows, :6], batch["attention_mask"]) and mask[rows, 6:].sum() == 0
+        assert torch.equal(ids[rows, :6][real], own[real])
+    pooled = objective.model.pool_image_tokens(
+        objective.model.encode_image(None, batch["vision_features"]).image_tokens
+    )
+    assert torch.equal(tokens[:n], pooled) and torch.equal(tokens[n : 2 * n], pooled)
+    held = queue.valid()
+    captions = [*own.tolist(), *held.input_ids.tolist()]
+    masks = [*batch["attention_mask"].tolist(), *held.attention_mask.tolist()]
+    words = [tuple(t for t, m in zip(c, k, strict=True) if m) for c, k in zip(captions, masks, strict=True)]
+    images = [*pooled, *held.image_tokens.float()]
+    assert mask[n : 2 * n].sum(dim=1).max() == 10  # one was drawn, and whole
+    for row in range(n):
+        drawn = tuple(t for t, m in zip(ids[n + row].tolist(), mask[n + row].tolist(), strict=True) if m)
+        assert drawn in words and words.index(drawn) != row
+        matches = [j for j, image in enumerate(images) if torch.equal(image, tokens[2 * n + row])]
+        assert len(matches) == 1 and matches[0] != row
+
+
+@pytest.mark.parametrize("filled", [0, 7])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_batch_of_one_image_still_runs(step, make_entries, fusion: str, filled: int) -> None:
+    """No row has a candidate (unless the queue has): weight 0 for hard pairs, finite loss, finite gradients."""
+    objective, batch, queue = step(filled=filled, fusion=fusion, batch_options={"image_ids": torch.full((5,), 5000)})
+    if filled:
+        queue.entries.image_ids.fill_(5000)
+    output = _run(objective, batch, queue)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert all(torch.isfinite(p.grad).all() for p in objective.parameters() if p.grad is not None)
+    assert objective.model.itm_head.weight.grad.abs().sum() > 0  # from the true pairs
+    # Only the true pairs count, with label 1.
+    pooled = objective.model.pool_image_tokens(
+        objective.model.encode_image(None, batch["vision_features"]).image_tokens
+    )
+    objective.eval()
+    with torch.no_grad():
+        quiet = _run(objective, batch, queue)
+        logits = objective.model.match(pooled, batch["input_ids"], batch["attention_mask"])
+    expected = torch.nn.functional.cross_entropy(logits, torch.ones(5, dtype=torch.long))
+    torch.testing.assert_close(quiet.metrics["itm_loss"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(step, weights, monkeypatch) -> None:
+    """Only the hard images count here, so image tokens get a gradient where a row was drawn as one."""
+    only = weights(contrastive_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0)
+    kept: dict[str, torch.Tensor] = {}
+    plain = BitGenModel.pool_image_tokens
+
+    def keep(self, tokens):
+        kept["tokens"] = tokens
+        tokens.retain_grad()
+        return plain(self, tokens)
+
+    monkeypatch.setattr(BitGenModel, "pool_image_tokens", keep)
+
+    def draw(index: list[int]):
+        def fake(queries, candidates, *_):
+            return stage1.HardNegatives(torch.tensor(index), torch.ones(5), torch.ones(5))
+
+        return fake
+
+    def true_and_hard_text_do_not_count(logits, labels, weights):
+        return real_loss(logits, labels, torch.cat((torch.zeros(10), torch.ones(5))))
+
+    real_loss = stage1.matching_loss
+    monkeypatch.setattr(stage1, "matching_loss", true_and_hard_text_do_not_count)
+    for index, reached in (([1, 0, 1, 0, 1], {0, 1}), ([5, 6, 7, 8, 9], set()), ([4, 11, 3, 5, 6], {3, 4})):
+        objective, batch, queue = step(only)
+        queue.entries.image_tokens.requires_grad_(True)
+        monkeypatch.setattr(stage1, "draw_hard_negatives", draw(index))
+        _run(objective, batch, queue).loss.backward()
+        grad = kept["tokens"].grad
+        rows = set() if grad is None else set(grad.abs().sum(dim=(1, 2)).nonzero().flatten().tolist())
+        assert rows == reached, index
+
+
+def test_forward_changes_neither_queue_nor_memory_nor_batch(step) -> None:
+    objective, batch, queue = step()
+    memory = objective.model.memory.state + 0.1
+    before = [t.clone() for t in (*queue.entries, memory, objective.model.memory.state, *batch.values())]
+    place = (queue.position, len(queue))
+    output = _run(objective, batch, queue, memory)
+    output.loss.backward()
+    after = (*queue.entries, memory, objective.model.memory.state, *batch.values())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) and place == (queue.position, len(queue))
+    assert memory.grad is None and not output.posterior.requires_grad
+
+
+def test_entries_are_this_batch_detached_and_fit_the_queue(step) -> None:
+    objective, batch, queue = step()
+    entries = _run(objective, batch, queue).entries
+    assert not any(tensor.requires_grad for tensor in entries)
+    for new, kept in zip(entries, queue.entries, strict=True):
+        assert new.shape == (5, *kept.shape[1:])
+    assert torch.equal(entries.image_ids, batch["image_ids"])
+    length = batch["input_ids"].shape[1]
+    assert (
+        torch.equal(entries.input_ids[:, :length], batch["input_ids"]) and entries.attention_mask[:, length:].sum() == 0
+    )
+    queue.enqueue(QueueEntries(*entries))
+    assert len(queue) == 10
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_pass_reads_the_memory_it_was_given_and_not_its_own_write(step, monkeypatch, fusion: str) -> None:
+    objective, batch, queue = step(fusion=fusion)
+    given = torch.randn(objective.model.memory.state.shape, generator=torch.Generator().manual_seed(9))
+    calls = _spy_on_stack(monkeypatch)
+    first = _run(objective, batch, queue, given)
+    assert len(calls) == 2 and all(torch.equal(call["reader"].mean, given) for call in calls)
+    assert not torch.allclose(first.posterior, given, atol=1e-3)
+    # What the model holds as its state is not looked at; what is passed in is.
+    objective.model.memory.state.add_(1.0)
+    again = _run(objective, batch, queue, given)
+    assert torch.equal(first.loss, again.loss) and torch.equal(first.posterior, again.posterior)
+    other = _run(objective, batch, queue, first.posterior)
+    assert not torch.isclose(first.metrics["contrastive_loss"], other.metrics["contrastive_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_pair_does_not_read_what_its_neighbours_write(step, fusion: str) -> None:
+    """The features and codes of pair 0 do not depend on the other pairs of its step."""
+    objective, batch, queue = step(fusion=fusion)
+    objective.eval()
+    other = {name: value.clone() for name, value in batch.items()}
+    other["vision_features"][1:] += 1
+    other["input_ids"][1:, 1] = 20
+    a, b = _run(objective, batch, queue), _run(objective, other, queue)
+    torch.testing.assert_close(a.entries.text_features[0], b.entries.text_features[0])
+    torch.testing.assert_close(a.entries.image_features[0], b.entries.image_features[0])
+    assert not torch.allclose(a.posterior, b.posterior)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_posterior_is_the_write_of_the_true_pairs_codes(step, fusion: str) -> None:
+    objective, batch, queue = step(fusion=fusion)
+    objective.eval()
+    model = objective.model
+    output = _run(objective, batch, queue)
+    pooled = _pooled(objective, batch)
+    fused = model.run_stack(batch["input_ids"], batch["attention_mask"], pooled)
+    # Longhand Bayesian regression of the codes on their addresses, in float64.
+    codes, prior = fused.codes.double(), model.memory.gpm.prior_mean.double()
+    addresses = codes @ torch.linalg.pinv(prior)
+    variance = model.memory.gpm.prior_logvar.double().exp()
+    noise = model.memory.gpm.sigma**2
+    precision = torch.diag(1 / variance) + addresses.T @ addresses / noise
+    mean = torch.linalg.solve(precision, torch.diag(1 / variance) @ prior + addresses.T @ codes / noise)
+    torch.testing.assert_close(output.posterior.double(), mean, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("itm_weight", [0.0, 0.5])
+def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(
+    step, weights, fusion: str, itm_weight: float
+) -> None:
+    """Every hard caption is longer than the batch's longest: padding must add nothing to the language loss."""
+    objective, batch, queue = step(weights(itm_weight=itm_weight), fusion=fusion, batch_options={"longest": 4})
+    objective.eval()
+    queue.entries.attention_mask[:, :11] = 1
+    with torch.no_grad():
+        queue.entries.text_features.copy_(_run(objective, batch, queue).entries.image_features[0])  # near: surely drawn
+        output = _run(objective, batch, queue)
+        model = objective.model
+        pooled = _pooled(objective, batch)
+        logits = model(batch["input_ids"], batch["attention_mask"], pooled)
+    labels = batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(output.metrics["text_loss"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_token_dropout_touches_the_contrastive_pass_in_training_only(step, weights, monkeypatch) -> None:
+    objective, batch, queue = step(weights(token_dropout=0.9))
+    calls = _spy_on_stack(monkeypatch)
+    entries = _run(objective, batch, queue).entries
+    real = batch["attention_mask"].sum()
+    assert calls[0]["mask"].sum() < real and calls[1]["mask"][:5].sum() == real
+    assert entries.attention_mask.sum() == real  # the queue keeps the whole caption
+    objective.eval()
+    _run(objective, batch, queue)
+    assert calls[2]["mask"].sum() == real
+
+
+def test_eval_mode_is_repeatable_but_for_the_draw_of_negatives(step) -> None:
+    objective, batch, queue = step()
+    objective.eval()
+    a, b = _run(objective, batch, queue, seed=1), _run(objective, batch, queue, seed=2)
+    for name in ("contrastive_loss", "memory_kl_loss", "text_loss", "memory_quality", "memory_utilization"):
+        assert torch.equal(a.metrics[name], b.metrics[name]), name
+
+
+@pytest.mark.parametrize("memory_dim", [16, 8])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_runs_under_bfloat16_autocast_with_losses_near_float32(step, fusion: str, memory_dim: int) -> None:
+    exact = _run(*step(fusion=fusion, memory_dim=memory_dim))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = _run(*step(fusion=fusion, memory_dim=memory_dim))
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32 and output.posterior.dtype == torch.float32
+    for name in ("contrastive_loss", "memory_kl_loss", "text_loss"):
+        torch.testing.assert_close(output.metrics[name], exact.metrics[name], rtol=0.05, atol=0.01)

@@ -1,0 +1,183 @@
+"""The entry `src/evaluate.py`, from a checkpoint on disk to results.json."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+from bitgen.config import Config
+from bitgen.data.record_writer import write_dataset
+from bitgen.data.records import DatasetInfo, Record
+from bitgen.data.tokenizer import build_tokenizer
+from bitgen.evaluation.results import write_results
+from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.training.checkpoint import split_state
+from bitgen.training.checkpoint_store import CheckpointStore
+
+TOKENS, WIDTH = 4, 6
+CAPTIONS = [
+    [f"a {colour} thing {way}" for way in ("near", "far", "up")[: 1 + row % 3]] for row, colour in enumerate("abcdefgh")
+]
+
+
+def write_features(folder, width=WIDTH):
+    info = DatasetInfo("features", "made up", feature_shape=(TOKENS, width), feature_dtype="float32")
+    rows = np.random.default_rng(0).normal(size=(len(CAPTIONS), TOKENS, width)).astype("<f4")
+    records = [Record(f"{row}.jpg", rows[row].tobytes(), captions) for row, captions in enumerate(CAPTIONS)]
+    write_dataset(folder, records, info)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with two checkpoints of an untrained model, the first one the best; and its data."""
+    folder = tmp_path_factory.mktemp("run")
+    checkpoints = folder / "checkpoints"
+    flat = [caption for captions in CAPTIONS for caption in captions]
+    tokenizer = build_tokenizer("train", flat, 280, checkpoints / "tokenizer")
+    config = Config().replace(
+        vision_encoder="features",
+        vision_tuning="frozen",
+        embed_dim=16,
+        vision_embed_dim=16,
+        num_heads=2,
+        max_seq_len=24,
+    )
+    store = CheckpointStore(checkpoints, keep=5)
+    for step in (1, 2):
+        torch.manual_seed(step)
+        model_config = BitGenConfig(
+            feature_dim=WIDTH,
+            feature_tokens=TOKENS,
+            vision_tuning="frozen",
+            embed_dim=16,
+            vision_embed_dim=16,
+            num_heads=2,
+            num_layers=1,
+            vocab_size=len(tokenizer),
+            max_seq_len=24,
+            memory_size=4,
+            memory_dim=16,
+        )
+        own, _ = split_state(BitGenModel(model_config))
+        store.save(step, own, {"step": step}, config, model_config, is_best=step == 1)
+    write_features(folder / "data")
+    return folder
+
+
+def run_evaluate(run, *flags, data=None, checkpoint=None, output=None):
+    output = output or run / "out" / "results.json"
+    evaluate.main(
+        ["--checkpoint", str(checkpoint or run / "checkpoints"), "--data", str(data or run / "data")]
+        + ["--output", str(output), "--num_workers", "0", "--bootstrap", "20", *flags]
+    )
+    return json.loads(output.read_text())
+
+
+def test_results_have_the_layout_of_the_specification(run, capsys):
+    results = run_evaluate(run, "--task", "retrieval,matching")
+    assert set(results) == {"retrieval", "matching", "memory"}
+    recalls = {f"{way}_R@{k}" for way in ("t2i", "i2t", "reranked_t2i", "reranked_i2t") for k in (1, 5, 10)}
+    assert recalls <= set(results["retrieval"])
+    assert set(results["matching"]) == {"itm_acc", "itm_acc_cosine"}
+    assert {"memory_utilization", "memory_quality"} <= set(results["memory"])
+    for name, value in results["retrieval"].items():
+        if name.endswith("_ci95"):
+            low, high = value
+            assert low <= results["retrieval"][name.removesuffix("_ci95")] <= high
+        elif "R@" in name:
+            assert 0 <= value <= 100
+    # Eight images: all are among the first ten, so a share instead of a percentage would show here.
+    assert results["retrieval"]["t2i_R@10"] == 100.0
+    printed = capsys.readouterr().out
+    assert "text to image, by cosine" in printed and f"{results['matching']['itm_acc']:.1f}" in printed
+
+
+def test_a_run_means_its_best_checkpoint(run):
+    best = run_evaluate(run, "--task", "retrieval")
+    assert best == run_evaluate(run, "--task", "retrieval", checkpoint=run / "checkpoints" / "step-00000001")
+    assert best != run_evaluate(run, "--task", "retrieval", checkpoint=run / "checkpoints" / "step-00000002")
+
+
+def test_tasks_choose_the_sections(run):
+    assert set(run_evaluate(run, "--task", "memory")) == {"memory"}
+    plain = run_evaluate(run, "--task", "retrieval", "--rerank_top_k", "0", "--bootstrap", "0")
+    assert set(plain) == {"retrieval"} and len(plain["retrieval"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task", "retrieval,matchign"], "unknown task 'matchign'; choose from retrieval, matching, memory"),
+        (["--batch_size", "0"], "--batch_size is 0; it must be at least 1"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere: there is no such folder"),
+        (["--data", "nowhere"], "data folder nowhere does not exist"),
+        (["--data", "scenes"], "--data scenes holds images, and this checkpoint takes features of 4 x 6"),
+        (["--precision", "fp16"], "--precision fp16 needs a GPU"),
+        (["--max_images", "1"], "matching needs at least two images"),
+    ],
+)
+def test_mistakes_are_named(run, capsys, monkeypatch, flags, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        run_evaluate(run, *flags)
+    assert stopped.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_features_of_another_width_are_refused(run, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        run_evaluate(run, data=write_features(tmp_path / "wide", width=7))
+    assert "holds features of 4 x 7, and this checkpoint takes features of 4 x 6" in capsys.readouterr().err
+
+
+def test_cuda_where_there_is_none(run, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        run_evaluate(run, "--device", "cuda")
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(run, capsys, tmp_path):
+    import shutil
+
+    copy = tmp_path / "checkpoints"
+    shutil.copytree(run / "checkpoints", copy, symlinks=True)
+    weights = copy / "step-00000001" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(SystemExit):
+        run_evaluate(run, checkpoint=copy)
+    error = capsys.readouterr().err
+    assert "step-00000001" in error and "damaged" in error
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(run, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        run_evaluate(run, output=tmp_path / "file" / "results.json")
+    captured = capsys.readouterr()
+    assert "--output" in captured.err and "cannot write there" in captured.err
+    assert not captured.out
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_results({"retrieval": {"t2i_R@1": 1.0, "t2i_R@1_ci95": [math.nan, math.nan]}}, str(path))
+    assert json.loads(path.read_text())["retrieval"]["t2i_R@1_ci95"] == [None, None]
+    before = path.read_text()
+    full = OSError(28, "No space left on device")
+
+    def refuse(_descriptor):
+        raise full
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(ValueError, match="No space left"):
+        write_results({"retrieval": {"t2i_R@1": 2.0}}, str(path))
+    assert path.read_text() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]

@@ -1,0 +1,155 @@
+"""Groups: each trainable parameter in exactly one; moments travel by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from bitgen.config import Config
+from bitgen.training.optimizer import (
+    LORA_A,
+    LORA_B,
+    NEW,
+    TEMPERATURE,
+    TOWER,
+    build_optimizer,
+    check_groups,
+    load_state_by_name,
+    parameter_groups,
+    state_by_name,
+)
+
+
+class Toy(nn.Module):
+    """The kinds of parameter that an objective has, under names that look like its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.linear = nn.Linear(4, 4)
+        self.embeddings = nn.Embedding(7, 4)
+        self.gate = nn.Parameter(torch.zeros(4, 4))
+        self.prior_mean = nn.Parameter(torch.zeros(3, 4))
+        self.log_temperature = nn.Parameter(torch.tensor(0.0))
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(4, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 4, bias=False)})
+        self.tower = nn.Linear(4, 4)
+
+    def forward(self) -> torch.Tensor:
+        return sum((parameter**2).sum() + parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+
+
+ADAPTERS = {"lora_A.default.weight", "lora_B.default.weight", "tower.weight", "tower.bias"}
+FROZEN_IN_PHASE_1 = ("lora_", "tower")
+
+
+def toy(phase: int) -> Toy:
+    torch.manual_seed(0)
+    module = Toy()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(phase == 2 or not name.startswith(FROZEN_IN_PHASE_1))
+    return module
+
+
+def kinds(module: Toy) -> dict[str, tuple[str, bool]]:
+    groups = parameter_groups(module.named_parameters(), ADAPTERS, 0.02)
+    return {name: (g["kind"], g["weight_decay"] > 0) for g in groups for name in g["names"]}
+
+
+def test_what_each_parameter_is_and_whether_it_decays() -> None:
+    assert kinds(toy(2)) == {
+        "norm.weight": (NEW, False),
+        "norm.bias": (NEW, False),
+        "linear.weight": (NEW, True),
+        "linear.bias": (NEW, False),
+        "embeddings.weight": (NEW, False),
+        "gate": (NEW, False),
+        "prior_mean": (NEW, False),
+        "log_temperature": (TEMPERATURE, False),
+        "lora_A.default.weight": (LORA_A, True),
+        "lora_B.default.weight": (LORA_B, True),
+        "tower.weight": (TOWER, True),
+        "tower.bias": (TOWER, False),
+    }
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    assert not any(name.startswith(FROZEN_IN_PHASE_1) for name in kinds(toy(1)))
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_every_trainable_parameter_is_in_exactly_one_group(phase: int) -> None:
+    module = toy(phase)
+    optimizer = build_optimizer(module, ADAPTERS, Config())
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(p) for p in module.parameters() if p.requires_grad}
+
+
+def test_a_parameter_left_out_or_doubled_is_named() -> None:
+    module = toy(2)
+    groups = parameter_groups(module.named_parameters(), ADAPTERS, 0.02)
+    group = next(g for g in groups if "linear.weight" in g["names"])
+    group["params"] = [p for p in group["params"] if p is not module.linear.weight]
+    with pytest.raises(ValueError, match=r"linear\.weight \(in 0\)"):
+        check_groups(module, groups)
+    group["params"] += [module.linear.weight, module.linear.weight]
+    with pytest.raises(ValueError, match=r"linear\.weight \(in 2\)"):
+        check_groups(module, groups)
+
+
+def test_a_frozen_parameter_in_a_group_is_refused() -> None:
+    module = toy(2)
+    groups = parameter_groups(module.named_parameters(), ADAPTERS, 0.02)
+    module.linear.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen"):
+        check_groups(module, groups)
+
+
+def take_step(module: Toy, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    module().backward()
+    optimizer.step()
+
+
+def test_moments_are_carried_by_name_into_other_groups() -> None:
+    """Across the boundary the groups change their number and order; each parameter keeps its own moments."""
+    module = toy(1)
+    optimizer = build_optimizer(module, ADAPTERS, Config())
+    for _ in range(3):
+        take_step(module, optimizer)
+    before = {n: {k: v.clone() for k, v in s.items()} for n, s in state_by_name(optimizer).items()}
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    rebuilt = build_optimizer(module, ADAPTERS, Config())
+    fresh = load_state_by_name(rebuilt, state_by_name(optimizer))
+    assert set(fresh) == ADAPTERS
+    after = state_by_name(rebuilt)
+    assert set(after) == set(before)
+    for name, moments in before.items():
+        assert moments["exp_avg"].any()
+        for key, value in moments.items():
+            assert torch.equal(after[name][key], value), (name, key)
+
+
+def test_a_rebuilt_optimizer_continues_like_the_one_it_replaces() -> None:
+    straight, rebuilt = toy(2), toy(2)
+    one, other = (build_optimizer(module, ADAPTERS, Config()) for module in (straight, rebuilt))
+    for step in range(6):
+        take_step(straight, one)
+        if step == 3:
+            replacement = build_optimizer(rebuilt, ADAPTERS, Config())
+            load_state_by_name(replacement, state_by_name(other))
+            other = replacement
+        take_step(rebuilt, other)
+    for (name, a), b in zip(straight.named_parameters(), rebuilt.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_moments_of_another_shape_are_refused() -> None:
+    module = toy(1)
+    optimizer = build_optimizer(module, ADAPTERS, Config())
+    take_step(module, optimizer)
+    state = state_by_name(optimizer)
+    state["linear.weight"]["exp_avg"] = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"linear\.weight"):
+        load_state_by_name(build_optimizer(module, ADAPTERS, Config()), state)
