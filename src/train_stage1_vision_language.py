@@ -11,8 +11,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from bitgen.config import Config, ConfigError, exit_on_config_error, parse_config
 from bitgen.run import build_trainer, finish
 from bitgen.training.distributed import start_processes, stop_processes
+from bitgen.training.reporting import TrainingDiverged
 from bitgen.training.run_logging import FILE_ONLY
-from bitgen.training.trainer import TrainingDiverged
 
 logger = logging.getLogger("bitgen.train")
 
@@ -26,13 +26,13 @@ def train(config: Config) -> int:
         raise ConfigError(str(error)) from error
     with closing(trainer.monitor):
         try:
-            stop = trainer.fit()
+            finished = trainer.fit()
         except (TrainingDiverged, ValueError) as error:  # a disk that is full, a record that cannot be read
             logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
             # A data worker's error carries its traceback; the message is what follows it.
             logger.error("%s", str(error).rsplit("Error: ", 1)[-1].strip())
             return 1
-        if stop.received is None:
+        if finished:
             finish(trainer)
     return 0
 

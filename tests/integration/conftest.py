@@ -16,7 +16,6 @@ from bitgen.config import Config
 from bitgen.run import build_trainer
 from bitgen.training.checkpoint import find_checkpoint
 from bitgen.training.distributed import start_processes
-from bitgen.training.stopping import StopSignals
 from bitgen.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -97,7 +96,7 @@ def build(tiny_config: Callable[..., Config]) -> Iterator[Build]:
         trainer.monitor.close()
 
 
-def _fit_until(trainer: Trainer, step: int) -> StopSignals:
+def _fit_until(trainer: Trainer, step: int) -> bool:
     """Train until SIGTERM arrives in the middle of optimizer step ``step`` (counted from 1)."""
     count_words = trainer.count_words
 
@@ -164,7 +163,7 @@ def _execute(arguments: list[str], timeout: float = 240) -> subprocess.Completed
 
 
 @pytest.fixture
-def fit_until() -> Callable[[Trainer, int], StopSignals]:
+def fit_until() -> Callable[[Trainer, int], bool]:
     return _fit_until
 
 

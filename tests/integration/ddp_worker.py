@@ -1,7 +1,7 @@
-"""One process of a two-process run, started by torchrun: trains, with mishaps on rank 1 alone, and writes what it holds.
+"""One process of two, started by torchrun: trains, with mishaps on rank 1 alone, and writes what it holds.
 
-Usage: ddp_worker.py CONFIG_JSON OUTPUT STOP_AT. Rank 1's loss is NaN in step 2 (counted from 1), and rank 1 gets SIGTERM
-in step STOP_AT; 0: never.
+Usage: ddp_worker.py CONFIG_JSON OUTPUT STOP_AT. Rank 1's loss is NaN in step 2 (counted from 1), and rank 1 gets
+SIGTERM in step STOP_AT; 0: never.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def main() -> None:
         clamp()
 
     trainer.objective.clamp_temperature_ = look
-    stop = trainer.fit()
+    finished = trainer.fit()
     holds = {
         "step": trainer.progress.step,
         "phase": trainer.phase,
         "skipped": trainer.progress.skipped_steps,
         "samples": trainer.progress.samples_seen,
-        "told": stop.received is not None,
+        "finished": finished,
         "parameters": dict(trainer.objective.state_dict()),
         "gradients": gradients,
         "queue": dict(trainer.queue.state_dict()),

@@ -1,4 +1,4 @@
-"""The entry point's last word: one clean message and an exit status for whatever goes wrong, tables when all goes well."""
+"""The entry's last word: one clean message and an exit status for whatever goes wrong, tables when all goes well."""
 
 from __future__ import annotations
 

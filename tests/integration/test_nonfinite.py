@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bitgen.training.checkpoint import checkpoint_folders, find_checkpoint
-from bitgen.training.trainer import TrainingDiverged
+from bitgen.training.reporting import TrainingDiverged
 
 
 def poison(trainer, steps: set[int]) -> None:
@@ -35,13 +35,14 @@ def test_a_bad_step_changes_no_weight_no_memory_and_no_queue(build, fit_until, c
     trainer = build()
     poison(trainer, {3})
     states = {}
-    log_step = trainer._log_step
+    step = trainer._step
 
-    def spy(*arguments) -> None:
+    def spy(*arguments) -> bool:
+        told_to_stop = step(*arguments)
         states[trainer.progress.step] = everything(trainer)
-        log_step(*arguments)
+        return told_to_stop
 
-    trainer._log_step = spy
+    trainer._step = spy
     with caplog.at_level(logging.WARNING):
         trainer.fit()
     assert all(torch.equal(a, b) for a, b in zip(states[2], states[3], strict=True))

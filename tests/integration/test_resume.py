@@ -28,9 +28,9 @@ def losses(log_dir: str) -> dict[int, float]:
 @pytest.mark.parametrize("stop_at", [2, 4, 6], ids=["inside phase 1", "at the boundary", "inside phase 2"])
 def test_sigterm_and_resume_change_nothing(build, fit_until, same_checkpoint, stop_at: int) -> None:
     straight = build("straight")
-    assert straight.fit().received is None
+    assert straight.fit()
     first = build("resumed")
-    assert fit_until(first, stop_at).received == signal.SIGTERM
+    assert not fit_until(first, stop_at)
     assert first.progress.step == stop_at
     second = build("resumed", resume="auto")
     assert second.progress.step == stop_at
@@ -64,7 +64,7 @@ def test_a_validation_owed_at_the_stop_is_made_up_for(build, fit_until) -> None:
     fit_until(build(val_data="scenes"), 4)
     second = build(val_data="scenes", resume="auto")
     second.fit()
-    assert [entry["step"] for entry in second.scores] == [4.0, 6.0, 8.0][: len(second.scores)]
+    assert [entry["step"] for entry in second.scores] == [4, 6, 8]
     records = [json.loads(line) for line in (second.monitor.log_dir / "metrics.jsonl").read_text().splitlines()]
     phases = {record["step"]: record["phase"] for record in records if "val/t2i_R@1" in record}
     assert phases[4] == 1 and phases[8] == 2
@@ -129,9 +129,6 @@ def test_another_number_of_processes_is_refused(build) -> None:
 def test_a_damaged_newest_checkpoint_falls_back_and_the_run_still_ends_the_same(build, same_checkpoint, caplog) -> None:
     straight = build("straight", save_steps=2)
     straight.fit()
-    first = build("resumed", save_steps=2, max_checkpoints_to_keep=1, max_steps=8)
-    first.fit()
-    # With one checkpoint kept, only the damaged one is left beside the copy of an older one.
     again = build("again", save_steps=2)
     again.fit()
     newest = checkpoint_folders(again.store.folder)[0]

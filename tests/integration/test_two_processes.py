@@ -34,7 +34,9 @@ def run_two(tiny_config, execute, tmp_path: Path) -> Callable[[str, int], list[d
     return run
 
 
-def test_the_ranks_stay_equal_and_resume_exactly(run_two, tiny_config, same_checkpoint, command, execute, build) -> None:
+def test_the_ranks_stay_equal_and_resume_exactly(
+    run_two, tiny_config, same_checkpoint, command, execute, build
+) -> None:
     first, second = run_two("straight")
     assert (first["step"], first["phase"], first["samples"]) == (8, 2, 8 * 2 * 4)
     for what in ("parameters", "gradients", "queue"):
@@ -48,7 +50,7 @@ def test_the_ranks_stay_equal_and_resume_exactly(run_two, tiny_config, same_chec
     assert first["skipped"] == second["skipped"] == 1
 
     stopped = run_two("resumed", stop_at=6)
-    assert [(rank["step"], rank["told"]) for rank in stopped] == [(6, False), (6, True)]
+    assert [(rank["step"], rank["finished"]) for rank in stopped] == [(6, False), (6, False)]
     config = tiny_config("resumed", **SETTINGS)
     done = execute(command(config, processes=2, resume="auto"))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,6 +14,10 @@ from .configuration_bitgen import BitGenConfig
 # DINOv2's attention names its projections differently across transformers releases (renamed between 5.16 and 5.19).
 QUERY_VALUE_NAMES = (("q_proj", "v_proj"), ("query", "value"))
 
+# Weights of the tower that can get no gradient here: the mask token serves masked pre-training alone, and a bias of
+# the keys moves all of a query's scores alike, which softmax undoes.
+GRADIENT_FREE = ("mask_token", "k_proj.bias", "key.bias")
+
 
 class VisionFeatures(NamedTuple):
     """``patches [B, P, C]`` and the global ``cls [B, C]`` (None for features computed earlier)."""
@@ -90,7 +94,7 @@ class VisionEncoder(nn.Module):
         for name, parameter in self.named_parameters():
             if self.tuning == "lora" and "lora_" in name:
                 yield name, parameter
-            elif self.tuning == "full" and "mask_token" not in name:  # used by masked pre-training alone
+            elif self.tuning == "full" and not name.endswith(GRADIENT_FREE):
                 yield name, parameter
 
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

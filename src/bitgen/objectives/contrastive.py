@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from bitgen.objectives.precision import outside_autocast
+
 
 class ContrastiveOutput(NamedTuple):
     """Scalars: the symmetric loss and the shares of rows whose best candidate is a positive."""
@@ -26,6 +28,7 @@ def soft_target_cross_entropy(logits: torch.Tensor, positives: torch.Tensor) -> 
     return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
+@outside_autocast
 def contrastive_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,

@@ -6,6 +6,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from bitgen.objectives.precision import outside_autocast
+
 IGNORED = -100
 CHUNK = 1024
 
@@ -17,6 +19,7 @@ def next_token_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> 
     return labels
 
 
+@outside_autocast
 def language_loss(hidden_states: torch.Tensor, output_weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of ``hidden_states [B, T, D] @ output_weight [V, D].T`` against ``labels [B, T]``.
 
@@ -32,6 +35,7 @@ def language_loss(hidden_states: torch.Tensor, output_weight: torch.Tensor, labe
     return chunked_cross_entropy(hidden, weight, labels) / count
 
 
+@outside_autocast
 def chunked_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Summed cross-entropy of ``hidden [N, D]``, ``CHUNK`` rows of logits at a time."""
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from bitgen.objectives.precision import outside_autocast
+
 
 class HardNegatives(NamedTuple):
     """``index [B]`` into the candidates, ``weight [B]`` (0: the row has no candidate), ``rank [B]`` (1: hardest)."""
@@ -17,6 +19,7 @@ class HardNegatives(NamedTuple):
 
 
 @torch.no_grad()
+@outside_autocast
 def draw_hard_negatives(
     queries: torch.Tensor,
     candidates: torch.Tensor,
@@ -35,7 +38,7 @@ def draw_hard_negatives(
     allowed = query_ids[:, None] != candidate_ids[None, :]
     has_candidate = allowed.any(dim=1)
     scores = (cosine / temperature).masked_fill(~allowed, -torch.inf)
-    # A row without candidates draws index 0 at weight 0, so that every rank runs the same passes in every step.
+    # A row without candidates draws anything at weight 0, so that every rank runs the same passes in every step.
     scores = torch.where(has_candidate[:, None], scores, torch.zeros_like(scores))
     index = torch.multinomial(scores.softmax(dim=1), 1, generator=generator)
     rank = 1 + (scores > scores.gather(1, index)).sum(dim=1)

@@ -50,10 +50,18 @@ class Stage1Objective(nn.Module):
 
     Queue and memory state are arguments: they belong to the trainer and are updated after the backward pass.
     Parameters that no switched-on loss reaches are frozen here, so that each one left trainable gets a gradient.
+
+    Raises:
+        ValueError: no loss is on that trains the encoders.
     """
 
     def __init__(self, model: BitGenModel, settings: ObjectiveSettings) -> None:
         super().__init__()
+        if not (settings.contrastive_weight or settings.itm_weight or settings.text_loss_weight):
+            raise ValueError(
+                "contrastive_weight, itm_weight and text_loss_weight are all 0: the memory's KL alone trains no encoder. "
+                "Give one of them a weight."
+            )
         self.model = model
         self.settings = settings
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
@@ -70,11 +78,16 @@ class Stage1Objective(nn.Module):
             prefixes += ["model.itm_head"]
         if has_memory and not settings.memory_kl_weight:
             prefixes += ["model.memory.gpm"]
+        single_token = ()
+        if self.model.config.image_tokens == 1:  # a softmax over one token has no gradient for its scores
+            single_token = ("image_pooling.scores", "fusion.norm", "fusion.attention.query")
         fused = self._fuses()
         return [
             (name, p)
             for name, p in self.named_parameters()
-            if name.startswith(tuple(prefixes)) or (not fused and ".fusion." in f".{name}")
+            if name.startswith(tuple(prefixes))
+            or (not fused and ".fusion." in name)
+            or any(part in name for part in single_token)
         ]
 
     def _fuses(self) -> bool:
@@ -130,8 +143,9 @@ class Stage1Objective(nn.Module):
                 metrics.update(itm)
             else:
                 fused = model.run_stack(input_ids, mask, pooled, reader)
-            if model.memory is not None and settings.memory_kl_weight:
-                posterior, kl = self._write_episode(fused, mask)
+            if model.memory is not None:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and settings.memory_kl_weight > 0):
+                    posterior, kl = self._write_episode(fused, mask)
                 loss = loss + settings.memory_kl_weight * kl["memory_kl_loss"]
                 metrics.update(kl)
             if settings.text_loss_weight:
@@ -154,7 +168,8 @@ class Stage1Objective(nn.Module):
         """ITC over the gathered batch, with gradient on both sides, blended with ITC over batch + queue.
 
         In the second term every key is detached: pulling keys towards their queries while only queries are pushed away
-        from the queue draws all features to one point. Accuracies are over batch + queue.
+        from the queue draws all features to one point. Accuracies are over batch + queue (the batch alone where
+        ``queue_weight`` is 0).
         """
         images, texts, ids = gather_rows(image_features), gather_rows(text_features), gather_rows(image_ids)
         in_batch = contrastive_loss(image_features, text_features, image_ids, images, texts, ids, temperature)
@@ -216,8 +231,9 @@ class Stage1Objective(nn.Module):
         labels = torch.cat((torch.ones_like(local.image_ids), torch.zeros_like(local.image_ids).repeat(2)))
         weights = torch.cat((torch.ones_like(texts.weight), texts.weight, images.weight))
         itm = matching_loss(logits, labels, weights)
-        ranks = torch.cat((texts.rank, images.rank)).float()
-        metrics = {"itm_loss": itm.loss, "itm_acc": itm.accuracy, "itm_negative_rank": ranks.median()}
+        ranks = torch.cat((texts.rank, images.rank)).float().masked_fill(weights[rows:] == 0, torch.nan)
+        median = ranks.nanmedian().nan_to_num(0.0)
+        metrics = {"itm_loss": itm.loss, "itm_acc": itm.accuracy, "itm_negative_rank": median}
         return StackOutput(*(None if part is None else part[:rows] for part in fused)), metrics
 
     def _write_episode(self, fused: StackOutput, mask: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

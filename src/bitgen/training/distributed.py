@@ -100,16 +100,12 @@ def cpu_has_bf16() -> bool:
 def resolve_precision(config: Config, device: torch.device) -> Precision:
     """``auto`` becomes bf16 where the device has it in hardware and float32 elsewhere; the rest is taken at its word.
 
-    On a CPU it stays float32 where the tower is not run: small matrices gain nothing from bf16.
-
     Raises:
         ConfigError: bf16 on a GPU without it.
     """
     name = config.training.precision
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
     if name == "auto":
-        if device.type == "cpu" and config.vision.vision_encoder == "features":
-            has_bf16 = False
         name = "bf16" if has_bf16 else "fp32"
     elif name == "bf16" and device.type == "cuda" and not has_bf16:
         raise ConfigError("precision=bf16: this GPU has no bfloat16. Use --precision fp16 or fp32.")

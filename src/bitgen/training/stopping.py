@@ -44,11 +44,18 @@ class StopSignals:
         os.kill(os.getpid(), number)
 
 
-def ignore_stop_signals(_worker: int = 0) -> None:
+def outlast_stop_signals(_worker: int = 0) -> None:
     """For data workers: Ctrl-C and torchrun signal the whole process group, and the trainer needs its workers to finish
-    the step. They end when it does."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    the step. They end with it, or at a second SIGTERM, which multiprocessing sends to those still there at exit."""
+    terms = []
+
+    def on_term(number: int, frame: FrameType | None) -> None:
+        terms.append(number)
+        if len(terms) > 1:
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_term)
 
 
 def resume_command(arguments: list[str] | None = None, world_size: int = 1) -> str:

@@ -24,20 +24,18 @@ from bitgen.objectives.stage1 import Stage1Objective, Stage1Output
 from bitgen.training.averaging import WeightAverage
 from bitgen.training.checkpoint import Checkpoint
 from bitgen.training.checkpoint_store import CheckpointStore
-from bitgen.training.distributed import Precision, Processes, agree, from_main, gather_entries, mean_over_ranks
+from bitgen.training.distributed import Precision, Processes, agree, from_main, gather_entries
 from bitgen.training.monitor import Monitor
 from bitgen.training.optimizer import build_optimizer, load_state_by_name, set_learning_rates, state_by_name
 from bitgen.training.phases import PhasePlan, plan_phases
+from bitgen.training.progress import Progress
 from bitgen.training.randomness import random_state_kept, seed_everything
+from bitgen.training.reporting import announce_phase, diverged, log_step, warn_of_skipped_step
 from bitgen.training.snapshot import restore, save, store_base
-from bitgen.training.stopping import StopSignals, ignore_stop_signals
-from bitgen.training.throughput import Throughput, flops_per_sample, peak_flops
+from bitgen.training.stopping import StopSignals, outlast_stop_signals
+from bitgen.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a loss or a gradient that is not finite."""
 
 
 class HeldOutResult(NamedTuple):
@@ -45,20 +43,6 @@ class HeldOutResult(NamedTuple):
 
     scalars: dict[str, float]
     pictures: dict[str, torch.Tensor]
-
-
-@dataclass
-class Progress:
-    """Where a run is; saved with every checkpoint."""
-
-    step: int = 0
-    samples_seen: int = 0
-    words_seen: int = 0
-    skipped_steps: int = 0
-    nonfinite_in_row: int = 0
-    validated_at: int = -1
-    best_score: float | None = None
-    best_step: int | None = None
 
 
 @dataclass
@@ -118,8 +102,8 @@ class Trainer:
 
     # ---- the run ----
 
-    def fit(self) -> StopSignals:
-        """Train to the last step, or until told to stop; returns which signal, if any, ended it early.
+    def fit(self) -> bool:
+        """Train to the last step, or until a signal says stop; whether the run is at its end.
 
         Raises:
             TrainingDiverged: the loss stayed non-finite.
@@ -127,33 +111,40 @@ class Trainer:
         """
         progress, plan = self.progress, self.plan
         self.throughput = Throughput(self.processes.device)
+        batches: Iterator[dict[str, torch.Tensor]] = iter(())
         with StopSignals() as stop:
-            if progress.step < plan.total_steps:
-                self._enter_phase(plan.phase_at(progress.step))
-                batches = iter(self._loader())
-                self._start_epoch()
-            # An evaluation that the earlier process owed when it was stopped.
-            if self._validation_due() and progress.validated_at < progress.step:
-                self._validate()
-            while progress.step < plan.total_steps:
-                if plan.phase_at(progress.step) != self.phase:
+            try:
+                if progress.step < plan.total_steps:
                     self._enter_phase(plan.phase_at(progress.step))
-                told_to_stop = self._step(batches, stop)
-                if told_to_stop:
-                    save(self)
-                    logger.info("Stopped after step %d. Go on with:\n  %s", progress.step, self.resume_command)
-                    return stop
-                is_best = self._validate() if self._validation_due() else False
-                at_end = progress.step == plan.total_steps
-                if (
-                    at_end
-                    or is_best
-                    or (progress.step % self.config.output.save_steps == 0 and not progress.nonfinite_in_row)
-                ):
-                    save(self, is_best)
-                if progress.step % plan.steps_per_epoch == 0 and not at_end:
+                    batches = iter(self._loader())
                     self._start_epoch()
-        return stop
+                # A validation that the earlier process owed when it was stopped.
+                if self._validation_due() and progress.validated_at < progress.step:
+                    save(self, self._validate())
+                self._run(batches, stop)
+            finally:
+                # By hand: an exception's traceback would keep the iterator, and with it the workers, alive.
+                getattr(batches, "_shutdown_workers", lambda: None)()
+        return progress.step == plan.total_steps
+
+    def _run(self, batches: Iterator[dict[str, torch.Tensor]], stop: StopSignals) -> None:
+        """All remaining steps, with what is due between them."""
+        progress, plan = self.progress, self.plan
+        while progress.step < plan.total_steps:
+            if plan.phase_at(progress.step) != self.phase:
+                self._enter_phase(plan.phase_at(progress.step))
+            if self._step(batches, stop):
+                save(self)
+                logger.info("Stopped after step %d. Go on with:\n  %s", progress.step, self.resume_command)
+                return
+            is_best = self._validate() if self._validation_due() else False
+            at_end = progress.step == plan.total_steps
+            # Not amid skipped steps: retention must not push out the checkpoints from before them.
+            is_due = progress.step % self.config.output.save_steps == 0 and not progress.nonfinite_in_row
+            if at_end or is_best or is_due:
+                save(self, is_best)
+            if progress.step % plan.steps_per_epoch == 0 and not at_end:
+                self._start_epoch()
 
     def _start_epoch(self) -> None:
         plan, step = self.plan, self.progress.step
@@ -184,19 +175,7 @@ class Trainer:
         load_state_by_name(self.optimizer, moments)
         self.restored_moments = {}
         self.phase = phase
-        self._announce_phase()
-
-    def _announce_phase(self) -> None:
-        count = sum(p.numel() for p in self.objective.parameters() if p.requires_grad)
-        logger.info("Phase %d", self.phase)
-        tuning = self.objective.model.config.vision_tuning
-        what = "Vision tower" if tuning == "full" else "LoRA adapters"
-        if not self.adapters:
-            logger.info(
-                "No LoRA adapters, training stays in phase 1: %s | Trainable params: %s", self.plan.reason, f"{count:,}"
-            )
-        else:
-            logger.info("%s %s | Trainable params: %s", what, "FROZEN" if self.phase == 1 else "UNFROZEN", f"{count:,}")
+        announce_phase(self)
 
     # ---- data ----
 
@@ -216,7 +195,7 @@ class Trainer:
         # One loader for the rest of the run: workers start once, and there is no gap between epochs.
         pin = self.processes.device.type == "cuda"
         loader = build_loader(self.dataset, self._batches(), self.config.data.num_workers, self.collate, pin)
-        loader.worker_init_fn = ignore_stop_signals
+        loader.worker_init_fn = outlast_stop_signals
         return loader
 
     # ---- one step ----
@@ -249,7 +228,9 @@ class Trainer:
         report = agree(self.processes, stop.received is not None, not all(finite), words, samples)
 
         if report.nonfinite:
-            self._skip_step(indices, finite)
+            progress.skipped_steps += 1
+            progress.nonfinite_in_row += 1
+            warn_of_skipped_step(self, indices, finite)
         else:
             progress.nonfinite_in_row = 0
             self.scaler.step(self.optimizer)
@@ -263,9 +244,11 @@ class Trainer:
         progress.samples_seen += report.samples
         progress.words_seen += report.words
         self.throughput.end_step(report.samples)
-        self._log_step(outputs, rates, norm, tokens / max(samples, 1))
+        log_step(self, outputs, rates, norm.item(), tokens / samples)
         if progress.nonfinite_in_row >= config.training.max_nonfinite_steps:
-            self._give_up()
+            if self.store.newest is None:
+                save(self)  # weights that no skipped step has touched, so that there is something to go back to
+            raise diverged(self)
         return report.stop
 
     def _forward_backward(self, batch: dict[str, torch.Tensor], is_last: bool) -> Stage1Output:
@@ -286,62 +269,6 @@ class Trainer:
             self.queue.enqueue(gather_entries(QueueEntries(*output.entries), self.processes))
             if output.posterior is not None:
                 self.objective.model.memory.consolidate_(output.posterior, self.config.memory.memory_alpha)
-
-    def _skip_step(self, indices: list[torch.Tensor], finite: list[bool]) -> None:
-        progress = self.progress
-        progress.skipped_steps += 1
-        progress.nonfinite_in_row += 1
-        bad = [index for index, ok in zip(indices, finite, strict=False) if not ok] or indices
-        names = [self.dataset.record_name(i) for part in bad for i in part.tolist()]
-        what = (
-            "loss" if not all(finite[: len(indices)]) else "gradient" if not all(finite) else "loss on another process"
-        )
-        logger.warning(
-            "step %d skipped, its %s is not finite (%d in a row). Its records: %s",
-            progress.step + 1,
-            what,
-            progress.nonfinite_in_row,
-            "; ".join(names),
-        )
-
-    def _give_up(self) -> None:
-        whole = self.store.newest
-        if whole is None:
-            save(self)  # weights that no skipped step has touched, so that there is something to look at
-            whole = self.store.newest
-        where = f"The last good checkpoint is {whole}" if whole is not None else "No checkpoint was written"
-        raise TrainingDiverged(
-            f"{self.progress.nonfinite_in_row} steps in a row had a loss or gradient that is not finite, so training "
-            f"stopped after step {self.progress.step}. {where}. The log names the records: check them, or try a lower "
-            "--learning_rate, a smaller --max_grad_norm or --precision fp32."
-        )
-
-    def _log_step(
-        self, outputs: list[Stage1Output], rates: dict[str, float], norm: torch.Tensor, tokens: float
-    ) -> None:
-        progress = self.progress
-        if progress.step % self.config.output.log_steps and progress.step != self.plan.total_steps:
-            self.monitor.step(progress.step, self.phase)
-            return
-        # This step's own values, not a window's: a resumed run then logs the same numbers.
-        means = {
-            name: torch.stack([output.metrics[name].float() for output in outputs]).mean().item()
-            for name in outputs[0].metrics
-        }
-        scalars = {f"train/{name}": value for name, value in mean_over_ranks(self.processes, means).items()}
-        scalars["train/grad_norm"] = norm.item()
-        scalars |= {f"train/lr/{kind}": rate for kind, rate in rates.items()}
-        scalars |= {"train/samples_seen": progress.samples_seen, "train/words_seen": progress.words_seen}
-        scalars |= {
-            "train/epoch": progress.step / self.plan.steps_per_epoch,
-            "train/skipped_steps": progress.skipped_steps,
-        }
-        speed = self.throughput.report()
-        peak = peak_flops(self.processes.device, self.precision.name)
-        if peak is not None:
-            per_sample = flops_per_sample(self.objective.model, self.phase, tokens)
-            speed["perf/mfu"] = speed["perf/samples_per_sec"] * per_sample / (peak * self.processes.world_size)
-        self.monitor.step(progress.step, self.phase, {**scalars, **speed})
 
     # ---- validation ----
 
