@@ -15,7 +15,12 @@ from bitgen.data.records import RecordReader
 from bitgen.data.scenes import ScenesDataset, scene_captions
 from bitgen.data.tokenizer import build_tokenizer, load_tokenizer
 from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.model.factory import build_model, pretrained_vision_config, random_vision_config
+from bitgen.model.factory import (
+    build_model,
+    initialise_random_tower,
+    pretrained_vision_config,
+    random_vision_config,
+)
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.training.checkpoint import load_weights, resolve_checkpoint
@@ -157,6 +162,8 @@ def build_untrained(config: Config, vision_config: dict | None, model_config: Bi
     model = build_model(
         model_config, config.vision.vision_encoder if is_pretrained else None, config.vision.vision_revision
     )
+    if config.vision.vision_encoder == RANDOM:
+        initialise_random_tower(model)
     if config.vision.compile and model.vision_encoder is not None:
         model.vision_encoder.compile()
     return model

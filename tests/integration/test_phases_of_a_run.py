@@ -107,7 +107,9 @@ def test_full_tuning_moves_the_base_in_phase_2_and_keeps_it_in_the_checkpoint(bu
     before = weights(trainer, "vision_base")
     trainer.fit()
     moved = changed(before, weights(trainer, "vision_base"))
-    assert {name for name in before if "mask_token" not in name} == moved
+    # A key's bias shifts all logits of a query alike, so that softmax gives it no gradient but rounding.
+    without_gradient = ("mask_token", "k_proj.bias", "key.bias")
+    assert {name for name in before if not name.endswith(without_gradient)} <= moved
     own, base = split_state(trainer.objective.model)
     assert not base and any("vision_encoder" in name for name in own)
     same = load_model(trainer.store.folder).model.state_dict()

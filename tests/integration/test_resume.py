@@ -45,7 +45,6 @@ def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build
         ema_decay=0.9,
         num_workers=1,
         val_data="scenes",
-        eval_steps=3,
         token_dropout=0.2,
         caption_sampling="one",
         scenes_train=64,

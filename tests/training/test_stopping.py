@@ -44,9 +44,12 @@ def test_torchruns_echo_of_ctrl_c_is_not_a_second_signal(monkeypatch: pytest.Mon
         assert stop.received == signal.SIGINT
 
 
-def test_the_resume_command_keeps_every_other_flag() -> None:
+def test_the_resume_command_keeps_every_other_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert (
         resume_command(["src/train.py", "--config", "a b.yaml", "--resume", "x", "--seed", "1"])
         == "python src/train.py --config 'a b.yaml' --seed 1 --resume auto"
     )
     assert resume_command(["t.py", "--resume=auto"], world_size=2) == "torchrun --nproc_per_node=2 t.py --resume auto"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert resume_command(["t.py"], world_size=4) == "torchrun --nnodes=2 ... --nproc_per_node=2 t.py --resume auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,29 @@ def load_pretrained_tower(model: BitGenModel, source: str, revision: str | None 
         parameter.copy_(weights[name])
     encoder.reset_magnitudes()
     logger.info("loaded %d pretrained vision tensors from %s", len(own), source)
+
+
+@torch.no_grad()
+def initialise_random_tower(model: BitGenModel) -> None:
+    """Give an untrained tower weights whose frozen features are worth reading.
+
+    DINOv2's own initialisation (std 0.02) suits training it: in a narrow tower its layers then add next to nothing, and
+    positions are a hundredth of the features. Here every matrix keeps the scale of its input (std 1 / sqrt(fan-in)), and
+    positions are the fixed 2-D sines and cosines of Vaswani et al. (arXiv 1706.03762, section 3.5) along x and y.
+    """
+    tower = model.vision_encoder.tower
+    for name, parameter in model.vision_encoder.tower_parameters():
+        if parameter.dim() > 1 and name.endswith("weight"):
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
+    table = tower.embeddings.position_embeddings  # (1, 1 + patches, C), CLS first
+    side, quarter = math.isqrt(table.shape[1] - 1), table.shape[2] // 4
+    frequencies = side ** -torch.linspace(0, 1, quarter)  # from one radian a patch to one radian an image side
+    angles = torch.arange(side)[:, None] * frequencies  # (side, C / 4)
+    along = torch.cat((angles.sin(), angles.cos()), dim=1)
+    grid = torch.cat(
+        (along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)), dim=2
+    )  # (side, side, C): y, then x
+    table[0, 1:, : 4 * quarter] = grid.flatten(0, 1).to(table)
 
 
 def _unreachable(source: str, error: Exception) -> str:

@@ -89,6 +89,6 @@ def diverged(trainer: Trainer) -> TrainingDiverged:
     """The error that ends a run whose loss stays non-finite."""
     return TrainingDiverged(
         f"{trainer.progress.nonfinite_in_row} steps in a row had a loss or gradient that is not finite, so training "
-        f"stopped after step {trainer.progress.step}. The last good checkpoint is {trainer.store.newest}. The log names "
-        "the records: check them, or try a lower --learning_rate, a smaller --max_grad_norm or --precision fp32."
+        f"stopped after step {trainer.progress.step}. The last good checkpoint is {trainer.store.newest}. The log "
+        "names the records: check them, or try a lower --learning_rate, a smaller --max_grad_norm or --precision fp32."
     )

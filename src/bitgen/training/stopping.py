@@ -69,5 +69,9 @@ def resume_command(arguments: list[str] | None = None, world_size: int = 1) -> s
             skip = True
         elif not argument.startswith("--resume="):
             kept.append(argument)
-    launcher = ["torchrun", f"--nproc_per_node={world_size}"] if world_size > 1 else ["python"]
+    launcher = ["python"]
+    if world_size > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        nodes = [f"--nnodes={world_size // here}", "..."] if here < world_size else []  # the rendezvous is the user's
+        launcher = ["torchrun", *nodes, f"--nproc_per_node={here}"]
     return shlex.join([*launcher, script, *kept, "--resume", "auto"])
