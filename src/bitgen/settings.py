@@ -129,7 +129,11 @@ class MemorySettings:
     memory_dim: int = setting(128, "Width C of a slot.")
     memory_alpha: float = setting(0.2, "Share of each step's posterior in the running state; 0: it never moves.")
     direct_writing: bool = setting(True, "Write an episode in one solve; False: one code at a time, same result.")
-    memory_sigma: float = setting(0.1, "Standard deviation of the observation noise in a write.")
+    memory_sigma: float = setting(
+        1.0,
+        "Standard deviation of the observation noise in a write, where a code element has 1. Small values make writes exact, "
+        "and the KL so strong that it holds up early training (docs/lab_log.md).",
+    )
     pseudoinverse_steps: int = setting(30, "Newton-Schulz steps at most; the original's 3 are an ablation only.")
     pseudoinverse_tolerance: float = setting(1e-5, "Relative residual at which the Newton-Schulz iteration stops.")
 

@@ -64,7 +64,7 @@ class BitGenConfig(PretrainedConfig):
         memory_size: int = 32,
         memory_dim: int = 128,
         direct_writing: bool = True,
-        memory_sigma: float = 0.1,
+        memory_sigma: float = 1.0,
         pseudoinverse_steps: int = 30,
         pseudoinverse_tolerance: float = 1e-5,
         **kwargs: Any,

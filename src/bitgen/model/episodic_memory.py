@@ -34,6 +34,12 @@ class MemoryReader(NamedTuple):
     inverse: torch.Tensor
 
 
+def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
+    """The lower factor; NaN where the matrix has none, so that a bad step is skipped rather than ending the run."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.where(failed == 0, factor, torch.nan)
+
+
 class MemoryPrecision(NamedTuple):
     """The posterior in precision form, to which episodes add up: ``precision = U^-1``, ``information = U^-1 M``."""
 
@@ -42,7 +48,7 @@ class MemoryPrecision(NamedTuple):
 
     def solve(self) -> MemoryPosterior:
         """Mean and covariance; one Cholesky factorisation of a K x K matrix."""
-        factor = torch.linalg.cholesky(self.precision)
+        factor = _cholesky(self.precision)
         return MemoryPosterior(torch.cholesky_solve(self.information, factor), torch.cholesky_inverse(factor))
 
 
@@ -158,7 +164,7 @@ class GenerativePseudoinverseMemory(nn.Module):
         trace = (posterior.covariance.diagonal() / variance).sum()
         shift = posterior.mean - self.prior_mean
         distance = (shift.square() / variance[:, None]).sum()
-        logdet = 2 * torch.linalg.cholesky(posterior.covariance).diagonal().log().sum()
+        logdet = 2 * _cholesky(posterior.covariance).diagonal().log().sum()
         total = self.dim * trace + distance - self.dim * self.slots + self.dim * (variance.log().sum() - logdet)
         return total / (2 * self.dim * self.slots)
 

@@ -40,7 +40,8 @@ def draw_hard_negatives(
     scores = (cosine / temperature).masked_fill(~allowed, -torch.inf)
     # A row without candidates draws anything at weight 0, so that every rank runs the same passes in every step.
     scores = torch.where(has_candidate[:, None], scores, torch.zeros_like(scores))
-    index = torch.multinomial(scores.softmax(dim=1), 1, generator=generator)
+    # A NaN goes on into the loss, where the trainer skips the step; here it would only raise.
+    index = torch.multinomial(scores.softmax(dim=1).nan_to_num(1.0), 1, generator=generator)
     rank = 1 + (scores > scores.gather(1, index)).sum(dim=1)
     return HardNegatives(index.squeeze(1), has_candidate.float(), rank)
 
