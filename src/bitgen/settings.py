@@ -131,8 +131,8 @@ class MemorySettings:
     direct_writing: bool = setting(True, "Write an episode in one solve; False: one code at a time, same result.")
     memory_sigma: float = setting(
         1.0,
-        "Standard deviation of the observation noise in a write, where a code element has 1. Small values make writes exact, "
-        "and the KL so strong that it holds up early training (docs/lab_log.md).",
+        "Standard deviation of the observation noise in a write, where a code element has 1. Small values make writes "
+        "exact, and the KL so strong that it holds up early training (docs/lab_log.md).",
     )
     pseudoinverse_steps: int = setting(30, "Newton-Schulz steps at most; the original's 3 are an ablation only.")
     pseudoinverse_tolerance: float = setting(1e-5, "Relative residual at which the Newton-Schulz iteration stops.")

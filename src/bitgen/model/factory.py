@@ -103,7 +103,7 @@ def initialise_random_tower(model: BitGenModel) -> None:
     """Give an untrained tower weights whose frozen features are worth reading.
 
     DINOv2's own initialisation (std 0.02) suits training it: in a narrow tower its layers then add next to nothing, and
-    positions are a hundredth of the features. Here every matrix keeps the scale of its input (std 1 / sqrt(fan-in)), and
+    positions are a hundredth of the features. Here every matrix keeps the scale of its input (std 1 / sqrt(fan-in));
     positions are the fixed 2-D sines and cosines of Vaswani et al. (arXiv 1706.03762, section 3.5) along x and y.
     """
     tower = model.vision_encoder.tower

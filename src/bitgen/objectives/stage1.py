@@ -59,8 +59,8 @@ class Stage1Objective(nn.Module):
         super().__init__()
         if not (settings.contrastive_weight or settings.itm_weight or settings.text_loss_weight):
             raise ValueError(
-                "contrastive_weight, itm_weight and text_loss_weight are all 0: the memory's KL alone trains no encoder. "
-                "Give one of them a weight."
+                "contrastive_weight, itm_weight and text_loss_weight are all 0: the memory's KL alone trains no "
+                "encoder. Give one of them a weight."
             )
         self.model = model
         self.settings = settings
@@ -229,7 +229,8 @@ class Stage1Objective(nn.Module):
         )
         logits = self.model.itm_logits(fused.hidden_states, all_mask)
         labels = torch.cat((torch.ones_like(local.image_ids), torch.zeros_like(local.image_ids).repeat(2)))
-        weights = torch.cat((torch.ones_like(texts.weight), texts.weight, images.weight))
+        # Two hard pairs come with each true one; at half weight each, 'match' starts out even.
+        weights = torch.cat((torch.ones_like(texts.weight), texts.weight / 2, images.weight / 2))
         itm = matching_loss(logits, labels, weights)
         ranks = torch.cat((texts.rank, images.rank)).float().masked_fill(weights[rows:] == 0, torch.nan)
         median = ranks.nanmedian().nan_to_num(0.0)
