@@ -40,7 +40,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     finally:
         for process in processes:
             process.kill()
-    return Results([torch.load(folder / f"{rank}.pt") for rank in range(2)], torch.load(folder / "alone.pt"))
+    return Results(
+        [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)],
+        torch.load(folder / "alone.pt", weights_only=True),
+    )
 
 
 def _check_gradients(two: dict[str, torch.Tensor], one: dict[str, torch.Tensor]) -> None:
