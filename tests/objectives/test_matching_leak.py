@@ -1,9 +1,9 @@
-"""Image tokens must not say which pairs are true: not by their smoothing, their rounding or where they come from.
+"""Image tokens must not say which pairs are true: not by smoothing, rounding or age, nor by whose pictures are drawn.
 
-In a matching pass the true pairs and the hard texts carry the very same image tokens, so over all three parts a
-classifier of image tokens alone beats the majority only if true pairs differ from both. True pairs against hard images,
-a half each, is where the queue's treatment would show. There negatives are drawn uniformly: drawn by similarity, some
-pictures are everybody's hard negative, and that can be told from the picture whatever its treatment.
+A matching pass has four parts: true pairs, hard texts, hard images and the partners' own true pairs. A classifier sees
+the image tokens alone. Every picture is in as many true pairs as wrong ones, so over the whole pass it must stay at
+chance, also where negatives are drawn hard and a few hubs are everybody's partner. That the balance carries this is
+shown by the first three parts alone, where the same classifier succeeds.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def _held_out_accuracy(features: Tensor, labels: Tensor) -> float:
 
 @pytest.fixture
 def advantage(make_objective, make_batch, make_queue, generator, weights, monkeypatch) -> Callable:
-    """Trains, captures what enters every matching pass, and returns how far above the majority rate a classifier of
-    the image tokens gets: over all pairs, and of true pairs against hard images."""
+    """Trains, captures what enters every matching pass, and returns how far above chance a classifier of the image
+    tokens gets: over the whole pass, and of the batch's own true pairs against hard images."""
 
     def measure(
         change_rows: Callable | None = None, change_queue: Callable | None = None, itm_temperature: float = UNIFORM
@@ -106,9 +106,9 @@ def advantage(make_objective, make_batch, make_queue, generator, weights, monkey
         monkeypatch.setattr(BitGenModel, "run_stack", run_stack)
         monkeypatch.setattr(BitGenModel, "pool_image_tokens", pool)
         assert len(queue) == 128 and len(captured) == STEPS
-        features = torch.stack([_statistics(tokens) for tokens in captured[WARM_UP:]])  # passes, 3 B, statistics
-        is_true = (torch.arange(3 * BATCH) < BATCH).expand(len(features), -1)
-        whole = _held_out_accuracy(features.flatten(0, 1), is_true.flatten()) - 2 / 3
+        features = torch.stack([_statistics(tokens) for tokens in captured[WARM_UP:]])  # passes, 4 B, statistics
+        is_true = torch.tensor([1, 0, 0, 1]).repeat_interleave(BATCH).expand(len(features), -1)
+        whole = _held_out_accuracy(features.flatten(0, 1), is_true.flatten()) - 1 / 2
         pairs = torch.cat((torch.arange(BATCH), torch.arange(2 * BATCH, 3 * BATCH)))
         against_images = _held_out_accuracy(features[:, pairs].flatten(0, 1), is_true[:, pairs].flatten()) - 1 / 2
         return whole, against_images
@@ -122,32 +122,31 @@ def _sampled(tokens: Tensor) -> Tensor:
     return tokens[:, (side[:, None] * GRID + side[None]).flatten()]
 
 
-def _first_third(image_tokens: Tensor, replacement: Tensor) -> Tensor:
+def _first_part(image_tokens: Tensor, replacement: Tensor) -> Tensor:
     return torch.cat((replacement, image_tokens[len(replacement) :]))
 
 
 @pytest.mark.parametrize("itm_temperature", [USUAL, UNIFORM])
-def test_image_tokens_alone_stay_within_3_points_of_the_majority(advantage, itm_temperature: float) -> None:
+def test_image_tokens_alone_stay_within_3_points_of_chance(advantage, itm_temperature: float) -> None:
     whole, against_images = advantage(itm_temperature=itm_temperature)
     assert whole < 0.03
-    if itm_temperature == UNIFORM:
-        assert against_images < 0.03 + 0.02  # 960 held-out rows: their own standard error is 1.6 points
+    assert against_images < 0.03 + 0.02  # 960 held-out rows: their own standard error is 1.6 points
+
+
+def test_tokens_of_the_queue_may_differ_because_they_are_in_true_pairs_too(advantage) -> None:
+    whole, against_images = advantage(change_queue=_sampled)
+    assert whole < 0.03 and against_images > 0.3
 
 
 def test_the_same_test_fails_when_true_pairs_skip_the_pooling(advantage) -> None:
-    whole, against_images = advantage(lambda rows, full: _first_third(rows, _sampled(full).to(torch.bfloat16).float()))
-    assert whole > 0.2 and against_images > 0.3
+    whole, _ = advantage(lambda rows, full: _first_part(rows, _sampled(full).to(torch.bfloat16).float()))
+    assert whole > 0.15
 
 
 def test_the_same_test_fails_when_true_pairs_skip_the_rounding(advantage) -> None:
     def unrounded(rows: Tensor, full: Tensor) -> Tensor:
         grid = full.transpose(1, 2).unflatten(-1, (GRID, GRID))
-        return _first_third(rows, F.adaptive_avg_pool2d(grid, 7).flatten(2).transpose(1, 2))
+        return _first_part(rows, F.adaptive_avg_pool2d(grid, 7).flatten(2).transpose(1, 2))
 
-    whole, against_images = advantage(unrounded)
-    assert whole > 0.2 and against_images > 0.3
-
-
-def test_the_same_test_fails_when_only_the_queue_is_not_pooled(advantage) -> None:
-    _, against_images = advantage(change_queue=_sampled)
-    assert against_images > 0.3
+    whole, _ = advantage(unrounded)
+    assert whole > 0.15

@@ -123,7 +123,7 @@ def test_without_a_memory_there_is_no_kl_and_no_posterior(step) -> None:
     assert output.posterior is None and not any(name.startswith("memory") for name in output.metrics)
 
 
-def test_matching_sees_true_pairs_then_hard_texts_then_hard_images(step, monkeypatch, weights) -> None:
+def test_matching_sees_true_pairs_hard_texts_hard_images_and_the_partners_true_pairs(step, monkeypatch, weights) -> None:
     objective, batch, queue = step(weights(itm_temperature=100.0), batch_options={"longest": 6})
     queue.entries.attention_mask[:, :10] = 1  # longer than any of the batch
     calls = _spy_on_stack(monkeypatch)
@@ -132,7 +132,7 @@ def test_matching_sees_true_pairs_then_hard_texts_then_hard_images(step, monkeyp
     assert text["tokens"] is None and text["ids"].shape == batch["input_ids"].shape
     ids, mask, tokens = fused["ids"], fused["mask"], fused["tokens"]
     n, own = 5, batch["input_ids"]
-    assert len(ids) == len(mask) == len(tokens) == 3 * n
+    assert len(ids) == len(mask) == len(tokens) == 4 * n
     real = batch["attention_mask"].bool()
     for part in (0, 2):  # the batch's own captions
         rows = slice(part * n, part * n + n)
@@ -152,7 +152,34 @@ def test_matching_sees_true_pairs_then_hard_texts_then_hard_images(step, monkeyp
         drawn = tuple(t for t, m in zip(ids[n + row].tolist(), mask[n + row].tolist(), strict=True) if m)
         assert drawn in words and words.index(drawn) != row
         matches = [j for j, image in enumerate(images) if torch.equal(image, tokens[2 * n + row])]
-        assert len(matches) == 1 and matches[0] != row
+        assert matches == [words.index(drawn)]  # the picture that this caption belongs to
+    # The partner whole: its caption as in part 1, its picture as in part 2.
+    assert torch.equal(ids[3 * n :], ids[n : 2 * n]) and torch.equal(mask[3 * n :], mask[n : 2 * n])
+    assert torch.equal(tokens[3 * n :], tokens[2 * n : 3 * n])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_half_of_the_partners_are_drawn_by_the_image_and_half_by_the_text(step, monkeypatch, rows: int) -> None:
+    objective, batch, queue = step(batch_options={"image_ids": torch.arange(100, 105)})
+    batch = {name: tensor[:rows] for name, tensor in batch.items()}
+    asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+    plain = stage1.draw_hard_negatives
+
+    def spy(queries, candidates, *rest):
+        asked.append((queries, candidates))
+        return plain(queries, candidates, *rest)
+
+    monkeypatch.setattr(stage1, "draw_hard_negatives", spy)
+    entries, past = _run(objective, batch, queue).entries, queue.valid()
+    (by_image, texts), (by_text, images) = asked
+    assert torch.equal(by_image, entries.image_features[::2]) and torch.equal(by_text, entries.text_features[1::2])
+    assert torch.equal(texts, torch.cat((entries.text_features, past.text_features)))
+    assert torch.equal(images, torch.cat((entries.image_features, past.image_features)))
+
+
+def test_interleave_by_hand() -> None:
+    joined = stage1.interleave(torch.tensor([0, 2, 4]), torch.tensor([1, 3]))
+    assert joined.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("filled", [0, 7])
@@ -193,16 +220,19 @@ def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(step,
     monkeypatch.setattr(BitGenModel, "pool_image_tokens", keep)
 
     def draw(index: list[int]):
+        parts = {3: index[::2], 2: index[1::2]}
+
         def fake(queries, candidates, *_):
-            return stage1.HardNegatives(torch.tensor(index), torch.ones(5), torch.ones(5))
+            rows = parts[len(queries)]
+            return stage1.HardNegatives(torch.tensor(rows), torch.ones(len(rows)), torch.ones(len(rows)))
 
         return fake
 
-    def true_and_hard_text_do_not_count(logits, labels, weights):
-        return real_loss(logits, labels, torch.cat((torch.zeros(10), torch.ones(5))))
+    def only_hard_images_count(logits, labels, weights):
+        return real_loss(logits, labels, torch.cat((torch.zeros(10), torch.ones(5), torch.zeros(5))))
 
     real_loss = stage1.matching_loss
-    monkeypatch.setattr(stage1, "matching_loss", true_and_hard_text_do_not_count)
+    monkeypatch.setattr(stage1, "matching_loss", only_hard_images_count)
     for index, reached in (([1, 0, 1, 0, 1], {0, 1}), ([5, 6, 7, 8, 9], set()), ([4, 11, 3, 5, 6], {3, 4})):
         objective, batch, queue = step(only)
         queue.entries.image_tokens.requires_grad_(True)

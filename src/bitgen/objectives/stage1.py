@@ -197,43 +197,51 @@ class Stage1Objective(nn.Module):
         past: QueueEntries,
         reader: MemoryReader | None,
     ) -> tuple[StackOutput, dict[str, torch.Tensor]]:
-        """One fused pass of B true pairs, B (image, hard text) and B (hard image, text); the true pairs' part of it,
-        and the metrics."""
+        """One fused pass of B true pairs and, with a partner drawn for each, B (image, partner's text), B (partner's
+        image, text) and B (partner's image and text); the first B rows of it, and the metrics.
+
+        Half of the rows draw the text that is hard for their image, half the image that is hard for their text. The
+        partner comes as a true pair as well, so that each picture and each caption is in as many true pairs as wrong
+        ones. Otherwise one side alone tells the label: partners are hubs, and image tokens from the queue are of
+        earlier weights.
+        """
         candidate_ids = torch.cat((local.image_ids, past.image_ids))
         temperature = self.settings.itm_temperature
-        texts = draw_hard_negatives(
-            local.image_features,
+        by_image = draw_hard_negatives(
+            local.image_features[::2],
             torch.cat((local.text_features, past.text_features)),
-            local.image_ids,
+            local.image_ids[::2],
             candidate_ids,
             temperature,
         )
-        images = draw_hard_negatives(
-            local.text_features,
+        by_text = draw_hard_negatives(
+            local.text_features[1::2],
             torch.cat((local.image_features, past.image_features)),
-            local.image_ids,
+            local.image_ids[1::2],
             candidate_ids,
             temperature,
         )
-        hard_ids = _select(local.input_ids, past.input_ids, texts)
-        hard_mask = _select(local.attention_mask, past.attention_mask, texts)
-        width = max(mask.shape[1], int(hard_mask.sum(dim=1).max()))  # the longest caption drawn, not max_seq_len
+        partner = HardNegatives(*(interleave(even, odd) for even, odd in zip(by_image, by_text, strict=True)))
+        partner_ids = _select(local.input_ids, past.input_ids, partner)
+        partner_mask = _select(local.attention_mask, past.attention_mask, partner)
+        width = max(mask.shape[1], int(partner_mask.sum(dim=1).max()))  # the longest caption drawn, not max_seq_len
         input_ids, mask = pad_to(input_ids, width), pad_to(mask, width)
-        hard_ids, hard_mask = hard_ids[:, :width].to(input_ids), hard_mask[:, :width].to(mask)
-        hard_tokens = _select(pooled, past.image_tokens, images)
+        partner_ids, partner_mask = partner_ids[:, :width].to(input_ids), partner_mask[:, :width].to(mask)
+        partner_tokens = _select(pooled, past.image_tokens, partner)
 
-        rows = len(input_ids)
-        all_mask = torch.cat((mask, hard_mask, mask))
+        all_mask = torch.cat((mask, partner_mask, mask, partner_mask))
         fused = self.model.run_stack(
-            torch.cat((input_ids, hard_ids, input_ids)), all_mask, torch.cat((pooled, pooled, hard_tokens)), reader
+            torch.cat((input_ids, partner_ids, input_ids, partner_ids)),
+            all_mask,
+            torch.cat((pooled, pooled, partner_tokens, partner_tokens)),
+            reader,
         )
         logits = self.model.itm_logits(fused.hidden_states, all_mask)
-        labels = torch.cat((torch.ones_like(local.image_ids), torch.zeros_like(local.image_ids).repeat(2)))
-        # Two hard pairs come with each true one; at half weight each, 'match' starts out even.
-        weights = torch.cat((torch.ones_like(texts.weight), texts.weight / 2, images.weight / 2))
+        rows = len(input_ids)
+        labels = torch.tensor([1, 0, 0, 1], device=logits.device).repeat_interleave(rows)
+        weights = torch.cat((torch.ones_like(partner.weight), partner.weight.repeat(3)))
         itm = matching_loss(logits, labels, weights)
-        ranks = torch.cat((texts.rank, images.rank)).float().masked_fill(weights[rows:] == 0, torch.nan)
-        median = ranks.nanmedian().nan_to_num(0.0)
+        median = partner.rank.float().masked_fill(partner.weight == 0, torch.nan).nanmedian().nan_to_num(0.0)
         metrics = {"itm_loss": itm.loss, "itm_acc": itm.accuracy, "itm_negative_rank": median}
         return StackOutput(*(None if part is None else part[:rows] for part in fused)), metrics
 
@@ -260,6 +268,13 @@ def drop_tokens(input_ids: torch.Tensor, mask: torch.Tensor, rate: float) -> tup
     kept = mask.bool() & (protected | (torch.rand(mask.shape, device=mask.device) >= rate))
     order = torch.sort(kept.to(torch.uint8), dim=1, descending=True, stable=True).indices
     return input_ids.gather(1, order), kept.gather(1, order).to(mask.dtype)
+
+
+def interleave(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
+    """``[ceil(N / 2)]`` and ``[floor(N / 2)]`` to the ``[N]`` whose rows 0, 2, .. and 1, 3, .. they are."""
+    joined = even.new_empty(len(even) + len(odd))
+    joined[::2], joined[1::2] = even, odd
+    return joined
 
 
 def _select(local: torch.Tensor, past: torch.Tensor, negatives: HardNegatives) -> torch.Tensor:
