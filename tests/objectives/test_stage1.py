@@ -123,7 +123,7 @@ def test_without_a_memory_there_is_no_kl_and_no_posterior(step) -> None:
     assert output.posterior is None and not any(name.startswith("memory") for name in output.metrics)
 
 
-def test_matching_sees_true_pairs_hard_texts_hard_images_and_the_partners_true_pairs(step, monkeypatch, weights) -> None:
+def test_matching_sees_true_hard_text_hard_image_and_partner_pairs(step, monkeypatch, weights) -> None:
     objective, batch, queue = step(weights(itm_temperature=100.0), batch_options={"longest": 6})
     queue.entries.attention_mask[:, :10] = 1  # longer than any of the batch
     calls = _spy_on_stack(monkeypatch)
