@@ -86,9 +86,10 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rerank_cosine_weight",
         type=float,
-        default=0.0,
         metavar="X",
-        help="re-rank by matching logit + X * cosine (default: 0, the matching head alone)",
+        help="re-rank by matching logit + X * cosine; 0: the matching head alone (default: 1 / itm_temperature of the "
+        "run. Negatives were drawn in proportion to exp(cosine / itm_temperature), so the head learned what that "
+        "leaves over)",
     )
     parser.add_argument(
         "--bootstrap",
@@ -238,10 +239,11 @@ def evaluate(loaded: LoadedModel, dataset: PairDataset, device: torch.device, fl
     if "retrieval" in flags.task:
         results["retrieval"] = retrieval_metrics(encoded, ranking, flags.bootstrap)
         if flags.rerank_top_k:
-            logger.info("re-ranking the best %d of each query", flags.rerank_top_k)
-            results["retrieval"] |= rerank_metrics(
-                runner, encoded, ranking, flags.rerank_cosine_weight, flags.bootstrap
-            )
+            weight = flags.rerank_cosine_weight
+            if weight is None:
+                weight = 1 / settings.objective.itm_temperature
+            logger.info("re-ranking the best %d of each query by logit + %.3g x cosine", flags.rerank_top_k, weight)
+            results["retrieval"] |= rerank_metrics(runner, encoded, ranking, weight, flags.bootstrap)
     if "matching" in flags.task:
         results["matching"] = matching_metrics(runner, encoded, ranking)
     if "memory" in flags.task or ("matching" in flags.task and model.memory is not None):
@@ -254,7 +256,7 @@ def tables(results: Results, rerank_top_k: int) -> str:
     parts = []
     if retrieval := results.get("retrieval"):
         rows = []
-        for prefix, how in (("", "by cosine"), ("reranked_", f"best {rerank_top_k} by matching")):
+        for prefix, how in (("", "by cosine"), ("reranked_", f"best {rerank_top_k} re-ranked")):
             for name, direction in DIRECTIONS:
                 key = f"{prefix}{name}"
                 if f"{key}_R@1" in retrieval:

@@ -292,6 +292,8 @@ FEATURES = {"vision_encoder": "features", "train_data": "data/train", "vision_tu
         ({"warmup_steps": -1}, ["warmup_steps"]),
         ({"temperature": 2}, ["temperature", "0.01 to 1"]),
         ({"itm_temperature": 0}, ["itm_temperature"]),
+        ({"itm_temperature_start": 0}, ["itm_temperature_start"]),
+        ({"gate_lr_factor": -1}, ["gate_lr_factor"]),
         ({"max_seq_len": 2}, ["max_seq_len", "BOS"]),
         ({"num_workers": -1}, ["num_workers"]),
         ({"save_steps": 0}, ["save_steps"]),

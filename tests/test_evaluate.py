@@ -97,6 +97,20 @@ def test_results_have_the_layout_of_the_specification(run, capsys):
     assert "text to image, by cosine" in printed and f"{results['matching']['itm_acc']:.1f}" in printed
 
 
+def test_re_ranking_adds_the_cosine_that_the_draw_of_negatives_took_out(run, monkeypatch):
+    weights = []
+    plain = evaluate.rerank_metrics
+
+    def spy(runner, encoded, ranking, weight, *rest):
+        weights.append(weight)
+        return plain(runner, encoded, ranking, weight, *rest)
+
+    monkeypatch.setattr(evaluate, "rerank_metrics", spy)
+    for flags in ((), ("--rerank_cosine_weight", "0"), ("--rerank_cosine_weight", "3")):
+        run_evaluate(run, "--task", "retrieval", "--bootstrap", "0", *flags)
+    assert weights == pytest.approx([1 / Config().objective.itm_temperature, 0, 3])
+
+
 def test_a_run_means_its_best_checkpoint(run):
     best = run_evaluate(run, "--task", "retrieval")
     assert best == run_evaluate(run, "--task", "retrieval", checkpoint=run / "checkpoints" / "step-00000001")

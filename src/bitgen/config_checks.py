@@ -21,9 +21,10 @@ _AT_LEAST_ONE = """vision_hidden_size vision_num_layers vision_num_heads vision_
     num_gpus max_nonfinite_steps scenes_train scenes_val val_max_images save_steps eval_steps log_steps
     max_checkpoints_to_keep""".split()
 _NOT_NEGATIVE = """lora_warmup_epochs lora_warmup_steps lora_lr_factor lora_lr_warmup_steps contrastive_weight
-    itm_weight memory_kl_weight text_loss_weight temperature_lr_factor weight_decay warmup_steps seed
+    itm_weight memory_kl_weight text_loss_weight temperature_lr_factor gate_lr_factor weight_decay warmup_steps seed
     num_workers""".split()
-_ABOVE_ZERO = "lora_plus_ratio memory_sigma pseudoinverse_tolerance itm_temperature learning_rate max_grad_norm".split()
+_ABOVE_ZERO = """lora_plus_ratio memory_sigma pseudoinverse_tolerance itm_temperature itm_temperature_start
+    learning_rate max_grad_norm""".split()
 # A rate of 1 would drop everything (or never move the average), so these stay below it.
 _RATES = "lora_dropout compressor_dropout dropout token_dropout ema_decay".split()
 _RANGES: dict[str, tuple[Any, str]] = {

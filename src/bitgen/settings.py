@@ -159,6 +159,9 @@ class ObjectiveSettings:
     )
     temperature_lr_factor: float = setting(50.0, "Learning rate of the log-temperature relative to learning_rate.")
     itm_temperature: float = setting(0.07, "Temperature of drawing hard negatives: lower draws harder ones.")
+    itm_temperature_start: float | None = setting(
+        None, "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule."
+    )
     token_dropout: float = setting(
         0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
     )
@@ -175,6 +178,11 @@ class TrainingSettings:
         2, "Micro-batches of an optimizer step. Each one is contrasted by itself: this does not add negatives."
     )
     learning_rate: float = setting(2e-4, "Peak learning rate of AdamW, after the warm-up.")
+    gate_lr_factor: float = setting(
+        10.0,
+        "Learning rate of the gates of fusion and memory relative to learning_rate: they start at 0, and what they let "
+        "through learns only as they open.",
+    )
     weight_decay: float = setting(0.02, "AdamW's decay of matrices; norms, biases, gates and temperature have none.")
     num_epochs: int = setting(50, "Passes over the training data; the schedule spans them.")
     max_steps: int | None = setting(None, "Stop after this many optimizer steps, which the schedule then spans.")

@@ -31,6 +31,7 @@ class Weights:
     queue_weight: float = 0.4
     temperature: float = 0.5
     itm_temperature: float = 0.07
+    itm_temperature_start: float | None = None
     token_dropout: float = 0.0
 
 

@@ -177,6 +177,22 @@ def test_half_of_the_partners_are_drawn_by_the_image_and_half_by_the_text(step, 
     assert torch.equal(images, torch.cat((entries.image_features, past.image_features)))
 
 
+def test_negatives_are_drawn_from_easy_to_hard_in_equal_ratios(step, weights, monkeypatch) -> None:
+    objective, batch, queue = step(weights(itm_temperature=0.05, itm_temperature_start=0.2))
+    asked: list[float] = []
+    plain = stage1.draw_hard_negatives
+
+    def spy(queries, candidates, query_ids, candidate_ids, temperature):
+        asked.append(temperature)
+        return plain(queries, candidates, query_ids, candidate_ids, temperature)
+
+    monkeypatch.setattr(stage1, "draw_hard_negatives", spy)
+    for objective.progress in (0.0, 0.5, 1.0):
+        _run(objective, batch, queue)
+    assert asked[::2] == asked[1::2] == pytest.approx([0.2, 0.1, 0.05])
+    assert step()[0].itm_temperature() == 0.07  # without a start there is no schedule
+
+
 def test_interleave_by_hand() -> None:
     joined = stage1.interleave(torch.tensor([0, 2, 4]), torch.tensor([1, 3]))
     assert joined.tolist() == [0, 1, 2, 3, 4]

@@ -6,6 +6,7 @@ from torch import nn
 
 from bitgen.config import Config
 from bitgen.training.optimizer import (
+    GATE,
     LORA_A,
     LORA_B,
     NEW,
@@ -62,7 +63,7 @@ def test_what_each_parameter_is_and_whether_it_decays() -> None:
         "linear.weight": (NEW, True),
         "linear.bias": (NEW, False),
         "embeddings.weight": (NEW, False),
-        "gate": (NEW, False),
+        "gate": (GATE, False),
         "prior_mean": (NEW, False),
         "log_temperature": (TEMPERATURE, False),
         "lora_A.default.weight": (LORA_A, True),

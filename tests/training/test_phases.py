@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from bitgen.config import Config
 from bitgen.training.optimizer import (
     FINAL_SHARE,
+    GATE,
     LORA_A,
     LORA_B,
     NEW,
@@ -89,6 +90,14 @@ def test_adapters_warm_up_from_the_boundary_with_their_own_factor() -> None:
 def test_lora_plus_is_the_ratio_of_b_to_a() -> None:
     config = config_with(lora_plus_ratio=16.0)
     assert learning_rate_at(80, LORA_B, PLAN, config) == pytest.approx(16 * learning_rate_at(80, LORA_A, PLAN, config))
+
+
+def test_gates_follow_the_schedule_at_their_own_factor() -> None:
+    config = config_with(gate_lr_factor=10.0)
+    for step in (0, 49, 120, 199):
+        assert learning_rate_at(step, GATE, PLAN, config) == pytest.approx(
+            10 * learning_rate_at(step, NEW, PLAN, config)
+        )
 
 
 def test_the_temperature_neither_warms_up_nor_decays() -> None:

@@ -70,8 +70,8 @@ def _matching(runner: Runner, encoded: EncodedSplit, ranking: Ranking, itm_image
     losses = F.binary_cross_entropy_with_logits(logits, pairs.labels.float(), reduction="none")
     return {
         "itm_acc": balanced_accuracy(logits > 0, logits <= 0, pairs.labels) / 100.0,
-        # Weighted as in training, where each true pair comes with two hard ones.
-        "itm_loss": ((losses[pairs.labels].mean() + 2 * losses[~pairs.labels].mean()) / 3).item(),
+        # Weighted as in training, where there are as many true pairs as hard ones.
+        "itm_loss": ((losses[pairs.labels].mean() + losses[~pairs.labels].mean()) / 2).item(),
     }
 
 

@@ -32,6 +32,7 @@ class ObjectiveSettings(Protocol):
     queue_weight: float
     temperature: float
     itm_temperature: float
+    itm_temperature_start: float | None
     token_dropout: float
 
 
@@ -47,6 +48,8 @@ class Stage1Output(NamedTuple):
 
 class Stage1Objective(nn.Module):
     """What DistributedDataParallel wraps: the model, the learned temperature, and one forward a micro-step.
+
+    ``progress`` is the share of the run that lies behind, which the trainer keeps up to date for schedules.
 
     Queue and memory state are arguments: they belong to the trainer and are updated after the backward pass.
     Parameters that no switched-on loss reaches are frozen here, so that each one left trainable gets a gradient.
@@ -64,6 +67,7 @@ class Stage1Objective(nn.Module):
             )
         self.model = model
         self.settings = settings
+        self.progress = 1.0
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
         for _, parameter in self.unreached_parameters():
             parameter.requires_grad_(False)
@@ -94,6 +98,12 @@ class Stage1Objective(nn.Module):
         settings = self.settings
         writes = self.model.memory is not None and settings.memory_kl_weight
         return bool(settings.itm_weight or settings.text_loss_weight or writes)
+
+    def itm_temperature(self) -> float:
+        """Today's temperature of drawing negatives: from its start to its end value in equal ratios."""
+        end = self.settings.itm_temperature
+        start = self.settings.itm_temperature_start or end
+        return start * (end / start) ** self.progress
 
     @torch.no_grad()
     def clamp_temperature_(self) -> None:
@@ -206,7 +216,7 @@ class Stage1Objective(nn.Module):
         earlier weights.
         """
         candidate_ids = torch.cat((local.image_ids, past.image_ids))
-        temperature = self.settings.itm_temperature
+        temperature = self.itm_temperature()
         by_image = draw_hard_negatives(
             local.image_features[::2],
             torch.cat((local.text_features, past.text_features)),

@@ -18,7 +18,7 @@ EPS = 1e-8
 FINAL_SHARE = 0.01
 
 # What a parameter is: decides its learning rate.
-NEW, TEMPERATURE, LORA_A, LORA_B, TOWER = "new", "temperature", "lora_a", "lora_b", "tower"
+NEW, GATE, TEMPERATURE, LORA_A, LORA_B, TOWER = "new", "gate", "temperature", "lora_a", "lora_b", "tower"
 ADAPTER_KINDS = (LORA_A, LORA_B, TOWER)
 
 # No weight decay beside every tensor of fewer than two dimensions (norms, biases, gates, temperature). Decay is
@@ -28,11 +28,12 @@ NO_DECAY_WORDS = ("embedding", "embed_", "gate", "logvar", "prior", "temperature
 
 
 def kind_of(name: str, adapters: set[str]) -> str:
-    """``new | temperature | lora_a | lora_b | tower``, by name; ``adapters`` holds what phase 2 unfreezes."""
-    if name.rsplit(".", 1)[-1] == "log_temperature":
+    """``new | gate | temperature | lora_a | lora_b | tower``, by name; ``adapters`` holds what phase 2 unfreezes."""
+    last = name.rsplit(".", 1)[-1]
+    if last == "log_temperature":
         return TEMPERATURE
     if name not in adapters:
-        return NEW
+        return GATE if last == "gate" else NEW
     if "lora_B" in name:
         return LORA_B
     return LORA_A if "lora_" in name else TOWER
@@ -48,7 +49,7 @@ def takes_decay(name: str, parameter: torch.Tensor) -> bool:
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], adapters: set[str], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Optimizer groups over (decay, no decay) x (new, temperature, LoRA A, LoRA B, tower), in a fixed order.
+    """Optimizer groups over (decay, no decay) x (new, gate, temperature, LoRA A, LoRA B, tower), in a fixed order.
 
     Every group carries ``kind`` and ``names`` beside ``params``. Parameters that need no gradient are left out.
     """
@@ -110,6 +111,8 @@ def learning_rate_at(step: int, kind: str, plan: PhasePlan, config: Config) -> f
     if kind == TEMPERATURE:
         return training.learning_rate * config.objective.temperature_lr_factor
     rate = training.learning_rate * warmup_cosine(step, training.warmup_steps, plan.total_steps)
+    if kind == GATE:
+        return rate * training.gate_lr_factor
     if kind not in ADAPTER_KINDS:
         return rate
     since = step - (plan.boundary or 0)

@@ -204,6 +204,7 @@ class Trainer:
         """One optimizer step; whether any rank was told to stop."""
         config, progress = self.config, self.progress
         self.throughput.start_step()
+        self.objective.progress = progress.step / self.plan.total_steps
         rates = set_learning_rates(self.optimizer, progress.step, self.plan, config)
         accumulate = config.training.grad_accum_steps
         outputs: list[Stage1Output] = []
