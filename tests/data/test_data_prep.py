@@ -229,7 +229,7 @@ def test_features_that_do_not_fit(source, flickr, change, message):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_that_are_not_finite(source, flickr, value):
     source.features[3, 2, 1] = value
-    with pytest.raises(ValueError, match=r"row of 3.jpg \(row 3\) holds NaN or infinite"):
+    with pytest.raises(ValueError, match=r"with NaN or infinite values: 3.jpg \(row 3\)"):
         flickr(source.arguments("features"))
     assert not source.output.exists()
 
