@@ -19,7 +19,7 @@ from _common.journal import Journal
 from _common.problems import Problems
 from _common.reading import read_lines, with_captions
 from _common.web_images import FetchOptions, fetch_images
-from _common.writing import Item, excluded_ids, write
+from _common.writing import EXCLUDED, Item, excluded_ids, write
 from bitgen.data.records import DatasetInfo
 
 EXAMPLE = """\
@@ -115,7 +115,12 @@ def main(argv: list[str] | None = None) -> None:
     wanted = dict(list(read_rows(args.tsv, problems).items())[: args.limit])
     captions = with_captions(wanted, problems)
     excluded = excluded_ids(args.exclude)
-    urls = [url for url in captions if url not in excluded]
+    urls = []
+    for url in captions:
+        if url in excluded:
+            problems.add(EXCLUDED, url)
+        else:
+            urls.append(url)
     work = args.work or args.output.with_name(f"{args.output.name}.downloads")
     settings = {"image_size": args.image_size, "resize_side": args.resize_side, "jpeg_quality": args.jpeg_quality}
     options = FetchOptions(

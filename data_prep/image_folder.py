@@ -2,7 +2,8 @@
 
 The folder follows the imagefolder convention: metadata.csv or metadata.jsonl with file_name (relative to the folder)
 and a column of captions. Several rows of one file_name, or a list in the captions' column (JSON lines), are several
-captions of that image. A Hub dataset has a column of images and one of captions, a row an image.
+captions of that image. A Hub dataset has a column of images and one of captions; rows that follow one another with the
+same image are joined.
 """
 
 from __future__ import annotations

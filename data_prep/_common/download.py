@@ -116,7 +116,7 @@ def _append(client: httpx2.Client, remote: RemoteFile, partial: Path, have: int,
             if not resumed:  # it does not know ranges and sends everything
                 progress.reset(remote.size)
             with open(partial, "ab" if resumed else "wb") as file:
-                for chunk in response.iter_bytes(_CHUNK):
+                for chunk in response.iter_bytes():  # as they arrive: what is held back is lost with the connection
                     file.write(chunk)
                     progress.update(len(chunk))
                     if file.tell() > remote.size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +27,25 @@ def load_hub(
     had, or its columns leave a doubt.
     """
     from datasets import Image, load_dataset
+    from huggingface_hub import constants
+
+    from bitgen.data.tokenizer import hub_answers
 
     name = f"--hub_dataset {dataset}, split {split},"
+    remedy = (
+        f"where the Hub cannot be reached, fetch it elsewhere with `hf download --repo-type dataset {dataset} "
+        "--local-dir DIR` and pass --hub_dataset DIR"
+    )
+    if not (Path(dataset).is_dir() or constants.HF_HUB_OFFLINE or hub_answers()):
+        raise ValueError(
+            f"{name} cannot be loaded: {constants.ENDPOINT} does not answer. If it is in the Hub's cache, set "
+            f"HF_HUB_OFFLINE=1; {remedy}"
+        )
     try:
         rows = load_dataset(dataset, config, split=split)
-    except Exception as error:  # offline, no such dataset, split or configuration: each raises its own kind
+    except Exception as error:  # no such dataset, split or configuration, offline: each raises its own kind
         reason = next(iter(str(error).splitlines()), "no reason given")
-        raise ValueError(
-            f"{name} cannot be loaded ({type(error).__name__}: {reason}). Where the Hub cannot be reached, fetch it "
-            f"elsewhere with `hf download --repo-type dataset {dataset} --local-dir DIR` and pass --hub_dataset DIR"
-        ) from error
+        raise ValueError(f"{name} cannot be loaded ({type(error).__name__}: {reason}); {remedy}") from error
     images = [column for column, kind in rows.features.items() if isinstance(kind, Image)]
     image = image_column or (images[0] if len(images) == 1 else None)
     if image not in images:
@@ -50,10 +60,23 @@ def load_hub(
 def hub_items(
     rows: Dataset, image: str, captions: str, name: str, check: bool, max_pixels: int, problems: Problems
 ) -> Iterator[Item]:
-    """Items of the rows that have a caption, one row at a time; their names are ``name`` and the row's number."""
-    for number, row in enumerate(rows):
+    """Items of the rows that have a caption, read as they are asked for; called ``name`` and the row's number.
+
+    Rows that follow one another with the same image are one item with the captions of all.
+    """
+
+    def key(numbered: tuple[int, dict]) -> object:
+        cell = numbered[1][image]
+        return numbered[0] if cell is None else (cell["bytes"] or cell["path"])
+
+    for _, group in groupby(enumerate(rows), key):
+        (number, row), *others = group
         image_id = f"{name}/{number:07d}"
-        texts = clean_captions(image_id, texts_of(row[captions], captions, image_id), problems)
+        texts = texts_of(row[captions], captions, image_id)
+        for _, more in others:
+            problems.add("row with the image of the row before (joined with it)", image_id)
+            texts = texts + texts_of(more[captions], captions, image_id)
+        texts = clean_captions(image_id, texts, problems)
         if texts:
             yield Item(image_id, partial(_payload, row[image], check, max_pixels), texts)
         else:
@@ -63,7 +86,7 @@ def hub_items(
 def _payload(cell: dict | None, check: bool, max_pixels: int) -> bytes:
     if cell is None:
         raise Unusable("missing image")
-    payload = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+    payload = cell["bytes"] or Path(cell["path"]).read_bytes()
     if check:
         check_image(payload, max_pixels)
     return payload

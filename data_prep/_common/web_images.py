@@ -50,8 +50,12 @@ def fetch_images(urls: list[str], journal: Journal, options: FetchOptions) -> No
 
     Raises ``ValueError`` when none of the first 50 hosts can be reached at all; ``OSError`` when the disk is full.
     """
-    if urls:
-        asyncio.run(_fetch_all(urls, journal, options))
+    if not urls:
+        return
+    # What `shrink` needs takes seconds to import, which must not count as a server's silence.
+    import bitgen.model.processing_bitgen  # noqa: F401
+
+    asyncio.run(_fetch_all(urls, journal, options))
 
 
 async def _fetch_all(urls: list[str], journal: Journal, options: FetchOptions) -> None:

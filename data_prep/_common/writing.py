@@ -14,6 +14,8 @@ from bitgen.data.records import DatasetInfo, Record, RecordReader
 
 logger = logging.getLogger("data_prep")
 
+EXCLUDED = "image of an --exclude dataset (left out)"
+
 
 class Item(NamedTuple):
     """One image to be written: its name, how to get its payload (which may raise ``Unusable``), its captions."""
@@ -35,9 +37,10 @@ def excluded_ids(folders: list[Path]) -> set[str]:
 def _records(items: Iterable[Item], excluded: set[str], problems: Problems, total: int) -> Iterator[Record]:
     from tqdm import tqdm
 
+    written = 0
     for item in tqdm(items, total=total - problems.lost, desc="writing", unit="image", disable=None):
         if item.name in excluded:
-            problems.add("image of an --exclude dataset (left out)", item.name)
+            problems.add(EXCLUDED, item.name)
             continue
         try:
             payload = item.load()
@@ -46,8 +49,11 @@ def _records(items: Iterable[Item], excluded: set[str], problems: Problems, tota
             problems.add(error.reason, name, lost=True)
             problems.stop_if_too_many(total)
             continue
+        written += 1
         yield Record(item.name, payload, item.captions)
     problems.stop_if_too_many(total)
+    if not written:
+        raise ValueError("no image is left to write:\n  " + "\n  ".join(problems.lines()))
 
 
 def write(
