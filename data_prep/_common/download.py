@@ -47,6 +47,7 @@ def get_json(client: httpx2.Client, url: str, retries: int = 4, backoff: float =
         if not transient:
             break
         if attempt < retries:
+            logger.warning("%s does not answer (%s); trying again", url, problem)
             time.sleep(backoff * 2**attempt)
     raise ValueError(f"cannot read {url} ({problem}); is this machine online?")
 
@@ -97,6 +98,7 @@ def _complete(client: httpx2.Client, remote: RemoteFile, partial: Path, retries:
                     f"cannot download {remote.url} ({problem}); {have} of {remote.size} bytes are kept in {partial}, "
                     "and the same command goes on from there"
                 )
+            logger.warning("%s: %s after %d of %d bytes; going on", remote.name, problem, have, remote.size)
             time.sleep(backoff * 2 ** max(0, failures - 1))
 
 

@@ -56,6 +56,15 @@ def test_json_lines_with_lists(photos, image_folder):
     assert RecordReader(photos.parent / "out")[0].payload == (photos / "a.jpg").read_bytes()
 
 
+def test_the_same_source_gives_the_same_rows_byte_for_byte(photos, image_folder):
+    write_csv(photos, [(name, text) for name, texts in EXPECTED for text in texts])
+    shards = []
+    for name in ("one", "two"):
+        image_folder(flags(photos, "--output", str(photos.parent / name)))
+        shards.append([path.read_bytes() for path in sorted((photos.parent / name).glob("*.arrow"))])
+    assert shards[0] == shards[1] and shards[0]
+
+
 def test_the_captions_column_is_found_or_asked_for(photos, image_folder):
     rows = [(name, texts[0], "other") for name, texts in EXPECTED]
     write_csv(photos, rows, ("file_name", "text", "note"))
