@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import _common
-from _common import DatasetInfo, Problems
+from _common.flags import add_image_flags, make_parser, parse, run
+from _common.images import image_items
+from _common.problems import Problems
+from _common.reading import read_json, with_captions
+from _common.writing import write
+from bitgen.data.records import DatasetInfo
 
 EXAMPLE = """\
   python data_prep/coco.py --annotations annotations/captions_train2017.json --images train2017 --output data/coco_train
@@ -20,10 +23,7 @@ def read_annotations(path: Path, problems: Problems) -> dict[str, list[str]]:
 
     Raises ``ValueError`` for a file that is not of this format.
     """
-    try:
-        content = json.loads(_common.read_text(path, "--annotations"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--annotations {path} is not valid JSON: {error}") from error
+    content = read_json(path, "--annotations")
     if not isinstance(content, dict):
         raise ValueError(f"--annotations {path} must hold a JSON object with `images` and `annotations`")
     names: dict[int, str] = {}
@@ -63,24 +63,19 @@ def _entries(content: dict, key: str, path: Path) -> list:
 
 def main(argv: list[str] | None = None) -> None:
     """Reads the flags, writes the dataset, logs a summary. Raises ``ValueError`` for anything a user can put right."""
-    parser = _common.make_parser(__doc__, EXAMPLE)
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("--annotations", type=Path, required=True, help="caption JSON: images, annotations")
     parser.add_argument("--images", type=Path, required=True, help="folder with the image files")
-    args = _common.parse(parser, argv)
+    add_image_flags(parser)
+    args = parse(parser, argv)
 
-    problems = Problems()
-    selected: dict[str, list[str]] = {}
-    wanted = list(read_annotations(args.annotations, problems).items())[: args.limit]
-    for name, texts in wanted:
-        texts = _common.clean_captions(name, texts, problems)
-        if texts:
-            selected[name] = texts
-        else:
-            problems.add("image without a caption", name, lost=True)
-    items = _common.image_items(args.images, selected, args.check_images, problems)
+    problems = Problems(args.max_failed_fraction)
+    wanted = dict(list(read_annotations(args.annotations, problems).items())[: args.limit])
+    captions = with_captions(wanted, problems)
+    items = image_items([args.images], captions, args.check_images, args.max_image_pixels, problems)
     info = DatasetInfo(kind="images", source=f"COCO: {args.annotations.name}")
-    _common.write(items, info, problems, len(wanted), args)
+    write(items, info, problems, len(wanted), args)
 
 
 if __name__ == "__main__":
-    _common.run(main)
+    run(main)

@@ -14,8 +14,13 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-import _common
-from _common import DatasetInfo, FeatureFile, Item, Problems
+from _common.features import FeatureFile
+from _common.flags import add_image_flags, make_parser, parse, run
+from _common.images import image_items
+from _common.problems import Problems
+from _common.reading import read_names, read_text, with_captions
+from _common.writing import Item, write
+from bitgen.data.records import DatasetInfo
 
 EXAMPLE = """\
   python data_prep/flickr8k.py --captions captions.txt --split split_train.txt --images Images \\
@@ -33,8 +38,8 @@ def read_captions(path: Path) -> dict[str, list[str]]:
 
     Raises ``ValueError`` naming the line that is in neither format.
     """
-    text = _common.read_text(path, "--captions")
-    lines = text.splitlines()
+    text = read_text(path, "--captions")
+    lines = text.split("\n")
     if not any(line.strip() for line in lines):
         raise ValueError(f"--captions {path} is empty")
     captions: dict[str, list[str]] = {}
@@ -63,25 +68,18 @@ def read_captions(path: Path) -> dict[str, list[str]]:
 def select(args: Namespace, problems: Problems) -> tuple[dict[str, list[str]], int]:
     """Captions of the images of the split that have any, and the number of images asked for."""
     names: dict[str, None] = {}
-    for name in _common.read_names(args.split, "--split"):
+    for name in read_names(args.split, "--split"):
         if name in names:
             problems.add("duplicate name in --split (taken once)", name)
         names[name] = None
-    wanted = list(names)[: args.limit]
     captions = read_captions(args.captions)
-    selected: dict[str, list[str]] = {}
-    for name in wanted:
-        texts = _common.clean_captions(name, captions.get(name, []), problems)
-        if texts:
-            selected[name] = texts
-        else:
-            problems.add("image without a caption", name, lost=True)
-    return selected, len(wanted)
+    wanted = {name: captions.get(name, []) for name in list(names)[: args.limit]}
+    return with_captions(wanted, problems), len(wanted)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Reads the flags, writes the dataset, logs a summary. Raises ``ValueError`` for anything a user can put right."""
-    parser = _common.make_parser(__doc__, EXAMPLE)
+    parser = make_parser(__doc__, EXAMPLE)
     parser.add_argument("--captions", type=Path, required=True, help="captions.txt or Flickr8k.token.txt")
     parser.add_argument("--split", type=Path, required=True, help="image names to take, one a line")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -91,16 +89,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--feature_images", type=Path, help="image name of each row of --features, one a line")
     parser.add_argument("--feature_info", type=Path, help="JSON with scale and zero_point of int8 features")
-    args = _common.parse(parser, argv)
+    add_image_flags(parser)
+    args = parse(parser, argv)
     if args.features and not args.feature_images:
         parser.error("--features needs --feature_images, the list of the image names of its rows")
     if args.images and (args.feature_images or args.feature_info):
         parser.error("--feature_images and --feature_info belong to --features, not to --images")
 
-    problems = Problems()
+    problems = Problems(args.max_failed_fraction)
     captions, total = select(args, problems)
     if args.images:
-        items = _common.image_items(args.images, captions, args.check_images, problems)
+        items = image_items([args.images], captions, args.check_images, args.max_image_pixels, problems)
         info = DatasetInfo(kind="images", source=f"Flickr8k: {args.split.name}")
     else:
         features = FeatureFile(args.features, args.feature_images, args.feature_info, problems)
@@ -111,8 +110,8 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 problems.add("missing features", name, lost=True)
         info = DatasetInfo(kind="features", source=f"Flickr8k: {args.split.name}", **features.description)
-    _common.write(items, info, problems, total, args)
+    write(items, info, problems, total, args)
 
 
 if __name__ == "__main__":
-    _common.run(main)
+    run(main)

@@ -86,7 +86,7 @@ def _check_vision(config: Config) -> None:
     if data.train_data is None or data.train_data == "scenes" or data.val_data == "scenes":
         raise ConfigError(
             "vision_encoder is 'features', but there is no folder of features to read: write train_data (and val_data) "
-            "with the folders that data_prep/flickr8k.py --features wrote."
+            "with the folders that data_prep/flickr8k.py --features or data_prep/babylm_multimodal.py wrote."
         )
     if vision.vision_tuning == "full":
         raise ConfigError("vision_tuning is full, but features bring no tower to tune. Write vision_tuning frozen.")

@@ -23,8 +23,9 @@ from bitgen.training.words import WordCounter
 logger = logging.getLogger(__name__)
 
 HOW_TO_GET_DATA = (
-    "train_data is not set. Prepare your own images with `python data_prep/flickr8k.py ... --output DIR` or "
-    "`python data_prep/coco.py ... --output DIR` (--help explains them) and write --train_data DIR --val_data DIR; the "
+    "train_data is not set. Prepare your own images with `python data_prep/image_folder.py --folder IMAGES "
+    "--output DIR`, or a known source with data_prep/flickr8k.py, coco.py, cc3m.py, localized_narratives.py or "
+    "babylm_multimodal.py (--help explains each), and write --train_data DIR --val_data DIR; the "
     "encoder comes with `hf download facebook/dinov2-base --local-dir dinov2-base` and --vision_encoder dinov2-base. "
     "To try everything with no data and no download: make quickstart."
 )

@@ -109,7 +109,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"neither tokenizer.json nor vocab.json"):
         load_tokenizer(tmp_path / "empty")
-    monkeypatch.setattr("bitgen.data.tokenizer._hub_answers", lambda: False)
+    monkeypatch.setattr("bitgen.data.tokenizer.hub_answers", lambda: False)
     with pytest.raises(ValueError, match="--tokenizer FOLDER, or use --tokenizer train"):
         load_tokenizer("bitgen-no-such/tokenizer")
 

@@ -28,8 +28,9 @@ FEATURE_DTYPES = ("int8", "uint8", "float16", "float32")
 
 HOW_TO_MAKE = (
     "make it with `python data_prep/flickr8k.py --captions captions.txt --split split_train.txt --images DIR "
-    "--output {folder}` or `python data_prep/coco.py --annotations captions.json --images DIR --output {folder}` "
-    "(each explains itself with --help)"
+    "--output {folder}`, `python data_prep/coco.py --annotations captions.json --images DIR --output {folder}`, "
+    "`python data_prep/image_folder.py --folder DIR --output {folder}` for images of your own, or another script of "
+    "data_prep/ (each explains itself with --help)"
 )
 
 

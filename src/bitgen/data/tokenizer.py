@@ -87,12 +87,12 @@ def _from_pretrained(spec: str) -> PreTrainedTokenizerFast:
     try:
         return AutoTokenizer.from_pretrained(spec, local_files_only=True)
     except Exception:  # a folder has no second chance; a hub id may not be in the cache yet
-        if Path(spec).is_dir() or not _hub_answers():
+        if Path(spec).is_dir() or not hub_answers():
             raise
     return AutoTokenizer.from_pretrained(spec)
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether a hub can be there at all: asking an unreachable one costs three quarters of a minute of retries."""
     if getproxies():
         return True

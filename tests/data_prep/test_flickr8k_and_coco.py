@@ -1,7 +1,6 @@
-"""The preparation scripts on small made-up sources, with everything that can be wrong in them, and on the real ones."""
+"""Flickr8k and COCO, and what every script does: on made-up sources with everything wrong, and on the real ones."""
 
 import csv
-import importlib
 import json
 import logging
 import subprocess
@@ -17,21 +16,14 @@ from bitgen.data.records import RecordReader
 DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scripts_on_path():
-    sys.path.insert(0, str(DATA_PREP))
-    yield
-    sys.path.remove(str(DATA_PREP))
+@pytest.fixture
+def flickr(script):
+    return script("flickr8k")
 
 
 @pytest.fixture
-def flickr():
-    return importlib.import_module("flickr8k").main
-
-
-@pytest.fixture
-def coco():
-    return importlib.import_module("coco").main
+def coco(script):
+    return script("coco")
 
 
 class Source:
@@ -229,7 +221,7 @@ def test_features_that_do_not_fit(source, flickr, change, message):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_that_are_not_finite(source, flickr, value):
     source.features[3, 2, 1] = value
-    with pytest.raises(ValueError, match=r"row of 3.jpg \(row 3\) holds NaN or infinite"):
+    with pytest.raises(ValueError, match=r"with NaN or infinite values: 3.jpg \(row 3\)"):
         flickr(source.arguments("features"))
     assert not source.output.exists()
 

@@ -1,0 +1,158 @@
+"""Downloading large files: resumed where they broke off, verified by checksum, in place only when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+from tqdm import tqdm
+
+logger = logging.getLogger("data_prep")
+
+_CHUNK = 2**20
+_HASHES = ("sha256", "md5")
+
+
+class RemoteFile(NamedTuple):
+    """A file on a server: ``hashes`` maps ``sha256`` or ``md5`` to hexadecimal digests, as far as the server says."""
+
+    name: str
+    url: str
+    size: int
+    hashes: dict[str, str]
+
+
+def make_client() -> httpx2.Client:
+    """A client that follows redirects and waits a minute at most for an answer or the next bytes."""
+    return httpx2.Client(follow_redirects=True, timeout=60.0, headers={"Accept-Encoding": "identity"})
+
+
+def get_json(client: httpx2.Client, url: str, retries: int = 4, backoff: float = 1.0) -> dict:
+    """Fetches a JSON object; ``ValueError`` when it cannot be had after ``retries`` further attempts."""
+    for attempt in range(retries + 1):
+        try:
+            response = client.get(url)
+            if response.status_code == 200:
+                return response.json()
+            problem, transient = f"HTTP {response.status_code}", _transient(response.status_code)
+        except httpx2.RequestError as error:
+            problem, transient = f"{type(error).__name__}: {error}", True
+        except ValueError as error:
+            problem, transient = f"no JSON: {error}", False
+        if not transient:
+            break
+        if attempt < retries:
+            logger.warning("%s does not answer (%s); trying again", url, problem)
+            time.sleep(backoff * 2**attempt)
+    raise ValueError(f"cannot read {url} ({problem}); is this machine online?")
+
+
+def fetch_file(client: httpx2.Client, remote: RemoteFile, folder: Path, retries: int = 6, backoff: float = 1.0) -> Path:
+    """Downloads ``remote`` to ``folder / remote.name`` and returns that path; a file there already is taken as it is.
+
+    Bytes go to ``NAME.part``, which a later call goes on from; it gets its name after size and checksum agree. A
+    failed attempt that brought nothing new is repeated ``retries`` times, after ``backoff`` seconds, doubled each time.
+    Raises ``ValueError`` for a file that has another size than the server says, or cannot be had.
+    """
+    path = folder / remote.name
+    if path.exists():
+        if path.stat().st_size != remote.size:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, not {remote.size} as on the server; remove it")
+        logger.info("%s is here already", path)
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    for start_over in (True, False):
+        _complete(client, remote, partial, retries, backoff)
+        problem = _difference(partial, remote)
+        if problem is None:
+            break
+        partial.unlink()
+        if not start_over:
+            raise ValueError(f"{remote.url} arrives damaged twice ({problem}); it was removed. Try again later")
+        logger.warning("%s: %s; downloading it anew", remote.name, problem)
+    _fsync(partial)
+    os.replace(partial, path)
+    _fsync(folder)
+    return path
+
+
+def _complete(client: httpx2.Client, remote: RemoteFile, partial: Path, retries: int, backoff: float) -> None:
+    failures = 0
+    have = partial.stat().st_size if partial.exists() else 0
+    with tqdm(total=remote.size, initial=have, desc=remote.name, unit="B", unit_scale=True, disable=None) as progress:
+        while have < remote.size:
+            problem = _append(client, remote, partial, have, progress)
+            now = partial.stat().st_size if partial.exists() else 0
+            if problem is None:
+                return
+            failures = 0 if now > have else failures + 1
+            have = now
+            if failures > retries:
+                raise ValueError(
+                    f"cannot download {remote.url} ({problem}); {have} of {remote.size} bytes are kept in {partial}, "
+                    "and the same command goes on from there"
+                )
+            logger.warning("%s: %s after %d of %d bytes; going on", remote.name, problem, have, remote.size)
+            time.sleep(backoff * 2 ** max(0, failures - 1))
+
+
+def _append(client: httpx2.Client, remote: RemoteFile, partial: Path, have: int, progress: tqdm) -> str | None:
+    """Adds what is missing from byte ``have`` on; returns what went wrong on the way, or None."""
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    try:
+        with client.stream("GET", remote.url, headers=headers) as response:
+            status = response.status_code
+            if status not in (200, 206):
+                if not _transient(status):
+                    raise ValueError(f"cannot download {remote.url}: HTTP {status}")
+                return f"HTTP {status}"
+            resumed = status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            if status == 206 and not resumed:
+                return f"the server sent {response.headers.get('Content-Range')} for bytes {have}-"
+            if not resumed:  # it does not know ranges and sends everything
+                progress.reset(remote.size)
+            with open(partial, "ab" if resumed else "wb") as file:
+                for chunk in response.iter_bytes():  # as they arrive: what is held back is lost with the connection
+                    file.write(chunk)
+                    progress.update(len(chunk))
+                    if file.tell() > remote.size:
+                        return None  # more than announced: the comparison of sizes rejects it
+    except httpx2.RequestError as error:
+        return f"{type(error).__name__}: {error}"
+    return None if partial.stat().st_size >= remote.size else "the connection ended early"
+
+
+def _transient(status: int) -> bool:
+    return status in (408, 425, 429) or status >= 500
+
+
+def _difference(path: Path, remote: RemoteFile) -> str | None:
+    """How a downloaded file differs from what the server announced, or None."""
+    size = path.stat().st_size
+    if size != remote.size:
+        return f"{size} bytes instead of {remote.size}"
+    kind = next((kind for kind in _HASHES if remote.hashes.get(kind)), None)
+    if kind is None:
+        logger.warning("%s: the server gives no checksum; only the size was compared", remote.name)
+        return None
+    with open(path, "rb") as file:
+        found = hashlib.new(kind, usedforsecurity=False)
+        for chunk in iter(lambda: file.read(_CHUNK), b""):
+            found.update(chunk)
+    if found.hexdigest() != remote.hashes[kind].lower():
+        return f"{kind} {found.hexdigest()} instead of {remote.hashes[kind]}"
+    return None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

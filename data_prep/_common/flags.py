@@ -1,0 +1,145 @@
+"""The flags that every preparation script has, and how a script starts and ends."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bitgen.data.record_writer import check_output
+from bitgen.data.records import read_info
+
+logger = logging.getLogger("data_prep")
+
+MAX_IMAGE_PIXELS = 50_000_000
+
+
+def boolean(text: str) -> bool:
+    """Parses True/False as the training command does; ``type=bool`` would read "False" as true."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def positive(text: str) -> int:
+    """Parses a positive whole number."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+
+
+def count(text: str) -> int:
+    """Parses a whole number from 0 on."""
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+
+
+def seconds(text: str) -> float:
+    """Parses a positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if 0 < value < float("inf"):
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+
+
+def fraction(text: str) -> float:
+    """Parses a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 <= value <= 1:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+
+
+def make_parser(
+    description: str, example: str, max_failed_fraction: float = 0.01, why: str = ""
+) -> argparse.ArgumentParser:
+    """A parser with the flags that every script has.
+
+    Args:
+        description: what the script does.
+        example: command lines, indented, to show at the end of ``--help``.
+        max_failed_fraction: default share of images that may be lost.
+        why: what ``--help`` adds to that flag where the default needs a reason.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output", type=Path, required=True, help="dataset folder to write (complete or not at all)")
+    parser.add_argument("--limit", type=positive, help="take only the first N images: a quick look at the pipeline")
+    parser.add_argument("--overwrite", type=boolean, default=False, help="True: replace the dataset in --output")
+    parser.add_argument(
+        "--exclude",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DATASET",
+        help="datasets prepared earlier whose image_ids must not come again, such as the validation set",
+    )
+    parser.add_argument(
+        "--max_failed_fraction",
+        type=fraction,
+        default=max_failed_fraction,
+        help="stop, writing nothing, when a larger share of the images than this cannot be used "
+        f"({why}default %(default)s)",
+    )
+    return parser
+
+
+def add_image_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--check_images`` and ``--max_image_pixels``."""
+    parser.add_argument(
+        "--check_images",
+        type=boolean,
+        default=True,
+        help="True: decode every image once, so that a damaged file is found now and not in training",
+    )
+    add_pixel_flag(parser)
+
+
+def add_pixel_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--max_image_pixels``."""
+    parser.add_argument(
+        "--max_image_pixels",
+        type=positive,
+        default=MAX_IMAGE_PIXELS,
+        help="images with more pixels than this are refused before they are decoded (default %(default)s)",
+    )
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parses the flags and makes sure, before any work, that --output may be written and --exclude be read."""
+    args = parser.parse_args(argv)
+    check_output(args.output, args.overwrite)
+    for folder in args.exclude:
+        read_info(folder)
+    return args
+
+
+def run(main: Callable[[list[str] | None], None], interrupted: str = "") -> None:
+    """Runs a script's ``main``: a user's mistake ends in one line on stderr and exit status 1, not in a traceback.
+
+    ``interrupted`` is what to say, after "no dataset was written", to a user who pressed Ctrl-C.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for library in ("httpx2", "httpcore2"):  # they log every request
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        main(None)
+    except (ValueError, OSError) as error:
+        logger.error("%s", error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        logger.error("interrupted: no dataset was written%s", f"; {interrupted}" if interrupted else "")
+        sys.exit(130)

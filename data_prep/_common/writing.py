@@ -1,0 +1,72 @@
+"""Writing the dataset from items, leaving out what cannot be used, and the summary at the end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from _common.problems import Problems, Unusable
+from bitgen.data.record_writer import write_dataset
+from bitgen.data.records import DatasetInfo, Record, RecordReader
+
+logger = logging.getLogger("data_prep")
+
+EXCLUDED = "image of an --exclude dataset (left out)"
+
+
+class Item(NamedTuple):
+    """One image to be written: its name, how to get its payload (which may raise ``Unusable``), its captions."""
+
+    name: str
+    load: Callable[[], bytes]
+    captions: list[str]
+
+
+def excluded_ids(folders: list[Path]) -> set[str]:
+    """Every image_id of the datasets in ``folders``."""
+    ids: set[str] = set()
+    for folder in folders:
+        reader = RecordReader(folder)
+        ids.update(reader.image_id(row) for row in range(len(reader)))
+    return ids
+
+
+def _records(items: Iterable[Item], excluded: set[str], problems: Problems, total: int) -> Iterator[Record]:
+    from tqdm import tqdm
+
+    written = 0
+    for item in tqdm(items, total=total - problems.lost, desc="writing", unit="image", disable=None):
+        if item.name in excluded:
+            problems.add(EXCLUDED, item.name)
+            continue
+        try:
+            payload = item.load()
+        except Unusable as error:
+            name = f"{item.name} ({error.detail})" if error.detail else item.name
+            problems.add(error.reason, name, lost=True)
+            problems.stop_if_too_many(total)
+            continue
+        written += 1
+        yield Record(item.name, payload, item.captions)
+    problems.stop_if_too_many(total)
+    if not written:
+        raise ValueError("no image is left to write:\n  " + "\n  ".join(problems.lines()))
+
+
+def write(
+    items: Iterable[Item], info: DatasetInfo, problems: Problems, total: int, args: argparse.Namespace
+) -> DatasetInfo:
+    """Writes ``items``, stops when too many of the ``total`` images asked for are lost, and logs the summary."""
+    problems.stop_if_too_many(total)
+    excluded = excluded_ids(args.exclude)
+    info = write_dataset(args.output, _records(items, excluded, problems, total), info, overwrite=args.overwrite)
+    for line in problems.lines():
+        logger.warning(line)
+    size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6
+    logger.info("%d images, %d captions -> %s (%.1f MB)", info.num_images, info.num_captions, args.output, size)
+    if problems.lost:
+        logger.info("%d of %d images could not be used; the warnings above say why", problems.lost, total)
+    return info
