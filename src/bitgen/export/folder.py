@@ -81,7 +81,10 @@ def exported_processor(loaded: LoadedModel) -> BitGenAutoProcessor:
 def causal_tokenizer(tokenizer: PreTrainedTokenizerFast, max_seq_len: int) -> PreTrainedTokenizerFast:
     """A copy whose template is ``BOS text``, and ``BOS text EOS second`` for pairs."""
     tokenizer = copy.deepcopy(tokenizer)
-    for name in ("add_bos_token", "add_eos_token"):  # with these in its settings, transformers would rebuild the template
+    for name in (
+        "add_bos_token",
+        "add_eos_token",
+    ):  # with these in its settings, transformers would rebuild the template
         tokenizer.init_kwargs.pop(name, None)
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

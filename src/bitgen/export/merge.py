@@ -19,7 +19,5 @@ def merged_state(model: BitGenModel) -> dict[str, torch.Tensor]:
         if hasattr(module, "lora_A"):
             module.merge(safe_merge=True)  # safe: raises on weights that are not finite
     return {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in merged.state_dict().items()
-        if "lora_" not in name
+        name.replace(".base_layer.", "."): tensor for name, tensor in merged.state_dict().items() if "lora_" not in name
     }
