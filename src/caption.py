@@ -38,7 +38,8 @@ def load_export(folder: str) -> tuple[BitGenForCausalLM, BitGenAutoProcessor]:
     """
     if not (Path(folder) / "processor_config.json").is_file():
         raise ConfigError(
-            f"--model {folder} is no exported model: write one with `python src/export.py --checkpoint PATH --output DIR`."
+            f"--model {folder} is no exported model: write one with "
+            "`python src/export.py --checkpoint PATH --output DIR`."
         )
     try:
         processor = BitGenAutoProcessor.from_pretrained(folder)
@@ -47,8 +48,8 @@ def load_export(folder: str) -> tuple[BitGenForCausalLM, BitGenAutoProcessor]:
         raise ConfigError(f"--model {folder} cannot be loaded: {error}") from error
     if model.config.takes_features:
         raise ConfigError(
-            f"--model {folder} was trained on features computed earlier and has no vision tower: it cannot look at image "
-            "files. Give its generate() vision_features, or train on images."
+            f"--model {folder} was trained on features computed earlier and has no vision tower: it cannot look at "
+            "image files. Give its generate() vision_features, or train on images."
         )
     return model, processor
 

@@ -65,8 +65,8 @@ def _usage(loaded: LoadedModel, merge_lora: bool) -> str:
     if loaded.model.config.takes_features:
         tokens, dim = loaded.model.config.feature_tokens, loaded.model.config.feature_dim
         lines.append(
-            f"The model has no vision tower. Images enter as `vision_features=` `[B, {tokens}, {dim}]`, computed as its "
-            "training data were.\n"
+            f"The model has no vision tower. Images enter as `vision_features=` `[B, {tokens}, {dim}]`, computed as "
+            "its training data were.\n"
         )
     return "\n".join(lines)
 
@@ -121,8 +121,8 @@ def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
 def _limits(loaded: LoadedModel, state: dict[str, Any]) -> str:
     config = loaded.model.config
     lines = [
-        f"- The context is {config.max_seq_len} tokens; of a longer text the last {config.max_seq_len} are read, with a "
-        "warning.",
+        f"- The context is {config.max_seq_len} tokens; of a longer text the last {config.max_seq_len} are read, with "
+        "a warning.",
         "- English only, and as narrow as its training data: it states falsehoods, and repeats biases of its sources.",
         "- Small enough to study and to score sentences with; not a product, and not for decisions about people.",
         "- Its memory's state is part of the weights and does not change in use.",

@@ -10,8 +10,9 @@ from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import bitgen.model
-from bitgen.build import LoadedModel
+from bitgen.build import TOKENIZER_FOLDER, LoadedModel
 from bitgen.config import ConfigError
+from bitgen.data.tokenizer import kept_spec
 from bitgen.export.merge import merged_state
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
@@ -31,16 +32,20 @@ _NOT_CARRIED = ("__init__.py", "factory.py")  # factory.py builds new models, fr
 def check_tokenizer(loaded: LoadedModel, source: Path) -> None:
     """Refuse a tokenizer that is not the one whose ids the embeddings were trained for.
 
-    A loaded tokenizer may be smaller than ``vocab_size``, as training allows; a trained one has exactly its size.
+    Training allows a loaded tokenizer that is smaller than ``vocab_size``; then the folder's own record of what was
+    loaded must agree with the run's configuration.
 
     Raises:
         ConfigError: with both sizes.
     """
     has, needs = len(loaded.tokenizer), loaded.model.config.vocab_size
-    if has > needs or (has < needs and loaded.config.data.tokenizer == "train"):
+    if has == needs:
+        return
+    folder, spec = source.parent / TOKENIZER_FOLDER, loaded.config.data.tokenizer
+    if has > needs or spec == "train" or kept_spec(folder) != spec:
         raise ConfigError(
-            f"the tokenizer beside {source} has {has:,} tokens and the checkpoint's vocabulary {needs:,}: it is not the "
-            f"one that the model was trained with. Put that one back into {source.parent / 'tokenizer'}."
+            f"the tokenizer in {folder} has {has:,} tokens and the checkpoint's vocabulary {needs:,}: it is not "
+            "the one that the model was trained with. Put that one back."
         )
 
 

@@ -66,8 +66,8 @@ def export_run(
         revisions = [path for path in revision_folders(main.parent) if (path / MANIFEST_FILE).is_file()]
         if not revisions:
             raise ConfigError(
-                f"--words_seen_checkpoints True: {main.parent} holds no {REVISION_PREFIX}*M checkpoints (chck_1M: after "
-                "a million words). Leave the flag out, or name a run that saved them."
+                f"--words_seen_checkpoints True: {main.parent} holds no {REVISION_PREFIX}*M checkpoints (chck_1M: "
+                "after a million words). Leave the flag out, or name a run that saved them."
             )
     target = target.resolve()
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
