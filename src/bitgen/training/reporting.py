@@ -56,6 +56,7 @@ def log_step(
     scalars |= {"train/samples_seen": progress.samples_seen, "train/words_seen": progress.words_seen}
     scalars["train/epoch"] = progress.step / plan.steps_per_epoch
     scalars["train/skipped_steps"] = progress.skipped_steps
+    scalars["train/bad_records"] = sum(progress.bad_records.values())
     speed = trainer.throughput.report()
     peak = peak_flops(processes.device, trainer.precision.name)
     if peak is not None:
