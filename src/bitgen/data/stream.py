@@ -118,8 +118,6 @@ class StreamDataset(Dataset):
 
     def _locate(self, index: int) -> tuple[Shards, int, int, int]:
         """Source, chunk in it, row in that, and the chunk's number over all sources."""
-        if not 0 <= index < self.image_count:
-            raise IndexError(f"row {index} of {self.image_count}")
         number = int(np.searchsorted(self._chunk_end, index, side="right"))
         source = int(np.searchsorted(self._first_chunk, number, side="right")) - 1
         chunk = number - int(self._first_chunk[source])
@@ -139,6 +137,8 @@ class StreamDataset(Dataset):
 
     def __getitem__(self, key: SampleKey | int) -> dict:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
+        if not 0 <= index < self.image_count:
+            raise IndexError(f"row {index} of {self.image_count}")
         candidates = ((index + step) % self.image_count for step in range(self.image_count))
         return load_or_replace(lambda row: self._sample(row, epoch), candidates)
 
