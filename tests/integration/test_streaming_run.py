@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from bitgen.data.records import DatasetInfo, Record
 from bitgen.training.checkpoint import CheckpointError
 from bitgen.training.distributed import Processes
 from bitgen.training.progress import Progress
+from bitgen.training.reporting import message_of
 from bitgen.training.skipped_records import SkippedRecords, TooManyBadRecords
 
 
@@ -108,6 +110,21 @@ def test_too_many_bad_records_stop_the_run(build, tmp_path: Path) -> None:
     trainer = build("second", train_data=str(tmp_path / "d"), caption_sampling="one", max_image_pixels=100)
     with pytest.raises(ValueError, match="more than max_image_pixels 100"):
         trainer.fit()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_breaks_is_named_with_its_error(build, tmp_path: Path, monkeypatch, num_workers: int) -> None:
+    monkeypatch.setattr("bitgen.data.shards._FIRST_WAIT", 0.0)
+    table = pa.table({"image": [r.payload for r in _records(32)], "text": ["a picture"] * 32})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=8)
+    trainer = build(train_data=str(tmp_path / "a.parquet"), streaming=True, num_workers=num_workers)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(bytes(len(whole) // 2) + whole[len(whole) // 2 :])
+    with pytest.raises(ValueError) as caught:
+        trainer.fit()
+    message = message_of(caught.value)
+    assert re.match(r"Parquet shard .*a.parquet, row group \d cannot be read \(.+\): download or write", message)
+    assert "Traceback" not in message
 
 
 def test_the_share_is_taken_of_all_ranks_and_of_enough_samples(monkeypatch: pytest.MonkeyPatch, caplog) -> None:

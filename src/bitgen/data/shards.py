@@ -70,8 +70,9 @@ def _again(action: Any, what: str) -> Any:
         except Exception as error:  # pyarrow and each of fsspec's file systems raise their own kinds
             passing = isinstance(error, (OSError, TimeoutError)) and attempt < _TRIES
             if not passing:
+                detail = " ".join(str(error).split())  # pyarrow's messages run over several lines
                 raise ValueError(
-                    f"{what} cannot be read ({type(error).__name__}: {error}): download or write that shard again"
+                    f"{what} cannot be read ({type(error).__name__}: {detail}): download or write that shard again"
                 ) from error
             time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
 

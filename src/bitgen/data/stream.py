@@ -95,11 +95,14 @@ class StreamDataset(Dataset):
     def describe(self) -> str:
         """How much there is, source by source."""
         each = [
-            f"{shards.name}: {int(rows.sum()):,} images in {shards.num_files:,} shards"
-            + (f", weight {weight:g}" if weight is not None else "")
-            for shards, rows, weight in zip(self.sources, self._chunks, self.weights, strict=True)
+            f"{int(rows.sum()):,} images in {len(rows):,} chunks of {shards.num_files:,} files"
+            for shards, rows in zip(self.sources, self._chunks, strict=True)
         ]
-        return "; ".join(each) + " (streamed)"
+        if len(each) > 1:
+            each = [f"{shards.name}: {text}" for shards, text in zip(self.sources, each, strict=True)]
+        if self.weights[0] is not None:
+            each = [f"{text}, weight {weight:g}" for text, weight in zip(each, self.weights, strict=True)]
+        return "; ".join(each) + "; streamed"
 
     def batch_sampler(self, batch_size: int, rank: int = 0, world_size: int = 1) -> StreamBatchSampler:
         """The batches of one rank."""
