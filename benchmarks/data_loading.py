@@ -148,7 +148,8 @@ def wait_section(images: list[bytes], vision: str, steps: int, batch_size: int, 
         config.validate()
         trainer = build_trainer(config, start_processes(config))
         try:
-            trainer.fit()
+            if not trainer.fit():
+                raise SystemExit("stopped by a signal before the last step: nothing was measured")
         finally:
             trainer.monitor.close()
         lines = (Path(folder) / "logs" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
