@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from bitgen.config import Config, ConfigError, load_config
 from bitgen.data.dataset import PairDataset
+from bitgen.data.mixing import MixedDataset
 from bitgen.data.records import RecordReader
 from bitgen.data.scenes import ScenesDataset, scene_captions
+from bitgen.data.shards import open_shards
+from bitgen.data.sources import parse_sources
+from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.tokenizer import build_tokenizer, load_tokenizer
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import (
@@ -61,7 +66,10 @@ def training_captions(config: Config) -> Iterator[str]:
     """The captions that a tokenizer is trained on."""
     if config.data.train_data == SCENES:
         return scene_captions("train", config.data.scenes_train, config.training.seed)
-    return RecordReader(config.data.train_data).iter_captions()
+    paths = [source.path for source in parse_sources(config.data.train_data)]
+    if config.data.streaming:
+        return stream_captions([open_shards(path) for path in paths])
+    return chain.from_iterable(RecordReader(path).iter_captions() for path in paths)
 
 
 def build_run_tokenizer(config: Config, processes: Processes) -> PreTrainedTokenizerBase:
@@ -72,10 +80,45 @@ def build_run_tokenizer(config: Config, processes: Processes) -> PreTrainedToken
         return build_tokenizer(config.data.tokenizer, captions, config.model.vocab_size, folder)
 
 
+def build_training_dataset(config: Config, processor: BitGenProcessor) -> PairDataset | MixedDataset | StreamDataset:
+    """What ``train_data`` names: one source or several, mapped or streamed.
+
+    Raises:
+        ValueError: a source is missing, damaged or empty, or its kind is not what the encoder takes.
+    """
+    data = config.data
+    sources = parse_sources(data.train_data)
+    paths, weights = [source.path for source in sources], [source.weight for source in sources]
+    if data.streaming:
+        dataset = StreamDataset(
+            [open_shards(path) for path in paths],
+            weights,
+            processor,
+            seed=config.training.seed,
+            caption_sampling=data.caption_sampling,
+            augment=data.image_augmentation,
+            lanes=max(data.num_workers, 1),
+            shuffle_buffer=data.shuffle_buffer,
+        )
+        _check_kind(config, data.train_data, dataset.kind)
+        return dataset
+    datasets = [build_dataset(config, path, "train", processor, is_training=True) for path in paths]
+    return MixedDataset(datasets, weights) if len(datasets) > 1 else datasets[0]
+
+
+def _check_kind(config: Config, source: str, kind: str) -> None:
+    if (kind == FEATURES) != (config.vision.vision_encoder == FEATURES):
+        wanted = FEATURES if kind == FEATURES else "an encoder (random, a folder or a hub id)"
+        raise ConfigError(
+            f"{source} holds {kind}, and vision_encoder is {config.vision.vision_encoder!r}: "
+            f"write vision_encoder {wanted}, or name another folder."
+        )
+
+
 def build_dataset(
     config: Config, source: str, split: str, processor: BitGenProcessor, is_training: bool = False
 ) -> PairDataset:
-    """The dataset that ``source`` names: a folder, or ``scenes`` (then ``split`` is train or val).
+    """The mapped dataset that ``source`` names: a folder, or ``scenes`` (then ``split`` is train or val).
 
     Raises:
         ValueError: the folder is missing or damaged, or its kind is not what the encoder takes.
@@ -93,13 +136,9 @@ def build_dataset(
         augment=data.image_augmentation and is_training,
         feature_dim=vision.feature_dim,
         feature_tokens=vision.feature_tokens,
+        replace_bad=is_training,
     )
-    if (dataset.kind == FEATURES) != (vision.vision_encoder == FEATURES):
-        wanted = FEATURES if dataset.kind == FEATURES else "an encoder (random, a folder or a hub id)"
-        raise ConfigError(
-            f"{source} holds {dataset.kind}, and vision_encoder is {vision.vision_encoder!r}: "
-            f"write vision_encoder {wanted}, or name another folder."
-        )
+    _check_kind(config, source, dataset.kind)
     return dataset
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from bitgen.build import build_dataset, build_run_tokenizer, build_untrained, model_config_of, vision_config_of
+from bitgen.build import (
+    build_dataset,
+    build_run_tokenizer,
+    build_training_dataset,
+    build_untrained,
+    model_config_of,
+    vision_config_of,
+)
 from bitgen.config import Config, ConfigError
 from bitgen.data.collate import Collator
 from bitgen.held_out import HeldOut
@@ -110,8 +117,10 @@ def _assemble(
     vision_config = vision_config_of(config)
     tokenizer = build_run_tokenizer(config, processes)
     image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
-    processor = BitGenProcessor(tokenizer, image_size, config.model.max_seq_len)
-    train = build_dataset(config, config.data.train_data, "train", processor, is_training=True)
+    processor = BitGenProcessor(
+        tokenizer, image_size, config.model.max_seq_len, max_image_pixels=config.data.max_image_pixels
+    )
+    train = build_training_dataset(config, processor)
     val = build_dataset(config, config.data.val_data, "val", processor) if config.data.val_data is not None else None
     if val is not None and val.feature_shape != train.feature_shape:
         raise ConfigError(
@@ -149,7 +158,7 @@ def _assemble(
     rows = [
         ("device", f"{processes.device} ({processes.world_size} process{'es' if processes.world_size > 1 else ''})"),
         ("precision", precision.name),
-        ("training data", f"{config.data.train_data}: {train.image_count:,} images, {train.num_captions:,} captions"),
+        ("training data", f"{config.data.train_data}: {train.describe()}"),
         ("held-out data", f"{config.data.val_data}: {val.image_count:,} images" if val is not None else "none"),
         ("batch", _batch_text(config, processes)),
         ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
@@ -177,6 +186,8 @@ def finish(trainer: Trainer) -> None:
         ("steps", f"{progress.step:,}" + (f" ({progress.skipped_steps} skipped)" if progress.skipped_steps else "")),
         ("seen", f"{progress.samples_seen:,} pairs, {progress.words_seen:,} words"),
     ]
+    if progress.bad_records:
+        rows.append(("skipped records", "; ".join(f"{n:,} x {reason}" for reason, n in progress.bad_records.items())))
     if best is not None and progress.best_score is not None:
         score = f"step {progress.best_step:,}, mean recall {progress.best_score:.1f}%"
         rows.append(("best checkpoint", f"{best} ({score})"))

@@ -208,8 +208,29 @@ class DataSettings:
 
     _argument_group_name = "data"
 
-    train_data: str | None = setting(None, "Folder written by data_prep/, or 'scenes': built-in, rendered on the fly.")
-    val_data: str | None = setting(None, "The same for validation; never the training data.")
+    train_data: str | None = setting(
+        None,
+        "Folder written by data_prep/, or 'scenes': built-in, rendered on the fly. Several: DIR_A,DIR_B joins them, "
+        "DIR_A:2,DIR_B:1 mixes them by weight (in YAML also a list). With streaming also Parquet shards: a folder, a "
+        "glob, or a URL as hf://datasets/owner/name/data/train-*.parquet.",
+    )
+    val_data: str | None = setting(
+        None, "One folder written by data_prep/, or 'scenes', for validation; never the training data."
+    )
+    streaming: bool = setting(
+        False,
+        "Read training shards as they come, at constant memory, in place of mapping the whole data. An epoch shows "
+        "each image once; its captions take turns, epoch by epoch.",
+    )
+    shuffle_buffer: int = setting(
+        1000, "With streaming: images that are shuffled together, and that each worker holds in memory, encoded."
+    )
+    max_bad_fraction: float = setting(
+        0.01, "Training stops when a larger share of the samples than this had to be replaced for bad records."
+    )
+    max_image_pixels: int = setting(
+        50_000_000, "Images of more pixels are refused before they are decoded (Pillow's own limit is 179 million)."
+    )
     tokenizer: str = setting(
         "gpt2",
         "Hub id, a folder with vocab.json and merges.txt, or 'train': a byte-level BPE of vocab_size tokens is trained "
@@ -221,7 +242,9 @@ class DataSettings:
     )
     scenes_train: int = setting(20000, "Training scenes of the built-in data.")
     scenes_val: int = setting(600, "Held-out scenes of the built-in data.")
-    image_augmentation: bool = setting(False, "Random crops and colours in training images.")
+    image_augmentation: bool = setting(
+        False, "Random crops of training images, mirrored where no caption says left or right."
+    )
     val_max_images: int | None = setting(None, "Validate on this many images at most; none: on all of them.")
 
 

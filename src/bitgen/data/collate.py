@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,15 +17,18 @@ class Collator:
 
     ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]`` float32; ``input_ids``, ``attention_mask`` ``[B, T]``
     padded right to the longest; ``image_ids [B]`` (equal for captions of one image) and ``indices [B]``, all int64.
+    Where samples stand in for bad records, ``skipped``: a list of their :class:`~bitgen.data.bad_records.Skipped`.
     """
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, samples: Sequence[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, samples: Sequence[dict]) -> dict[str, Any]:
         assert samples, "a batch holds at least one sample"
         vision = "pixel_values" if "pixel_values" in samples[0] else "vision_features"
+        skipped = [sample["skipped"] for sample in samples if "skipped" in sample]
         return {
+            **({"skipped": skipped} if skipped else {}),
             vision: torch.stack([sample[vision] for sample in samples]),
             **pad_tokens([sample["input_ids"] for sample in samples], self.pad_token_id),
             "image_ids": torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64),
@@ -36,7 +40,7 @@ def build_loader(
     dataset: Dataset,
     batches: Iterable[list[SampleKey]],
     num_workers: int,
-    collate: Callable[[Sequence[dict]], dict[str, torch.Tensor]],
+    collate: Callable[[Sequence[dict]], dict[str, Any]],
     pin_memory: bool = False,
 ) -> DataLoader:
     """A loader over the ``batches`` of one epoch, in their order whatever ``num_workers`` is.

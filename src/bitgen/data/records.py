@@ -18,9 +18,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SIDECAR = "bitgen_dataset.json"
 FORMAT_VERSION = 1
@@ -186,6 +189,10 @@ class RecordReader:
     def image_id(self, index: int) -> str:
         """Name of image ``index`` in its source."""
         return self._image_ids[index].as_py()
+
+    def image_ids(self) -> pa.ChunkedArray:
+        """Names of all images, an Arrow column."""
+        return self._image_ids
 
     def captions(self, index: int) -> list[str]:
         """All captions of image ``index``."""

@@ -107,7 +107,7 @@ class ScenesDataset(PairDataset):
             raise ValueError(f"caption_sampling is {caption_sampling!r}; write 'all' or 'one'")
         self.reader = SceneReader(split, size, seed)
         self.processor = processor
-        self.seed, self.caption_sampling = seed, caption_sampling
+        self.seed, self.caption_sampling, self.replace_bad = seed, caption_sampling, False
         self.info, self.kind = self.reader.info, self.reader.info.kind
         self.augment = False
         self.image_count = len(self.reader)

@@ -17,8 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from bitgen.config import Config
+from bitgen.data.bad_records import Skipped
 from bitgen.data.collate import build_loader
-from bitgen.data.sampler import ResumableBatchSampler, SampleKey
+from bitgen.data.sampler import SampleKey
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective, Stage1Output
 from bitgen.training.averaging import WeightAverage
@@ -31,6 +32,7 @@ from bitgen.training.phases import PhasePlan, plan_phases
 from bitgen.training.progress import Progress
 from bitgen.training.randomness import random_state_kept, seed_everything
 from bitgen.training.reporting import announce_phase, diverged, log_step, warn_of_skipped_step
+from bitgen.training.skipped_records import SkippedRecords
 from bitgen.training.snapshot import restore, save, store_base
 from bitgen.training.stopping import StopSignals, outlast_stop_signals
 from bitgen.training.throughput import Throughput
@@ -74,9 +76,8 @@ class Trainer:
     def __post_init__(self) -> None:
         config, model, device = self.config, self.objective.model, self.processes.device
         training = config.training
-        self.sampler = ResumableBatchSampler(
-            len(self.dataset), training.batch_size, self.processes.rank, self.processes.world_size, training.seed
-        )
+        self.sampler = self.dataset.batch_sampler(training.batch_size, self.processes.rank, self.processes.world_size)
+        self.skipped_records = SkippedRecords(config.data.max_bad_fraction, len(self.dataset))
         self.plan: PhasePlan = plan_phases(config, len(self.sampler))
         self.progress = Progress()
         self.scores: list[dict[str, float]] = []
@@ -210,10 +211,12 @@ class Trainer:
         outputs: list[Stage1Output] = []
         indices: list[torch.Tensor] = []
         words = samples = tokens = 0
+        skipped: list[Skipped] = []
         for micro in range(accumulate):
             started = time.perf_counter()
             batch = next(batches)
             self.throughput.waited_for_data(time.perf_counter() - started)
+            skipped += batch.pop("skipped", [])
             words += self.count_words(batch["input_ids"], batch["attention_mask"])
             samples += len(batch["input_ids"])
             tokens += batch["input_ids"].numel()
@@ -226,7 +229,7 @@ class Trainer:
         # With loss scaling an infinite gradient is an everyday event, which the scaler handles.
         checked = losses if self.scaler.is_enabled() else torch.cat((losses, norm[None]))
         finite = checked.isfinite().tolist()
-        report = agree(self.processes, stop.received is not None, not all(finite), words, samples)
+        report = agree(self.processes, stop.received is not None, not all(finite), words, samples, len(skipped))
 
         if report.nonfinite:
             progress.skipped_steps += 1
@@ -244,6 +247,8 @@ class Trainer:
         progress.step += 1
         progress.samples_seen += report.samples
         progress.words_seen += report.words
+        if report.skipped:
+            self.skipped_records.add(skipped, progress, self.processes)
         self.throughput.end_step(report.samples)
         log_step(self, outputs, rates, norm.item(), tokens / samples)
         if progress.nonfinite_in_row >= config.training.max_nonfinite_steps:
