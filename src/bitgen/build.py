@@ -136,6 +136,7 @@ def model_config_of(
         image_size=vision.image_size or (vision_config or {}).get("image_size", 224),
         feature_dim=dim,
         feature_tokens=tokens,
+        feature_pool=vision.feature_cache_pool,
         vision_tuning="frozen" if vision_config is None else vision.vision_tuning,
         lora_rank=lora.lora_rank,
         lora_alpha=lora.lora_alpha,

@@ -10,6 +10,7 @@ from bitgen.data.collate import Collator
 from bitgen.held_out import HeldOut
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.objectives.stage1 import Stage1Objective
+from bitgen.training.cached_phase import plan_cached_phase
 from bitgen.training.checkpoint import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
 from bitgen.training.checkpoint_store import CheckpointStore
 from bitgen.training.counting import count_parameters
@@ -143,6 +144,7 @@ def _assemble(
         checkpoint=checkpoint,
         resume_command=resume_command(world_size=processes.world_size),
     )
+    trainer.cached = plan_cached_phase(trainer, train, val)
     monitor.total_steps = trainer.plan.total_steps
     plan = trainer.plan
     rows = [
@@ -152,6 +154,7 @@ def _assemble(
         ("held-out data", f"{config.data.val_data}: {val.image_count:,} images" if val is not None else "none"),
         ("batch", _batch_text(config, processes)),
         ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
+        ("feature cache", f"phase 1 reads {trainer.cached.parent}" if trainer.cached is not None else "none"),
         ("phase 2", f"from step {plan.boundary + 1:,}" if plan.boundary is not None else f"none: {plan.reason}"),
         ("checkpoints", config.output.output_dir),
     ]

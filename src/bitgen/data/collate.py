@@ -16,6 +16,7 @@ class Collator:
 
     ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]`` float32; ``input_ids``, ``attention_mask`` ``[B, T]``
     padded right to the longest; ``image_ids [B]`` (equal for captions of one image) and ``indices [B]``, all int64.
+    Samples without an image give a batch without one.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -23,9 +24,9 @@ class Collator:
 
     def __call__(self, samples: Sequence[dict]) -> dict[str, torch.Tensor]:
         assert samples, "a batch holds at least one sample"
-        vision = "pixel_values" if "pixel_values" in samples[0] else "vision_features"
+        vision = [name for name in ("pixel_values", "vision_features") if name in samples[0]]
         return {
-            vision: torch.stack([sample[vision] for sample in samples]),
+            **{name: torch.stack([sample[name] for sample in samples]) for name in vision},
             **pad_tokens([sample["input_ids"] for sample in samples], self.pad_token_id),
             "image_ids": torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64),
             "indices": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),

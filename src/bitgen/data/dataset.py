@@ -126,6 +126,11 @@ class PairDataset(Dataset):
         """``(P, C)`` of features as the dataset declares it; None for images."""
         return self.info.feature_shape
 
+    @property
+    def images_vary(self) -> bool:
+        """Whether an image may look different each time it is seen."""
+        return self.augment
+
     def captions_of(self, image_index: int) -> list[str]:
         """All captions of an image."""
         return self.reader.captions(image_index)
@@ -153,22 +158,29 @@ class PairDataset(Dataset):
     # ---------------------------------------------------------------- tensors
 
     def __getitem__(self, key: SampleKey | int) -> dict:
+        sample, caption_index, random = self._draw(key)
+        image_index = sample["image_id"]
+        view = self._random_view(random, image_index, caption_index) if self.augment else WHOLE
+        vision = "pixel_values" if self.kind == "images" else "vision_features"
+        return {vision: self.image_tensor(image_index, view), **sample}
+
+    def without_image(self, key: SampleKey | int) -> dict:
+        """``dataset[key]`` without its image, which is neither read nor decoded."""
+        return self._draw(key)[0]
+
+    def _draw(self, key: SampleKey | int) -> tuple[dict, int, np.random.Generator]:
+        """A sample without its image, its caption, and the random state that decides how the image is seen."""
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         random = np.random.default_rng([self.seed % 2**63, epoch, index])
-        image_index = self._image_of(index)
+        image_index = caption_index = index
         if self.caption_sampling == "all":
-            caption_index = index
+            image_index = self._image_of(index)
         else:
             caption_index = int(random.integers(self.first_caption[image_index], self.first_caption[image_index + 1]))
-        view = self._random_view(random, image_index, caption_index) if self.augment else WHOLE
-        return {
-            "pixel_values" if self.kind == "images" else "vision_features": self.image_tensor(image_index, view),
-            "input_ids": self.tokens(caption_index),
-            "image_id": image_index,
-            "index": index,
-        }
+        sample = {"input_ids": self.tokens(caption_index), "image_id": image_index, "index": index}
+        return sample, caption_index, random
 
     def image_tensor(self, image_index: int, view: View = WHOLE) -> torch.Tensor:
         """``pixel_values [3, H, W]`` or ``vision_features [P, C]`` of an image, float32."""
