@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import io
 import json
 import logging
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from bitgen.build import load_model
+from bitgen.config import ConfigError
 from bitgen.data import feature_cache
 from bitgen.data.dataset import PairDataset
 from bitgen.data.feature_cache import CacheError
@@ -24,6 +26,7 @@ from bitgen.data.records import DatasetInfo, Record
 from bitgen.held_out import HeldOut
 from bitgen.training.checkpoint import CheckpointError
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("ddp_worker.py")
 COLOURS = ("red", "green", "blue", "grey")
 
@@ -199,7 +202,7 @@ def test_a_stale_cache_is_never_read(build, cached, tmp_path: Path, caplog, chan
         build("second", **{**cached, **other}, max_steps=1).fit()
     new = set(cache_folders(cached["feature_cache"])) - set(before)
     assert len(new) == 1
-    assert "is not of this run: other" in caplog.text
+    assert change == "data" or "is not of this run: other" in caplog.text
 
 
 def test_other_lora_settings_share_a_cache(build, cached) -> None:
@@ -333,3 +336,20 @@ def test_two_processes_share_the_work_and_train_on(cached, tiny_config, execute,
     assert shared.name == alone.name
     contents = [torch.from_file(str(folder / "features.bin"), size=30 * 16 * 32) for folder in (shared, alone)]
     torch.testing.assert_close(*contents)
+
+
+def test_the_script_computes_what_a_run_then_finds(build, cached, command, tiny_config, monkeypatch) -> None:
+    _, _, *flags = command(tiny_config("run", **{**cached, "max_steps": 1}))
+    path = REPOSITORY / "data_prep" / "cache_features.py"
+    monkeypatch.syspath_prepend(str(path.parent))
+    spec = importlib.util.spec_from_file_location("cache_features_under_test", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(flags)
+    assert len(cache_folders(cached["feature_cache"])) == 1
+    monkeypatch.setattr(feature_cache.FeatureCache, "write_shard", None)  # a call would raise
+    build("run", **cached, max_steps=1).fit()
+    with pytest.raises(ConfigError, match="--feature_cache DIR"):
+        script.main([*flags, "--feature_cache", "off"])
+    with pytest.raises(ConfigError, match="nothing to cache: the built-in scenes"):
+        script.main([*flags, "--train_data", "scenes"])

@@ -28,14 +28,19 @@ AUTO, OFF = "auto", "off"
 AUTO_FOLDER = "feature_cache"
 
 
-def why_not(config: Config, plan: PhasePlan, train: PairDataset, val: PairDataset | None) -> str | None:
-    """Why phase 1 cannot or, with ``auto``, need not be trained from a cache; None: it can."""
+def uncachable(config: Config, train: PairDataset, val: PairDataset | None) -> str | None:
+    """Why the data's features cannot be computed once; None: they can."""
     if train.kind == "features":
         return "the data holds features computed earlier"
     if config.data.image_augmentation:
         return "image_augmentation shows an image differently each time, so phase 1 runs the encoder"
     if train.images_vary or (val is not None and val.images_vary):
         return "the built-in scenes are drawn anew each time, so phase 1 runs the encoder"
+    return None
+
+
+def _useless(config: Config, plan: PhasePlan, train: PairDataset) -> str | None:
+    """Why phase 1 gains nothing from a cache; None: it does, or a folder for one was named."""
     steps = plan.total_steps if plan.boundary is None else min(plan.boundary, plan.total_steps)
     if steps == 0:
         return "the run has no phase 1"
@@ -106,7 +111,7 @@ def plan_cached_phase(trainer: Trainer, train: PairDataset, val: PairDataset | N
     config = trainer.config
     if config.vision.feature_cache == OFF:
         return None
-    reason = why_not(config, trainer.plan, train, val)
+    reason = uncachable(config, train, val) or _useless(config, trainer.plan, train)
     if reason is not None:
         logger.warning("feature cache off: %s", reason)
         return None
