@@ -30,6 +30,7 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.training.checkpoint import load_weights, resolve_checkpoint
 from bitgen.training.distributed import Processes, main_first
+from bitgen.training.randomness import seed_everything
 
 SCENES, FEATURES, RANDOM = "scenes", "features", "random"
 TOKENIZER_FOLDER = "tokenizer"
@@ -41,6 +42,15 @@ class LoadedModel(NamedTuple):
     model: BitGenModel
     config: Config
     tokenizer: PreTrainedTokenizerBase
+
+
+class RunParts(NamedTuple):
+    """Tokenizer, data (``val`` None: no validation) and the model before its first step."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: PairDataset
+    val: PairDataset | None
+    model: BitGenModel
 
 
 def load_model(path: str | Path) -> LoadedModel:
@@ -175,6 +185,7 @@ def model_config_of(
         image_size=vision.image_size or (vision_config or {}).get("image_size", 224),
         feature_dim=dim,
         feature_tokens=tokens,
+        feature_pool=vision.feature_cache_pool,
         vision_tuning="frozen" if vision_config is None else vision.vision_tuning,
         lora_rank=lora.lora_rank,
         lora_alpha=lora.lora_alpha,
@@ -206,3 +217,29 @@ def build_untrained(config: Config, vision_config: dict | None, model_config: Bi
     if config.vision.compile and model.vision_encoder is not None:
         model.vision_encoder.compile()
     return model
+
+
+def build_parts(config: Config, processes: Processes) -> RunParts:
+    """Tokenizer, data and model of a configuration; the same weights on every rank and at every call.
+
+    Raises:
+        ValueError: what was asked for cannot be; the message says what to write instead.
+    """
+    vision_config = vision_config_of(config)
+    tokenizer = build_run_tokenizer(config, processes)
+    image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
+    processor = BitGenProcessor(
+        tokenizer, image_size, config.model.max_seq_len, max_image_pixels=config.data.max_image_pixels
+    )
+    train = build_training_dataset(config, processor)
+    val = build_dataset(config, config.data.val_data, "val", processor) if config.data.val_data is not None else None
+    if val is not None and val.feature_shape != train.feature_shape:
+        raise ConfigError(
+            f"val_data {config.data.val_data} holds features of {val.feature_shape}, train_data of "
+            f"{train.feature_shape}: prepare both with the same encoder."
+        )
+    seed_everything(config.training.seed)  # the same new weights on every rank
+    # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
+    vocab_size = min(config.model.vocab_size, len(tokenizer)) if config.data.tokenizer == "train" else None
+    model_config = model_config_of(config, vision_config, train.feature_shape, vocab_size)
+    return RunParts(tokenizer, train, val, build_untrained(config, vision_config, model_config))

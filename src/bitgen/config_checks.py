@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ENTRY = "src/train_stage1_vision_language.py"
 BPE_BYTES = 259  # a byte-level BPE holds the 256 bytes and <s>, </s>, <pad> before it learns anything
 GPT2_VOCABULARY = 50257
+FEATURE_GRIDS = (16, 8, 7)
 
 _AT_LEAST_ONE = """vision_hidden_size vision_num_layers vision_num_heads vision_patch_size image_size feature_dim
     feature_tokens lora_rank lora_alpha embed_dim num_layers num_heads ffn_dim vision_embed_dim compressor_dim
@@ -67,6 +68,16 @@ def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
 
 def _check_vision(config: Config) -> None:
     vision, data = config.vision, config.data
+    if vision.feature_cache_pool not in (None, *FEATURE_GRIDS):
+        raise ConfigError(
+            f"feature_cache_pool is {vision.feature_cache_pool}. Write 16, 8 or 7 (the side of the grid that patch "
+            "features are averaged to), or none."
+        )
+    if vision.feature_cache_pool is not None and vision.vision_encoder == "features":
+        raise ConfigError(
+            f"feature_cache_pool is {vision.feature_cache_pool}, but features computed earlier come as they are. Leave "
+            "it out."
+        )
     if vision.vision_encoder == "random":
         if vision.image_size is None:
             raise ConfigError("image_size is none, but a random vision_encoder declares no size. Write 224.")

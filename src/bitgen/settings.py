@@ -50,6 +50,20 @@ class VisionSettings:
     feature_tokens: int | None = setting(
         None, "Only with 'features': vectors P of an image; none: as the dataset declares."
     )
+    feature_cache: str = setting(
+        "off",
+        "Compute the tower's features of each image once before phase 1, keep them on disk, and train phase 1 without "
+        "the tower: a folder for them, 'auto' (output_dir/feature_cache, where phase 1 shows images more than once and "
+        "the disk has room) or 'off'.",
+    )
+    feature_cache_dtype: Literal["float32", "bf16", "int8"] = setting(
+        "bf16", "Numbers of the feature cache: bf16 halves float32, int8 quarters it."
+    )
+    feature_cache_pool: int | None = setting(
+        None,
+        "Side of the grid that patch features are averaged to, in both phases: 16, 8 or 7; none: the tower's own. 7 "
+        "needs a fifth of the disk of 16 x 16.",
+    )
 
 
 @dataclass

@@ -162,6 +162,11 @@ class PairDataset(Dataset):
         """``(P, C)`` of features as the dataset declares it; None for images."""
         return self.info.feature_shape
 
+    @property
+    def images_vary(self) -> bool:
+        """Whether an image may look different each time it is seen."""
+        return self.augment
+
     def captions_of(self, image_index: int) -> list[str]:
         """All captions of an image."""
         return self.reader.captions(image_index)
@@ -196,6 +201,10 @@ class PairDataset(Dataset):
             return self._sample(index, epoch)
         return load_or_replace(lambda candidate: self._sample(candidate, epoch), self._from(index))
 
+    def without_image(self, key: SampleKey | int) -> dict:
+        """``dataset[key]`` without its image, which is neither read nor decoded."""
+        return self._draw(*(key if isinstance(key, tuple) else (key, 0)))[0]
+
     def _from(self, index: int) -> Iterator[int]:
         """``index``, and then a sample of each following image."""
         yield index
@@ -205,22 +214,24 @@ class PairDataset(Dataset):
             yield int(self.first_caption[following]) if self.caption_sampling == "all" else following
 
     def _sample(self, index: int, epoch: int) -> dict:
-        random = np.random.default_rng([self.seed % 2**63, epoch, index])
-        image_index = self._image_of(index)
-        if self.caption_sampling == "all":
-            caption_index = index
-        else:
-            caption_index = int(random.integers(self.first_caption[image_index], self.first_caption[image_index + 1]))
-        view = WHOLE
+        sample, caption_index, random = self._draw(index, epoch)
+        image_index, view = sample["image_id"], WHOLE
         if self.augment:
             caption = self.captions_of(image_index)[caption_index - int(self.first_caption[image_index])]
             view = random_view(random, caption)
-        return {
-            "pixel_values" if self.kind == "images" else "vision_features": self.image_tensor(image_index, view),
-            "input_ids": self.tokens(caption_index),
-            "image_id": image_index,
-            "index": index,
-        }
+        vision = "pixel_values" if self.kind == "images" else "vision_features"
+        return {vision: self.image_tensor(image_index, view), **sample}
+
+    def _draw(self, index: int, epoch: int) -> tuple[dict, int, np.random.Generator]:
+        """A sample without its image, its caption, and the random state that decides how the image is seen."""
+        random = np.random.default_rng([self.seed % 2**63, epoch, index])
+        image_index = caption_index = index
+        if self.caption_sampling == "all":
+            image_index = self._image_of(index)
+        else:
+            caption_index = int(random.integers(self.first_caption[image_index], self.first_caption[image_index + 1]))
+        sample = {"input_ids": self.tokens(caption_index), "image_id": image_index, "index": index}
+        return sample, caption_index, random
 
     def image_tensor(self, image_index: int, view: View = WHOLE) -> torch.Tensor:
         """``pixel_values [3, H, W]`` or ``vision_features [P, C]`` of an image, float32."""

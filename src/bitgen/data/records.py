@@ -202,6 +202,11 @@ class RecordReader:
         """Stored bytes of image ``index``: an encoded image, or a raw feature row."""
         return self._payloads[index].as_py() or b""
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the rows: written anew, a dataset has another one; copied elsewhere, the same."""
+        return f"{self._table._fingerprint} {self.info}"
+
     def captions_per_image(self) -> np.ndarray:
         """Number of captions of every image, ``int64 [num_images]``, without reading the captions."""
         import pyarrow.compute as pc

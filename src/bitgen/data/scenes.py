@@ -113,6 +113,11 @@ class ScenesDataset(PairDataset):
         self.image_count = len(self.reader)
         self._index_captions()
 
+    @property
+    def images_vary(self) -> bool:
+        """Scenes are drawn when they are asked for, and training scenes afresh each epoch."""
+        return True
+
     def scene(self, image_index: int) -> Scene:
         """Description of an image."""
         return self.reader.scenes[image_index]

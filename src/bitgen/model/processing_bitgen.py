@@ -87,6 +87,11 @@ class BitGenProcessor:
             inputs.update(self.texts([text] if isinstance(text, str) else text, max_length))
         return inputs
 
+    @property
+    def image_fingerprint(self) -> str:
+        """All that decides how an image becomes a tensor, for stored features: change it with :meth:`image`."""
+        return f"upright RGB, whole, bicubic, {self.image_size}, mean {self.image_mean}, std {self.image_std}"
+
     # ---------------------------------------------------------------- images
 
     def images(

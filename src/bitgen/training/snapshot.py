@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def identity(trainer: Trainer) -> dict[str, int | str]:
+def identity(trainer: Trainer) -> dict[str, int | str | None]:
     """What must be the same on resume for a run to go on as the same run."""
     training = trainer.config.training
     return {
@@ -33,6 +33,7 @@ def identity(trainer: Trainer) -> dict[str, int | str]:
         "seed": training.seed,
         "vision_tuning": trainer.objective.model.config.vision_tuning,
         **trainer.sampler.identity(),
+        "feature_cache_pool": trainer.objective.model.config.feature_pool,
     }
 
 
