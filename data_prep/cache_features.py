@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-import _common  # puts src on the path
+from _common.flags import run  # puts src on the path
 from bitgen.build import build_parts
 from bitgen.config import ConfigError, parse_config
 from bitgen.data.collate import Collator
@@ -56,4 +56,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    _common.run(main)
+    run(main)

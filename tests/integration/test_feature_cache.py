@@ -31,8 +31,8 @@ WORKER = Path(__file__).with_name("ddp_worker.py")
 COLOURS = ("red", "green", "blue", "grey")
 
 
-def write_images(folder: Path, count: int, seed: int, overwrite: bool = False) -> None:
-    """Noise over a colour, one or two captions an image."""
+def write_images(folder: Path, count: int, seed: int, overwrite: bool = False, damaged: int | None = None) -> None:
+    """Noise over a colour, one or two captions an image; the file of image ``damaged`` is cut short."""
     random = np.random.default_rng(seed)
     records = []
     for number in range(count):
@@ -41,7 +41,8 @@ def write_images(folder: Path, count: int, seed: int, overwrite: bool = False) -
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         captions = [f"a {COLOURS[number % 3]} image number {number}", f"noise over {COLOURS[number % 3]}"]
-        records.append(Record(f"{number}.png", buffer.getvalue(), captions[: 1 + number % 2]))
+        payload = buffer.getvalue()[: 200 if number == damaged else None]
+        records.append(Record(f"{number}.png", payload, captions[: 1 + number % 2]))
     write_dataset(folder, records, DatasetInfo(kind="images", source="made up"), overwrite=overwrite)
 
 
@@ -88,6 +89,19 @@ def test_phase_1_losses_agree_with_the_live_ones(build, images, cached, dtype, p
         assert list(expected) == [1, 2, 3, 4]
         for step in range(1, 5):
             assert found[step] == pytest.approx(expected[step], rel=tolerance), (name, step)
+
+
+def test_an_image_that_cannot_be_read_is_replaced_as_in_a_live_run(build, images, cached, caplog) -> None:
+    write_images(Path(images["train_data"]), 30, seed=1, overwrite=True, damaged=7)
+    allowed = {"max_bad_fraction": 0.5, "num_workers": 0}
+    live = build("live", **images, **allowed)
+    live.fit()
+    from_cache = build("cached", **cached, **allowed)
+    from_cache.fit()
+    assert scalars(from_cache) == pytest.approx(scalars(live), rel=1e-5)
+    met = sum(live.progress.bad_records.values())
+    assert met > 0 and sum(from_cache.progress.bad_records.values()) == met
+    assert "record 7 (7.png) cannot be read, so it gets no features" in caplog.text
 
 
 def test_validation_reads_a_cache_too_and_phase_2_goes_on_from_the_same_place(build, images, cached, held_out) -> None:
@@ -216,20 +230,20 @@ def test_a_killed_filling_goes_on_where_it_was(build, cached, monkeypatch) -> No
     write = feature_cache.FeatureCache.write_shard
     written: list[int] = []
 
-    def dying(self: feature_cache.FeatureCache, shard: int, features: torch.Tensor) -> None:
+    def dying(self: feature_cache.FeatureCache, shard: int, *content: torch.Tensor) -> None:
         if len(written) == 3:
             raise RuntimeError("killed")
         written.append(shard)
-        write(self, shard, features)
+        write(self, shard, *content)
 
     monkeypatch.setattr(feature_cache.FeatureCache, "write_shard", dying)
     with pytest.raises(RuntimeError, match="killed"):
         build("first", **cached, max_steps=2).fit()
     assert written == [0, 1, 2]
 
-    def noting(self: feature_cache.FeatureCache, shard: int, features: torch.Tensor) -> None:
+    def noting(self: feature_cache.FeatureCache, shard: int, *content: torch.Tensor) -> None:
         written.append(shard)
-        write(self, shard, features)
+        write(self, shard, *content)
 
     monkeypatch.setattr(feature_cache.FeatureCache, "write_shard", noting)
     second = build("second", **cached, max_steps=2)
@@ -246,7 +260,7 @@ def test_a_disk_that_fills_up_is_an_error_that_keeps_what_is_finished(build, cac
 
     def full(descriptor: int, content: memoryview, offset: int) -> int:
         calls.append(offset)
-        if len(calls) == 6:
+        if len(calls) == 7:  # the third shard
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return pwrite(descriptor, content, offset)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 NOT_FINITE = "features are NaN or infinite"
 WRONG_SIZE = "features of another size than declared"
 NO_CAPTION = "no caption"
+NO_FEATURES = "no features in the cache"
 
 _TRIES = 1000
 

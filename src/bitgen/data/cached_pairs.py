@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils.data import Dataset
 
+from bitgen.data.bad_records import NO_FEATURES, BadRecord
 from bitgen.data.dataset import PairDataset
 from bitgen.data.feature_cache import FeatureCache
 from bitgen.data.sampler import SampleKey
@@ -31,8 +32,13 @@ class CachedPairs(Dataset):
         return len(self.dataset)
 
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> Batch:
-        batch = self.collate([self.dataset.without_image(key) for key in keys])
+        batch = self.collate([self.dataset.without_image(key, self._refuse_bad) for key in keys])
         return {"vision_features": self.cache.read(batch["image_ids"]), **batch}
+
+    def _refuse_bad(self, image_index: int) -> None:
+        if self.cache.is_bad(image_index):
+            name = self.dataset.record_of_image(image_index)
+            raise BadRecord(f"{name} could not be read when its features were computed", NO_FEATURES)
 
 
 def as_it_is(batch: Batch) -> Batch:
@@ -51,5 +57,7 @@ class CachedSplit:
         self.captions_of, self.tokens = dataset.captions_of, dataset.tokens
 
     def image_tensor(self, row: int) -> torch.Tensor:
-        """``[P, C]`` of an image."""
+        """``[P, C]`` of an image. Raises ``ValueError`` where it could not be read."""
+        if self.cache.is_bad(row):
+            self.dataset.image_tensor(row)  # says what is wrong with it, and what to do
         return self.cache.read(torch.tensor([row]))[0]

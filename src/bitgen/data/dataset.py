@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -194,16 +194,28 @@ class PairDataset(Dataset):
     # ---------------------------------------------------------------- tensors
 
     def __getitem__(self, key: SampleKey | int) -> dict:
+        return self._load(key, self._sample)
+
+    def without_image(self, key: SampleKey | int, check: Callable[[int], None]) -> dict:
+        """``dataset[key]`` without its image, which is neither read nor decoded.
+
+        ``check`` gets the number of the image; with the ``BadRecord`` that it raises, another sample takes the place.
+        """
+
+        def load(index: int, epoch: int) -> dict:
+            sample = self._draw(index, epoch)[0]
+            check(sample["image_id"])
+            return sample
+
+        return self._load(key, load)
+
+    def _load(self, key: SampleKey | int, load: Callable[[int, int], dict]) -> dict:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         if not self.replace_bad:
-            return self._sample(index, epoch)
-        return load_or_replace(lambda candidate: self._sample(candidate, epoch), self._from(index))
-
-    def without_image(self, key: SampleKey | int) -> dict:
-        """``dataset[key]`` without its image, which is neither read nor decoded."""
-        return self._draw(*(key if isinstance(key, tuple) else (key, 0)))[0]
+            return load(index, epoch)
+        return load_or_replace(lambda candidate: load(candidate, epoch), self._from(index))
 
     def _from(self, index: int) -> Iterator[int]:
         """``index``, and then a sample of each following image."""

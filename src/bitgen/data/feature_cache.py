@@ -5,6 +5,7 @@ A cache is a folder ``<parent>/<key>``, where the key is the hash of all that th
     cache.json      that description, in words, with the shape
     features.bin    [N, P, C] in C order, little-endian: float32, bf16 or int8
     scales.bin      int8 only: float32 [N, C], one scale for each channel of each image
+    bad.bin         one byte an image: 1 where it could not be read, and its row means nothing
     done.bin        one byte a shard of consecutive images: 1 once its rows are on disk
 
 Another encoder, other preprocessing or other data have another key, so that a stale cache is never read. Shards are
@@ -29,7 +30,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-SIDECAR, FEATURES, SCALES, MARKS = "cache.json", "features.bin", "scales.bin", "done.bin"
+SIDECAR, FEATURES, SCALES = "cache.json", "features.bin", "scales.bin"
+BAD, MARKS = "bad.bin", "done.bin"
 FORMAT_VERSION = 1
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 # Rows of a shard are in memory together, and lost together when a process is killed.
@@ -109,9 +111,10 @@ class FeatureCache:
         self.folder = self.parent / description.key
         self._features: torch.Tensor | None = None
         self._scales: torch.Tensor | None = None
+        self._bad: torch.Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_features": None, "_scales": None}
+        return {**vars(self), "_features": None, "_scales": None, "_bad": None}
 
     # ---------------------------------------------------------------- making
 
@@ -158,10 +161,7 @@ class FeatureCache:
                 return
             self._say_what_differs()
             self.folder.mkdir(parents=True, exist_ok=True)
-            sizes = {FEATURES: description.shape[0] * description.row_bytes, MARKS: description.shards}
-            if description.dtype == "int8":
-                sizes[SCALES] = description.shape[0] * description.shape[2] * 4
-            for name, size in sizes.items():
+            for name, size in self._sizes().items():
                 with open(self.folder / name, "wb") as file:
                     file.truncate(size)  # sparse: space is taken as shards are written
                     os.fsync(file.fileno())
@@ -172,6 +172,14 @@ class FeatureCache:
             _fsync(self.folder)
         except OSError as error:
             raise self._failure(error) from error
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        description, images = self.description, self.description.shape[0]
+        sizes = {FEATURES: images * description.row_bytes, BAD: images, MARKS: description.shards}
+        if description.dtype == "int8":
+            sizes[SCALES] = images * description.shape[2] * 4
+        return sizes
 
     def _check(self) -> None:
         """That the folder is what its name says: a copy or a file cut short must not be read."""
@@ -186,8 +194,7 @@ class FeatureCache:
                 f"{self.folder} is a cache of something else (its {differing} differ), renamed or copied over this "
                 f"one. {remedy}."
             )
-        sizes = {FEATURES: self.description.shape[0] * self.description.row_bytes, MARKS: self.description.shards}
-        for name, size in sizes.items():
+        for name, size in self._sizes().items():
             path = self.folder / name
             if not path.exists() or path.stat().st_size != size:
                 raise CacheError(f"{path} is missing or cut short: it should have {size:,} bytes. {remedy}.")
@@ -209,8 +216,8 @@ class FeatureCache:
         marks = np.fromfile(self.folder / MARKS, dtype=np.uint8)
         return np.flatnonzero(marks != 1).tolist()
 
-    def write_shard(self, shard: int, features: torch.Tensor) -> None:
-        """Put the rows of a shard, ``[rows, P, C]``, on disk, then mark it.
+    def write_shard(self, shard: int, features: torch.Tensor, bad: torch.Tensor | None = None) -> None:
+        """Put the rows of a shard, ``[rows, P, C]``, on disk, then mark it; ``bad [rows]``: which could not be read.
 
         Not through the memory map: a disk that fills up would end the process by a signal instead of an error.
 
@@ -226,6 +233,8 @@ class FeatureCache:
             else:
                 values = features.to(DTYPES[description.dtype])
             _write_at(self.folder / FEATURES, rows.start * description.row_bytes, values)
+            if bad is not None:
+                _write_at(self.folder / BAD, rows.start, bad.to(torch.uint8))
             _write_at(self.folder / MARKS, shard, torch.ones(1, dtype=torch.uint8))
         except OSError as error:
             raise self._failure(error) from error
@@ -251,10 +260,17 @@ class FeatureCache:
             return values
         return values.to(torch.bfloat16) * self._scales.index_select(0, rows).to(torch.bfloat16)[:, None]
 
+    def is_bad(self, row: int) -> bool:
+        """Whether image ``row`` could not be read when the cache was filled."""
+        if self._bad is None:
+            self._map()
+        return bool(self._bad[row])
+
     def _map(self) -> None:
         missing = self.missing_shards()
         if missing:
             raise CacheError(f"{self.folder} is not complete: {len(missing)} of {self.description.shards} shards lack.")
+        self._bad = _mapped(self.folder / BAD, torch.uint8, self.description.shape[:1])
         self._features = _mapped(self.folder / FEATURES, DTYPES[self.description.dtype], self.description.shape)
         if self.description.dtype == "int8":
             count, _, width = self.description.shape

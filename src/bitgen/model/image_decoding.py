@@ -25,6 +25,9 @@ ImageSource = Image.Image | bytes
 # Raster formats only: Pillow would hand an EPS file to Ghostscript, a program that runs what the file says.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
 _ORIENTATION = 0x0112
+# Changes with every change of the pixels below: features computed earlier belong to one decoder.
+DECODER = "Pillow" if decode_jpeg is None else "TorchCodec"
+
 # A reduced JPEG stays this many times larger than what it is resized to.
 _SPARE = 2
 

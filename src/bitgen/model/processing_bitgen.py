@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from transformers import PreTrainedTokenizerBase
 
-from .image_decoding import ImageSource, decode_image
+from .image_decoding import DECODER, ImageSource, decode_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -90,7 +90,9 @@ class BitGenProcessor:
     @property
     def image_fingerprint(self) -> str:
         """All that decides how an image becomes a tensor, for stored features: change it with :meth:`image`."""
-        return f"upright RGB, whole, bicubic, {self.image_size}, mean {self.image_mean}, std {self.image_std}"
+        return (
+            f"upright RGB by {DECODER}, whole, bicubic, {self.image_size}, mean {self.image_mean}, std {self.image_std}"
+        )
 
     # ---------------------------------------------------------------- images
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bitgen.data.bad_records import BadRecord
 from bitgen.data.dataset import PairDataset
 from bitgen.data.feature_cache import CacheDescription, CacheError, FeatureCache, gigabytes
 from bitgen.model.modeling_bitgen import BitGenModel
@@ -53,13 +54,17 @@ def encoder_fingerprint(model: BitGenModel) -> str:
 
 
 class _Images(Dataset):
-    """Images of a dataset by row, for a DataLoader to decode in parallel."""
+    """Images of a dataset by row and whether they are bad, for a DataLoader to decode in parallel."""
 
     def __init__(self, dataset: PairDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return self.dataset.image_tensor(row)
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, bool]:
+        try:
+            return self.dataset.image_tensor(row), False
+        except BadRecord:
+            size = self.dataset.processor.image_size
+            return torch.zeros(3, size, size), True
 
 
 def fill(
@@ -76,7 +81,6 @@ def fill(
 
     Raises:
         CacheError: the disk is full, a feature is not finite; what is finished stays. On every rank.
-        ValueError: an image cannot be read.
     """
     with main_first(processes):
         if processes.is_main:
@@ -132,11 +136,15 @@ def _fill_shards(
     features = _features(loader, batches, dataset, model, processes, precision)
     ticker = _Ticker(sum(len(rows) for rows in batches), show_progress and processes.is_main)
     for shard in shards:
-        count, parts = len(cache.description.rows_of(shard)), []
-        while sum(len(part) for part in parts) < count:
-            parts.append(next(features))
-            ticker.advance(len(parts[-1]))
-        cache.write_shard(shard, torch.cat(parts))
+        rows, parts, bad = cache.description.rows_of(shard), [], []
+        while sum(len(part) for part in bad) < len(rows):
+            part, is_bad = next(features)
+            parts.append(part)
+            bad.append(is_bad)
+            ticker.advance(len(part))
+        cache.write_shard(shard, torch.cat(parts), torch.cat(bad))
+        for row in torch.cat(bad).nonzero().flatten().tolist():
+            logger.warning("%s cannot be read, so it gets no features", dataset.record_of_image(rows[row]))
     ticker.close()
 
 
@@ -151,9 +159,9 @@ def _features(
     model: BitGenModel,
     processes: Processes,
     precision: Precision,
-) -> Iterator[torch.Tensor]:
-    """The frozen tower's patch features ``[b, P, C]`` of each batch of rows, on the CPU."""
-    for rows, pixel_values in zip(batches, loader, strict=True):
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The frozen tower's patch features ``[b, P, C]`` of each batch of rows, on the CPU, and which rows are bad."""
+    for rows, (pixel_values, bad) in zip(batches, loader, strict=True):
         with torch.no_grad(), precision.autocast():
             features = model.patch_features(pixel_values.to(processes.device, non_blocking=True)).cpu()
         finite = features.isfinite().flatten(1).all(dim=1)
@@ -163,7 +171,7 @@ def _features(
                 f"{dataset.record_of_image(row)} has NaN or infinite features: look at this image and at the encoder's "
                 "weights, or try --precision fp32."
             )
-        yield features
+        yield features, bad
 
 
 class _Ticker:
