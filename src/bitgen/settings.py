@@ -174,7 +174,9 @@ class ObjectiveSettings:
     temperature_lr_factor: float = setting(50.0, "Learning rate of the log-temperature relative to learning_rate.")
     itm_temperature: float = setting(0.07, "Temperature of drawing hard negatives: lower draws harder ones.")
     itm_temperature_start: float | None = setting(
-        None, "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule."
+        0.5,
+        "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule. Pairs that cannot "
+        "be told apart yet teach nothing, and hold up the rest (docs/lab_log.md).",
     )
     token_dropout: float = setting(
         0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
