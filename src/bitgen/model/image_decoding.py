@@ -62,14 +62,14 @@ def decode_image(
     """
     try:
         if not isinstance(image, bytes):
-            return _to_tensor(_to_rgb(image))
+            return _to_tensor(to_rgb(image))
         opened = Image.open(io.BytesIO(image), formats=_FORMATS)  # reads the header alone
         _check_size(opened, name, max_pixels)
         plain_jpeg = opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L")
         reduced = plain_jpeg and enough is not None and _reduce(opened, enough)
         if plain_jpeg and not reduced and decode_jpeg is not None:
             return decode_jpeg(image)  # upright by EXIF
-        return _to_tensor(_to_rgb(opened))
+        return _to_tensor(to_rgb(opened))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -107,7 +107,8 @@ def _to_tensor(rgb: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A Pillow image upright by EXIF and in 8-bit RGB, transparency laid on white; raises whatever Pillow does."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion clips at 255 and would turn nearly every pixel white.
