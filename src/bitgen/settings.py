@@ -175,8 +175,8 @@ class ObjectiveSettings:
     itm_temperature: float = setting(0.07, "Temperature of drawing hard negatives: lower draws harder ones.")
     itm_temperature_start: float | None = setting(
         0.5,
-        "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule. Pairs that cannot "
-        "be told apart yet teach nothing, and hold up the rest (docs/lab_log.md).",
+        "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule. Pairs that "
+        "cannot be told apart yet teach nothing, and hold up the rest (docs/lab_log.md).",
     )
     token_dropout: float = setting(
         0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
