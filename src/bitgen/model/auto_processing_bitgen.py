@@ -16,7 +16,8 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokeni
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_processing_base import ImageProcessingMixin
 
-from .processing_bitgen import IMAGENET_MEAN, IMAGENET_STD, BitGenProcessor, ImageSource
+from .image_decoding import ImageSource
+from .processing_bitgen import IMAGENET_MEAN, IMAGENET_STD, BitGenProcessor
 
 IMAGE_TOKEN = "<image>"
 PROCESSOR_FILE, IMAGE_PROCESSOR_FILE = "processor_config.json", "preprocessor_config.json"
