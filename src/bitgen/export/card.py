@@ -46,7 +46,7 @@ def model_card(loaded: LoadedModel, state: dict[str, Any], metrics: dict[str, An
 
 def _usage(loaded: LoadedModel, merge_lora: bool) -> str:
     has_adapters = loaded.model.vision_encoder is not None and loaded.model.config.vision_tuning == "lora"
-    needs = "torch, transformers and Pillow" + (", and peft" if has_adapters and not merge_lora else "")
+    needs = "torch, torchvision, transformers and Pillow" + (", and peft" if has_adapters and not merge_lora else "")
     image = "images=Image.open('photo.jpg'), " if not loaded.model.config.takes_features else ""
     lines = [
         f"Needs {needs}. The folder carries its own code, hence `trust_remote_code`.",
