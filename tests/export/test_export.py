@@ -112,7 +112,13 @@ def test_the_card_of_an_export_from_phase_1(written_run):
     loaded = load_model(written_run())
     card = model_card(loaded, {"step": 3, "phase": 1}, {"babylm": {"blimp_fast": 60.5}}, merge_lora=False)
     assert "exported before the vision tower's adapters began to train" in card
+    assert "Exported in phase 1: the vision tower is exactly the pretrained one" in card
     assert "and peft" in card and "babylm / blimp_fast" in card and "60.50" in card
+
+
+def test_a_model_on_features_knows_no_second_phase(written_run):
+    card = model_card(load_model(written_run(features=True)), {"step": 3, "phase": 1}, {}, merge_lora=False)
+    assert "one: nothing of a vision tower is trained" in card and "phase 1" not in card
 
 
 def test_unmerged_adapters_stay_and_load(written_run, tmp_path):

@@ -88,11 +88,15 @@ def _training(loaded: LoadedModel, state: dict[str, Any]) -> str:
 
 
 def _phase(loaded: LoadedModel, state: dict[str, Any]) -> str:
-    if loaded.model.vision_encoder is None or loaded.model.config.vision_tuning == "frozen":
+    if not _has_second_phase(loaded):
         return "one: nothing of a vision tower is trained"
     if state.get("phase") == 1:
         return "1 of 2: exported before the vision tower's adapters began to train"
     return "2 of 2: the vision tower is tuned" if state.get("phase") == 2 else "unknown"
+
+
+def _has_second_phase(loaded: LoadedModel) -> bool:
+    return loaded.model.vision_encoder is not None and loaded.model.config.vision_tuning != "frozen"
 
 
 def _parameters(loaded: LoadedModel) -> str:
@@ -129,6 +133,6 @@ def _limits(loaded: LoadedModel, state: dict[str, Any]) -> str:
     ]
     if loaded.config.objective.text_loss_weight == 0:
         lines.append("- Trained without the language loss: it matches images and texts, and does not write.")
-    if state.get("phase") == 1:
+    if state.get("phase") == 1 and _has_second_phase(loaded):
         lines.append("- Exported in phase 1: the vision tower is exactly the pretrained one.")
     return "\n".join(lines) + "\n"
