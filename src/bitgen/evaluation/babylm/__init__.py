@@ -1,1 +1,1 @@
-"""The BabyLM fast evaluation: the same decisions as the official pipeline's, item by item, in a fraction of its time."""
+"""The BabyLM evaluation: the official pipeline's decisions, item by item, in a fraction of its time."""

@@ -1,4 +1,4 @@
-"""Causal language models as the scorer uses them: whole, as the official pipeline calls them, or body and head apart."""
+"""Causal language models for the scorer: whole, as the official pipeline calls them, or body and head apart."""
 
 from __future__ import annotations
 
