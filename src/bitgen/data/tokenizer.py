@@ -203,6 +203,11 @@ def _reuse(captions: Iterable[str] | None, vocab_size: int, folder: Path) -> Pre
     return load_tokenizer(folder)
 
 
+def kept_spec(folder: Path) -> str | None:
+    """What the tokenizer that a run keeps in ``folder`` was loaded from (``train``: trained); None: not recorded."""
+    return _kept_meta(folder).get("spec")
+
+
 def _kept_meta(folder: Path) -> dict:
     try:
         return json.loads((folder / _TRAINING_FILE).read_text(encoding="utf-8"))

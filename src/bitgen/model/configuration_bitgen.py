@@ -32,6 +32,13 @@ class BitGenConfig(PretrainedConfig):
     """
 
     model_type = "bitgen"
+    # The names under which transformers' cache and the BabyLM evaluation look for these sizes.
+    attribute_map = {
+        "hidden_size": "embed_dim",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "max_position_embeddings": "max_seq_len",
+    }
 
     def __init__(
         self,
@@ -103,11 +110,6 @@ class BitGenConfig(PretrainedConfig):
         self.pseudoinverse_tolerance = pseudoinverse_tolerance
         super().__init__(**kwargs)
         self._check()
-
-    @property
-    def hidden_size(self) -> int:
-        """The width under the name that the BabyLM evaluation reads."""
-        return self.embed_dim
 
     @property
     def takes_features(self) -> bool:

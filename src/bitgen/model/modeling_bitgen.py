@@ -18,6 +18,7 @@ from .configuration_bitgen import MAX_POOLED_GRID, BitGenConfig
 from .cross_modal_fusion import build_fusion
 from .episodic_memory import EpisodicMemory, MemoryReader
 from .feature_compressor import FeatureCompressor, TokenPooling
+from .sequence_layout import SequenceLayout
 from .text_decoder import TextDecoder, TextEmbeddings
 from .vision_encoder import VisionEncoder
 
@@ -158,17 +159,23 @@ class BitGenModel(PreTrainedModel):
         image_tokens: torch.Tensor | None = None,
         reader: MemoryReader | None = None,
         cache: Cache | None = None,
+        layout: SequenceLayout | None = None,
+        trace: list[torch.Tensor] | None = None,
     ) -> StackOutput:
         """One pass of embeddings, fusion, memory and decoder; see the module docstring for the order.
 
         Args:
-            attention_mask: ``[B, T]``; padding is on the right. Used for the codes alone: causality does the rest.
+            attention_mask: ``[B, T]``; padding is on the right. Used for the codes alone: causality does the rest,
+                or the layout where one is given.
             image_tokens: ``[B, P, D]``, or None for text alone.
             reader: a memory prepared by ``memory.reader``, default the running state.
             cache: key-value cache of the positions before ``input_ids``.
+            layout: positions and visibility of sequences that are not simply padded on the right.
+            trace: a list to which the hidden states that enter each block are appended.
         """
+        positions, allowed = (layout.positions, layout.allowed) if layout is not None else (None, None)
         start = cache.get_seq_length() if cache is not None else 0
-        hidden = self.embeddings(input_ids, start)
+        hidden = self.embeddings(input_ids, start, positions)
         if self.fusion is not None and image_tokens is not None:
             hidden = self.fusion(hidden, image_tokens)
         codes = read_weights = None
@@ -176,7 +183,7 @@ class BitGenModel(PreTrainedModel):
         if self.memory is not None and not memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)
-        hidden = self.decoder(hidden, image_tokens, cache)
+        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace)
         if self.memory is not None and memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)

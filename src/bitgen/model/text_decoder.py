@@ -12,7 +12,10 @@ from .cross_modal_fusion import GatedCrossAttention
 
 
 class TextEmbeddings(nn.Module):
-    """Token plus learned position embeddings: ``input_ids [B, T] -> [B, T, D]``."""
+    """Token plus learned position embeddings: ``input_ids [B, T] -> [B, T, D]``.
+
+    Positions count from ``start``, or are those given as ``positions [B, T]``, each below ``max_seq_len``.
+    """
 
     def __init__(self, vocab_size: int, max_seq_len: int, embed_dim: int, dropout: float) -> None:
         super().__init__()
@@ -22,21 +25,26 @@ class TextEmbeddings(nn.Module):
         nn.init.normal_(self.token.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
 
-    def forward(self, input_ids: torch.Tensor, start: int = 0) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, start: int = 0, positions: torch.Tensor | None = None) -> torch.Tensor:
+        if positions is None:
+            positions = self._consecutive(input_ids, start)
+        return self.dropout(self.token(input_ids) + self.position(positions))
+
+    def _consecutive(self, input_ids: torch.Tensor, start: int) -> torch.Tensor:
         end = start + input_ids.shape[1]
         if end > self.position.num_embeddings:
             raise ValueError(
                 f"A sequence of {end} tokens is longer than max_seq_len={self.position.num_embeddings}; truncate it "
                 "(BitGenProcessor does) or build the model with a larger max_seq_len."
             )
-        positions = torch.arange(start, end, device=input_ids.device)
-        return self.dropout(self.token(input_ids) + self.position(positions))
+        return torch.arange(start, end, device=input_ids.device)
 
 
 class CausalSelfAttention(nn.Module):
     """Multi-head causal attention with an optional key-value cache; ``[B, T, D] -> [B, T, D]``.
 
-    Sequences are padded on the right, so that causality alone keeps real positions away from padding.
+    Sequences are padded on the right, so that causality alone keeps real positions away from padding; where that does
+    not hold, ``allowed [B, 1, T, S]`` says which of the S cached and new positions each of the T new ones may see.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, layer_index: int) -> None:
@@ -46,17 +54,18 @@ class CausalSelfAttention(nn.Module):
         self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.output = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, hidden: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, cache: Cache | None = None, allowed: torch.Tensor | None = None
+    ) -> torch.Tensor:
         projected = self.query_key_value(hidden).chunk(3, dim=-1)
         query, key, value = (split_heads(part, self.num_heads) for part in projected)  # (B, H, T, d)
         length = query.shape[2]
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         past = key.shape[2] - length
-        mask = None
-        if past and length > 1:
-            mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(past)
-        return self.output(attend(query, key, value, mask, is_causal=not past))
+        if allowed is None and past and length > 1:
+            allowed = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(past)
+        return self.output(attend(query, key, value, allowed, is_causal=allowed is None and not past))
 
 
 class DecoderBlock(nn.Module):
@@ -74,9 +83,13 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, hidden: torch.Tensor, image_tokens: torch.Tensor | None = None, cache: Cache | None = None
+        self,
+        hidden: torch.Tensor,
+        image_tokens: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        allowed: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), cache))
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), cache, allowed))
         if self.fusion is not None and image_tokens is not None:
             hidden = self.fusion(hidden, image_tokens)
         return hidden + self.dropout(self.feed_forward(hidden))
@@ -90,8 +103,16 @@ class TextDecoder(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(config, index) for index in range(config.num_layers))
 
     def forward(
-        self, hidden: torch.Tensor, image_tokens: torch.Tensor | None = None, cache: Cache | None = None
+        self,
+        hidden: torch.Tensor,
+        image_tokens: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        allowed: torch.Tensor | None = None,
+        trace: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
+        """``[B, T, D] -> [B, T, D]``; what enters each block is appended to ``trace``."""
         for block in self.blocks:
-            hidden = block(hidden, image_tokens, cache)
+            if trace is not None:
+                trace.append(hidden)
+            hidden = block(hidden, image_tokens, cache, allowed)
         return hidden

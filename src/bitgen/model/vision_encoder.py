@@ -73,7 +73,14 @@ class VisionEncoder(nn.Module):
         self.set_adapters_trainable(False)
 
     def _inject_adapters(self, config: BitGenConfig) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
+        # transformers asks for every package that an exported file imports outside a `try`, used or not.
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise ImportError(
+                "This model has LoRA adapters, which need peft: `pip install peft`, or export the model again with "
+                "--merge_lora True."
+            ) from error
 
         inject_adapter_in_model(
             LoraConfig(

@@ -1,0 +1,134 @@
+"""The model card: what a stranger must know before using the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bitgen.build import SCENES, LoadedModel
+from bitgen.training.counting import COMPONENTS, count_parameters
+from bitgen.training.tables import format_markdown
+
+_FRONT_MATTER = """\
+---
+language: en
+license: apache-2.0
+library_name: transformers
+pipeline_tag: {task}
+tags: [bitgen, babylm, multimodal, dinov2, episodic-memory]
+---
+"""
+
+
+def model_card(loaded: LoadedModel, state: dict[str, Any], metrics: dict[str, Any], merge_lora: bool) -> str:
+    """The text of README.md.
+
+    Args:
+        state: the checkpoint's training state: ``step``, ``phase``, ``progress``.
+        metrics: results of ``src/evaluate.py`` by task, or empty.
+    """
+    features = loaded.model.config.takes_features
+    parts = [
+        _FRONT_MATTER.format(task="text-generation" if features else "image-to-text"),
+        "# BitGen\n\nA tiny multimodal language model: a causal text decoder with an episodic memory, which looks at "
+        + ("image features computed earlier." if features else "images through DINOv2.")
+        + " It continues text, describes images, and scores both.\n",
+        "## Usage\n\n" + _usage(loaded, merge_lora),
+        "## Training\n\n" + _training(loaded, state),
+        "## Parameters\n\n" + _parameters(loaded),
+        "## Metrics\n\n" + _metrics(metrics),
+        "## Limits\n\n" + _limits(loaded, state),
+        "## Licence\n\nApache-2.0, code and weights. The training data keep their own licences; DINOv2's weights are "
+        "Apache-2.0.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _usage(loaded: LoadedModel, merge_lora: bool) -> str:
+    has_adapters = loaded.model.vision_encoder is not None and loaded.model.config.vision_tuning == "lora"
+    needs = "torch, transformers and Pillow" + (", and peft" if has_adapters and not merge_lora else "")
+    image = "images=Image.open('photo.jpg'), " if not loaded.model.config.takes_features else ""
+    lines = [
+        f"Needs {needs}. The folder carries its own code, hence `trust_remote_code`.",
+        "",
+        "```python",
+        *(["from PIL import Image"] if image else []),
+        "from transformers import AutoModelForCausalLM, AutoProcessor",
+        "",
+        "model = AutoModelForCausalLM.from_pretrained(PATH, trust_remote_code=True).eval()",
+        "processor = AutoProcessor.from_pretrained(PATH, trust_remote_code=True)",
+        f"inputs = processor({image}text='A', return_tensors='pt')",
+        "print(processor.decode(model.generate(**inputs, num_beams=3)[0], skip_special_tokens=True))",
+        "```",
+        "",
+    ]
+    if loaded.model.config.takes_features:
+        tokens, dim = loaded.model.config.feature_tokens, loaded.model.config.feature_dim
+        lines.append(
+            f"The model has no vision tower. Images enter as `vision_features=` `[B, {tokens}, {dim}]`, computed as "
+            "its training data were.\n"
+        )
+    return "\n".join(lines)
+
+
+def _training(loaded: LoadedModel, state: dict[str, Any]) -> str:
+    data, progress = loaded.config.data, state.get("progress", {})
+    name = "built-in rendered scenes" if data.train_data == SCENES else Path(data.train_data or "unknown").name
+    tokenizer = "trained on the corpus" if data.tokenizer == "train" else Path(data.tokenizer).name
+    rows = [
+        ("training data", name),
+        ("words seen, all epochs counted", f"{progress.get('words_seen', 0):,}"),
+        ("image-caption pairs seen", f"{progress.get('samples_seen', 0):,}"),
+        ("optimizer steps", f"{state.get('step', 0):,}"),
+        ("tokenizer", f"{tokenizer}, {len(loaded.tokenizer):,} tokens"),
+        ("vision encoder", Path(loaded.config.vision.vision_encoder).name),
+        ("phase", _phase(loaded, state)),
+    ]
+    return format_markdown(("", ""), rows) + "\n"
+
+
+def _phase(loaded: LoadedModel, state: dict[str, Any]) -> str:
+    if loaded.model.vision_encoder is None or loaded.model.config.vision_tuning == "frozen":
+        return "one: nothing of a vision tower is trained"
+    if state.get("phase") == 1:
+        return "1 of 2: exported before the vision tower's adapters began to train"
+    return "2 of 2: the vision tower is tuned" if state.get("phase") == 2 else "unknown"
+
+
+def _parameters(loaded: LoadedModel) -> str:
+    table = count_parameters(loaded.model)
+    rows = [(COMPONENTS.get(name, name), f"{count.total:,}") for name, count in table.components.items()]
+    return format_markdown(("component", "parameters"), [*rows, ("total", f"{table.total.total:,}")]) + "\n"
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    rows = [(name, f"{value:.2f}") for name, value in _flat(metrics) if not name.endswith("_ci95")]
+    if not rows:
+        return "None were given at export (`src/export.py --results FILE` takes those of `src/evaluate.py`).\n"
+    return format_markdown(("metric", "value"), rows) + "\n"
+
+
+def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{name} / ")
+        elif isinstance(value, (int, float)):
+            found.append((prefix + name, float(value)))
+    return found
+
+
+def _limits(loaded: LoadedModel, state: dict[str, Any]) -> str:
+    config = loaded.model.config
+    lines = [
+        f"- The context is {config.max_seq_len} tokens; of a longer text the last {config.max_seq_len} are read, with "
+        "a warning.",
+        "- English only, and as narrow as its training data: it states falsehoods, and repeats biases of its sources.",
+        "- Small enough to study and to score sentences with; not a product, and not for decisions about people.",
+        "- Its memory's state is part of the weights and does not change in use.",
+    ]
+    if loaded.config.objective.text_loss_weight == 0:
+        lines.append("- Trained without the language loss: it matches images and texts, and does not write.")
+    if state.get("phase") == 1:
+        lines.append("- Exported in phase 1: the vision tower is exactly the pretrained one.")
+    return "\n".join(lines) + "\n"

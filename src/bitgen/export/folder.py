@@ -1,0 +1,115 @@
+"""An exported model on disk: weights, configuration, code, tokenizer, processor, generation settings, model card."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+from tokenizers import processors
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+import bitgen.model
+from bitgen.build import TOKENIZER_FOLDER, LoadedModel
+from bitgen.config import ConfigError
+from bitgen.data.tokenizer import kept_spec
+from bitgen.export.merge import merged_state
+from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
+from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
+from bitgen.model.configuration_bitgen import BitGenConfig
+
+# `save_pretrained` writes the entry of the saved class alone, and a model is loaded through four.
+AUTO_MAP = {
+    "AutoConfig": "configuration_bitgen.BitGenConfig",
+    "AutoModel": "causal_lm_bitgen.BitGenTextModel",
+    "AutoModelForCausalLM": "causal_lm_bitgen.BitGenForCausalLM",
+    "AutoProcessor": "auto_processing_bitgen.BitGenAutoProcessor",
+}
+LONGEST_ANSWER = 64
+_NOT_CARRIED = ("__init__.py", "factory.py")  # factory.py builds new models, from pretrained towers
+
+
+def check_tokenizer(loaded: LoadedModel, source: Path) -> None:
+    """Refuse a tokenizer that is not the one whose ids the embeddings were trained for.
+
+    Training allows a loaded tokenizer that is smaller than ``vocab_size``; then the folder's own record of what was
+    loaded must agree with the run's configuration.
+
+    Raises:
+        ConfigError: with both sizes.
+    """
+    has, needs = len(loaded.tokenizer), loaded.model.config.vocab_size
+    if has == needs:
+        return
+    folder, spec = source.parent / TOKENIZER_FOLDER, loaded.config.data.tokenizer
+    if has > needs or spec == "train" or kept_spec(folder) != spec:
+        raise ConfigError(
+            f"the tokenizer in {folder} has {has:,} tokens and the checkpoint's vocabulary {needs:,}: it is not "
+            "the one that the model was trained with. Put that one back."
+        )
+
+
+def exported_model(loaded: LoadedModel, merge_lora: bool) -> BitGenForCausalLM:
+    """The checkpoint's weights as a language model with generation settings; ``loaded`` is left as it is."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    settings = copy.deepcopy(model.config.to_dict())
+    for name in ("model_type", "transformers_version"):
+        settings.pop(name, None)
+    settings.update(
+        use_gradient_checkpointing=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    merges = merge_lora and model.vision_encoder is not None and model.config.vision_tuning == "lora"
+    if merges:
+        settings["vision_tuning"] = "frozen"
+    exported = BitGenForCausalLM(BitGenConfig(**settings))
+    exported.load_state_dict(merged_state(model) if merges else model.state_dict())
+    exported.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=min(LONGEST_ANSWER, model.config.max_seq_len // 2),
+    )
+    return exported.eval()
+
+
+def exported_processor(loaded: LoadedModel) -> BitGenAutoProcessor:
+    """Tokenizer and image processor as training used them; the tokenizer puts BOS before a text and nothing after."""
+    config = loaded.model.config
+    tokenizer = causal_tokenizer(loaded.tokenizer, config.max_seq_len)
+    image_processor = None if config.takes_features else BitGenImageProcessor(config.image_size)
+    return BitGenAutoProcessor(image_processor, tokenizer)
+
+
+def causal_tokenizer(tokenizer: PreTrainedTokenizerFast, max_seq_len: int) -> PreTrainedTokenizerFast:
+    """A copy whose template is ``BOS text``, and ``BOS text EOS second`` for pairs."""
+    tokenizer = copy.deepcopy(tokenizer)
+    for name in (
+        "add_bos_token",
+        "add_eos_token",
+    ):  # with these in its settings, transformers would rebuild the template
+        tokenizer.init_kwargs.pop(name, None)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A",
+        pair=f"{bos} $A {eos} $B",
+        special_tokens=sorted({(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)}),
+    )
+    tokenizer.model_max_length = max_seq_len
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def write_folder(loaded: LoadedModel, folder: Path, card: str, merge_lora: bool) -> None:
+    """Write everything into ``folder``, which nothing needs this repository to load."""
+    model = exported_model(loaded, merge_lora)
+    model.config.auto_map = dict(AUTO_MAP)
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(folder)
+    exported_processor(loaded).save_pretrained(folder)
+    for source in sorted(Path(bitgen.model.__path__[0]).glob("*.py")):
+        if source.name not in _NOT_CARRIED:
+            shutil.copyfile(source, folder / source.name)
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,39 @@
+"""An exported folder on the Hugging Face hub: the model as ``main``, one revision for each ``chck_*``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from bitgen.export.revisions import REVISION_PREFIX, revision_folders
+
+logger = logging.getLogger(__name__)
+
+
+def push_to_hub(folder: Path, repo_id: str, private: bool = False) -> None:
+    """Upload ``folder`` to ``main`` of ``repo_id`` (made when missing), and each ``chck_*`` in it to that revision.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: the hub refuses; what was uploaded before stays, and the same call goes
+            on from there.
+    """
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=str(folder),
+        revision="main",
+        commit_message="Upload BitGen",
+        ignore_patterns=[f"{REVISION_PREFIX}*/*"],
+    )
+    for revision in revision_folders(folder):
+        logger.info("uploading revision %s", revision.name)
+        api.create_branch(repo_id, branch=revision.name, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(revision),
+            revision=revision.name,
+            commit_message=f"Upload BitGen after {revision.name.removeprefix(REVISION_PREFIX)} words",
+        )

@@ -1,0 +1,97 @@
+"""Exporting a run: its model, and the models that it was after given numbers of words."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bitgen.build import load_model
+from bitgen.config import ConfigError
+from bitgen.export.card import model_card
+from bitgen.export.folder import check_tokenizer, write_folder
+from bitgen.training.checkpoint import MANIFEST_FILE, DamagedCheckpoint, read_checkpoint, resolve_checkpoint
+
+REVISION_PREFIX = "chck_"
+_REVISION = re.compile(rf"{REVISION_PREFIX}(\d+)M")
+
+
+def revision_folders(folder: Path) -> list[Path]:
+    """Folders ``chck_1M``, ``chck_2M`` ... in ``folder``, fewest words first."""
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _REVISION.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
+def read_results(path: str | None) -> dict[str, Any]:
+    """The metrics that ``src/evaluate.py`` wrote, for the card.
+
+    Raises:
+        ConfigError: the file cannot be read or holds something else.
+    """
+    if path is None:
+        return {}
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--results {path} cannot be read ({error}): name a file that src/evaluate.py wrote"
+        ) from error
+    if not isinstance(results, dict):
+        raise ConfigError(f"--results {path} holds no JSON object: name a file that src/evaluate.py wrote")
+    return results
+
+
+def export_run(
+    checkpoint: str, output: str, merge_lora: bool, words_seen_checkpoints: bool, metrics: dict[str, Any]
+) -> Path:
+    """Write the model of ``checkpoint`` into ``output``, and with ``words_seen_checkpoints`` one folder
+    ``output/chck_*`` for each such checkpoint of its run. ``output`` appears whole or not at all.
+
+    Raises:
+        ConfigError: ``output`` is not empty or cannot be written, or a checkpoint is missing, damaged or unfit.
+    """
+    target = Path(output)
+    if target.is_dir() and any(target.iterdir()):
+        raise ConfigError(f"--output {output} exists and is not empty: name another folder, or empty this one.")
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"--output {output} is a file: name a folder.")
+    if not Path(checkpoint).exists():
+        raise ConfigError(f"--checkpoint {checkpoint}: there is no such folder. Give a run's --output_dir.")
+    main = resolve_checkpoint(checkpoint)
+    revisions: list[Path] = []
+    if words_seen_checkpoints:
+        revisions = [path for path in revision_folders(main.parent) if (path / MANIFEST_FILE).is_file()]
+        if not revisions:
+            raise ConfigError(
+                f"--words_seen_checkpoints True: {main.parent} holds no {REVISION_PREFIX}*M checkpoints (chck_1M: "
+                "after a million words). Leave the flag out, or name a run that saved them."
+            )
+    target = target.resolve()
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        _export_one(main, temporary, merge_lora, metrics)
+        for path in revisions:
+            (temporary / path.name).mkdir()
+            _export_one(path.resolve(), temporary / path.name, merge_lora, {})
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot write there ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _export_one(source: Path, folder: Path, merge_lora: bool, metrics: dict[str, Any]) -> None:
+    try:
+        state = read_checkpoint(source).state
+        loaded = load_model(source)
+    except DamagedCheckpoint as error:
+        raise ConfigError(f"--checkpoint {source} is damaged: {error}. Give another of {source.parent}.") from error
+    except ValueError as error:
+        raise ConfigError(f"--checkpoint {source} cannot be used: {error}") from error
+    check_tokenizer(loaded, source)
+    write_folder(loaded, folder, model_card(loaded, state, metrics, merge_lora), merge_lora)

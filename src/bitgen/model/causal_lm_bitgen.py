@@ -1,0 +1,174 @@
+"""BitGen as transformers knows models: what an export's AutoModel and AutoModelForCausalLM load.
+
+The weights have the names of :class:`BitGenModel`; only ``forward`` differs, and ``generate`` comes along.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationConfig, GenerationMixin
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .modeling_bitgen import BitGenModel
+from .sequence_layout import sequence_layout
+
+
+class BitGenTextModel(BitGenModel):
+    """The network without its output head: ids, and an image if there is one, to hidden states."""
+
+    @property
+    def git(self) -> BitGenTextModel:
+        """This model, under the name by which DevBench asks for the image encoder."""
+        return self
+
+    @property
+    def image_encoder(self) -> nn.Module | None:
+        """The vision tower; None where images are features computed earlier."""
+        return self.vision_encoder
+
+    def image_context(
+        self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """The image tokens ``[B, P', D]`` that text is written from, pooled as in training; None without an image."""
+        if pixel_values is None and vision_features is None:
+            return None
+        return self.pool_image_tokens(self.encode_image(pixel_values, vision_features).image_tokens)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Hidden states of text, or of text given an image.
+
+        Args:
+            input_ids: ``[B, T]``, BOS first. Longer than ``max_seq_len``: the last ``max_seq_len`` tokens are read.
+            attention_mask: ``[B, T]`` (with a cache ``[B, S]``, cached tokens included), or ``[B, T, T]``.
+            pixel_values: ``[B, 3, H, W]``, as the processor makes them; or instead
+            vision_features: ``[B, P, C]`` or ``[B, C]``, for models without a tower; or instead
+            image_tokens: ``[B, P', D]`` of :meth:`image_context`.
+            token_type_ids: accepted and ignored.
+            output_hidden_states: also return what enters each block, and last what leaves the final norm.
+
+        Raises:
+            ValueError: more than one kind of image, the wrong kind for this model, or a mask that does not fit.
+        """
+        if image_tokens is None:
+            image_tokens = self.image_context(pixel_values, vision_features)
+        elif pixel_values is not None or vision_features is not None:
+            raise ValueError("Pass pixel_values, vision_features or image_tokens: one of them.")
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        layout = sequence_layout(attention_mask, input_ids, past, self.config.max_seq_len)
+        trace: list[torch.Tensor] | None = [] if output_hidden_states else None
+        hidden = self.run_stack(
+            input_ids, layout.real, image_tokens, cache=past_key_values, layout=layout, trace=trace
+        ).hidden_states
+        output = BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values,
+            hidden_states=(*trace, hidden) if trace is not None else None,
+        )
+        return output if return_dict in (None, True) else output.to_tuple()
+
+
+class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
+    """The language model: next-token logits in float32, a loss for ``labels``, and ``generate``."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Next-token logits ``[B, T, V]``; arguments and errors as for :class:`BitGenTextModel`.
+
+        Args:
+            labels: ``[B, T]``, the ids themselves: they are shifted here, and -100 is left out of the mean loss.
+            logits_to_keep: compute the logits of that many last positions alone (0: of all), or of those indices.
+        """
+        output = super().forward(
+            input_ids,
+            attention_mask,
+            pixel_values,
+            vision_features,
+            image_tokens,
+            token_type_ids,
+            past_key_values,
+            use_cache,
+            output_hidden_states,
+        )
+        hidden = output.last_hidden_state
+        if isinstance(logits_to_keep, torch.Tensor):
+            hidden = hidden[:, logits_to_keep]
+        elif logits_to_keep and labels is None:
+            hidden = hidden[:, -logits_to_keep:]
+        logits = self.lm_logits(hidden).float()
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        result = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+        )
+        return result if return_dict in (None, True) else result.to_tuple()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """``GenerationMixin.generate``, with an image encoded once for all steps. Without a prompt it starts at BOS.
+
+        Prompts of different lengths are padded on the left (``padding_side="left"``). Generation ends at EOS, at the
+        length asked for, or at ``max_seq_len``, whichever comes first.
+        """
+        kwargs.pop("token_type_ids", None)
+        image_tokens = self.image_context(pixel_values, vision_features)
+        if image_tokens is not None:
+            kwargs["image_tokens"] = image_tokens
+            if inputs is None and kwargs.get("input_ids") is None:
+                shape = (len(image_tokens), 1)
+                inputs = torch.full(shape, self.config.bos_token_id, device=image_tokens.device)
+        return super().generate(inputs, generation_config, **kwargs)
+
+    def _validate_generated_length(
+        self, generation_config: GenerationConfig, input_ids_length: int, *args: Any
+    ) -> None:
+        """Called by ``generate`` before its first step: end at the context instead of failing there."""
+        limit = self.config.max_seq_len
+        if input_ids_length >= limit:
+            raise ValueError(
+                f"The prompt has {input_ids_length} tokens and the context max_seq_len={limit}: nothing can follow. "
+                "Shorten the prompt."
+            )
+        if generation_config.max_length is not None:
+            generation_config.max_length = min(generation_config.max_length, limit)
+        super()._validate_generated_length(generation_config, input_ids_length, *args)

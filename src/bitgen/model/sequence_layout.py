@@ -1,0 +1,82 @@
+"""Where tokens stand and what they may see, for attention masks of any kind that a caller may bring."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class SequenceLayout(NamedTuple):
+    """``positions [B, T]``; ``allowed [B, 1, T, S]`` (None: everything before and itself); ``real [B, T]``, 0 where a
+    token is padding. T new tokens follow S - T cached ones."""
+
+    positions: torch.Tensor
+    allowed: torch.Tensor | None
+    real: torch.Tensor
+
+
+def sequence_layout(
+    attention_mask: torch.Tensor | None, input_ids: torch.Tensor, past: int, max_seq_len: int
+) -> SequenceLayout:
+    """The layout of ``input_ids [B, T]`` after ``past`` cached tokens.
+
+    Padding may stand on either side and is seen by nothing; positions count real tokens alone. Of a longer sequence
+    the last ``max_seq_len`` tokens are read, with a warning: a token before them sees nothing but itself.
+
+    Args:
+        attention_mask: ``[B, S]``, or ``[B, T, T]`` (row: who looks, column: at what), or None where all is real.
+
+    Raises:
+        ValueError: a mask of another shape, or a cached sequence that outgrows ``max_seq_len``.
+    """
+    batch, length = input_ids.shape
+    total = past + length
+    if attention_mask is None:
+        attention_mask = input_ids.new_ones(batch, total)
+    if tuple(attention_mask.shape) not in ((batch, total), (batch, length, total)):
+        raise ValueError(
+            f"attention_mask is {list(attention_mask.shape)}; for {length} tokens after {past} cached ones it must be "
+            f"[{batch}, {total}]" + (f" or [{batch}, {length}, {total}]." if not past else ".")
+        )
+    if attention_mask.dim() == 3 and past:
+        raise ValueError("A three-dimensional attention_mask is for whole sequences: leave past_key_values out.")
+
+    seen = attention_mask.bool()
+    real = seen.diagonal(dim1=1, dim2=2) if seen.dim() == 3 else seen
+    count = real.long().cumsum(dim=1)
+    too_long = bool((count[:, -1] > max_seq_len).any())
+    if seen.dim() == 2 and not too_long and _is_right_padded(real, past):
+        positions = torch.arange(past, total, device=input_ids.device).clamp_max(max_seq_len - 1)
+        return SequenceLayout(positions.expand(batch, -1), None, real[:, past:].to(input_ids.dtype))
+    if too_long:
+        if past:
+            raise ValueError(
+                f"The sequence has grown past max_seq_len={max_seq_len}: generate fewer tokens or shorten the prompt."
+            )
+        logger.warning(
+            "a sequence of %d tokens is longer than max_seq_len=%d: the last %d are read",
+            int(count[:, -1].max()),
+            max_seq_len,
+            max_seq_len,
+        )
+        real = real & (count > count[:, -1:] - max_seq_len)
+        count = real.long().cumsum(dim=1)
+    causal = torch.ones(length, total, dtype=torch.bool, device=input_ids.device).tril(past)
+    allowed = causal & real[:, None]
+    if seen.dim() == 3:
+        allowed = allowed & seen
+    # A token that may see nothing, as padding on the left, still sees itself: a softmax needs something to look at.
+    itself = causal.triu(past)
+    positions = (count - 1).clamp_min(0)[:, past:]
+    return SequenceLayout(positions, (allowed | itself)[:, None], real[:, past:].to(input_ids.dtype))
+
+
+def _is_right_padded(real: torch.Tensor, past: int) -> bool:
+    """Whether causality alone hides the padding: none before a real token, and with a cache none at all."""
+    if past:
+        return bool(real.all())
+    return not bool((real[:, 1:] & ~real[:, :-1]).any())

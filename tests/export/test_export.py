@@ -1,0 +1,208 @@
+"""The entry `src/export.py`, from a run's folder to one that transformers loads, and to the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers.dynamic_module_utils import check_imports
+
+import export
+from bitgen.build import load_model
+from bitgen.data.tokenizer import train_bpe
+from bitgen.export import hub
+from bitgen.export.card import model_card
+from bitgen.export.folder import AUTO_MAP, exported_model
+from bitgen.export.merge import merged_state
+from bitgen.model.modeling_bitgen import BitGenModel
+
+
+def run_export(source, output, *flags):
+    export.main(["--checkpoint", str(source), "--output", str(output), *flags])
+    return output
+
+
+def refused(capsys, source, output, *flags):
+    """The message with which an export ends, after checking that it left nothing behind."""
+    before = sorted(output.parent.iterdir()) if output.parent.exists() else []
+    with pytest.raises(SystemExit) as stopped:
+        run_export(source, output, *flags)
+    assert stopped.value.code == 2
+    assert (sorted(output.parent.iterdir()) if output.parent.exists() else []) == before
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture(scope="module")
+def exported(written_run, tmp_path_factory):
+    """An export with merged adapters and both revisions."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    return run_export(written_run(), folder, "--merge_lora", "True", "--words_seen_checkpoints", "True")
+
+
+def test_the_folder_is_complete(exported):
+    config = json.loads((exported / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAP and config["architectures"] == ["BitGenForCausalLM"]
+    assert config["vision_tuning"] == "frozen" and config["bos_token_id"] == 0
+    for name in ("generation_config.json", "tokenizer.json", "preprocessor_config.json", "processor_config.json"):
+        json.loads((exported / name).read_text())
+    assert not [name for name in load_file(exported / "model.safetensors") if "lora" in name]
+    for target in AUTO_MAP.values():
+        module, name = target.split(".")
+        assert f"class {name}(" in (exported / f"{module}.py").read_text()
+
+
+def test_no_carried_file_asks_for_peft_or_bitgen(exported, monkeypatch):
+    """Loading from the hub checks the imports of each file, also of those behind a branch."""
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    for path in exported.glob("*.py"):
+        siblings = check_imports(path)
+        assert all((exported / f"{name}.py").is_file() for name in siblings)
+        assert "bitgen." not in "".join(line for line in path.read_text().splitlines(True) if "import " in line)
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True, "lora_layers": [1]}])
+def test_merged_adapters_give_the_same_features(written_run, changes):
+    model = load_model(written_run(**changes)).model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    settings = model.config.to_dict() | {"vision_tuning": "frozen"}
+    settings.pop("model_type")
+    merged = BitGenModel(type(model.config)(**settings)).eval()
+    merged.load_state_dict(merged_state(model))
+    pixels = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        adapted = model.encode_image(pixels).image_tokens
+        torch.testing.assert_close(merged.encode_image(pixels).image_tokens, adapted, atol=1e-5, rtol=0)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+        assert (model.encode_image(pixels).image_tokens - adapted).abs().max() > 1e-3
+    same = [torch.equal(before[name], tensor) for name, tensor in model.state_dict().items() if "lora_B" not in name]
+    assert all(same)
+
+
+def test_the_memorys_state_travels(written_run, exported):
+    state = load_model(written_run()).model.memory.state
+    assert torch.equal(load_file(exported / "model.safetensors")["memory.state"], state)
+
+
+def test_each_revision_is_a_whole_export_of_its_checkpoint(written_run, exported):
+    seen = []
+    for name in ("chck_1M", "chck_10M"):
+        kept = load_file(exported / name / "model.safetensors")["text_projection.weight"]
+        assert torch.equal(kept, load_file(written_run() / name / "model.safetensors")["text_projection.weight"])
+        assert (exported / name / "causal_lm_bitgen.py").is_file() and (exported / name / "README.md").is_file()
+        seen.append(kept)
+    assert not torch.equal(*seen)
+
+
+def test_the_card_says_what_the_model_is(exported):
+    card = (exported / "README.md").read_text()
+    for text in ("license: apache-2.0", "1,234,567", "feature compressor", "AutoProcessor", "40 tokens", "2 of 2"):
+        assert text in card
+    assert "and peft" not in card and os.sep + "tmp" not in card
+
+
+def test_the_card_of_an_export_from_phase_1(written_run):
+    loaded = load_model(written_run())
+    card = model_card(loaded, {"step": 3, "phase": 1}, {"babylm": {"blimp_fast": 60.5}}, merge_lora=False)
+    assert "exported before the vision tower's adapters began to train" in card
+    assert "and peft" in card and "babylm / blimp_fast" in card and "60.50" in card
+
+
+def test_unmerged_adapters_stay(written_run, tmp_path):
+    folder = run_export(written_run(), tmp_path / "model")
+    assert [name for name in load_file(folder / "model.safetensors") if "lora_A" in name]
+    assert "and peft" in (folder / "README.md").read_text() and not list(folder.glob("chck_*"))
+
+
+def test_a_model_on_features_has_no_image_processor(written_run, tmp_path):
+    folder = run_export(written_run(features=True), tmp_path / "model", "--merge_lora", "True")
+    assert not (folder / "preprocessor_config.json").exists()
+    assert "vision_features" in (folder / "README.md").read_text()
+
+
+def test_an_empty_folder_is_filled_and_a_full_one_left_alone(written_run, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    folder = run_export(written_run(features=True), tmp_path / "model")
+    assert "exists and is not empty" in refused(capsys, written_run(features=True), folder)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_tokenizer_of_another_size_is_refused(written_run, tmp_path, capsys):
+    run = shutil.copytree(written_run(features=True), tmp_path / "run", symlinks=True)
+    has = load_model(run).model.config.vocab_size
+    for vocabulary in (259, 400):
+        shutil.rmtree(run / "tokenizer")
+        other = train_bpe([f"{a}{b}{c} {c}{a}" for a in "qwertz" for b in "uiopas" for c in "dfghjk"] * 3, vocabulary)
+        other.save_pretrained(run / "tokenizer")
+        assert len(other) != has
+        message = refused(capsys, run, tmp_path / "model")
+        assert f"has {len(other)} tokens and the checkpoint's vocabulary {has}" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere: there is no such folder"),
+        (["--results", "nowhere.json"], "--results nowhere.json cannot be read"),
+    ],
+)
+def test_mistakes_are_named(written_run, tmp_path, capsys, flags, message):
+    assert message in refused(capsys, written_run(features=True), tmp_path / "model", *flags)
+
+
+def test_words_seen_checkpoints_that_are_not_there(written_run, tmp_path, capsys):
+    run = shutil.copytree(written_run(features=True), tmp_path / "run", symlinks=True)
+    for folder in run.glob("chck_*"):
+        shutil.rmtree(folder)
+    assert "holds no chck_*M checkpoints" in refused(
+        capsys, run, tmp_path / "model", "--words_seen_checkpoints", "True"
+    )
+
+
+def test_a_damaged_checkpoint_is_refused(written_run, tmp_path, capsys):
+    run = shutil.copytree(written_run(features=True), tmp_path / "run", symlinks=True)
+    weights = run / "step-00000007" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert "damaged" in refused(capsys, run, tmp_path / "model")
+
+
+def test_exporting_leaves_the_loaded_model_alone(written_run):
+    loaded = load_model(written_run())
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    exported_model(loaded, merge_lora=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_pushing_makes_one_revision_of_each_chck(exported, monkeypatch):
+    calls = []
+
+    class Api:
+        def __getattr__(self, name):
+            return lambda *args, **named: calls.append(SimpleNamespace(name=name, args=args, **named))
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    hub.push_to_hub(exported, "someone/bitgen", private=True)
+    assert calls[0].name == "create_repo" and calls[0].args == ("someone/bitgen",) and calls[0].private
+    uploads = {call.revision: call for call in calls if call.name == "upload_folder"}
+    assert list(uploads) == ["main", "chck_1M", "chck_10M"]
+    assert uploads["main"].ignore_patterns == ["chck_*/*"] and uploads["main"].folder_path == str(exported)
+    assert uploads["chck_10M"].folder_path == str(exported / "chck_10M")
+    assert [call.branch for call in calls if call.name == "create_branch"] == ["chck_1M", "chck_10M"]
+
+
+def test_a_failed_upload_says_that_the_export_is_whole(written_run, tmp_path, monkeypatch, capsys):
+    class Api:
+        def create_repo(self, *args, **named):
+            raise OSError("no network")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    with pytest.raises(SystemExit):
+        run_export(written_run(features=True), tmp_path / "model", "--push_to_hub", "someone/bitgen")
+    assert "--push_to_hub someone/bitgen: no network. The export itself is whole" in capsys.readouterr().err
+    assert (tmp_path / "model" / "config.json").is_file()

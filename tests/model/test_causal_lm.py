@@ -1,0 +1,194 @@
+"""The model as transformers knows it: cache, generation, masks, labels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache
+
+from bitgen.model.causal_lm_bitgen import BitGenForCausalLM, BitGenTextModel
+
+FUSIONS = ("backbone", "cross_attention", "concat_mlp")
+
+
+@pytest.fixture
+def model_of(open_model):
+    """``model_of(kind, **changes)``: a model with open gates whose weights are those of a plain one."""
+
+    def build(kind=BitGenForCausalLM, **changes):
+        plain = open_model(bos_token_id=0, eos_token_id=1, pad_token_id=2, **changes)
+        model = kind(plain.config).eval()
+        model.load_state_dict(plain.state_dict())
+        if model.memory is not None:
+            model.memory.state.normal_(generator=torch.Generator().manual_seed(3))
+        return model
+
+    return build
+
+
+def sequence(length=8, rows=2):
+    return torch.randint(3, 50, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def features(rows=2):
+    return torch.randn(rows, 9, 6, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("with_image", [False, True])
+def test_cached_and_uncached_logits_agree(model_of, fusion, with_image):
+    model, ids = model_of(fusion=fusion), sequence()
+    image = {"vision_features": features()} if with_image else {}
+    with torch.no_grad():
+        whole = model(ids, **image).logits
+        cache, parts = DynamicCache(), []
+        for start, end in ((0, 3), (3, 4), (4, 7), (7, 8)):
+            output = model(ids[:, start:end], past_key_values=cache, use_cache=True, **image)
+            parts.append(output.logits)
+    assert output.past_key_values is cache
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=0)
+
+
+def test_logits_are_those_of_the_trainers_model(model_of, open_model):
+    model = model_of()
+    plain = open_model(bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    plain.load_state_dict(model.state_dict())
+    ids, image = sequence(), features()
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        pooled = plain.pool_image_tokens(plain.encode_image(None, image).image_tokens)
+        assert torch.equal(model(ids).logits, plain(ids, mask))
+        assert torch.equal(model(ids, mask, vision_features=image).logits, plain(ids, mask, pooled))
+    assert (model(ids).logits - model(ids, vision_features=image).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(model_of, side):
+    model, ids = model_of(), sequence(5, 1)
+    padding = torch.full((1, 3), 2)
+    parts, flags = [padding, ids], [torch.zeros(1, 3), torch.ones(1, 5)]
+    if side == "right":
+        parts, flags = parts[::-1], flags[::-1]
+    mask = torch.cat(flags, dim=1).long()
+    with torch.no_grad():
+        padded = model(torch.cat(parts, dim=1), mask).logits[mask.bool()]
+        torch.testing.assert_close(padded, model(ids).logits[0], atol=1e-5, rtol=0)
+
+
+def test_a_three_dimensional_mask_is_obeyed(model_of):
+    """Two documents side by side, neither seeing the other, are each as if alone, but for their positions."""
+    model, ids = model_of(BitGenTextModel), sequence(8, 1)
+    mask = torch.ones(1, 8, 8).tril()
+    mask[:, 4:, :4] = 0
+    with torch.no_grad():
+        before = model(ids, mask).last_hidden_state
+        changed = ids.clone()
+        changed[:, :4] = 7
+        after = model(changed, mask).last_hidden_state
+    assert torch.equal(before[:, 4:], after[:, 4:]) and not torch.equal(before[:, :4], after[:, :4])
+
+
+def test_gradients_through_every_kind_of_mask_are_finite(model_of):
+    model, ids = model_of().train(), sequence()
+    left = torch.ones_like(ids)
+    left[0, :3] = 0
+    for mask in (None, left, left[:, None].expand(-1, 8, -1).tril()):
+        model.zero_grad()
+        model(ids, mask, labels=ids).loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_labels_are_shifted_and_may_be_ignored(model_of):
+    model, ids = model_of(), sequence()
+    labels = ids.clone()
+    labels[0, 4:] = -100
+    with torch.no_grad():
+        output = model(ids, labels=labels)
+    kept = labels[:, 1:] != -100
+    expected = F.cross_entropy(output.logits[:, :-1][kept], ids[:, 1:][kept])
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_hidden_states_go_from_the_embeddings_to_the_last(model_of):
+    ids = sequence()
+    with torch.no_grad():
+        text = model_of(BitGenTextModel)(ids, output_hidden_states=True)
+        causal = model_of()(ids, output_hidden_states=True, token_type_ids=torch.zeros_like(ids))
+    assert not hasattr(text, "logits") and len(text.hidden_states) == 3
+    assert torch.equal(text.hidden_states[-1], text.last_hidden_state)
+    for one, other in zip(text.hidden_states, causal.hidden_states, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+@pytest.mark.parametrize("how", [{}, {"do_sample": True, "top_k": 20}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_generation_is_the_same_with_and_without_a_cache(model_of, with_image, how):
+    model, ids = model_of(), sequence(4)
+    image = {"vision_features": features()} if with_image else {}
+    results = []
+    for use_cache in (True, False):
+        torch.manual_seed(5)
+        results.append(model.generate(ids, use_cache=use_cache, max_new_tokens=6, eos_token_id=None, **image, **how))
+    assert results[0].shape == (2 * how.get("num_return_sequences", 1), 10)
+    assert torch.equal(*results)
+
+
+def test_greedy_generation_is_the_likeliest_token_each_time(model_of):
+    model, ids, image = model_of(), sequence(4), features()
+    generated = model.generate(ids, vision_features=image, max_new_tokens=5, eos_token_id=None)
+    with torch.no_grad():
+        for _ in range(5):
+            ids = torch.cat((ids, model(ids, vision_features=image).logits[:, -1:].argmax(dim=-1)), dim=1)
+    assert torch.equal(generated, ids)
+
+
+def test_an_image_is_encoded_once_a_generation(model_of, monkeypatch):
+    model, calls = model_of(), []
+    encode = model.encode_image
+    monkeypatch.setattr(model, "encode_image", lambda *images: calls.append(1) or encode(*images))
+    model.generate(vision_features=features(), max_new_tokens=5, eos_token_id=None, num_beams=2)
+    assert len(calls) == 1
+
+
+def test_left_padded_prompts_generate_as_alone(model_of):
+    model, ids = model_of(), sequence(4, 1)
+    padded = torch.cat((torch.full((1, 2), 2), ids), dim=1)
+    mask = (padded != 2).long()
+    alone = model.generate(ids, max_new_tokens=5, eos_token_id=None)
+    other = torch.cat((sequence(6, 1), padded))
+    both = model.generate(
+        other, attention_mask=torch.cat((torch.ones(1, 6).long(), mask)), max_new_tokens=5, eos_token_id=None
+    )
+    assert torch.equal(both[1, 2:], alone[0])
+
+
+def test_generation_ends_at_the_context(model_of):
+    model = model_of()
+    assert model.generate(sequence(4), max_new_tokens=99, eos_token_id=None).shape[1] == model.config.max_seq_len
+    with pytest.raises(ValueError, match="prompt has 12 tokens and the context max_seq_len=12"):
+        model.generate(sequence(12), max_new_tokens=1)
+
+
+def test_of_a_long_text_the_end_is_read(model_of):
+    model, ids = model_of(), sequence(17)
+    with torch.no_grad():
+        logits = model(ids).logits
+        torch.testing.assert_close(logits[:, 5:], model(ids[:, 5:]).logits, atol=1e-5, rtol=0)
+    assert logits.shape[1] == 17 and logits.isfinite().all()
+
+
+def test_every_buffer_travels_with_the_weights(model_of, tiny_config):
+    """A buffer outside the state dict would come back as uninitialised memory when an export is loaded."""
+    for model in (model_of(), BitGenForCausalLM(tiny_config())):
+        assert {name for name, _ in model.named_buffers()} <= set(model.state_dict())
+
+
+def test_mistakes_are_named(model_of, tiny_config):
+    model = model_of()
+    with pytest.raises(ValueError, match="takes vision_features"):
+        model(sequence(), pixel_values=torch.zeros(2, 3, 28, 28))
+    with pytest.raises(ValueError, match="one of them"):
+        model(sequence(), vision_features=features(), image_tokens=torch.zeros(2, 9, 16))
+    seeing = BitGenForCausalLM(tiny_config())
+    assert seeing.git.image_encoder is seeing.vision_encoder

@@ -1,0 +1,50 @@
+"""The entry `src/caption.py`, on an exported model."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+import caption
+from bitgen.export.revisions import export_run
+
+
+@pytest.fixture(scope="module")
+def exported(written_run, tmp_path_factory):
+    return export_run(str(written_run()), str(tmp_path_factory.mktemp("caption") / "model"), False, False, {})
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.effect_noise((50, 40), 90).save(path)
+    return path
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        caption.main([str(argument) for argument in arguments])
+    assert stopped.value.code == 2
+    return capsys.readouterr()
+
+
+def test_each_image_gets_a_caption(exported, photo, capsys):
+    caption.main([str(photo), str(photo), "--model", str(exported), "--prompt", "the cat", "--max_new_tokens", "5"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0] == lines[1] and lines[0].startswith(f"{photo}\tthe cat")
+
+
+def test_an_image_that_cannot_be_read_does_not_cost_the_others(exported, photo, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(photo.read_bytes()[:100])
+    printed = refused(capsys, tmp_path / "broken.png", tmp_path / "none.png", photo, "--model", exported)
+    assert printed.out.startswith(f"{photo}\t")
+    assert f"{tmp_path / 'broken.png'}: " in printed.err and f"{tmp_path / 'none.png'}: " in printed.err
+
+
+def test_a_checkpoint_is_no_export(written_run, photo, capsys):
+    assert "is no exported model" in refused(capsys, photo, "--model", written_run()).err
+
+
+def test_a_model_on_features_cannot_look(written_run, photo, tmp_path, capsys):
+    folder = export_run(str(written_run(features=True)), str(tmp_path / "model"), False, False, {})
+    assert "trained on features computed earlier" in refused(capsys, photo, "--model", folder).err
