@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
 logger = logging.getLogger(__name__)
 
 BATCH = 2048
@@ -71,24 +69,6 @@ class ProcessorEncoder:
     def decode(self, token: int) -> str:
         """The text of one token."""
         return self.processor.decode(token)
-
-
-class BosEncoder(ProcessorEncoder):
-    """Encodes with a bare tokenizer as a BitGen export's processor does: BOS, which covers no character, goes first."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(tokenizer)
-        self.bos = tokenizer.bos_token_id
-
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        encoded = []
-        for start in range(0, len(texts), BATCH):
-            output = self.processor(
-                list(texts[start : start + BATCH]), add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )
-            for ids, offsets in zip(output["input_ids"], output["offset_mapping"], strict=True):
-                encoded.append(_encoded([self.bos, *ids], [(0, 0), *offsets]))
-        return encoded
 
 
 def _encoded(ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Encoded:

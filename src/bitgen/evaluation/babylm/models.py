@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 
+from bitgen.build import LoadedModel
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
-from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.export.folder import exported_model, exported_processor
+from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
+from bitgen.model.sequence_layout import SequenceLayout
 
 
 class PackedInputs(NamedTuple):
@@ -64,27 +67,18 @@ class HuggingFaceModel:
         return self.model.get_output_embeddings()(hidden_states)
 
 
-class _Layout(NamedTuple):
-    """What ``run_stack`` wants to know of rows that are not plain sequences; see ``sequence_layout``."""
-
-    positions: Tensor
-    allowed: Tensor
-    real: Tensor
-
-
 class BitGenLanguageModel:
-    """A BitGen network: a run's model in memory, or what an export's ``AutoModelForCausalLM`` makes."""
+    """BitGen's own, in memory or loaded from an export: its stack reads packed rows through a layout."""
 
-    def __init__(self, model: BitGenModel) -> None:
+    def __init__(self, model: BitGenForCausalLM) -> None:
         self.model = model
         self.max_length = model.config.max_seq_len
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        output = self.model(input_ids, attention_mask)
-        return output if isinstance(output, Tensor) else output.logits
+        return self.model(input_ids, attention_mask).logits
 
     def hidden_states(self, inputs: PackedInputs) -> Tensor:
-        layout = _Layout(inputs.positions, inputs.visible[:, None], torch.ones_like(inputs.input_ids))
+        layout = SequenceLayout(inputs.positions, inputs.visible[:, None], torch.ones_like(inputs.input_ids))
         return self.model.run_stack(inputs.input_ids, layout.real, layout=layout).hidden_states
 
     def head(self, hidden_states: Tensor) -> Tensor:
@@ -120,3 +114,9 @@ def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageM
             " give a folder with config.json, weights and tokenizer"
         ) from error
     return as_language_model(model.to(device).eval()), ProcessorEncoder(processor)
+
+
+def run_language_model(loaded: LoadedModel, device: torch.device) -> tuple[LanguageModel, ProcessorEncoder]:
+    """A run's model and its processor as its export would be loaded."""
+    model = exported_model(loaded, merge_lora=False).to(device)
+    return as_language_model(model), ProcessorEncoder(exported_processor(loaded))

@@ -1,4 +1,4 @@
-"""Reading times: how much of them the model's surprisal at each word explains, beyond the word's frequency and length."""
+"""Reading times: how much of them a model's surprisal at each word explains, beyond the word's frequency and length."""
 
 from __future__ import annotations
 
