@@ -17,7 +17,7 @@ from bitgen.build import SCENES, LoadedModel, load_model
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.data.dataset import PairDataset
 from bitgen.data.scenes import ScenesDataset
-from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data, summary_rows
+from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
 from bitgen.evaluation.babylm.models import is_model_folder, load_model_folder, run_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.encode import Runner
@@ -25,17 +25,16 @@ from bitgen.evaluation.matching import matching_metrics, rerank_metrics
 from bitgen.evaluation.memory import memory_metrics
 from bitgen.evaluation.results import Results, check_writable, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
+from bitgen.evaluation.tables import tables
 from bitgen.export.folder import check_tokenizer
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.training.checkpoint import DamagedCheckpoint, resolve_checkpoint, verify
 from bitgen.training.distributed import choose_device, resolve_precision
-from bitgen.training.tables import format_table
 
 logger = logging.getLogger("evaluate")
 
 BABYLM = "babylm"
 TASKS = ("retrieval", "matching", "memory", BABYLM)
-DIRECTIONS = (("t2i", "text to image"), ("i2t", "image to text"))
 
 _HELP = """\
 Evaluate a checkpoint on a held-out split, or on the BabyLM sets: results as JSON in --output, and as a table.
@@ -78,13 +77,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="a folder written by data_prep/, or 'scenes' for the built-in held-out scenes; all tasks but babylm need it",
+        help="a folder written by data_prep/, or 'scenes' for the built-in held-out scenes; babylm needs none",
     )
     parser.add_argument("--eval_dir", metavar="DIR", help="the folder of the BabyLM sets: blimp_fast, reading ...")
     parser.add_argument(
         "--predictions",
         metavar="FILE",
-        help="where babylm's decisions go, item by item, by folder as in the official predictions.json (default: nowhere)",
+        help="where babylm's decisions go: by folder, what the official predictions.json holds (default: nowhere)",
     )
     parser.add_argument(
         "--task", default="retrieval,matching", metavar="LIST", help="tasks from above (default: retrieval,matching)"
@@ -143,12 +142,11 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     if unknown or not flags.task:
         what = f"unknown task {unknown[0]!r}" if unknown else "no task given"
         parser.error(f"--task: {what}; choose from {', '.join(TASKS)}, separated by commas")
-    for name, tasks in (
-        ("data", [task for task in flags.task if task != BABYLM]),
-        ("eval_dir", {BABYLM} & {*flags.task}),
-    ):
-        if tasks and getattr(flags, name) is None:
-            parser.error(f"--task {next(iter(tasks))} needs --{name}")
+    others = [task for task in flags.task if task != BABYLM]
+    if others and flags.data is None:
+        parser.error(f"--task {others[0]} needs --data")
+    if BABYLM in flags.task and flags.eval_dir is None:
+        parser.error(f"--task {BABYLM} needs --eval_dir")
     for name, least in (
         ("rerank_top_k", 0),
         ("bootstrap", 0),
@@ -287,36 +285,6 @@ def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[
         check_tokenizer(loaded, resolve_checkpoint(flags.checkpoint))
         model, encoder = run_language_model(loaded, device)
     return evaluate_babylm(data, encoder, Scorer(model, device, batch_tokens=32 * flags.batch_size))
-
-
-def tables(results: Results, rerank_top_k: int) -> str:
-    """The results for a person to read."""
-    parts = []
-    if retrieval := results.get("retrieval"):
-        rows = []
-        for prefix, how in (("", "by cosine"), ("reranked_", f"best {rerank_top_k} re-ranked")):
-            for name, direction in DIRECTIONS:
-                key = f"{prefix}{name}"
-                if f"{key}_R@1" in retrieval:
-                    cells = [_cell(retrieval, f"{key}_R@{k}") for k in (1, 5, 10)]
-                    rows.append([f"{direction}, {how}", *cells, f"{retrieval[f'{key}_median_rank']:g}"])
-        parts.append(format_table(["retrieval, %", "R@1", "R@5", "R@10", "median rank"], rows))
-    if matching := results.get("matching"):
-        rows = [
-            ["matching head (itm_acc)", f"{matching['itm_acc']:.1f}"],
-            ["cosine at its best threshold (itm_acc_cosine)", f"{matching['itm_acc_cosine']:.1f}"],
-        ]
-        parts.append(format_table(["right or wrong partner, balanced accuracy", "%"], rows))
-    if memory := results.get("memory"):
-        parts.append(format_table(["memory", "%"], [[name, f"{value:.1f}"] for name, value in memory.items()]))
-    if babylm := results.get(BABYLM):
-        parts.append(format_table(["BabyLM", ""], list(summary_rows(babylm))))
-    return "\n\n".join(parts)
-
-
-def _cell(metrics: dict[str, float | list[float]], name: str) -> str:
-    interval = metrics.get(f"{name}_ci95")
-    return f"{metrics[name]:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
 
 
 def main(argv: list[str] | None = None) -> None:
