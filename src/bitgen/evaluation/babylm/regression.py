@@ -46,10 +46,13 @@ def fit_with_interactions(
     centred, deviation = terms - terms.mean(axis=0), outcome - outcome.mean()
     scale = centred.std(axis=0)
     scale[scale == 0] = 1
-    inverse = np.linalg.pinv(centred / scale, rcond=1e-12)
-    weights = inverse @ deviation
-    rank = 1 + np.linalg.matrix_rank(centred / scale, tol=1e-12 * count)
-    residual = float(np.square(deviation - centred / scale @ weights).sum())
+    basis, triangle = np.linalg.qr(centred / scale)
+    rank = int(np.linalg.matrix_rank(triangle, rtol=1e-12))
+    inverse = np.linalg.pinv(triangle, rtol=1e-12)
+    projected = basis.T @ deviation
+    weights = inverse @ projected
+    residual = float(np.square(deviation - basis @ (triangle @ weights)).sum())
+    rank += 1  # the intercept
 
     likelihood = -count / 2 * (np.log(2 * np.pi * residual / count) + 1)
     error = np.sqrt(residual / (count - rank) * np.square(inverse[-1]).sum())
