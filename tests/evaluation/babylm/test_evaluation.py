@@ -99,7 +99,8 @@ def test_wug_correlates_preferences(evaluation, plain, eval_dir):
     preferred = [1 / (1 + math.exp(second - first)) for first, second in scores]
     predicted = [entry["prob"] for entry in evaluation.predictions["wug_adj_nominalization"]["wug_adj"]["predictions"]]
     np.testing.assert_allclose(predicted, preferred, atol=1e-4)
-    expected = spearmanr(preferred, [item["ratio"] for item in items])[0]
+    # Of the rounded ones: preferences that are one to seven digits tie.
+    expected = spearmanr(predicted, [item["ratio"] for item in items])[0]
     assert evaluation.results["wug_adj_nominalization"]["spearman"] == pytest.approx(expected, abs=1e-6)
 
 
