@@ -1,4 +1,4 @@
-"""Evaluate a stage-1 checkpoint: retrieval, image-text matching and the episodic memory, as JSON and as a table."""
+"""Evaluate a checkpoint: retrieval, image-text matching, the episodic memory, BabyLM; as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from bitgen.build import SCENES, LoadedModel, load_model
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.data.dataset import PairDataset
 from bitgen.data.scenes import ScenesDataset
+from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
+from bitgen.evaluation.babylm.models import is_model_folder, load_model_folder, run_language_model
+from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.matching import matching_metrics, rerank_metrics
 from bitgen.evaluation.memory import memory_metrics
 from bitgen.evaluation.results import Results, check_writable, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
+from bitgen.evaluation.tables import tables
+from bitgen.export.folder import check_tokenizer
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.training.checkpoint import DamagedCheckpoint, resolve_checkpoint, verify
 from bitgen.training.distributed import choose_device, resolve_precision
-from bitgen.training.tables import format_table
 
 logger = logging.getLogger("evaluate")
 
-TASKS = ("retrieval", "matching", "memory")
-DIRECTIONS = (("t2i", "text to image"), ("i2t", "image to text"))
+BABYLM = "babylm"
+TASKS = ("retrieval", "matching", "memory", BABYLM)
 
 _HELP = """\
-Evaluate a stage-1 checkpoint on a held-out split: results as JSON in --output, and as a table.
+Evaluate a checkpoint on a held-out split, or on the BabyLM sets: results as JSON in --output, and as a table.
 
 tasks, separated by commas:
   retrieval  R@1, 5, 10 and median rank, text to image (t2i) and image to text (i2t), by cosine over the whole split,
@@ -43,6 +47,9 @@ tasks, separated by commas:
              most similar wrong partner in the whole split; itm_acc_cosine: that of cosine at its best threshold.
              The memory's figures come along where the checkpoint has a memory.
   memory     memory_utilization: how evenly the slots are read; memory_quality: how exactly an episode reads back.
+  babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, entity tracking, WUG, EWoK, reading), each item decided
+             as by the official pipeline; float32 whatever --precision says. --checkpoint may also be an export, or any
+             folder that AutoModelForCausalLM loads (code in it is run).
 All figures but ranks are percentages. Ties count against the model."""
 
 _EXAMPLES = """\
@@ -50,7 +57,9 @@ examples:
   python src/evaluate.py --checkpoint checkpoints/quickstart --data scenes --output results.json
       the best checkpoint of the quickstart, on its held-out scenes
   python src/evaluate.py --checkpoint checkpoints/stage1/step-00001000 --data data/my/val --task retrieval
-      one checkpoint, retrieval alone, on a folder written by data_prep/"""
+      one checkpoint, retrieval alone, on a folder written by data_prep/
+  python src/evaluate.py --checkpoint my-model --task babylm --eval_dir evaluation_data/fast_eval
+      the BabyLM fast sets, on an exported model"""
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,13 +71,19 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--checkpoint",
         required=True,
         metavar="PATH",
-        help="a run's --output_dir (its best, else its newest checkpoint) or one step-NNNNNNNN folder",
+        help="a run's --output_dir (its best, else its newest checkpoint) or one step-NNNNNNNN folder; for babylm also "
+        "the folder of a Hugging Face model",
     )
     parser.add_argument(
         "--data",
-        required=True,
         metavar="DIR",
-        help="a folder written by data_prep/, or 'scenes' for the built-in held-out scenes",
+        help="a folder written by data_prep/, or 'scenes' for the built-in held-out scenes; babylm needs none",
+    )
+    parser.add_argument("--eval_dir", metavar="DIR", help="the folder of the BabyLM sets: blimp_fast, reading ...")
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="where babylm's decisions go: by folder, what the official predictions.json holds (default: nowhere)",
     )
     parser.add_argument(
         "--task", default="retrieval,matching", metavar="LIST", help="tasks from above (default: retrieval,matching)"
@@ -127,6 +142,11 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     if unknown or not flags.task:
         what = f"unknown task {unknown[0]!r}" if unknown else "no task given"
         parser.error(f"--task: {what}; choose from {', '.join(TASKS)}, separated by commas")
+    others = [task for task in flags.task if task != BABYLM]
+    if others and flags.data is None:
+        parser.error(f"--task {others[0]} needs --data")
+    if BABYLM in flags.task and flags.eval_dir is None:
+        parser.error(f"--task {BABYLM} needs --eval_dir")
     for name, least in (
         ("rerank_top_k", 0),
         ("bootstrap", 0),
@@ -251,32 +271,20 @@ def evaluate(loaded: LoadedModel, dataset: PairDataset, device: torch.device, fl
     return results
 
 
-def tables(results: Results, rerank_top_k: int) -> str:
-    """The results for a person to read."""
-    parts = []
-    if retrieval := results.get("retrieval"):
-        rows = []
-        for prefix, how in (("", "by cosine"), ("reranked_", f"best {rerank_top_k} re-ranked")):
-            for name, direction in DIRECTIONS:
-                key = f"{prefix}{name}"
-                if f"{key}_R@1" in retrieval:
-                    cells = [_cell(retrieval, f"{key}_R@{k}") for k in (1, 5, 10)]
-                    rows.append([f"{direction}, {how}", *cells, f"{retrieval[f'{key}_median_rank']:g}"])
-        parts.append(format_table(["retrieval, %", "R@1", "R@5", "R@10", "median rank"], rows))
-    if matching := results.get("matching"):
-        rows = [
-            ["matching head (itm_acc)", f"{matching['itm_acc']:.1f}"],
-            ["cosine at its best threshold (itm_acc_cosine)", f"{matching['itm_acc_cosine']:.1f}"],
-        ]
-        parts.append(format_table(["right or wrong partner, balanced accuracy", "%"], rows))
-    if memory := results.get("memory"):
-        parts.append(format_table(["memory", "%"], [[name, f"{value:.1f}"] for name, value in memory.items()]))
-    return "\n\n".join(parts)
+def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Results, Results]:
+    """The figures of the BabyLM sets, and the decisions behind them.
 
-
-def _cell(metrics: dict[str, float | list[float]], name: str) -> str:
-    interval = metrics.get(f"{name}_ci95")
-    return f"{metrics[name]:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
+    Raises:
+        ValueError: sets or model cannot be read, or do not go together.
+    """
+    data = read_evaluation_data(flags.eval_dir)
+    if is_model_folder(flags.checkpoint):
+        model, encoder = load_model_folder(flags.checkpoint, device)
+    else:
+        loaded = load_checkpoint(flags.checkpoint)
+        check_tokenizer(loaded, resolve_checkpoint(flags.checkpoint))
+        model, encoder = run_language_model(loaded, device)
+    return evaluate_babylm(data, encoder, Scorer(model, device, batch_tokens=32 * flags.batch_size))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -284,24 +292,33 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with exit_on_config_error():
-        try:
-            check_writable(flags.output)
-        except ValueError as error:
-            raise ConfigError(f"--output {error}") from error
+        for name, path in (("output", flags.output), ("predictions", flags.predictions)):
+            try:
+                if path is not None:
+                    check_writable(path)
+            except ValueError as error:
+                raise ConfigError(f"--{name} {error}") from error
         device = device_of(flags)
+        results, predictions = {}, {}
         try:
-            loaded = load_checkpoint(flags.checkpoint)
-            dataset = load_split(flags.data, loaded, flags.max_images)
+            if flags.data is not None and flags.task != [BABYLM]:
+                loaded = load_checkpoint(flags.checkpoint)
+                dataset = load_split(flags.data, loaded, flags.max_images)
+            if BABYLM in flags.task:
+                results[BABYLM], predictions = evaluate_language(flags, device)
         except ValueError as error:  # what a person asked for cannot be
             raise ConfigError(str(error)) from error
-        if "matching" in flags.task and dataset.image_count < 2:
-            raise ConfigError("matching needs at least two images: with one, no caption is wrong")
-        results = evaluate(loaded, dataset, device, flags)
+        if flags.task != [BABYLM]:
+            if "matching" in flags.task and dataset.image_count < 2:
+                raise ConfigError("matching needs at least two images: with one, no caption is wrong")
+            results = evaluate(loaded, dataset, device, flags) | results
         print(tables(results, flags.rerank_top_k))  # before writing: a disk that is full must not lose it
-        try:
-            write_results(results, flags.output)
-        except ValueError as error:
-            raise ConfigError(f"--output {error}; the results are in the table above") from error
+        for name, path, content in (("output", flags.output, results), ("predictions", flags.predictions, predictions)):
+            try:
+                if path is not None:
+                    write_results(content, path)
+            except ValueError as error:
+                raise ConfigError(f"--{name} {error}; the results are in the table above") from error
     logger.info("results in %s", flags.output)
 
 

@@ -1,4 +1,4 @@
-"""The file of results: a JSON object of tasks, each an object of figures."""
+"""The file of results: a JSON object of tasks, each an object of figures, or of objects of figures."""
 
 import contextlib
 import errno
@@ -7,8 +7,9 @@ import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
-Results = dict[str, dict[str, float | list[float]]]
+Results = dict[str, dict[str, Any]]
 
 
 def check_writable(path: str) -> None:
@@ -30,12 +31,14 @@ def write_results(results: Results, path: str) -> None:
     Raises ValueError when it cannot be written; a file that was there is then untouched.
     """
 
-    def plain(value: float | list[float]) -> float | list | None:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(part) for name, part in value.items()}
         if isinstance(value, list):
             return [plain(part) for part in value]
-        return value if math.isfinite(value) else None
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    content = {task: {name: plain(value) for name, value in metrics.items()} for task, metrics in results.items()}
+    content = plain(results)
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

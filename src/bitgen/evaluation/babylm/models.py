@@ -1,0 +1,122 @@
+"""Causal language models for the scorer: whole, as the official pipeline calls them, or body and head apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
+
+from bitgen.build import LoadedModel
+from bitgen.evaluation.babylm.encoding import ProcessorEncoder
+from bitgen.export.folder import exported_model, exported_processor
+from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
+from bitgen.model.sequence_layout import SequenceLayout
+
+
+class PackedInputs(NamedTuple):
+    """``input_ids [B, N]``, their ``positions [B, N]``, and ``visible`` bool ``[B, N, N]``: which (columns) each of
+    them (rows) sees."""
+
+    input_ids: Tensor
+    positions: Tensor
+    visible: Tensor
+
+
+class LanguageModel(Protocol):
+    """A causal language model in eval mode.
+
+    ``max_length``: the longest sequence that it declares to read; None where it says nothing.
+    """
+
+    max_length: int | None
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """``[B, T]`` ids, padded right, and mask to logits ``[B, T, V]``."""
+
+    def hidden_states(self, inputs: PackedInputs) -> Tensor:
+        """What the head reads, ``[B, N, D]``; any exception means that this model cannot read packed rows."""
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        """``[R, D]`` to logits ``[R, V]``."""
+
+
+class HuggingFaceModel:
+    """Any ``AutoModelForCausalLM``."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.max_length = getattr(model.config, "max_position_embeddings", None)
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        return (output[0] if isinstance(output, tuple) else output["logits"])[:, -input_ids.shape[1] :]
+
+    def hidden_states(self, inputs: PackedInputs) -> Tensor:
+        dtype = self.model.dtype
+        mask = torch.zeros(inputs.visible.shape, dtype=dtype, device=inputs.visible.device)
+        mask.masked_fill_(~inputs.visible, torch.finfo(dtype).min)
+        output = self.model.base_model(
+            input_ids=inputs.input_ids, attention_mask=mask[:, None], position_ids=inputs.positions, use_cache=False
+        )
+        return output.last_hidden_state
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(hidden_states)
+
+
+class BitGenLanguageModel:
+    """BitGen's own, in memory or loaded from an export: its stack reads packed rows through a layout."""
+
+    def __init__(self, model: BitGenForCausalLM) -> None:
+        self.model = model
+        self.max_length = model.config.max_seq_len
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids, attention_mask).logits
+
+    def hidden_states(self, inputs: PackedInputs) -> Tensor:
+        layout = SequenceLayout(inputs.positions, inputs.visible[:, None], torch.ones_like(inputs.input_ids))
+        return self.model.run_stack(inputs.input_ids, layout.real, layout=layout).hidden_states
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        return self.model.lm_logits(hidden_states)
+
+
+def as_language_model(model: torch.nn.Module) -> LanguageModel:
+    """The model as the scorer uses it."""
+    if hasattr(model, "run_stack") and hasattr(model, "lm_logits"):  # by its methods: an export brings its own class
+        return BitGenLanguageModel(model)
+    return HuggingFaceModel(model)
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether a folder holds a Hugging Face model, and not a run or one of its checkpoints."""
+    path = Path(path)
+    return (path / "config.json").is_file() and not (path / "manifest.json").is_file()
+
+
+def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageModel, ProcessorEncoder]:
+    """A Hugging Face model, in float32 as the scores need it, and its processor. Runs the code that the folder brings.
+
+    Raises:
+        ValueError: it cannot be loaded as a causal language model with a processor or a tokenizer.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=True, padding_side="right")
+    except Exception as error:  # missing or damaged files, code of the folder's own: transformers raises many kinds
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise ValueError(
+            f"{path} cannot be loaded as a causal language model with its processor ({type(error).__name__}: {reason}):"
+            " give a folder with config.json, weights and tokenizer"
+        ) from error
+    return as_language_model(model.to(device).eval()), ProcessorEncoder(processor)
+
+
+def run_language_model(loaded: LoadedModel, device: torch.device) -> tuple[LanguageModel, ProcessorEncoder]:
+    """A run's model and its processor as its export would be loaded."""
+    model = exported_model(loaded, merge_lora=False).to(device)
+    return as_language_model(model), ProcessorEncoder(exported_processor(loaded))

@@ -1,0 +1,39 @@
+"""Results as tables for a person to read."""
+
+from __future__ import annotations
+
+from bitgen.evaluation.babylm.evaluation import summary_rows
+from bitgen.evaluation.results import Results
+from bitgen.training.tables import format_table
+
+DIRECTIONS = (("t2i", "text to image"), ("i2t", "image to text"))
+
+
+def tables(results: Results, rerank_top_k: int) -> str:
+    """A table for each task that there are results of."""
+    parts = []
+    if retrieval := results.get("retrieval"):
+        rows = []
+        for prefix, how in (("", "by cosine"), ("reranked_", f"best {rerank_top_k} re-ranked")):
+            for name, direction in DIRECTIONS:
+                key = f"{prefix}{name}"
+                if f"{key}_R@1" in retrieval:
+                    cells = [_cell(retrieval, f"{key}_R@{k}") for k in (1, 5, 10)]
+                    rows.append([f"{direction}, {how}", *cells, f"{retrieval[f'{key}_median_rank']:g}"])
+        parts.append(format_table(["retrieval, %", "R@1", "R@5", "R@10", "median rank"], rows))
+    if matching := results.get("matching"):
+        rows = [
+            ["matching head (itm_acc)", f"{matching['itm_acc']:.1f}"],
+            ["cosine at its best threshold (itm_acc_cosine)", f"{matching['itm_acc_cosine']:.1f}"],
+        ]
+        parts.append(format_table(["right or wrong partner, balanced accuracy", "%"], rows))
+    if memory := results.get("memory"):
+        parts.append(format_table(["memory", "%"], [[name, f"{value:.1f}"] for name, value in memory.items()]))
+    if babylm := results.get("babylm"):
+        parts.append(format_table(["BabyLM", ""], list(summary_rows(babylm))))
+    return "\n\n".join(parts)
+
+
+def _cell(metrics: dict[str, float | list[float]], name: str) -> str:
+    interval = metrics.get(f"{name}_ci95")
+    return f"{metrics[name]:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")

@@ -1,0 +1,73 @@
+"""`src/evaluate.py --task babylm`, on a Hugging Face model's folder and on a run."""
+
+import json
+
+import pytest
+import torch
+
+import evaluate
+from bitgen.build import load_model
+from bitgen.evaluation.babylm.models import run_language_model
+from bitgen.evaluation.babylm.packing import TokenSequence
+from bitgen.evaluation.babylm.scoring import Scorer
+from bitgen.export.revisions import export_run
+
+
+def run(folder, eval_dir, output, *flags):
+    evaluate.main(
+        ["--task", "babylm", "--checkpoint", str(folder), "--eval_dir", str(eval_dir), "--device", "cpu"]
+        + ["--output", str(output / "results.json"), "--predictions", str(output / "predictions.json"), *flags]
+    )
+    return tuple(json.loads((output / f"{name}.json").read_text()) for name in ("results", "predictions"))
+
+
+def test_a_hugging_face_folder(model_folder, eval_dir, tmp_path, capsys):
+    results, predictions = run(model_folder(), eval_dir, tmp_path)
+    assert set(results) == {"babylm"} and set(results["babylm"]) == {path.name for path in eval_dir.iterdir()}
+    assert set(results["babylm"]["blimp_fast"]["UID"]) == {"one", "two"}
+    assert predictions["reading"]["reading"]["predictions"][0]["prev_pred"] is None
+    assert f"{results['babylm']['blimp_fast']['accuracy']:.2f}" in capsys.readouterr().out
+
+
+def test_a_run_scores_as_its_export(written_run, eval_dir, tmp_path, caplog):
+    folder = written_run(features=True, max_seq_len=160)
+    export = export_run(str(folder), str(tmp_path / "export"), True, False, {})
+    with caplog.at_level("INFO"):
+        scored = run(folder, eval_dir, tmp_path)
+        assert scored == run(export, eval_dir, tmp_path)
+    assert "does not read packed rows" not in caplog.text
+
+
+def test_a_run_reads_the_end_of_a_text_that_is_too_long_as_its_export_does(written_run):
+    loaded = load_model(written_run(features=True))  # reads 40 tokens
+    model, _ = run_language_model(loaded, torch.device("cpu"))
+    ids = torch.randint(3, loaded.model.config.vocab_size, (60,), generator=torch.Generator().manual_seed(0))
+    sequence = TokenSequence(ids.tolist(), [5, 30, 59], "here")
+    answers = Scorer(model, torch.device("cpu")).score([sequence])[0]
+    with torch.no_grad():
+        end = model.model(ids[None, 19:59]).logits[0].log_softmax(-1)
+    assert answers[2] == pytest.approx(float(end[39, ids[59]]), abs=1e-5)
+    assert answers[1] == pytest.approx(float(end[10, ids[30]]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task", "babylm"], "--task babylm needs --eval_dir"),
+        (["--task", "retrieval,babylm", "--eval_dir", "x"], "--task retrieval needs --data"),
+        (["--task", "babylm", "--eval_dir", "nowhere"], "nowhere: there is no such folder"),
+    ],
+)
+def test_mistakes_are_named(model_folder, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--checkpoint", str(model_folder()), "--output", str(tmp_path / "results.json"), *flags])
+    assert stopped.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_without_weights_is_named(model_folder, eval_dir, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text((model_folder() / "config.json").read_text())
+    with pytest.raises(SystemExit):
+        run(tmp_path / "model", eval_dir, tmp_path)
+    assert "cannot be loaded as a causal language model" in " ".join(capsys.readouterr().err.split())
