@@ -3,8 +3,8 @@
 Both score one model on one folder of sets. In each round the official pipeline goes first, one process a set as its own
 scripts start it, then `src/evaluate.py --task babylm`, one process for all. Prints JSON lines:
 
-  a line a set    items, agreement (share of items decided alike), differing (the ids that are not), and the largest
-                  difference of a WUG item's probability or a word's surprisal
+  a line a set    items, agreement (share of items decided alike), differing (the ids that are not), the largest
+                  difference of a WUG item's probability or a word's surprisal, and the figures that both report
   speed           seconds of CPU of all processes of a side, start-up included, and their ratio; the same for the clock
                   on the wall. CPU time hardly depends on what else the machine does, the wall does.
 
@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -35,6 +36,7 @@ from bitgen.evaluation.babylm.items import task_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 READING = "reading"
+FIGURES = ("accuracy", "spearman", "eye_tracking", "self_paced_reading")
 # Folders of BLiMP's supplement are read as BLiMP.
 OFFICIAL_TASKS = {"supplement": "blimp"}
 
@@ -112,10 +114,20 @@ def _gap(left: float | None, right: float | None) -> float:
 def agreement(official_output: Path, own_output: Path) -> Iterator[dict]:
     """A report a set."""
     predictions = json.loads((own_output / "predictions.json").read_text(encoding="utf-8"))
+    results = json.loads((own_output / "results.json").read_text(encoding="utf-8"))["babylm"]
     for path in sorted(official_output.rglob("predictions.json")):
         name = path.parent.name
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        yield comparison(name, by_id(theirs), by_id(predictions[name]))
+        report = comparison(name, by_id(theirs), by_id(predictions[name]))
+        own = [results[name][key] for key in FIGURES if key in results[name]]
+        yield report | {"official_figures": official_figures(path.parent), "our_figures": own}
+
+
+def official_figures(folder: Path) -> list[float]:
+    """What the official report of a set ends with, to two digits: one figure, or the two of the reading task."""
+    text = next(folder.glob("*report.txt")).read_text(encoding="utf-8")
+    numbers = [float(number) for number in re.findall(r"(-?\d+\.\d+|nan)$", text, re.MULTILINE)]
+    return numbers if folder.name == READING else numbers[-1:]
 
 
 def random_model(folder: Path, eval_dir: Path) -> Path:
