@@ -104,6 +104,13 @@ def test_articles_begin_at_headings_which_are_left_out(script, texts, tokenizer_
     assert [source.name for source in info.sources] == ["long", "talk", "wiki"]
 
 
+def test_the_words_of_a_heading_count_once_however_often_its_article_is_cut(script, tokenizer_folder, tmp_path):
+    (tmp_path / "wiki.txt").write_text(f"= = = A long title = = = {prose(3, 60)}")
+    info = prepare(script, tmp_path / "wiki.txt", tokenizer_folder, tmp_path / "corpus", "--max_document_words", "100")
+    assert info.documents > 3 and not info.dropped
+    assert info.words == len((tmp_path / "wiki.txt").read_text().split())
+
+
 def test_a_heading_cut_in_half_or_missing_moves_nothing_else(script, tokenizer_folder, tmp_path):
     body = "Pailly is a town where the cat sat on the mat and saw the big red dog run far away."
     other = body.replace("Pailly", "Vich")
