@@ -67,7 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = train_bpe(iter_texts(args, files, readers), args.vocab_size)
     if len(tokenizer) < args.vocab_size:
         logger.warning(
-            "the text gives only %d tokens of --vocab_size %d: no other pair occurs twice", len(tokenizer), args.vocab_size
+            "the text gives only %d tokens of --vocab_size %d: no other pair occurs twice",
+            len(tokenizer),
+            args.vocab_size,
         )
     meta = {
         "vocab_size": len(tokenizer),

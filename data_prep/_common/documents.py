@@ -68,7 +68,9 @@ def count_words(path: Path, flag: str) -> int:
         raise ValueError(f"{flag} {path} is compressed, not text; unpack it with `gunzip`")
     words = sum(len(line.split()) for _, line in read_lines(path, flag))
     if not words:
-        raise ValueError(f"{flag} {path} is empty: no word in {path.stat().st_size} bytes; leave it out, or get it again")
+        raise ValueError(
+            f"{flag} {path} is empty: no word in {path.stat().st_size} bytes; leave it out, or get it again"
+        )
     return words
 
 

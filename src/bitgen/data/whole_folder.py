@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 def check_output(folder: str | Path, overwrite: bool, sidecar: str, what: str = "dataset") -> None:
-    """Raises ``ValueError`` unless ``folder`` may be written: absent, empty, or with ``sidecar`` in it and ``overwrite``.
+    """Raises ``ValueError`` unless ``folder`` may be written: absent, empty, or to be overwritten and ours.
 
-    ``what`` is how messages call such a folder.
+    ``sidecar`` is the file that tells a folder of ours, ``what`` is how messages call one.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
