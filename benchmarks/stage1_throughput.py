@@ -5,12 +5,16 @@ Prints one JSON line each for
   phase1                   a whole training micro-step with the adapters frozen,
   floor_forward_backward   bare PEFT-DINOv2, forward and backward,
   phase2                   a whole training micro-step with the adapters trained,
+  phase1_other_precision   phase1 in fp32 where the others run in bf16 (left out in fp32),
+  phase1_cached            phase1 reading a bf16 feature cache at the tower's grid, without the tower,
+  phase1_cached_pool7      the same with features averaged to 7 x 7,
 with samples_per_sec (median over the rounds), ratio_to_floor (median over the rounds of the phase's speed over its
-floor's in the same round) and peak_memory_gb. The four take turns, so that a machine that slows down slows all of them.
+floor's in the same round) or, of the cached ones, ratio_to_phase1 (over the faster of the live precisions) and split
+(shares of their time), and peak_memory_gb. All take turns, so that a machine that slows down slows all of them.
 
 A training micro-step is Stage1Objective's forward and backward (contrastive, matching and memory losses over a full
 queue), the updates of queue and memory, and its share of the optimizer step. Weights, images and captions are random:
-neither speed nor memory depends on them. All four use the same base weights, counted once.
+neither speed nor memory depends on them. All towers use the same base weights, counted once.
 
 peak_memory_gb: on a GPU what PyTorch had allocated at most; on a CPU the process's resident memory at its highest while
 the section ran (sampled every 5 ms), libraries and the other sections' adapters and optimizer states included.
@@ -21,11 +25,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
-import statistics
 import sys
-import threading
-import time
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from cached_sections import Split, cached_batches, random_cache
+from measuring import CACHED, FLOOR_OF, LIVE, measure, profile
+
 from bitgen.config import Config
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import DINOV2_BASE, random_vision_config
@@ -41,58 +45,14 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.vision_encoder import resolve_lora_targets
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective
+from bitgen.training.cached_phase import drop_base
 from bitgen.training.distributed import Precision, choose_device, resolve_precision
 from bitgen.training.optimizer import build_optimizer
 
 logger = logging.getLogger("stage1_throughput")
 
-FLOOR_OF = {
-    "floor_forward": "floor_forward",
-    "phase1": "floor_forward",
-    "floor_forward_backward": "floor_forward_backward",
-    "phase2": "floor_forward_backward",
-}
 # Tokens of a caption, BOS and EOS included: the range that most of Flickr8k's and COCO's fall into.
 CAPTION_TOKENS = (9, 22)
-
-
-class PeakMemory:
-    """Highest memory in bytes while the block runs: `peak` afterwards. See the module docstring for what is counted."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.peak = 0
-        self._stop = threading.Event()
-
-    def __enter__(self) -> PeakMemory:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self._sampler = threading.Thread(target=self._sample, daemon=True)
-            self._sampler.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            self.peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            self._stop.set()
-            self._sampler.join()
-
-    def _sample(self) -> None:
-        while True:
-            self.peak = max(self.peak, resident_bytes())
-            if self._stop.wait(0.005):
-                return
-
-
-def resident_bytes() -> int:
-    """The process's resident memory now; where the system does not tell, its highest so far."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def random_captions(config: BitGenConfig, count: int) -> tuple[Tensor, Tensor]:
@@ -125,30 +85,49 @@ def full_queue(config: BitGenConfig, size: int, device: torch.device) -> Feature
 
 
 def training_section(
-    config: Config, model: BitGenModel, precision: Precision, device: torch.device, batch_size: int, phase: int
+    config: Config,
+    model: BitGenModel,
+    precision: Precision,
+    device: torch.device,
+    batch_size: int,
+    phase: int,
+    cache_folder: Path | None = None,
+    split: Split | None = None,
 ) -> Callable[[], None]:
-    """One optimizer step's worth of training micro-steps of a phase, as a function of nothing."""
+    """One optimizer step's worth of training micro-steps of a phase, as a function of nothing.
+
+    With ``cache_folder`` its images come from a feature cache made there, and the tower is given up.
+    """
+    split = split or Split()
     objective = Stage1Objective(model, config.objective).to(device).train()
     model.set_adapters_trainable(phase == 2)
     optimizer = build_optimizer(objective, {f"model.{name}" for name in model.adapter_names()}, config)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     queue = full_queue(model.config, config.objective.queue_size, device)
     batch = random_batch(model.config, batch_size, device)
+    next_batch: Callable[[], dict[str, Tensor]] = lambda: batch  # noqa: E731
+    if cache_folder is not None:
+        drop_base(model)
+        next_batch = cached_batches(random_cache(model.config, cache_folder), batch)
 
     def step() -> None:
         outputs = []
         for _ in range(config.training.grad_accum_steps):
-            with precision.autocast():
-                output = objective(batch, queue, model.memory.state)
-            (output.loss / config.training.grad_accum_steps).backward()
+            with split.part("read"):
+                images = next_batch()
+            with split.part("forward"), precision.autocast():
+                output = objective(images, queue, model.memory.state)
+            with split.part("backward"):
+                (output.loss / config.training.grad_accum_steps).backward()
             outputs.append(output)
-        nn.utils.clip_grad_norm_(trained, config.training.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        objective.clamp_temperature_()
-        for output in outputs:
-            queue.enqueue(output.entries)
-            model.memory.consolidate_(output.posterior, config.memory.memory_alpha)
+        with split.part("update"):
+            nn.utils.clip_grad_norm_(trained, config.training.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            objective.clamp_temperature_()
+            for output in outputs:
+                queue.enqueue(output.entries)
+                model.memory.consolidate_(output.posterior, config.memory.memory_alpha)
 
     return step
 
@@ -214,70 +193,37 @@ def share_base(tower: nn.Module, base: dict[str, Tensor]) -> None:
 
 
 def build_sections(
-    config: Config, model_config: BitGenConfig, precision: Precision, device: torch.device, batch_size: int
+    config: Config,
+    model_config: BitGenConfig,
+    precision: Precision,
+    device: torch.device,
+    batch_size: int,
+    cache_folder: Path,
+    splits: dict[str, Split],
 ) -> dict[str, Callable[[], None]]:
-    """The four sections by name, each a function that runs `grad_accum_steps` batches."""
+    """The sections by name, each a function that runs `grad_accum_steps` batches."""
     models = [BitGenModel(model_config).to(device) for _ in range(2)]
     base = base_weights(models[0].vision_encoder.tower)
     share_base(models[1].vision_encoder.tower, base)
     floors = [bare_tower(model_config, base, lora).to(device) for lora in (False, True)]
     pixel_values = random_batch(model_config, batch_size, device)["pixel_values"]
     micro_steps = config.training.grad_accum_steps
-    return {
+    sections = {
         "floor_forward": forward_section(floors[0], precision, pixel_values, micro_steps),
         "phase1": training_section(config, models[0], precision, device, batch_size, phase=1),
         "floor_forward_backward": forward_backward_section(floors[1], precision, pixel_values, micro_steps),
         "phase2": training_section(config, models[1], precision, device, batch_size, phase=2),
     }
-
-
-def timed(section: Callable[[], None], device: torch.device) -> float:
-    """Seconds that a section takes, the device's queue of work included."""
-    started = time.perf_counter()
-    section()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def measure(
-    sections: dict[str, Callable[[], None]], device: torch.device, samples: int, rounds: int
-) -> list[dict[str, str | float]]:
-    """Run all sections in turn, `rounds` times after one unmeasured round; a result each."""
-    seconds: dict[str, list[float]] = {name: [] for name in sections}
-    peaks = dict.fromkeys(sections, 0)
-    for number in range(rounds + 1):
-        # Every other round backwards: what follows what must not matter.
-        for name in list(sections) if number % 2 else list(reversed(sections)):
-            with PeakMemory(device) as memory:
-                elapsed = timed(sections[name], device)
-            logger.info("round %d of %d: %s %.2f s", number, rounds, name, elapsed)
-            if number:  # the first round compiles kernels, fills caches and allocates the optimizer's state
-                seconds[name].append(elapsed)
-                peaks[name] = max(peaks[name], memory.peak)
-    return [
-        {
-            "name": name,
-            "samples_per_sec": round(samples / statistics.median(seconds[name]), 3),
-            "ratio_to_floor": round(
-                statistics.median(f / s for f, s in zip(seconds[FLOOR_OF[name]], seconds[name], strict=True)), 4
-            ),
-            "peak_memory_gb": round(peaks[name] / 1e9, 3),
-        }
-        for name in sections
-    ]
-
-
-def profile(sections: dict[str, Callable[[], None]], device: torch.device) -> None:
-    """Log where each section's time goes, by operator."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    for name, section in sections.items():
-        with torch.profiler.profile(activities=activities) as profiler:
-            timed(section, device)
-        logger.info("%s\n%s", name, profiler.key_averages().table(sort_by=by, row_limit=20, max_name_column_width=40))
+    if precision.name != "fp32":
+        full = Precision("fp32", device.type)
+        sections["phase1_other_precision"] = training_section(config, models[0], full, device, batch_size, phase=1)
+    for name, grid in CACHED.items():
+        pooled = BitGenConfig(vision_config=model_config.vision_config, feature_pool=grid)
+        model, splits[name] = BitGenModel(pooled).to(device), Split()
+        sections[name] = training_section(
+            config, model, precision, device, batch_size, 1, cache_folder / name, splits[name]
+        )
+    return sections
 
 
 def main() -> None:
@@ -287,12 +233,15 @@ def main() -> None:
         "--vision", choices=("base", "small"), default="base", help="base: DINOv2-base's shape; small: a quick look"
     )
     parser.add_argument("--batch_size", type=int, help="images of a micro-step (default: 16 on a CPU, 128 on a GPU)")
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of all four (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of all (default: 3)")
     parser.add_argument(
         "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where the device has it"
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="measure these sections and what they are compared with"
     )
     parser.add_argument("--profile", action="store_true", help="afterwards, log where each section's time goes")
     flags = parser.parse_args()
@@ -309,11 +258,20 @@ def main() -> None:
     model_config = BitGenConfig(vision_config=vision)
     logger.info("%s, %s, batches of %d, DINOv2 %s", device, precision.name, batch_size, flags.vision)
 
-    sections = build_sections(config, model_config, precision, device, batch_size)
-    for result in measure(sections, device, batch_size * config.training.grad_accum_steps, flags.rounds):
-        print(json.dumps(result), flush=True)
-    if flags.profile:
-        profile(sections, device)
+    splits: dict[str, Split] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        sections = build_sections(config, model_config, precision, device, batch_size, Path(folder), splits)
+        if flags.only:
+            wanted = {*flags.only, *(FLOOR_OF[n] for n in flags.only if n in FLOOR_OF)}
+            wanted |= set(LIVE) if wanted & set(CACHED) else set()
+            if unknown := set(flags.only) - set(sections):
+                parser.error(f"--only knows {', '.join(sections)}, not {', '.join(unknown)}")
+            sections = {name: section for name, section in sections.items() if name in wanted}
+        for result in measure(sections, device, batch_size * config.training.grad_accum_steps, flags.rounds):
+            split = splits.get(result["name"])
+            print(json.dumps({**result, "split": split.shares()} if split else result), flush=True)
+        if flags.profile:
+            profile(sections, device)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from bitgen.config import Config, ConfigError, exit_on_config_error, parse_config
 from bitgen.run import build_trainer, finish
 from bitgen.training.distributed import start_processes, stop_processes
-from bitgen.training.reporting import TrainingDiverged
+from bitgen.training.reporting import TrainingDiverged, message_of
 from bitgen.training.run_logging import FILE_ONLY
 
 logger = logging.getLogger("bitgen.train")
@@ -29,8 +29,7 @@ def train(config: Config) -> int:
             finished = trainer.fit()
         except (TrainingDiverged, ValueError) as error:  # a disk that is full, a record that cannot be read
             logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
-            # A data worker's error carries its traceback; the message is what follows it.
-            logger.error("%s", str(error).rsplit("Error: ", 1)[-1].strip())
+            logger.error("%s", message_of(error))
             return 1
         if finished:
             finish(trainer)

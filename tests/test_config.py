@@ -215,6 +215,16 @@ def test_mistakes_in_a_file_are_named(text: str, expected: list[str], tmp_path: 
         assert part in message
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["data/a:2,data/b:1", "[data/a:2, data/b:1]", "{data/a: 2, data/b: 1}", "\n    - data/a:2\n    - data/b:1"],
+)
+def test_several_sources_in_yaml(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "mixed.yaml"
+    path.write_text(f"data:\n  train_data: {written}\n")
+    assert load_config(path).data.train_data == "data/a:2,data/b:1"
+
+
 def test_a_file_that_is_not_one(tmp_path: Path) -> None:
     assert "is a folder" in error_of("--config", str(tmp_path))
     save_config(Config(), tmp_path)

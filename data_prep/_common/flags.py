@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bitgen.data.record_writer import check_output
-from bitgen.data.records import read_info
+from bitgen.data.records import SIDECAR, read_info
+from bitgen.data.whole_folder import check_output
 
 logger = logging.getLogger("data_prep")
 
@@ -59,16 +59,10 @@ def fraction(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
 
 
-def make_parser(
-    description: str, example: str, max_failed_fraction: float = 0.01, why: str = ""
-) -> argparse.ArgumentParser:
-    """A parser with the flags that every script has.
+def plain_parser(description: str, example: str, output: str, replaced: str) -> argparse.ArgumentParser:
+    """A parser with what every script has: ``--output``, an ``output``, and ``--overwrite``, of what is ``replaced``.
 
-    Args:
-        description: what the script does.
-        example: command lines, indented, to show at the end of ``--help``.
-        max_failed_fraction: default share of images that may be lost.
-        why: what ``--help`` adds to that flag where the default needs a reason.
+    ``example``: command lines, indented, to show at the end of ``--help``.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -76,9 +70,24 @@ def make_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--output", type=Path, required=True, help="dataset folder to write (complete or not at all)")
+    parser.add_argument("--output", type=Path, required=True, help=f"{output} to write (complete or not at all)")
+    parser.add_argument("--overwrite", type=boolean, default=False, help=f"True: replace {replaced} in --output")
+    return parser
+
+
+def make_parser(
+    description: str, example: str, max_failed_fraction: float = 0.01, why: str = ""
+) -> argparse.ArgumentParser:
+    """A parser with the flags that every script that writes images has.
+
+    Args:
+        description: what the script does.
+        example: command lines, indented, to show at the end of ``--help``.
+        max_failed_fraction: default share of images that may be lost.
+        why: what ``--help`` adds to that flag where the default needs a reason.
+    """
+    parser = plain_parser(description, example, "dataset folder", "the dataset")
     parser.add_argument("--limit", type=positive, help="take only the first N images: a quick look at the pipeline")
-    parser.add_argument("--overwrite", type=boolean, default=False, help="True: replace the dataset in --output")
     parser.add_argument(
         "--exclude",
         type=Path,
@@ -121,7 +130,7 @@ def add_pixel_flag(parser: argparse.ArgumentParser) -> None:
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """Parses the flags and makes sure, before any work, that --output may be written and --exclude be read."""
     args = parser.parse_args(argv)
-    check_output(args.output, args.overwrite)
+    check_output(args.output, args.overwrite, SIDECAR)
     for folder in args.exclude:
         read_info(folder)
     return args

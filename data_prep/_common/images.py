@@ -54,15 +54,15 @@ def shrink(payload: bytes, size: int, side: str, quality: int, max_pixels: int) 
 
     A smaller image keeps its size. Raises :class:`Unusable` as :func:`check_image`.
     """
-    from bitgen.model.processing_bitgen import to_rgb
+    from bitgen.model.image_decoding import to_rgb
 
     with open_image(payload, max_pixels) as image:
         # Twice the size leaves the antialiased resize enough to work on.
         image.draft("RGB", (2 * size, 2 * size))
         try:
             image = to_rgb(image)
-        except ValueError as error:
-            raise Unusable("undecodable image", str(error.__cause__ or error)) from error
+        except Exception as error:  # as in open_image
+            raise Unusable("undecodable image", f"{type(error).__name__}: {error}") from error
     measure = min(image.size) if side == "shorter" else max(image.size)
     if measure > size:
         width, height = (max(1, round(length * size / measure)) for length in image.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from bitgen.config import Config, ConfigError, load_config
 from bitgen.data.dataset import PairDataset
+from bitgen.data.mixing import MixedDataset
 from bitgen.data.records import RecordReader
 from bitgen.data.scenes import ScenesDataset, scene_captions
+from bitgen.data.shards import open_shards
+from bitgen.data.sources import parse_sources
+from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.tokenizer import build_tokenizer, load_tokenizer
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import (
@@ -25,6 +30,7 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.training.checkpoint import load_weights, resolve_checkpoint
 from bitgen.training.distributed import Processes, main_first
+from bitgen.training.randomness import seed_everything
 
 SCENES, FEATURES, RANDOM = "scenes", "features", "random"
 TOKENIZER_FOLDER = "tokenizer"
@@ -36,6 +42,15 @@ class LoadedModel(NamedTuple):
     model: BitGenModel
     config: Config
     tokenizer: PreTrainedTokenizerBase
+
+
+class RunParts(NamedTuple):
+    """Tokenizer, data (``val`` None: no validation) and the model before its first step."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: PairDataset
+    val: PairDataset | None
+    model: BitGenModel
 
 
 def load_model(path: str | Path) -> LoadedModel:
@@ -61,7 +76,10 @@ def training_captions(config: Config) -> Iterator[str]:
     """The captions that a tokenizer is trained on."""
     if config.data.train_data == SCENES:
         return scene_captions("train", config.data.scenes_train, config.training.seed)
-    return RecordReader(config.data.train_data).iter_captions()
+    paths = [source.path for source in parse_sources(config.data.train_data)]
+    if config.data.streaming:
+        return stream_captions([open_shards(path) for path in paths])
+    return chain.from_iterable(RecordReader(path).iter_captions() for path in paths)
 
 
 def build_run_tokenizer(config: Config, processes: Processes) -> PreTrainedTokenizerBase:
@@ -72,10 +90,45 @@ def build_run_tokenizer(config: Config, processes: Processes) -> PreTrainedToken
         return build_tokenizer(config.data.tokenizer, captions, config.model.vocab_size, folder)
 
 
+def build_training_dataset(config: Config, processor: BitGenProcessor) -> PairDataset | MixedDataset | StreamDataset:
+    """What ``train_data`` names: one source or several, mapped or streamed.
+
+    Raises:
+        ValueError: a source is missing, damaged or empty, or its kind is not what the encoder takes.
+    """
+    data = config.data
+    sources = parse_sources(data.train_data)
+    paths, weights = [source.path for source in sources], [source.weight for source in sources]
+    if data.streaming:
+        dataset = StreamDataset(
+            [open_shards(path) for path in paths],
+            weights,
+            processor,
+            seed=config.training.seed,
+            caption_sampling=data.caption_sampling,
+            augment=data.image_augmentation,
+            lanes=max(data.num_workers, 1),
+            shuffle_buffer=data.shuffle_buffer,
+        )
+        _check_kind(config, data.train_data, dataset.kind)
+        return dataset
+    datasets = [build_dataset(config, path, "train", processor, is_training=True) for path in paths]
+    return MixedDataset(datasets, weights) if len(datasets) > 1 else datasets[0]
+
+
+def _check_kind(config: Config, source: str, kind: str) -> None:
+    if (kind == FEATURES) != (config.vision.vision_encoder == FEATURES):
+        wanted = FEATURES if kind == FEATURES else "an encoder (random, a folder or a hub id)"
+        raise ConfigError(
+            f"{source} holds {kind}, and vision_encoder is {config.vision.vision_encoder!r}: "
+            f"write vision_encoder {wanted}, or name another folder."
+        )
+
+
 def build_dataset(
     config: Config, source: str, split: str, processor: BitGenProcessor, is_training: bool = False
 ) -> PairDataset:
-    """The dataset that ``source`` names: a folder, or ``scenes`` (then ``split`` is train or val).
+    """The mapped dataset that ``source`` names: a folder, or ``scenes`` (then ``split`` is train or val).
 
     Raises:
         ValueError: the folder is missing or damaged, or its kind is not what the encoder takes.
@@ -93,13 +146,9 @@ def build_dataset(
         augment=data.image_augmentation and is_training,
         feature_dim=vision.feature_dim,
         feature_tokens=vision.feature_tokens,
+        replace_bad=is_training,
     )
-    if (dataset.kind == FEATURES) != (vision.vision_encoder == FEATURES):
-        wanted = FEATURES if dataset.kind == FEATURES else "an encoder (random, a folder or a hub id)"
-        raise ConfigError(
-            f"{source} holds {dataset.kind}, and vision_encoder is {vision.vision_encoder!r}: "
-            f"write vision_encoder {wanted}, or name another folder."
-        )
+    _check_kind(config, source, dataset.kind)
     return dataset
 
 
@@ -136,6 +185,7 @@ def model_config_of(
         image_size=vision.image_size or (vision_config or {}).get("image_size", 224),
         feature_dim=dim,
         feature_tokens=tokens,
+        feature_pool=vision.feature_cache_pool,
         vision_tuning="frozen" if vision_config is None else vision.vision_tuning,
         lora_rank=lora.lora_rank,
         lora_alpha=lora.lora_alpha,
@@ -167,3 +217,29 @@ def build_untrained(config: Config, vision_config: dict | None, model_config: Bi
     if config.vision.compile and model.vision_encoder is not None:
         model.vision_encoder.compile()
     return model
+
+
+def build_parts(config: Config, processes: Processes) -> RunParts:
+    """Tokenizer, data and model of a configuration; the same weights on every rank and at every call.
+
+    Raises:
+        ValueError: what was asked for cannot be; the message says what to write instead.
+    """
+    vision_config = vision_config_of(config)
+    tokenizer = build_run_tokenizer(config, processes)
+    image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
+    processor = BitGenProcessor(
+        tokenizer, image_size, config.model.max_seq_len, max_image_pixels=config.data.max_image_pixels
+    )
+    train = build_training_dataset(config, processor)
+    val = build_dataset(config, config.data.val_data, "val", processor) if config.data.val_data is not None else None
+    if val is not None and val.feature_shape != train.feature_shape:
+        raise ConfigError(
+            f"val_data {config.data.val_data} holds features of {val.feature_shape}, train_data of "
+            f"{train.feature_shape}: prepare both with the same encoder."
+        )
+    seed_everything(config.training.seed)  # the same new weights on every rank
+    # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
+    vocab_size = min(config.model.vocab_size, len(tokenizer)) if config.data.tokenizer == "train" else None
+    model_config = model_config_of(config, vision_config, train.feature_shape, vocab_size)
+    return RunParts(tokenizer, train, val, build_untrained(config, vision_config, model_config))

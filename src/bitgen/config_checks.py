@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from bitgen.config_values import ConfigError
+from bitgen.data.sources import parse_sources
 
 if TYPE_CHECKING:
     from bitgen.config import Config
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
 ENTRY = "src/train_stage1_vision_language.py"
 BPE_BYTES = 259  # a byte-level BPE holds the 256 bytes and <s>, </s>, <pad> before it learns anything
 GPT2_VOCABULARY = 50257
+FEATURE_GRIDS = (16, 8, 7)
 
 _AT_LEAST_ONE = """vision_hidden_size vision_num_layers vision_num_heads vision_patch_size image_size feature_dim
     feature_tokens lora_rank lora_alpha embed_dim num_layers num_heads ffn_dim vision_embed_dim compressor_dim
     vocab_size memory_size memory_dim pseudoinverse_steps queue_size batch_size grad_accum_steps num_epochs max_steps
     num_gpus max_nonfinite_steps scenes_train scenes_val val_max_images save_steps eval_steps log_steps
-    max_checkpoints_to_keep""".split()
+    max_checkpoints_to_keep shuffle_buffer max_image_pixels""".split()
 _NOT_NEGATIVE = """lora_warmup_epochs lora_warmup_steps lora_lr_factor lora_lr_warmup_steps contrastive_weight
     itm_weight memory_kl_weight text_loss_weight temperature_lr_factor gate_lr_factor weight_decay warmup_steps seed
     num_workers""".split()
@@ -32,6 +34,7 @@ _RANGES: dict[str, tuple[Any, str]] = {
     **{name: (lambda value: value >= 0, "0 or more") for name in _NOT_NEGATIVE},
     **{name: (lambda value: value > 0, "more than 0") for name in _ABOVE_ZERO},
     **{name: (lambda value: 0 <= value < 1, "from 0 to below 1") for name in _RATES},
+    "max_bad_fraction": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "memory_alpha": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "queue_weight": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "temperature": (lambda value: 0.01 <= value <= 1, "from 0.01 to 1"),
@@ -65,6 +68,16 @@ def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
 
 def _check_vision(config: Config) -> None:
     vision, data = config.vision, config.data
+    if vision.feature_cache_pool not in (None, *FEATURE_GRIDS):
+        raise ConfigError(
+            f"feature_cache_pool is {vision.feature_cache_pool}. Write 16, 8 or 7 (the side of the grid that patch "
+            "features are averaged to), or none."
+        )
+    if vision.feature_cache_pool is not None and vision.vision_encoder == "features":
+        raise ConfigError(
+            f"feature_cache_pool is {vision.feature_cache_pool}, but features computed earlier come as they are. Leave "
+            "it out."
+        )
     if vision.vision_encoder == "random":
         if vision.image_size is None:
             raise ConfigError("image_size is none, but a random vision_encoder declares no size. Write 224.")
@@ -141,11 +154,20 @@ def _check_model(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data = config.data
-    if data.val_data is not None and data.val_data != "scenes" and data.val_data == data.train_data:
+    if data.train_data is None:
+        return
+    try:
+        sources = [source.path for source in parse_sources(data.train_data)]
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    if data.val_data is not None and data.val_data != "scenes" and data.val_data in sources:
         raise ConfigError(
             f"val_data is {data.val_data}, the training data itself, so its figures would say nothing. "
             "Write the folder of a held-out split, or leave val_data out."
         )
+    if "scenes" in sources and (data.streaming or len(sources) > 1):
+        how = "streamed" if data.streaming else "mixed with other data"
+        raise ConfigError(f"train_data is {data.train_data}, but the built-in scenes cannot be {how}. Leave that out.")
 
 
 def check_launch(config: Config, world_size: int, launched: bool) -> None:

@@ -133,6 +133,13 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.1 reads on, off, yes and no as booleans, but `feature_cache: off` is a word. ``_bool`` understands all of them.
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if first in "tTfF" or not tag.endswith(":bool")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file; ``{}`` for an empty one.
 
@@ -200,13 +207,17 @@ def flatten(content: Any, groups: Mapping[str, Mapping[str, Any]], source: str) 
 
 
 def _as_written(name: str, value: Any) -> Any:
-    """Text for the two text settings whose natural YAML is something else: a bool, and a list of layers."""
+    """Text for the settings whose natural YAML is something else: a bool, a list of layers, sources with weights."""
     if name == "init_lora_weights" and isinstance(value, bool):
         return str(value).lower()
     if name == "lora_layers" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if name == "lora_layers" and isinstance(value, list):
         return ",".join(str(layer) for layer in value)
+    if name == "train_data" and isinstance(value, list) and all(isinstance(source, str) for source in value):
+        return ",".join(value)
+    if name == "train_data" and isinstance(value, Mapping):
+        return ",".join(f"{source}:{weight}" for source, weight in value.items())
     return value
 
 

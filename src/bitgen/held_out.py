@@ -13,6 +13,7 @@ from bitgen.training.trainer import HeldOutResult
 
 if TYPE_CHECKING:
     from bitgen.config import Config
+    from bitgen.data.cached_pairs import CachedSplit
     from bitgen.data.dataset import PairDataset
     from bitgen.model.modeling_bitgen import BitGenModel
 
@@ -29,15 +30,15 @@ class HeldOut:
         self.batch_size = config.training.batch_size
         self.num_workers = config.data.num_workers if dataset.kind == "images" else 0
 
-    def __call__(self, model: BitGenModel, temperature: float) -> HeldOutResult:
-        """Scalars under ``val/`` and pictures.
+    def __call__(self, model: BitGenModel, temperature: float, split: CachedSplit | None = None) -> HeldOutResult:
+        """Scalars under ``val/`` and pictures; ``split``: the same images as features computed earlier.
 
         Raises:
             ValueError: a record of the split cannot be read.
         """
         result = validate(
             model,
-            self.dataset,
+            self.dataset if split is None else split,
             temperature=temperature,
             max_images=self.max_images,
             batch_size=self.batch_size,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 
-from bitgen.build import build_dataset, build_run_tokenizer, build_untrained, model_config_of, vision_config_of
+from bitgen.build import build_parts
 from bitgen.config import Config, ConfigError
 from bitgen.data.collate import Collator
 from bitgen.held_out import HeldOut
-from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.objectives.stage1 import Stage1Objective
+from bitgen.training.cached_phase import plan_cached_phase
 from bitgen.training.checkpoint import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
 from bitgen.training.checkpoint_store import CheckpointStore
 from bitgen.training.counting import count_parameters
 from bitgen.training.distributed import Processes, from_main, main_first, resolve_precision
 from bitgen.training.monitor import Monitor
-from bitgen.training.randomness import seed_everything
 from bitgen.training.stopping import resume_command
 from bitgen.training.trainer import Trainer
 from bitgen.training.words import WordCounter
@@ -107,23 +106,7 @@ def _assemble(
     elif config.training.resume is not None:
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
 
-    vision_config = vision_config_of(config)
-    tokenizer = build_run_tokenizer(config, processes)
-    image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
-    processor = BitGenProcessor(tokenizer, image_size, config.model.max_seq_len)
-    train = build_dataset(config, config.data.train_data, "train", processor, is_training=True)
-    val = build_dataset(config, config.data.val_data, "val", processor) if config.data.val_data is not None else None
-    if val is not None and val.feature_shape != train.feature_shape:
-        raise ConfigError(
-            f"val_data {config.data.val_data} holds features of {val.feature_shape}, train_data of "
-            f"{train.feature_shape}: prepare both with the same encoder."
-        )
-
-    seed_everything(config.training.seed)  # the same new weights on every rank
-    # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
-    vocab_size = min(config.model.vocab_size, len(tokenizer)) if config.data.tokenizer == "train" else None
-    model_config = model_config_of(config, vision_config, train.feature_shape, vocab_size)
-    model = build_untrained(config, vision_config, model_config)
+    tokenizer, train, val, model = build_parts(config, processes)
     objective = Stage1Objective(model, config.objective)
     precision = resolve_precision(config, processes.device)
     table = count_parameters(model, {"temperature": [objective.log_temperature]})
@@ -144,15 +127,17 @@ def _assemble(
         checkpoint=checkpoint,
         resume_command=resume_command(world_size=processes.world_size),
     )
+    trainer.cached = plan_cached_phase(trainer, train, val)
     monitor.total_steps = trainer.plan.total_steps
     plan = trainer.plan
     rows = [
         ("device", f"{processes.device} ({processes.world_size} process{'es' if processes.world_size > 1 else ''})"),
         ("precision", precision.name),
-        ("training data", f"{config.data.train_data}: {train.image_count:,} images, {train.num_captions:,} captions"),
+        ("training data", f"{config.data.train_data}: {train.describe()}"),
         ("held-out data", f"{config.data.val_data}: {val.image_count:,} images" if val is not None else "none"),
         ("batch", _batch_text(config, processes)),
         ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
+        ("feature cache", f"phase 1 reads {trainer.cached.parent}" if trainer.cached is not None else "none"),
         ("phase 2", f"from step {plan.boundary + 1:,}" if plan.boundary is not None else f"none: {plan.reason}"),
         ("checkpoints", config.output.output_dir),
     ]
@@ -177,6 +162,8 @@ def finish(trainer: Trainer) -> None:
         ("steps", f"{progress.step:,}" + (f" ({progress.skipped_steps} skipped)" if progress.skipped_steps else "")),
         ("seen", f"{progress.samples_seen:,} pairs, {progress.words_seen:,} words"),
     ]
+    if progress.bad_records:
+        rows.append(("skipped records", "; ".join(f"{n:,} x {reason}" for reason, n in progress.bad_records.items())))
     if best is not None and progress.best_score is not None:
         score = f"step {progress.best_step:,}, mean recall {progress.best_score:.1f}%"
         rows.append(("best checkpoint", f"{best} ({score})"))

@@ -50,6 +50,20 @@ class VisionSettings:
     feature_tokens: int | None = setting(
         None, "Only with 'features': vectors P of an image; none: as the dataset declares."
     )
+    feature_cache: str = setting(
+        "off",
+        "Compute the tower's features of each image once before phase 1, keep them on disk, and train phase 1 without "
+        "the tower: a folder for them, 'auto' (output_dir/feature_cache, where phase 1 shows images more than once and "
+        "the disk has room) or 'off'.",
+    )
+    feature_cache_dtype: Literal["float32", "bf16", "int8"] = setting(
+        "bf16", "Numbers of the feature cache: bf16 halves float32, int8 quarters it."
+    )
+    feature_cache_pool: int | None = setting(
+        None,
+        "Side of the grid that patch features are averaged to, in both phases: 16, 8 or 7; none: the tower's own. 7 "
+        "needs a fifth of the disk of 16 x 16.",
+    )
 
 
 @dataclass
@@ -160,7 +174,9 @@ class ObjectiveSettings:
     temperature_lr_factor: float = setting(50.0, "Learning rate of the log-temperature relative to learning_rate.")
     itm_temperature: float = setting(0.07, "Temperature of drawing hard negatives: lower draws harder ones.")
     itm_temperature_start: float | None = setting(
-        None, "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule."
+        0.5,
+        "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule. Pairs that "
+        "cannot be told apart yet teach nothing, and hold up the rest (docs/lab_log.md).",
     )
     token_dropout: float = setting(
         0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
@@ -208,8 +224,29 @@ class DataSettings:
 
     _argument_group_name = "data"
 
-    train_data: str | None = setting(None, "Folder written by data_prep/, or 'scenes': built-in, rendered on the fly.")
-    val_data: str | None = setting(None, "The same for validation; never the training data.")
+    train_data: str | None = setting(
+        None,
+        "Folder written by data_prep/, or 'scenes': built-in, rendered on the fly. Several: DIR_A,DIR_B joins them, "
+        "DIR_A:2,DIR_B:1 mixes them by weight (in YAML also a list). With streaming also Parquet shards: a folder, a "
+        "glob, or a URL as hf://datasets/owner/name/data/train-*.parquet.",
+    )
+    val_data: str | None = setting(
+        None, "One folder written by data_prep/, or 'scenes', for validation; never the training data."
+    )
+    streaming: bool = setting(
+        False,
+        "Read training shards as they come, at constant memory, in place of mapping the whole data. An epoch shows "
+        "each image once; its captions take turns, epoch by epoch.",
+    )
+    shuffle_buffer: int = setting(
+        1000, "With streaming: images that are shuffled together, and that each worker holds in memory, encoded."
+    )
+    max_bad_fraction: float = setting(
+        0.01, "Training stops when a larger share of the samples than this had to be replaced for bad records."
+    )
+    max_image_pixels: int = setting(
+        50_000_000, "Images of more pixels are refused before they are decoded (Pillow's own limit is 179 million)."
+    )
     tokenizer: str = setting(
         "gpt2",
         "Hub id, a folder with vocab.json and merges.txt, or 'train': a byte-level BPE of vocab_size tokens is trained "
@@ -221,7 +258,9 @@ class DataSettings:
     )
     scenes_train: int = setting(20000, "Training scenes of the built-in data.")
     scenes_val: int = setting(600, "Held-out scenes of the built-in data.")
-    image_augmentation: bool = setting(False, "Random crops and colours in training images.")
+    image_augmentation: bool = setting(
+        False, "Random crops of training images, mirrored where no caption says left or right."
+    )
     val_max_images: int | None = setting(None, "Validate on this many images at most; none: on all of them.")
 
 

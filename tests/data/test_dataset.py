@@ -10,6 +10,7 @@ from bitgen.data.dataset import PairDataset
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
+from bitgen.data.views import random_view
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor
 
 
@@ -82,7 +83,7 @@ def test_augmented_views_stay_inside_and_mirror_no_sides(tmp_path, processor, im
     records = [Record("a", payload, ["a dog to the Left", "two dogs"])]
     write_dataset(tmp_path / "sides", records, DatasetInfo("images", "made up"))
     dataset = PairDataset(tmp_path / "sides", processor, augment=True)
-    views = [dataset._random_view(np.random.default_rng(seed), 0, seed % 2) for seed in range(400)]
+    views = [random_view(np.random.default_rng(seed), dataset.captions_of(0)[seed % 2]) for seed in range(400)]
     boxes = np.array([view.box for view in views])
     assert boxes.min() >= 0 and boxes.max() <= 1
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from bitgen.model.processing_bitgen import BitGenProcessor, View, to_rgb
+from bitgen.model.image_decoding import decode_image
+from bitgen.model.processing_bitgen import BitGenProcessor, View
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -152,7 +153,7 @@ def test_truncated_and_foreign_files_are_named(kind):
 
 def test_float_images_are_refused():
     with pytest.raises(ValueError, match="no defined range"):
-        to_rgb(Image.fromarray(np.ones((4, 4), dtype=np.float32)), "depth map")
+        decode_image(Image.fromarray(np.ones((4, 4), dtype=np.float32)), "depth map")
 
 
 # ---------------------------------------------------------------- text

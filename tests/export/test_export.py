@@ -19,6 +19,7 @@ from bitgen.export import hub
 from bitgen.export.card import model_card
 from bitgen.export.folder import AUTO_MAP, exported_model
 from bitgen.export.merge import merged_state
+from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
 
 
@@ -111,11 +112,23 @@ def test_the_card_of_an_export_from_phase_1(written_run):
     loaded = load_model(written_run())
     card = model_card(loaded, {"step": 3, "phase": 1}, {"babylm": {"blimp_fast": 60.5}}, merge_lora=False)
     assert "exported before the vision tower's adapters began to train" in card
+    assert "Exported in phase 1: the vision tower is exactly the pretrained one" in card
     assert "and peft" in card and "babylm / blimp_fast" in card and "60.50" in card
 
 
-def test_unmerged_adapters_stay(written_run, tmp_path):
+def test_a_model_on_features_knows_no_second_phase(written_run):
+    card = model_card(load_model(written_run(features=True)), {"step": 3, "phase": 1}, {}, merge_lora=False)
+    assert "one: nothing of a vision tower is trained" in card and "phase 1" not in card
+
+
+def test_unmerged_adapters_stay_and_load(written_run, tmp_path):
+    """transformers renames DINOv2's weights as it writes and reads them, and must find the adapted ones again."""
     folder = run_export(written_run(), tmp_path / "model")
+    loaded, report = BitGenForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    trained = load_model(written_run()).model.state_dict()
+    assert set(trained) == set(loaded.state_dict())
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in loaded.state_dict().items())
     assert [name for name in load_file(folder / "model.safetensors") if "lora_A" in name]
     assert "and peft" in (folder / "README.md").read_text() and not list(folder.glob("chck_*"))
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -12,14 +11,39 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bitgen.data.records import RecordReader
-from bitgen.data.sampler import SampleKey
+from bitgen.data.bad_records import NOT_FINITE, WRONG_SIZE, BadRecord, load_or_replace
+from bitgen.data.records import DatasetInfo, RecordReader
+from bitgen.data.sampler import ResumableBatchSampler, SampleKey
+from bitgen.data.views import random_view
+from bitgen.model.image_decoding import ImageError
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor, View
 
 logger = logging.getLogger(__name__)
 
 _CAPTIONS_AT_ONCE = 10_000
-_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+_REMEDY = "the file is damaged; prepare the dataset again with data_prep (--check_images True finds such records)"
+
+
+def payload_tensor(
+    payload: bytes, info: DatasetInfo, processor: BitGenProcessor, name: str, view: View = WHOLE
+) -> torch.Tensor:
+    """``pixel_values [3, H, W]`` or ``vision_features [P, C]``, float32, of a stored payload.
+
+    Raises ``BadRecord`` naming the record for what cannot be decoded or holds NaN.
+    """
+    if info.kind == "images":
+        try:
+            return processor.image(payload, name, view)
+        except ImageError as error:
+            raise BadRecord(f"{error}; {_REMEDY}", error.reason) from error
+    try:
+        features = info.dequantize(payload)
+    except ValueError as error:
+        raise BadRecord(f"{name} {error}; {_REMEDY}", WRONG_SIZE) from error
+    if not np.isfinite(features).all():
+        message = f"{name} has NaN or infinite features; compute them again and prepare the dataset again"
+        raise BadRecord(message, NOT_FINITE)
+    return torch.from_numpy(features)
 
 
 class PairDataset(Dataset):
@@ -39,10 +63,13 @@ class PairDataset(Dataset):
         max_images: use only the first so many images.
         feature_dim, feature_tokens: what the model expects of features ``[P, C]``; None accepts what the dataset
             declares.
+        replace_bad: in place of a record that cannot be used, give the next image's sample, which then carries
+            ``skipped``; else raise.
 
     ``dataset[SampleKey(index, epoch)]`` (a bare int means epoch 0) gives ``pixel_values [3, H, W]`` or
     ``vision_features [P, C]`` float32, ``input_ids [T]`` int64, ``image_id`` (row of the image) and ``index``. Raises
-    ``ValueError`` naming dataset, record and remedy for whatever cannot be read.
+    ``ValueError`` naming dataset, record and remedy for whatever cannot be read; ``BadRecord`` where it is the record's
+    fault alone.
     """
 
     def __init__(
@@ -55,6 +82,7 @@ class PairDataset(Dataset):
         max_images: int | None = None,
         feature_dim: int | None = None,
         feature_tokens: int | None = None,
+        replace_bad: bool = False,
     ) -> None:
         if caption_sampling not in ("all", "one"):
             raise ValueError(f"caption_sampling is {caption_sampling!r}; write 'all' or 'one'")
@@ -62,7 +90,7 @@ class PairDataset(Dataset):
             raise ValueError(f"max_images is {max_images}; write a positive number or null")
         self.reader = RecordReader(folder)
         self.processor = processor
-        self.seed, self.caption_sampling = seed, caption_sampling
+        self.seed, self.caption_sampling, self.replace_bad = seed, caption_sampling, replace_bad
         self.info = self.reader.info
         self.kind = self.info.kind
         self._check_features(feature_dim, feature_tokens)
@@ -121,10 +149,23 @@ class PairDataset(Dataset):
         """Captions of all images."""
         return len(self.caption_image)
 
+    def describe(self) -> str:
+        """How much there is, for the run's first table."""
+        return f"{self.image_count:,} images, {self.num_captions:,} captions"
+
+    def batch_sampler(self, batch_size: int, rank: int = 0, world_size: int = 1) -> ResumableBatchSampler:
+        """The batches of one rank, in an order that depends on the dataset's seed."""
+        return ResumableBatchSampler(len(self), batch_size, rank, world_size, self.seed)
+
     @property
     def feature_shape(self) -> tuple[int, int] | None:
         """``(P, C)`` of features as the dataset declares it; None for images."""
         return self.info.feature_shape
+
+    @property
+    def images_vary(self) -> bool:
+        """Whether an image may look different each time it is seen."""
+        return self.augment
 
     def captions_of(self, image_index: int) -> list[str]:
         """All captions of an image."""
@@ -153,47 +194,58 @@ class PairDataset(Dataset):
     # ---------------------------------------------------------------- tensors
 
     def __getitem__(self, key: SampleKey | int) -> dict:
+        return self._load(key, self._sample)
+
+    def without_image(self, key: SampleKey | int, check: Callable[[int], None]) -> dict:
+        """``dataset[key]`` without its image, which is neither read nor decoded.
+
+        ``check`` gets the number of the image; with the ``BadRecord`` that it raises, another sample takes the place.
+        """
+
+        def load(index: int, epoch: int) -> dict:
+            sample = self._draw(index, epoch)[0]
+            check(sample["image_id"])
+            return sample
+
+        return self._load(key, load)
+
+    def _load(self, key: SampleKey | int, load: Callable[[int, int], dict]) -> dict:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
+        if not self.replace_bad:
+            return load(index, epoch)
+        return load_or_replace(lambda candidate: load(candidate, epoch), self._from(index))
+
+    def _from(self, index: int) -> Iterator[int]:
+        """``index``, and then a sample of each following image."""
+        yield index
+        image = self._image_of(index)
+        for step in range(1, self.image_count):
+            following = (image + step) % self.image_count
+            yield int(self.first_caption[following]) if self.caption_sampling == "all" else following
+
+    def _sample(self, index: int, epoch: int) -> dict:
+        sample, caption_index, random = self._draw(index, epoch)
+        image_index, view = sample["image_id"], WHOLE
+        if self.augment:
+            caption = self.captions_of(image_index)[caption_index - int(self.first_caption[image_index])]
+            view = random_view(random, caption)
+        vision = "pixel_values" if self.kind == "images" else "vision_features"
+        return {vision: self.image_tensor(image_index, view), **sample}
+
+    def _draw(self, index: int, epoch: int) -> tuple[dict, int, np.random.Generator]:
+        """A sample without its image, its caption, and the random state that decides how the image is seen."""
         random = np.random.default_rng([self.seed % 2**63, epoch, index])
-        image_index = self._image_of(index)
+        image_index = caption_index = index
         if self.caption_sampling == "all":
-            caption_index = index
+            image_index = self._image_of(index)
         else:
             caption_index = int(random.integers(self.first_caption[image_index], self.first_caption[image_index + 1]))
-        view = self._random_view(random, image_index, caption_index) if self.augment else WHOLE
-        return {
-            "pixel_values" if self.kind == "images" else "vision_features": self.image_tensor(image_index, view),
-            "input_ids": self.tokens(caption_index),
-            "image_id": image_index,
-            "index": index,
-        }
+        sample = {"input_ids": self.tokens(caption_index), "image_id": image_index, "index": index}
+        return sample, caption_index, random
 
     def image_tensor(self, image_index: int, view: View = WHOLE) -> torch.Tensor:
         """``pixel_values [3, H, W]`` or ``vision_features [P, C]`` of an image, float32."""
-        payload = self.reader.payload(image_index)
         name = self.record_of_image(image_index)
-        remedy = (
-            "the file is damaged; prepare the dataset again with data_prep (--check_images True finds such records)"
-        )
-        if self.kind == "images":
-            try:
-                return self.processor.image(payload, name, view)
-            except ValueError as error:
-                raise ValueError(f"{error}; {remedy}") from error
-        try:
-            features = self.info.dequantize(payload)
-        except ValueError as error:
-            raise ValueError(f"{name} {error}; {remedy}") from error
-        if not np.isfinite(features).all():
-            raise ValueError(f"{name} has NaN or infinite features; compute them again and prepare the dataset again")
-        return torch.from_numpy(features)
-
-    def _random_view(self, random: np.random.Generator, image_index: int, caption_index: int) -> View:
-        area, ratio = random.uniform(0.6, 1.0), np.exp(random.uniform(-np.log(4 / 3), np.log(4 / 3)))
-        width, height = min(np.sqrt(area * ratio), 1.0), min(np.sqrt(area / ratio), 1.0)
-        left, top = random.uniform(0, 1 - width), random.uniform(0, 1 - height)
-        caption = self.captions_of(image_index)[caption_index - int(self.first_caption[image_index])]
-        mirror = bool(random.random() < 0.5) and not _SIDES.search(caption)
-        return View((left, top, left + width, top + height), mirror)
+        return payload_tensor(self.reader.payload(image_index), self.info, self.processor, name, view)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -14,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from bitgen.data.records import SIDECAR, DatasetInfo, Record
+from bitgen.data.whole_folder import check_output, whole_folder
 
 # A record batch is what a reader pages in at once; 8 MiB keeps writing at constant memory whatever the images' sizes.
 _BATCH_BYTES = 8 * 2**20
@@ -104,20 +102,6 @@ def _write_rows(folder: Path, records: Iterable[Record], info: DatasetInfo) -> D
     return replace(info, num_images=num_images, num_captions=num_captions)
 
 
-def check_output(folder: str | Path, overwrite: bool) -> None:
-    """Raises ``ValueError`` unless ``folder`` is free to be written: absent, empty, or a dataset and ``overwrite``."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output {folder} is a file; choose another --output")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    # Even --overwrite replaces only what this module wrote: a mistyped folder must not cost somebody's photographs.
-    if not (folder / SIDECAR).is_file():
-        raise ValueError(f"output {folder} is not empty and not a BitGen dataset; choose another --output")
-    if not overwrite:
-        raise ValueError(f"output {folder} holds a dataset already; pass --overwrite True or choose another --output")
-
-
 def write_dataset(
     folder: str | Path, records: Iterable[Record], info: DatasetInfo, overwrite: bool = False
 ) -> DatasetInfo:
@@ -127,40 +111,11 @@ def write_dataset(
     crash or an exception from ``records`` leaves what was there before. Raises ``ValueError`` for no records or a
     taken ``folder``.
     """
-    folder = Path(os.path.abspath(folder))
-    check_output(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
-        complete = partial / "dataset"
+    check_output(folder, overwrite, SIDECAR)
+    with whole_folder(folder) as complete:
         info = _write_rows(complete, records, info)
         if info.num_images == 0:
             raise ValueError(f"no usable record for {folder}: nothing was written")
         text = json.dumps(asdict(info), indent=2, ensure_ascii=False)
         (complete / SIDECAR).write_text(text + "\n", encoding="utf-8")
-        for path in (*complete.iterdir(), complete):
-            _fsync(path)
-        _put_in_place(complete, folder, partial / "replaced")
-        _fsync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return info
-
-
-def _put_in_place(complete: Path, folder: Path, replaced: Path) -> None:
-    if folder.exists():
-        os.rename(folder, replaced)
-    try:
-        os.rename(complete, folder)
-    except OSError:
-        if replaced.exists():
-            os.rename(replaced, folder)
-        raise
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,9 +18,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SIDECAR = "bitgen_dataset.json"
 FORMAT_VERSION = 1
@@ -187,6 +190,10 @@ class RecordReader:
         """Name of image ``index`` in its source."""
         return self._image_ids[index].as_py()
 
+    def image_ids(self) -> pa.ChunkedArray:
+        """Names of all images, an Arrow column."""
+        return self._image_ids
+
     def captions(self, index: int) -> list[str]:
         """All captions of image ``index``."""
         return self._captions[index].as_py() or []
@@ -194,6 +201,11 @@ class RecordReader:
     def payload(self, index: int) -> bytes:
         """Stored bytes of image ``index``: an encoded image, or a raw feature row."""
         return self._payloads[index].as_py() or b""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the rows: written anew, a dataset has another one; copied elsewhere, the same."""
+        return f"{self._table._fingerprint} {self.info}"
 
     def captions_per_image(self) -> np.ndarray:
         """Number of captions of every image, ``int64 [num_images]``, without reading the captions."""

@@ -59,9 +59,19 @@ class ResumableBatchSampler:
         generator.manual_seed((self.seed * 0x9E3779B97F4A7C15 + epoch * 0xC2B2AE3D27D4EB4F + 1) % 2**63)
         return torch.randperm(self.dataset_len, generator=generator)
 
+    def order(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Indices of the samples of ``epoch`` in their order, and the epoch that each one's randomness derives from."""
+        order = self.permutation(epoch)
+        return order, torch.full_like(order, epoch)
+
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[list[SampleKey]]:
         """Yields this rank's batches of ``epoch`` from ``start_batch`` on."""
-        order = self.permutation(epoch)
+        indices, epochs = self.order(epoch)
         for batch in range(start_batch, len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
-            yield [SampleKey(index, epoch) for index in order[start : start + self.batch_size].tolist()]
+            part = slice(start, start + self.batch_size)
+            yield [SampleKey(*key) for key in zip(indices[part].tolist(), epochs[part].tolist(), strict=True)]
+
+    def identity(self) -> dict[str, int | str]:
+        """What else, beyond length, seed, batch and ranks, must be the same for a resumed run to see the same order."""
+        return {}

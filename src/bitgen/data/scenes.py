@@ -107,11 +107,16 @@ class ScenesDataset(PairDataset):
             raise ValueError(f"caption_sampling is {caption_sampling!r}; write 'all' or 'one'")
         self.reader = SceneReader(split, size, seed)
         self.processor = processor
-        self.seed, self.caption_sampling = seed, caption_sampling
+        self.seed, self.caption_sampling, self.replace_bad = seed, caption_sampling, False
         self.info, self.kind = self.reader.info, self.reader.info.kind
         self.augment = False
         self.image_count = len(self.reader)
         self._index_captions()
+
+    @property
+    def images_vary(self) -> bool:
+        """Scenes are drawn when they are asked for, and training scenes afresh each epoch."""
+        return True
 
     def scene(self, image_index: int) -> Scene:
         """Description of an image."""

@@ -46,7 +46,7 @@ def model_card(loaded: LoadedModel, state: dict[str, Any], metrics: dict[str, An
 
 def _usage(loaded: LoadedModel, merge_lora: bool) -> str:
     has_adapters = loaded.model.vision_encoder is not None and loaded.model.config.vision_tuning == "lora"
-    needs = "torch, transformers and Pillow" + (", and peft" if has_adapters and not merge_lora else "")
+    needs = "torch, torchvision, transformers and Pillow" + (", and peft" if has_adapters and not merge_lora else "")
     image = "images=Image.open('photo.jpg'), " if not loaded.model.config.takes_features else ""
     lines = [
         f"Needs {needs}. The folder carries its own code, hence `trust_remote_code`.",
@@ -88,11 +88,15 @@ def _training(loaded: LoadedModel, state: dict[str, Any]) -> str:
 
 
 def _phase(loaded: LoadedModel, state: dict[str, Any]) -> str:
-    if loaded.model.vision_encoder is None or loaded.model.config.vision_tuning == "frozen":
+    if not _has_second_phase(loaded):
         return "one: nothing of a vision tower is trained"
     if state.get("phase") == 1:
         return "1 of 2: exported before the vision tower's adapters began to train"
     return "2 of 2: the vision tower is tuned" if state.get("phase") == 2 else "unknown"
+
+
+def _has_second_phase(loaded: LoadedModel) -> bool:
+    return loaded.model.vision_encoder is not None and loaded.model.config.vision_tuning != "frozen"
 
 
 def _parameters(loaded: LoadedModel) -> str:
@@ -129,6 +133,6 @@ def _limits(loaded: LoadedModel, state: dict[str, Any]) -> str:
     ]
     if loaded.config.objective.text_loss_weight == 0:
         lines.append("- Trained without the language loss: it matches images and texts, and does not write.")
-    if state.get("phase") == 1:
+    if state.get("phase") == 1 and _has_second_phase(loaded):
         lines.append("- Exported in phase 1: the vision tower is exactly the pretrained one.")
     return "\n".join(lines) + "\n"

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_processing_base import ImageProcessingMixin
 
-from .processing_bitgen import IMAGENET_MEAN, IMAGENET_STD, BitGenProcessor, ImageSource
+from .image_decoding import ImageSource
+from .processing_bitgen import IMAGENET_MEAN, IMAGENET_STD, BitGenProcessor
 
 IMAGE_TOKEN = "<image>"
 PROCESSOR_FILE, IMAGE_PROCESSOR_FILE = "processor_config.json", "preprocessor_config.json"
@@ -122,10 +123,12 @@ class BitGenAutoProcessor(ProcessorMixin):
             OSError: a part is missing, the image processor of a model that sees included.
         """
         source = str(pretrained_model_name_or_path)
-        kwargs.pop("_from_auto", None)
+        for name in ("_from_auto", "trust_remote_code"):
+            kwargs.pop(name, None)
         where = {name: kwargs[name] for name in _LOOK_UP if kwargs.get(name) is not None}
         settings, _ = cls.get_processor_dict(source, **where)
-        tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+        # AutoTokenizer would ask whether to trust the folder's code, which a tokenizer does not need.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **kwargs)
         image_processor = None
         if not settings.get("takes_features", False):
             try:

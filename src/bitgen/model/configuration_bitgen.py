@@ -21,6 +21,8 @@ class BitGenConfig(PretrainedConfig):
         vision_config: the DINOv2 configuration as a dict, or None when the model takes features computed earlier.
         image_size: side of the square input in pixels (the tower interpolates its position table when it differs).
         feature_dim, feature_tokens: C and P of features computed earlier; required when ``vision_config`` is None.
+        feature_pool: side of the grid that the tower's patch features are averaged to before the compressor; None (or
+            a side that is not smaller): as the tower gives them.
         vision_tuning: what phase 2 trains of the tower: ``frozen`` nothing, ``lora`` adapters, ``full`` every weight.
         lora_layers: indices of the adapted layers, or None for all of them.
         embed_dim (D), vision_embed_dim: text and image token width; they must be equal, since both meet in attention.
@@ -46,6 +48,7 @@ class BitGenConfig(PretrainedConfig):
         image_size: int = 224,
         feature_dim: int | None = None,
         feature_tokens: int | None = None,
+        feature_pool: int | None = None,
         vision_tuning: str = "lora",
         lora_rank: int = 16,
         lora_alpha: int = 32,
@@ -80,6 +83,7 @@ class BitGenConfig(PretrainedConfig):
         self.image_size = image_size
         self.feature_dim = feature_dim
         self.feature_tokens = feature_tokens
+        self.feature_pool = feature_pool
         self.vision_tuning = vision_tuning
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
@@ -122,11 +126,16 @@ class BitGenConfig(PretrainedConfig):
         return self.feature_dim if self.takes_features else self.vision_config["hidden_size"]
 
     @property
+    def tower_grid(self) -> int | None:
+        """Side of the tower's own patch grid; None without a tower."""
+        return None if self.takes_features else self.image_size // self.vision_config["patch_size"]
+
+    @property
     def image_tokens(self) -> int:
-        """P, the number of patch features an image gives."""
+        """P, the number of patch features an image gives to the compressor."""
         if self.takes_features:
             return self.feature_tokens
-        return (self.image_size // self.vision_config["patch_size"]) ** 2
+        return min(self.tower_grid, self.feature_pool or self.tower_grid) ** 2
 
     @property
     def pooled_tokens(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .attention import attend, split_heads
+from .dropout import Dropout
 
 
 class CrossAttention(nn.Module):
@@ -39,7 +40,7 @@ class GatedCrossAttention(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim)
         self.attention = CrossAttention(embed_dim, num_heads)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gate = nn.Parameter(torch.zeros(embed_dim))
 
     def forward(self, hidden: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,7 @@ class ConcatMLP(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim)
         self.mlp = nn.Sequential(
-            nn.Linear(2 * embed_dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, embed_dim)
+            nn.Linear(2 * embed_dim, hidden_dim), nn.GELU(), Dropout(dropout), nn.Linear(hidden_dim, embed_dim)
         )
         self.gate = nn.Parameter(torch.zeros(embed_dim))
 

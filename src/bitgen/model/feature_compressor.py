@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .dropout import Dropout, ReLUDropout
+
 
 class FeatureCompressor(nn.Sequential):
     """Linear -> ReLU -> Dropout -> Linear -> LayerNorm, applied to each patch feature by itself.
@@ -16,10 +18,17 @@ class FeatureCompressor(nn.Sequential):
         super().__init__(
             nn.Linear(input_dim, hidden_dim),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_dim, output_dim),
             nn.LayerNorm(output_dim),
         )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        first, relu, dropout, second, norm = self
+        hidden = first(features)
+        if self.training and dropout.p and hidden.device.type == "cpu":
+            return norm(second(ReLUDropout.apply(hidden, dropout.p)))
+        return norm(second(dropout(relu(hidden))))
 
 
 class TokenPooling(nn.Module):

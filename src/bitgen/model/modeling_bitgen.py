@@ -82,7 +82,8 @@ class BitGenModel(PreTrainedModel):
         self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None
     ) -> ImageEncoding:
         """Images ``pixel_values [B, 3, H, W]``, or features computed earlier ``vision_features [B, P, C]`` or
-        ``[B, C]``, to image tokens and one normalised vector each.
+        ``[B, C]`` (of a model with a tower: what :meth:`patch_features` gives), to image tokens and one normalised
+        vector each.
 
         Raises:
             ValueError: not exactly one of the two, the wrong one for this model, or features of another shape.
@@ -92,15 +93,27 @@ class BitGenModel(PreTrainedModel):
         if pixel_values is not None:
             if self.vision_encoder is None:
                 raise ValueError("This model takes vision_features (it was trained on features, without a tower).")
-            vision_features = self.vision_encoder(pixel_values).patches
+            vision_features = self.patch_features(pixel_values)
         elif vision_features.dim() == 2:
             vision_features = vision_features[:, None]
         expected = (self.config.image_tokens, self.config.vision_feature_dim)
         if tuple(vision_features.shape[1:]) != expected:
             raise ValueError(f"vision_features are {tuple(vision_features.shape[1:])}, the model expects {expected}.")
+        if not torch.is_autocast_enabled(vision_features.device.type):
+            vision_features = vision_features.to(self.image_projection.weight.dtype)  # stored ones may be bfloat16
         image_tokens = self.compressor(vision_features)
         projected = self.image_projection(self.image_pooling(image_tokens))
         return ImageEncoding(image_tokens, F.normalize(projected.float(), dim=-1))
+
+    def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``[B, 3, H, W]`` to what the compressor takes, ``[B, P, C]``: the tower's patches, averaged to a grid of
+        ``feature_pool`` a side where the configuration says so."""
+        patches = self.vision_encoder(pixel_values).patches
+        side, pooled = self.config.tower_grid, self.config.feature_pool
+        if pooled is None or pooled >= side:
+            return patches
+        grid = patches.float().transpose(1, 2).unflatten(-1, (side, side))
+        return F.adaptive_avg_pool2d(grid, pooled).flatten(2).transpose(1, 2)
 
     def encode_text(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, reader: MemoryReader | None = None

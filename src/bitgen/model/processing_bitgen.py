@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from torchvision.transforms import v2
 from transformers import PreTrainedTokenizerBase
+
+from .image_decoding import DECODER, ImageSource, decode_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-ImageSource = Image.Image | bytes
+# 150 MB as RGB. A camera's 24 million pass; a file that unpacks to gigabytes does not.
+MAX_IMAGE_PIXELS = 50_000_000
 
 
 class View(NamedTuple):
@@ -39,6 +41,7 @@ class BitGenProcessor:
         image_size: side of the square in pixels, as the vision encoder declares it.
         max_length: longest token sequence, BOS and EOS included.
         image_mean, image_std: of the data that the vision encoder was trained on, for values in [0, 1].
+        max_image_pixels: an encoded image that declares more is refused before it is decoded.
 
     ``truncated`` counts the captions shortened so far.
     """
@@ -50,6 +53,7 @@ class BitGenProcessor:
         max_length: int = 256,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         if image_size < 1:
             raise ValueError(f"image_size is {image_size}; it must be positive")
@@ -61,7 +65,11 @@ class BitGenProcessor:
         self.tokenizer = tokenizer
         self.image_size, self.max_length = image_size, max_length
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.max_image_pixels = max_image_pixels
         self.truncated = 0
+        # (x / 255 - mean) / std as x * scale + offset, each [3, 1, 1].
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        self._normalisation = (1 / (255 * std), -mean / std)
 
     def __call__(
         self,
@@ -79,6 +87,13 @@ class BitGenProcessor:
             inputs.update(self.texts([text] if isinstance(text, str) else text, max_length))
         return inputs
 
+    @property
+    def image_fingerprint(self) -> str:
+        """All that decides how an image becomes a tensor, for stored features: change it with :meth:`image`."""
+        return (
+            f"upright RGB by {DECODER}, whole, bicubic, {self.image_size}, mean {self.image_mean}, std {self.image_std}"
+        )
+
     # ---------------------------------------------------------------- images
 
     def images(
@@ -86,8 +101,8 @@ class BitGenProcessor:
     ) -> torch.Tensor:
         """Images to ``pixel_values``, float32 ``[B, 3, image_size, image_size]``.
 
-        Raises ``ValueError`` naming the image (by ``names`` or its position) that is truncated, no image, or of a kind
-        without a defined range.
+        Raises ``ImageError`` (a ``ValueError``) naming the image (by ``names`` or its position) that is truncated, no
+        image, too large, or of a kind without a defined range.
         """
         if not images:
             raise ValueError("no images to process")
@@ -99,18 +114,21 @@ class BitGenProcessor:
 
     def image(self, image: ImageSource, name: str = "image", view: View = WHOLE) -> torch.Tensor:
         """One image to float32 ``[3, image_size, image_size]``; errors as in :meth:`images`."""
-        rgb = to_rgb(image, name)
-        width, height = rgb.size
         left, top, right, bottom = view.box
-        size = (self.image_size, self.image_size)
-        # Pillow widens its filter by the scale when it shrinks, which is what antialiasing means.
-        box = (left * width, top * height, right * width, bottom * height)
-        rgb = rgb.resize(size, Image.Resampling.BICUBIC, box=box)
+        enough = (self.image_size / (right - left), self.image_size / (bottom - top))
+        pixels = decode_image(image, name, self.max_image_pixels, enough)
+        if view.box != WHOLE.box:
+            height, width = pixels.shape[1:]
+            first, last = round(left * width), max(round(right * width), round(left * width) + 1)
+            upper, lower = round(top * height), max(round(bottom * height), round(top * height) + 1)
+            pixels = pixels[:, upper:lower, first:last]
+        size = [self.image_size, self.image_size]
+        pixels = v2.functional.resize(pixels, size, v2.InterpolationMode.BICUBIC, antialias=True)
         if view.mirror:
-            rgb = ImageOps.mirror(rgb)
-        pixels = np.asarray(rgb, dtype=np.float32) / np.float32(255)
-        pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # (H, W, 3) -> (3, H, W)
+            pixels = v2.functional.horizontal_flip(pixels)
+        # In place: normalising costs a tenth of an image's time as it is.
+        scale, offset = self._normalisation
+        return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(offset)
 
     # ---------------------------------------------------------------- text
 
@@ -159,34 +177,3 @@ def pad_tokens(sequences: Sequence[torch.Tensor], pad_token_id: int) -> dict[str
         input_ids[row, : len(sequence)] = sequence
     attention_mask = (torch.arange(longest) < lengths[:, None]).long()
     return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
-def to_rgb(image: ImageSource, name: str = "image") -> Image.Image:
-    """Decodes and converts any image to upright 8-bit RGB; transparency is laid on white, 16-bit values scaled to 8.
-
-    Raises ``ValueError`` naming the image when it is truncated, no image, or holds floats (which have no defined
-    range).
-    """
-    try:
-        if isinstance(image, bytes):
-            image = Image.open(io.BytesIO(image))
-        return _convert(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... by format
-        raise ValueError(
-            f"{name} cannot be read as an image ({type(error).__name__}: {error}): replace it with a whole file, "
-            "or leave it out"
-        ) from error
-
-
-def _convert(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion clips at 255 and would turn nearly every pixel white.
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.round(values.clip(0, 65535) / 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")

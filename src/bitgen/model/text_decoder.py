@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
 from .attention import attend, split_heads
 from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import GatedCrossAttention
+from .dropout import Dropout
+
+
+class _OneGradient(torch.autograd.Function):
+    """A table as it is. Its lookups' sparse gradients meet here, and become dense unless there is already a dense one
+    that they can be added to."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
+        ctx.weight = weight
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.to_dense() if gradient.is_sparse and ctx.weight.grad is None else gradient
 
 
 class TextEmbeddings(nn.Module):
@@ -21,14 +41,15 @@ class TextEmbeddings(nn.Module):
         super().__init__()
         self.token = nn.Embedding(vocab_size, embed_dim)
         self.position = nn.Embedding(max_seq_len, embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
+        self._shared: tuple[torch.Tensor] | None = None
         nn.init.normal_(self.token.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, input_ids: torch.Tensor, start: int = 0, positions: torch.Tensor | None = None) -> torch.Tensor:
         if positions is None:
             positions = self._consecutive(input_ids, start)
-        return self.dropout(self.token(input_ids) + self.position(positions))
+        return self.dropout(self._tokens(input_ids) + self.position(positions))
 
     def _consecutive(self, input_ids: torch.Tensor, start: int) -> torch.Tensor:
         end = start + input_ids.shape[1]
@@ -38,6 +59,26 @@ class TextEmbeddings(nn.Module):
                 "(BitGenProcessor does) or build the model with a larger max_seq_len."
             )
         return torch.arange(start, end, device=input_ids.device)
+
+    def _tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if self._shared is None:
+            return self.token(input_ids)
+        return F.embedding(input_ids, self._shared[0], sparse=True)
+
+    @contextmanager
+    def one_gradient(self) -> Iterator[None]:
+        """On CPUs, lookups inside the block share one gradient of the token table.
+
+        A gradient of each lookup is a table of zeros with a few hundred rows in it; writing those zeros took a third
+        of a small training step (docs/lab_log.md).
+        """
+        weight = self.token.weight
+        if weight.requires_grad and weight.device.type == "cpu" and torch.is_grad_enabled():
+            self._shared = (_OneGradient.apply(weight),)  # in a tuple, so that it is no parameter
+        try:
+            yield
+        finally:
+            self._shared = None
 
 
 class CausalSelfAttention(nn.Module):
@@ -80,7 +121,7 @@ class DecoderBlock(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, config.ffn_dim), nn.GELU(), nn.Linear(config.ffn_dim, width)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

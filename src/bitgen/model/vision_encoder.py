@@ -127,7 +127,7 @@ class VisionEncoder(nn.Module):
                 update = layer.lora_B[name].weight @ layer.lora_A[name].weight * layer.scaling[name]
                 magnitude.weight.copy_((layer.base_layer.weight + update).norm(dim=1))
 
-    def _adapters_are_identity(self) -> bool:
+    def adapters_are_identity(self) -> bool:
         """Whether every LoRA B is zero, so that the adapters add exactly nothing and need not be computed.
 
         Looked at again only when a weight was written (its version counter moved): on a GPU looking costs a wait.
@@ -154,7 +154,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> VisionFeatures:
         """``[B, 3, H, W]``, normalised -> patch features: the last hidden state without, and with only, CLS."""
-        skip_adapters = self.tuning == "lora" and not self.trainable and self._adapters_are_identity()
+        skip_adapters = self.tuning == "lora" and not self.trainable and self.adapters_are_identity()
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             if skip_adapters:
                 with _adapters_off(self.tower):

@@ -118,6 +118,10 @@ class Stage1Objective(nn.Module):
             queue: read only.
             memory: the running memory mean ``[K, C]``, as it was before this step; read only.
         """
+        with self.model.embeddings.one_gradient():
+            return self._step(batch, queue, memory)
+
+    def _step(self, batch: dict[str, torch.Tensor], queue: FeatureQueue, memory: torch.Tensor | None) -> Stage1Output:
         model, settings = self.model, self.settings
         input_ids, mask, image_ids = batch["input_ids"], batch["attention_mask"], batch["image_ids"]
         reader = model.memory.reader(memory) if model.memory is not None else None

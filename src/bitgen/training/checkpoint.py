@@ -138,18 +138,32 @@ def load_weights(model: torch.nn.Module, folder: Path, averaged: bool = False) -
     """
     own, base = split_state(model)
     if base:
-        manifest = read_manifest(folder)
-        path = folder.parent / f"vision_base-{manifest.get('vision_base')}.safetensors"
-        tensors = _read_tensors(path)
-        if short_hash(tensors) != manifest.get("vision_base"):
-            raise CheckpointError(
-                f"{path} is damaged: its weights do not have the hash in its name. Restore it from a copy."
-            )
-        load_tensors(model, tensors, set(base), path)
+        base_hash = read_manifest(folder).get("vision_base")
+        load_tensors(model, read_base(folder.parent, base_hash), set(base), base_path(folder.parent, base_hash))
     load_tensors(model, _read_tensors(folder / MODEL_FILE), set(own), folder / MODEL_FILE)
     if averaged and (folder / EMA_FILE).exists():
         tensors = _read_tensors(folder / EMA_FILE)
         load_tensors(model, tensors, set(tensors) & set(own), folder / EMA_FILE)
+
+
+def base_path(folder: Path, base_hash: str | None) -> Path:
+    """Where a run's folder keeps the frozen base."""
+    return folder / f"vision_base-{base_hash}.safetensors"
+
+
+def read_base(folder: Path, base_hash: str | None) -> dict[str, torch.Tensor]:
+    """The frozen base that a run's folder keeps, verified.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = base_path(folder, base_hash)
+    tensors = _read_tensors(path)
+    if short_hash(tensors) != base_hash:
+        raise CheckpointError(
+            f"{path} is damaged: its weights do not have the hash in its name. Restore it from a copy."
+        )
+    return tensors
 
 
 def short_hash(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -122,16 +122,17 @@ class StepReport(NamedTuple):
     nonfinite: bool
     words: int
     samples: int
+    skipped: int
 
 
-def agree(processes: Processes, stop: bool, nonfinite: bool, words: int, samples: int) -> StepReport:
+def agree(processes: Processes, stop: bool, nonfinite: bool, words: int, samples: int, skipped: int) -> StepReport:
     """One all-reduce a step, so that no rank skips or stops alone (and leaves the others in a collective)."""
     if not processes.is_distributed:
-        return StepReport(stop, nonfinite, words, samples)
-    values = torch.tensor([stop, nonfinite, words, samples], dtype=torch.float64, device=processes.device)
+        return StepReport(stop, nonfinite, words, samples, skipped)
+    values = torch.tensor([stop, nonfinite, words, samples, skipped], dtype=torch.float64, device=processes.device)
     dist.all_reduce(values)
-    stop_sum, nonfinite_sum, words_sum, samples_sum = values.tolist()
-    return StepReport(stop_sum > 0, nonfinite_sum > 0, int(words_sum), int(samples_sum))
+    stop_sum, nonfinite_sum, *sums = values.tolist()
+    return StepReport(stop_sum > 0, nonfinite_sum > 0, *map(int, sums))
 
 
 def mean_over_ranks(processes: Processes, scalars: dict[str, float]) -> dict[str, float]:

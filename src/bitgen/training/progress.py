@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -17,3 +17,4 @@ class Progress:
     validated_at: int = -1
     best_score: float | None = None
     best_step: int | None = None
+    bad_records: dict[str, int] = field(default_factory=dict)  # replaced samples by reason

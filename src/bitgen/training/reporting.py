@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,15 @@ logger = logging.getLogger(__name__)
 
 class TrainingDiverged(RuntimeError):
     """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+def message_of(error: Exception) -> str:
+    """What an error says, without the traceback that a data worker's error carries in front of it."""
+    text = str(error)
+    if "Traceback (most recent call last)" in text:
+        # The last line that starts with an exception's name; the message itself may name others.
+        text = re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1]
+    return text.strip()
 
 
 def announce_phase(trainer: Trainer) -> None:
@@ -56,6 +66,7 @@ def log_step(
     scalars |= {"train/samples_seen": progress.samples_seen, "train/words_seen": progress.words_seen}
     scalars["train/epoch"] = progress.step / plan.steps_per_epoch
     scalars["train/skipped_steps"] = progress.skipped_steps
+    scalars["train/bad_records"] = sum(progress.bad_records.values())
     speed = trainer.throughput.report()
     peak = peak_flops(processes.device, trainer.precision.name)
     if peak is not None:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def identity(trainer: Trainer) -> dict[str, int | str]:
+def identity(trainer: Trainer) -> dict[str, int | str | None]:
     """What must be the same on resume for a run to go on as the same run."""
     training = trainer.config.training
     return {
@@ -32,6 +32,8 @@ def identity(trainer: Trainer) -> dict[str, int | str]:
         "grad_accum_steps": training.grad_accum_steps,
         "seed": training.seed,
         "vision_tuning": trainer.objective.model.config.vision_tuning,
+        **trainer.sampler.identity(),
+        "feature_cache_pool": trainer.objective.model.config.feature_pool,
     }
 
 
@@ -174,7 +176,8 @@ def _repoint_best(trainer: Trainer) -> None:
 
 def _check_identity(trainer: Trainer, checkpoint: Checkpoint) -> None:
     saved, now = checkpoint.state["run"], identity(trainer)
-    differing = [f"{name} was {saved[name]} and is {now[name]}" for name in now if saved[name] != now[name]]
+    pairs = {name: (saved.get(name, "not set"), now.get(name, "not set")) for name in {**saved, **now}}
+    differing = [f"{name} was {then} and is {is_now}" for name, (then, is_now) in pairs.items() if then != is_now]
     plan_then, plan_now = checkpoint.state["plan"], trainer.plan.to_dict()
     meaning = {"steps_per_epoch": "steps per epoch", "boundary": "first step of phase 2 (lora_warmup_epochs, _steps)"}
     differing += [

@@ -35,8 +35,9 @@ def flops_per_sample(model: BitGenModel, phase: int, text_tokens: float) -> floa
         part = model.component_of(name)
         sizes[part] = sizes.get(part, 0) + parameter.numel()
     tokens = model.config.image_tokens
+    tower_tokens = (model.config.tower_grid or 0) ** 2
     backward = 0 if phase == 1 else {"lora": 1, "full": 2}.get(model.config.vision_tuning, 0)
-    tower = 2 * (1 + backward) * (sizes.get("vision_base", 0) + sizes.get("lora", 0)) * (tokens + 1)
+    tower = 2 * (1 + backward) * (sizes.get("vision_base", 0) + sizes.get("lora", 0)) * (tower_tokens + 1)
     connector = 6 * sizes.get("compressor", 0) * tokens
     text = 6 * (sizes.get("decoder", 0) + sizes.get("fusion", 0)) * 4 * text_tokens
     return float(tower + connector + text)

@@ -17,11 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from bitgen.config import Config
+from bitgen.data.bad_records import Skipped
+from bitgen.data.cached_pairs import CachedSplit, as_it_is
 from bitgen.data.collate import build_loader
-from bitgen.data.sampler import ResumableBatchSampler, SampleKey
+from bitgen.data.sampler import SampleKey
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective, Stage1Output
 from bitgen.training.averaging import WeightAverage
+from bitgen.training.cached_phase import CachedPhase, drop_base, restore_base
 from bitgen.training.checkpoint import Checkpoint
 from bitgen.training.checkpoint_store import CheckpointStore
 from bitgen.training.distributed import Precision, Processes, agree, from_main, gather_entries
@@ -31,6 +34,7 @@ from bitgen.training.phases import PhasePlan, plan_phases
 from bitgen.training.progress import Progress
 from bitgen.training.randomness import random_state_kept, seed_everything
 from bitgen.training.reporting import announce_phase, diverged, log_step, warn_of_skipped_step
+from bitgen.training.skipped_records import SkippedRecords
 from bitgen.training.snapshot import restore, save, store_base
 from bitgen.training.stopping import StopSignals, outlast_stop_signals
 from bitgen.training.throughput import Throughput
@@ -51,9 +55,11 @@ class Trainer:
 
     Args:
         collate: samples to a batch.
-        held_out: validates a model (given the temperature) on rank 0; None: there is no validation data.
+        held_out: validates a model on rank 0, given the temperature and the split as features (None: as images); None:
+            there is no validation data.
         count_words: ``(input_ids, attention_mask)`` -> words in a batch.
         checkpoint: resume from it; None: start anew.
+        cached: phase 1 reads a feature cache; None: it runs the tower.
 
     All ranks must have built the same ``objective``. Raises as ``plan_phases`` and ``snapshot.restore`` do.
     """
@@ -67,16 +73,16 @@ class Trainer:
     processes: Processes
     precision: Precision
     count_words: Callable[[torch.Tensor, torch.Tensor], int]
-    held_out: Callable[[nn.Module, float], HeldOutResult] | None = None
+    held_out: Callable[[nn.Module, float, CachedSplit | None], HeldOutResult] | None = None
     checkpoint: Checkpoint | None = None
+    cached: CachedPhase | None = None
     resume_command: str = "the same command with --resume auto"
 
     def __post_init__(self) -> None:
         config, model, device = self.config, self.objective.model, self.processes.device
         training = config.training
-        self.sampler = ResumableBatchSampler(
-            len(self.dataset), training.batch_size, self.processes.rank, self.processes.world_size, training.seed
-        )
+        self.sampler = self.dataset.batch_sampler(training.batch_size, self.processes.rank, self.processes.world_size)
+        self.skipped_records = SkippedRecords(config.data.max_bad_fraction, len(self.dataset))
         self.plan: PhasePlan = plan_phases(config, len(self.sampler))
         self.progress = Progress()
         self.scores: list[dict[str, float]] = []
@@ -111,29 +117,44 @@ class Trainer:
         """
         progress, plan = self.progress, self.plan
         self.throughput = Throughput(self.processes.device)
-        batches: Iterator[dict[str, torch.Tensor]] = iter(())
+        self.batches: Iterator[dict[str, torch.Tensor]] = iter(())
+        # A validation that the earlier process owed when it was stopped.
+        owed = self._validation_due() and progress.validated_at < progress.step
+        # Before signals are held back: filling a cache may take hours, and a second attempt goes on where it stopped.
+        self._prepare_cache(owed)
         with StopSignals() as stop:
             try:
                 if progress.step < plan.total_steps:
                     self._enter_phase(plan.phase_at(progress.step))
-                    batches = iter(self._loader())
+                    self._start_loading()
                     self._start_epoch()
-                # A validation that the earlier process owed when it was stopped.
-                if self._validation_due() and progress.validated_at < progress.step:
+                if owed:
                     save(self, self._validate())
-                self._run(batches, stop)
+                self._run(stop)
             finally:
-                # By hand: an exception's traceback would keep the iterator, and with it the workers, alive.
-                getattr(batches, "_shutdown_workers", lambda: None)()
+                self._stop_loading()
         return progress.step == plan.total_steps
 
-    def _run(self, batches: Iterator[dict[str, torch.Tensor]], stop: StopSignals) -> None:
+    def _prepare_cache(self, owed: bool) -> None:
+        """Fill the feature cache where phase 1, or a validation owed to it, will read it."""
+        step, plan = self.progress.step, self.plan
+        trains = step < plan.total_steps and plan.phase_at(step) == 1
+        validates = owed and plan.phase_at(step - 1) == 1
+        if self.cached is None or not (trains or validates):
+            self.cached = None
+        elif not self.cached.prepare(self.objective.model, self.processes, self.precision):
+            self.cached = None
+
+    def _run(self, stop: StopSignals) -> None:
         """All remaining steps, with what is due between them."""
         progress, plan = self.progress, self.plan
         while progress.step < plan.total_steps:
             if plan.phase_at(progress.step) != self.phase:
                 self._enter_phase(plan.phase_at(progress.step))
-            if self._step(batches, stop):
+                if self.cached is not None:  # from here on batches bring pixels
+                    self._stop_loading()
+                    self._start_loading()
+            if self._step(stop):
                 save(self)
                 logger.info("Stopped after step %d. Go on with:\n  %s", progress.step, self.resume_command)
                 return
@@ -159,6 +180,11 @@ class Trainer:
 
         Parameters unfrozen after DistributedDataParallel wrapped the module would silently never be synchronised.
         """
+        if self.cached is not None:
+            if phase == 1:
+                drop_base(self.objective.model)
+            else:
+                restore_base(self.objective.model, self.store.folder, self.base_hash)
         moments = state_by_name(self.optimizer) if self.optimizer is not None else self.restored_moments
         self.objective.model.set_adapters_trainable(phase == 2)
         self.optimizer = None
@@ -191,16 +217,23 @@ class Trainer:
             yield from islice(self.sampler.epoch(epoch, start), count)
             done, left = done + count, left - count
 
-    def _loader(self) -> Any:
-        # One loader for the rest of the run: workers start once, and there is no gap between epochs.
+    def _start_loading(self) -> None:
+        # One loader for the rest of the run (or of a cached phase): workers start once, with no gap between epochs.
+        dataset, collate = self.dataset, self.collate
+        if self.cached is not None and self.phase == 1:
+            dataset, collate = self.cached.pairs, as_it_is
         pin = self.processes.device.type == "cuda"
-        loader = build_loader(self.dataset, self._batches(), self.config.data.num_workers, self.collate, pin)
+        loader = build_loader(dataset, self._batches(), self.config.data.num_workers, collate, pin)
         loader.worker_init_fn = outlast_stop_signals
-        return loader
+        self.batches = iter(loader)
+
+    def _stop_loading(self) -> None:
+        # By hand: an exception's traceback would keep the iterator, and with it the workers, alive.
+        getattr(self.batches, "_shutdown_workers", lambda: None)()
 
     # ---- one step ----
 
-    def _step(self, batches: Iterator[dict[str, torch.Tensor]], stop: StopSignals) -> bool:
+    def _step(self, stop: StopSignals) -> bool:
         """One optimizer step; whether any rank was told to stop."""
         config, progress = self.config, self.progress
         self.throughput.start_step()
@@ -210,10 +243,12 @@ class Trainer:
         outputs: list[Stage1Output] = []
         indices: list[torch.Tensor] = []
         words = samples = tokens = 0
+        skipped: list[Skipped] = []
         for micro in range(accumulate):
             started = time.perf_counter()
-            batch = next(batches)
+            batch = next(self.batches)
             self.throughput.waited_for_data(time.perf_counter() - started)
+            skipped += batch.pop("skipped", [])
             words += self.count_words(batch["input_ids"], batch["attention_mask"])
             samples += len(batch["input_ids"])
             tokens += batch["input_ids"].numel()
@@ -226,7 +261,7 @@ class Trainer:
         # With loss scaling an infinite gradient is an everyday event, which the scaler handles.
         checked = losses if self.scaler.is_enabled() else torch.cat((losses, norm[None]))
         finite = checked.isfinite().tolist()
-        report = agree(self.processes, stop.received is not None, not all(finite), words, samples)
+        report = agree(self.processes, stop.received is not None, not all(finite), words, samples, len(skipped))
 
         if report.nonfinite:
             progress.skipped_steps += 1
@@ -244,6 +279,8 @@ class Trainer:
         progress.step += 1
         progress.samples_seen += report.samples
         progress.words_seen += report.words
+        if report.skipped:
+            self.skipped_records.add(skipped, progress, self.processes)
         self.throughput.end_step(report.samples)
         log_step(self, outputs, rates, norm.item(), tokens / samples)
         if progress.nonfinite_in_row >= config.training.max_nonfinite_steps:
@@ -288,9 +325,10 @@ class Trainer:
             weights = self.average.swapped_in(model) if self.average is not None else contextlib.nullcontext()
             try:
                 with random_state_kept(self.processes.device), weights:
-                    result = self.held_out(model, self.objective.log_temperature.exp().item())
                     # The phase of the step just taken: at the boundary this is what phase 1 has reached.
                     phase = self.plan.phase_at(progress.step - 1)
+                    split = self.cached.held_out if self.cached is not None and phase == 1 else None
+                    result = self.held_out(model, self.objective.log_temperature.exp().item(), split)
                     self.monitor.scalars(progress.step, phase, result.scalars)
                     self.monitor.pictures(progress.step, result.pictures)
                     outcome = (result.scalars, None)

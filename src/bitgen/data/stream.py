@@ -1,0 +1,166 @@
+"""Image-caption pairs streamed from shards: what a mapped dataset gives, at constant memory whatever their number."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from bitgen.data.bad_records import NO_CAPTION, BadRecord, load_or_replace
+from bitgen.data.dataset import payload_tensor
+from bitgen.data.records import Record
+from bitgen.data.sampler import SampleKey
+from bitgen.data.shards import Shards
+from bitgen.data.stream_order import StreamBatchSampler
+from bitgen.data.views import random_view
+from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor
+
+# Captions that a tokenizer is trained on: those of the first shards, as many as its training profits from.
+CAPTIONS_FOR_TOKENIZER = 2_000_000
+
+
+def stream_captions(sources: Sequence[Shards]) -> Iterator[str]:
+    """Captions of the sources in order: a tokenizer's training text, the first so many of each where there are more."""
+    return chain.from_iterable(islice(s.iter_captions(), CAPTIONS_FOR_TOKENIZER // len(sources)) for s in sources)
+
+
+class StreamDataset(Dataset):
+    """Samples of shards, for a sampler that asks for neighbouring rows together (:class:`StreamBatchSampler`).
+
+    It answers for any row at any time, so that the same loader feeds mapped and streamed training; but each worker
+    keeps only the chunks it used last, about ``shuffle_buffer`` rows of them.
+
+    An epoch shows each image once, with one of its captions: how many captions there are is not known before the
+    shards are read.
+
+    Args:
+        sources: of one kind, numbered one after the other; see :class:`Shards`.
+        weights: one each; None joins the sources.
+        processor: with a tokenizer.
+        seed: with the pass and the row, decides everything random about a sample.
+        caption_sampling: ``"all"``: an image's captions take turns, pass by pass; ``"one"``: a caption is drawn.
+        augment: as for :class:`PairDataset`.
+        lanes: worker processes of each rank; 1 where the process itself loads.
+        shuffle_buffer: rows that are shuffled together, and that each worker holds.
+
+    ``dataset[SampleKey(row, pass)]`` as :class:`PairDataset`'s; ``image_id`` and ``index`` are the row's number over
+    all sources, so that images of two sources are different images whatever they are called. A record that cannot be
+    used is replaced by the next one, and the sample carries ``skipped``. Raises ``ValueError`` for a shard that cannot
+    be read.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Shards],
+        weights: Sequence[float | None],
+        processor: BitGenProcessor,
+        seed: int = 0,
+        caption_sampling: str = "all",
+        augment: bool = False,
+        lanes: int = 1,
+        shuffle_buffer: int = 1000,
+    ) -> None:
+        assert len(sources) == len(weights) > 0
+        self.sources, self.weights, self.processor = list(sources), list(weights), processor
+        self.seed, self.caption_sampling, self.lanes = seed, caption_sampling, lanes
+        self.shuffle_buffer = shuffle_buffer
+        first = sources[0].info
+        for other in sources[1:]:
+            if (other.info.kind, other.info.feature_shape) != (first.kind, first.feature_shape):
+                raise ValueError(
+                    f"train_data mixes {first.kind} {first.feature_shape or ''} ({sources[0].name}) with "
+                    f"{other.info.kind} {other.info.feature_shape or ''} ({other.name}): prepare all of them alike"
+                )
+        self.kind, self.feature_shape = first.kind, first.feature_shape
+        self.augment = augment and self.kind == "images"
+        self._chunks = [shards.chunk_rows for shards in sources]
+        rows = np.concatenate(self._chunks)
+        self._first_chunk = np.cumsum([0, *map(len, self._chunks)])  # of each source, over all of them
+        self._chunk_end = np.cumsum(rows)
+        self.image_count = int(self._chunk_end[-1])
+        # A window is a little more than shuffle_buffer rows; the chunks at its two ends count in full.
+        self._cached_rows = shuffle_buffer + 2 * int(rows.max())
+        self._cache: OrderedDict[int, Sequence[Record]] = OrderedDict()
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_cache": OrderedDict()}
+
+    def __len__(self) -> int:
+        return self.image_count
+
+    def describe(self) -> str:
+        """How much there is, source by source."""
+        each = [
+            f"{int(rows.sum()):,} images in {len(rows):,} chunks of {shards.num_files:,} files"
+            for shards, rows in zip(self.sources, self._chunks, strict=True)
+        ]
+        if len(each) > 1:
+            each = [f"{shards.name}: {text}" for shards, text in zip(self.sources, each, strict=True)]
+        if self.weights[0] is not None:
+            each = [f"{text}, weight {weight:g}" for text, weight in zip(each, self.weights, strict=True)]
+        return "; ".join(each) + "; streamed"
+
+    def batch_sampler(self, batch_size: int, rank: int = 0, world_size: int = 1) -> StreamBatchSampler:
+        """The batches of one rank."""
+        return StreamBatchSampler(
+            self._chunks, self.weights, batch_size, rank, world_size, self.lanes, self.shuffle_buffer, self.seed
+        )
+
+    def iter_captions(self) -> Iterator[str]:
+        """Captions to train a tokenizer on; see :func:`stream_captions`."""
+        return stream_captions(self.sources)
+
+    def record_name(self, index: int) -> str:
+        """How messages call a row, without reading it."""
+        shards, chunk, row, _ = self._locate(index)
+        return shards.where(chunk, row)
+
+    def _locate(self, index: int) -> tuple[Shards, int, int, int]:
+        """Source, chunk in it, row in that, and the chunk's number over all sources."""
+        number = int(np.searchsorted(self._chunk_end, index, side="right"))
+        source = int(np.searchsorted(self._first_chunk, number, side="right")) - 1
+        chunk = number - int(self._first_chunk[source])
+        row = index - (int(self._chunk_end[number - 1]) if number else 0)
+        return self.sources[source], chunk, row, number
+
+    def _rows(self, shards: Shards, chunk: int, number: int) -> Sequence[Record]:
+        """The rows of a chunk, kept until newer ones need the room."""
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        room = self._cached_rows - int(shards.chunk_rows[chunk])
+        while self._cache and sum(map(len, self._cache.values())) > room:
+            self._cache.popitem(last=False)
+        self._cache[number] = shards.read(chunk)
+        return self._cache[number]
+
+    def __getitem__(self, key: SampleKey | int) -> dict:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        if not 0 <= index < self.image_count:
+            raise IndexError(f"row {index} of {self.image_count}")
+        candidates = ((index + step) % self.image_count for step in range(self.image_count))
+        return load_or_replace(lambda row: self._sample(row, epoch), candidates)
+
+    def _sample(self, index: int, epoch: int) -> dict:
+        shards, chunk, row, number = self._locate(index)
+        record = self._rows(shards, chunk, number)[row]
+        name = f"{shards.where(chunk, row)} ({record.image_id})"
+        if not record.captions:
+            raise BadRecord(f"{name} has no caption: prepare the shard again without it", NO_CAPTION)
+        random = np.random.default_rng([self.seed % 2**63, epoch, index])
+        if self.caption_sampling == "all":
+            caption = record.captions[(epoch + index) % len(record.captions)]
+        else:
+            caption = record.captions[int(random.integers(len(record.captions)))]
+        view = random_view(random, caption) if self.augment else WHOLE
+        pixels = payload_tensor(record.payload, shards.info, self.processor, name, view)
+        return {
+            "pixel_values" if self.kind == "images" else "vision_features": pixels,
+            "input_ids": torch.tensor(self.processor.encode([caption])[0]),
+            "image_id": index,
+            "index": index,
+        }
