@@ -208,6 +208,7 @@ def test_hub_errors_say_what_to_do(hub, jpeg, image_folder, tmp_path, monkeypatc
         with pytest.raises(ValueError, match=message):
             image_folder([*arguments, *more])
     offline = ["--hub_dataset", "nobody/nothing", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="cannot be loaded .*hf download --repo-type dataset nobody/nothing"):
         image_folder(offline)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
