@@ -94,7 +94,7 @@ def test_memory_and_language_gradients_are_those_of_one_process(results: Results
     one = results.alone[case]
     for found in results.ranks:
         _check_gradients(found[case]["gradients"], one["gradients"])
-    name = "memory_kl_loss" if case == "memory-equal" else "text_loss"
+    name = "memory_kl_loss" if case == "memory-equal" else "caption_loss"
     torch.testing.assert_close(_mean(results, case, name), one["metrics"][name], rtol=1e-5, atol=1e-6)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 GOLDEN = Path(__file__).with_name("golden_stage1.txt")
-COLUMNS = ("loss", "contrastive_loss", "itm_loss", "memory_kl_loss", "text_loss", "memory_quality", "temperature")
+COLUMNS = ("loss", "contrastive_loss", "itm_loss", "memory_kl_loss", "caption_loss", "memory_quality", "temperature")
 
 
 def _fill(objective: torch.nn.Module) -> None:
@@ -67,4 +67,4 @@ def test_twenty_steps(make_objective, make_batch, make_queue, generator) -> None
     assert tuple(header.split()) == COLUMNS and len(lines) == len(found) == 20
     for step, (line, row) in enumerate(zip(lines, found, strict=True)):
         assert row == pytest.approx([float(value) for value in line.split()], rel=1e-4, abs=1e-5), f"step {step}"
-    assert found[-1][COLUMNS.index("text_loss")] < found[0][COLUMNS.index("text_loss")]
+    assert found[-1][COLUMNS.index("caption_loss")] < found[0][COLUMNS.index("caption_loss")]

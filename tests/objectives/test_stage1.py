@@ -70,7 +70,7 @@ def _run(
 def test_the_loss_is_the_weighted_sum_of_its_parts(step, weights, fusion: str) -> None:
     asked = {"contrastive_weight": 0.7, "itm_weight": 0.3, "memory_kl_weight": 0.2, "text_loss_weight": 0.11}
     parts = {"contrastive_weight": "contrastive_loss", "itm_weight": "itm_loss"}
-    parts |= {"memory_kl_weight": "memory_kl_loss", "text_loss_weight": "text_loss"}
+    parts |= {"memory_kl_weight": "memory_kl_loss", "text_loss_weight": "caption_loss"}
     output = _run(*step(weights(**asked), fusion=fusion))
     expected = sum(weight * output.metrics[parts[name]].item() for name, weight in asked.items())
     assert output.loss.item() == pytest.approx(expected, rel=1e-6)
@@ -351,7 +351,7 @@ def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(
         logits = model(batch["input_ids"], batch["attention_mask"], pooled)
     labels = batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(output.metrics["text_loss"], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.metrics["caption_loss"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_token_dropout_touches_the_contrastive_pass_in_training_only(step, weights, monkeypatch) -> None:
@@ -370,7 +370,7 @@ def test_eval_mode_is_repeatable_but_for_the_draw_of_negatives(step) -> None:
     objective, batch, queue = step()
     objective.eval()
     a, b = _run(objective, batch, queue, seed=1), _run(objective, batch, queue, seed=2)
-    for name in ("contrastive_loss", "memory_kl_loss", "text_loss", "memory_quality", "memory_utilization"):
+    for name in ("contrastive_loss", "memory_kl_loss", "caption_loss", "memory_quality", "memory_utilization"):
         assert torch.equal(a.metrics[name], b.metrics[name]), name
 
 
@@ -382,5 +382,5 @@ def test_runs_under_bfloat16_autocast_with_losses_near_float32(step, fusion: str
         output = _run(*step(fusion=fusion, memory_dim=memory_dim))
     output.loss.backward()
     assert output.loss.dtype == torch.float32 and output.posterior.dtype == torch.float32
-    for name in ("contrastive_loss", "memory_kl_loss", "text_loss"):
+    for name in ("contrastive_loss", "memory_kl_loss", "caption_loss"):
         torch.testing.assert_close(output.metrics[name], exact.metrics[name], rtol=0.05, atol=0.01)

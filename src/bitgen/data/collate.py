@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bitgen.data.sampler import SampleKey
+from bitgen.data.text_blocks import collate_blocks
 from bitgen.model.processing_bitgen import pad_tokens
 
 
@@ -18,7 +19,7 @@ class Collator:
     ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]`` float32; ``input_ids``, ``attention_mask`` ``[B, T]``
     padded right to the longest; ``image_ids [B]`` (equal for captions of one image) and ``indices [B]``, all int64.
     Where samples stand in for bad records, ``skipped``: a list of their :class:`~bitgen.data.bad_records.Skipped`.
-    Samples without an image give a batch without one.
+    Samples without an image give a batch without one; sequences of text the batch of ``collate_blocks``.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -26,6 +27,8 @@ class Collator:
 
     def __call__(self, samples: Sequence[dict]) -> dict[str, Any]:
         assert samples, "a batch holds at least one sample"
+        if "document_ids" in samples[0]:
+            return collate_blocks(samples)
         vision = [name for name in ("pixel_values", "vision_features") if name in samples[0]]
         skipped = [sample["skipped"] for sample in samples if "skipped" in sample]
         return {

@@ -109,6 +109,10 @@ class TextBlocks(Dataset):
         """The batches of one rank, in an order that depends on the dataset's seed."""
         return ResumableBatchSampler(len(self), batch_size, rank, world_size, self.seed)
 
+    def record_name(self, index: int) -> str:
+        """How messages call sequence ``index``; which documents are in it depends on the epoch."""
+        return f"text corpus {self.folder}, sequence {index}"
+
     def _packing(self, epoch: int) -> _Packing:
         """The packing of ``epoch``; the last one asked for is kept, for epochs come one after the other."""
         if self._packed is None or self._packed[0] != epoch:

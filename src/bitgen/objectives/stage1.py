@@ -1,6 +1,7 @@
 """Stage 1: a model and a batch in, the losses of vision-language training out.
 
-``loss = contrastive_weight * ITC + itm_weight * ITM + memory_kl_weight * KL + text_loss_weight * LM``
+Of image-caption pairs: ``contrastive_weight * ITC + itm_weight * ITM + memory_kl_weight * KL + text_loss_weight * LM``,
+of packed text ``text_loss_weight * LM`` alone.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
+from bitgen.data.text_blocks import causal_document_mask
 from bitgen.model.episodic_memory import MemoryReader, readback_error, slot_utilization
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
+from bitgen.model.sequence_layout import SequenceLayout
 from bitgen.objectives.contrastive import ContrastiveOutput, contrastive_loss, recentre
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries, pad_to
 from bitgen.objectives.gather import gather_rows
@@ -37,12 +40,12 @@ class ObjectiveSettings(Protocol):
 
 
 class Stage1Output(NamedTuple):
-    """``loss`` and ``metrics`` (detached scalars); this rank's ``entries`` for the queue; the posterior mean
-    ``[K, C]`` of the gathered batch's episode (None without a memory)."""
+    """``loss`` and ``metrics`` (detached scalars); this rank's ``entries`` for the queue (None where no loss reads it);
+    the posterior mean ``[K, C]`` of the gathered batch's episode (None without a memory, and for text)."""
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor]
-    entries: QueueEntries
+    entries: QueueEntries | None
     posterior: torch.Tensor | None
 
 
@@ -54,11 +57,14 @@ class Stage1Objective(nn.Module):
     Queue and memory state are arguments: they belong to the trainer and are updated after the backward pass.
     Parameters that no switched-on loss reaches are frozen here, so that each one left trainable gets a gradient.
 
+    Args:
+        sees_pairs: whether the run has image-caption pairs; without them no loss reaches what reads images.
+
     Raises:
         ValueError: no loss is on that trains the encoders.
     """
 
-    def __init__(self, model: BitGenModel, settings: ObjectiveSettings) -> None:
+    def __init__(self, model: BitGenModel, settings: ObjectiveSettings, sees_pairs: bool = True) -> None:
         super().__init__()
         if not (settings.contrastive_weight or settings.itm_weight or settings.text_loss_weight):
             raise ValueError(
@@ -67,21 +73,24 @@ class Stage1Objective(nn.Module):
             )
         self.model = model
         self.settings = settings
+        self.sees_pairs = sees_pairs
         self.progress = 1.0
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
         for _, parameter in self.unreached_parameters():
             parameter.requires_grad_(False)
 
     def unreached_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Parameters outside the vision tower that get no gradient from the losses that are switched on."""
+        """Parameters that get no gradient from the losses that are switched on, apart from those of adapters."""
         settings, prefixes = self.settings, []
-        has_memory = self.model.memory is not None
-        if not settings.contrastive_weight:
+        has_memory, pairs = self.model.memory is not None, self.sees_pairs
+        if not (pairs and settings.contrastive_weight):
             prefixes += ["log_temperature", "model.image_pooling", "model.image_projection", "model.text_projection"]
-        if not settings.itm_weight:
+        if not (pairs and settings.itm_weight):
             prefixes += ["model.itm_head"]
-        if has_memory and not settings.memory_kl_weight:
+        if has_memory and not (pairs and settings.memory_kl_weight):
             prefixes += ["model.memory.gpm"]
+        if not pairs:
+            prefixes += ["model.compressor", "model.vision_encoder"]
         single_token = ()
         if self.model.config.image_tokens == 1:  # a softmax over one token has no gradient for its scores
             single_token = ("image_pooling.scores", "fusion.norm", "fusion.attention.query")
@@ -97,7 +106,7 @@ class Stage1Objective(nn.Module):
     def _fuses(self) -> bool:
         settings = self.settings
         writes = self.model.memory is not None and settings.memory_kl_weight
-        return bool(settings.itm_weight or settings.text_loss_weight or writes)
+        return self.sees_pairs and bool(settings.itm_weight or settings.text_loss_weight or writes)
 
     def itm_temperature(self) -> float:
         """Today's temperature of drawing negatives: from its start to its end value in equal ratios."""
@@ -114,41 +123,58 @@ class Stage1Objective(nn.Module):
         """One micro-step.
 
         Args:
-            batch: ``pixel_values`` or ``vision_features``, ``input_ids, attention_mask [B, T]``, ``image_ids [B]``.
+            batch: ``pixel_values`` or ``vision_features``, ``input_ids, attention_mask [B, T]``, ``image_ids [B]``; or
+                packed text as ``collate_blocks`` gives it.
             queue: read only.
             memory: the running memory mean ``[K, C]``, as it was before this step; read only.
         """
         with self.model.embeddings.one_gradient():
-            return self._step(batch, queue, memory)
+            if "document_ids" in batch:
+                return self._read_text(batch, memory)
+            return self._see_pairs(batch, queue, memory)
 
-    def _step(self, batch: dict[str, torch.Tensor], queue: FeatureQueue, memory: torch.Tensor | None) -> Stage1Output:
+    def _read_text(self, batch: dict[str, torch.Tensor], memory: torch.Tensor | None) -> Stage1Output:
+        """Next-token prediction in packed documents, none of which sees another. The memory is read, not written: it
+        holds what was seen."""
+        model = self.model
+        reader = model.memory.reader(memory) if model.memory is not None else None
+        allowed = causal_document_mask(batch["document_ids"])
+        layout = SequenceLayout(batch["position_ids"], allowed, batch["attention_mask"])
+        hidden = model.run_stack(batch["input_ids"], layout.real, reader=reader, layout=layout).hidden_states
+        text_loss = language_loss(hidden, model.embeddings.token.weight, batch["labels"])
+        loss = self.settings.text_loss_weight * text_loss
+        return Stage1Output(loss, {"text_loss": text_loss.detach(), "loss": loss.detach()}, None, None)
+
+    def _see_pairs(self, batch: dict[str, torch.Tensor], queue: FeatureQueue, memory: torch.Tensor | None) -> Stage1Output:
         model, settings = self.model, self.settings
         input_ids, mask, image_ids = batch["input_ids"], batch["attention_mask"], batch["image_ids"]
         reader = model.memory.reader(memory) if model.memory is not None else None
         images = model.encode_image(batch.get("pixel_values"), batch.get("vision_features"))
-        contrast_ids, contrast_mask = input_ids, mask
-        if self.training and settings.token_dropout > 0:
-            contrast_ids, contrast_mask = drop_tokens(input_ids, mask, settings.token_dropout)
-        text_features = model.encode_text(contrast_ids, contrast_mask, reader)
+        pooled = model.pool_image_tokens(images.image_tokens)
         past = queue.valid()
         temperature = self.log_temperature.exp()
         metrics: dict[str, torch.Tensor] = {"temperature": temperature.detach()}
         loss = images.image_features.new_zeros(())
+        entries = None
+        if settings.contrastive_weight or settings.itm_weight:
+            contrast_ids, contrast_mask = input_ids, mask
+            if self.training and settings.token_dropout > 0:
+                contrast_ids, contrast_mask = drop_tokens(input_ids, mask, settings.token_dropout)
+            text_features = model.encode_text(contrast_ids, contrast_mask, reader)
+            entries = QueueEntries(
+                images.image_features.detach(),
+                text_features.detach(),
+                image_ids,
+                pad_to(input_ids, queue.entries.input_ids.shape[1]),
+                pad_to(mask, queue.entries.attention_mask.shape[1]),
+                pooled.detach().to(torch.bfloat16),
+            )
 
         if settings.contrastive_weight:
             itc = self._contrast(images.image_features, text_features, image_ids, past, temperature)
             loss = loss + settings.contrastive_weight * itc.loss
             metrics.update(contrastive_loss=itc.loss, acc_i2t=itc.acc_i2t, acc_t2i=itc.acc_t2i)
 
-        pooled = model.pool_image_tokens(images.image_tokens)
-        entries = QueueEntries(
-            images.image_features.detach(),
-            text_features.detach(),
-            image_ids,
-            pad_to(input_ids, queue.entries.input_ids.shape[1]),
-            pad_to(mask, queue.entries.attention_mask.shape[1]),
-            pooled.detach().to(torch.bfloat16),
-        )
         posterior = None
         if self._fuses():
             if settings.itm_weight:
@@ -165,9 +191,9 @@ class Stage1Objective(nn.Module):
             if settings.text_loss_weight:
                 width = fused.hidden_states.shape[1]
                 labels = next_token_labels(pad_to(input_ids, width), pad_to(mask, width))
-                text_loss = language_loss(fused.hidden_states, model.embeddings.token.weight, labels)
-                loss = loss + settings.text_loss_weight * text_loss
-                metrics["text_loss"] = text_loss
+                caption_loss = language_loss(fused.hidden_states, model.embeddings.token.weight, labels)
+                loss = loss + settings.text_loss_weight * caption_loss
+                metrics["caption_loss"] = caption_loss
         metrics["loss"] = loss
         return Stage1Output(loss, {name: value.detach() for name, value in metrics.items()}, entries, posterior)
 
