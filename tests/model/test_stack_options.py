@@ -65,6 +65,20 @@ def test_packed_documents_are_read_as_if_alone(build, options):
     torch.testing.assert_close(packed_logits(model, texts), alone, atol=1e-4, rtol=0)
 
 
+@every_combination
+def test_two_continuations_share_one_prefix(build, options):
+    """As the BabyLM evaluator packs sentence pairs: here the order in the row is not the distance."""
+    model, (prefix, one, other) = build(**options), documents(4, 3, 2)
+    part = torch.tensor([0] * 4 + [1] * 3 + [2] * 2)
+    visible = torch.ones(9, 9).tril().bool() & ((part[:, None] == part) | (part == 0))
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5]])
+    layout = SequenceLayout(positions, visible[None, None], torch.ones(1, 9, dtype=torch.long))
+    with torch.no_grad():
+        together = model.lm_logits(model.run_stack(torch.cat((prefix, one, other), 1), layout=layout).hidden_states)
+        alone = [model(torch.cat((prefix, branch), dim=1)) for branch in (one, other)]
+    torch.testing.assert_close(together, torch.cat((alone[0], alone[1][:, 4:]), dim=1), atol=1e-4, rtol=0)
+
+
 def test_moving_a_document_changes_nothing_with_rotary_positions_alone(build):
     for positions, moves in (("rope", False), ("learned", True)):
         model, texts = build(positions=positions), documents(6)
