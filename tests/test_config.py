@@ -282,6 +282,7 @@ FEATURES = {"vision_encoder": "features", "train_data": "data/train", "vision_tu
     ("values", "expected"),
     [
         ({"num_heads": 5}, ["num_heads", "embed_dim 128", "Write 4"]),
+        ({"positions": "rope", "num_heads": 128}, ["positions", "heads of 1", "write positions learned"]),
         ({**RANDOM, "vision_num_heads": 7}, ["vision_num_heads", "vision_hidden_size 768"]),
         ({**RANDOM, "image_size": 60}, ["image_size", "vision_patch_size 14", "Write 56"]),
         ({**RANDOM, "image_size": None}, ["image_size", "Write 224"]),

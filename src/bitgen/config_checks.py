@@ -132,6 +132,12 @@ def _check_lora(config: Config) -> None:
 def _check_model(config: Config) -> None:
     model, objective = config.model, config.objective
     _divides("num_heads", model.num_heads, "embed_dim", model.embed_dim)
+    if model.positions == "rope" and model.embed_dim // model.num_heads % 2:
+        raise ConfigError(
+            f"positions is rope, which turns pairs of channels, but embed_dim {model.embed_dim} and num_heads "
+            f"{model.num_heads} make heads of {model.embed_dim // model.num_heads}. Choose sizes that make it even, or "
+            "write positions learned."
+        )
     if model.vision_embed_dim != model.embed_dim:
         raise ConfigError(
             f"vision_embed_dim is {model.vision_embed_dim} and embed_dim {model.embed_dim}, but image and text tokens "

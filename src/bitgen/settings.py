@@ -116,6 +116,16 @@ class ModelSettings:
     num_layers: int = setting(3, "Causal blocks of the text stack.")
     num_heads: int = setting(4, "Attention heads of a block; must divide embed_dim.")
     ffn_dim: int = setting(256, "Hidden width of a block's feed-forward part.")
+    feed_forward: Literal["gelu", "swiglu"] = setting(
+        "gelu",
+        "A block's feed-forward part: gelu, or swiglu (arXiv 2002.05202), which has 1.5 times the parameters at equal "
+        "ffn_dim; two thirds of it make them equal.",
+    )
+    positions: Literal["learned", "rope"] = setting(
+        "learned",
+        "How the text stack knows positions: a learned table of max_seq_len rows, or rope, rotary attention (arXiv "
+        "2104.09864, interleaved, base 10000), which has no parameters. max_seq_len is the context with either.",
+    )
     vision_embed_dim: int = setting(128, "Width of a compressed image token; must equal embed_dim.")
     compressor_dim: int = setting(384, "Hidden width of the feature compressor.")
     compressor_dropout: float = setting(0.1, "Dropout inside the feature compressor.")

@@ -59,10 +59,11 @@ def expected_logits(run, features, path):
 
 
 def test_it_loads_in_a_fresh_process_without_this_repository_or_peft(written_run, tmp_path):
-    """Both kinds of model in one process: starting torch and transformers is what takes the time."""
+    """All kinds of model in one process: starting torch and transformers is what takes the time."""
     arguments = []
-    for features in (False, True):
-        run, name = written_run(features=features), f"features_{features}"
+    rotary = {"positions": "rope", "feed_forward": "swiglu"}
+    for name, features, options in (("images", False, {}), ("features", True, {}), ("rotary", True, rotary)):
+        run = written_run(features=features, **options)
         expected_logits(run, features, tmp_path / f"{name}.safetensors")
         folder = export_run(str(run), str(tmp_path / name), True, False, {})
         arguments += [str(folder), str(tmp_path / f"{name}.safetensors")]
@@ -79,7 +80,7 @@ def test_it_loads_in_a_fresh_process_without_this_repository_or_peft(written_run
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("image ") == 2, done.stdout
+    assert done.stdout.count("image ") == 3, done.stdout
 
 
 # ---------------------------------------------------------------- sentence_zero_shot

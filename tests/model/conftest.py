@@ -42,17 +42,24 @@ def tiny_config() -> Callable[..., BitGenConfig]:
     return build
 
 
-@pytest.fixture
-def open_model(tiny_config) -> Callable[..., BitGenModel]:
+STACKS = {
+    "plain": {"positions": "learned", "feed_forward": "gelu"},
+    "rotary": {"positions": "rope", "feed_forward": "swiglu"},
+}
+
+
+@pytest.fixture(params=STACKS)
+def open_model(request, tiny_config) -> Callable[..., BitGenModel]:
     """``open_model(**changes)``: a model on features, in eval mode, whose every gate is open.
 
-    A closed gate would hide fusion and memory from a test that looks for leaks.
+    A closed gate would hide fusion and memory from a test that looks for leaks. Every test that builds one runs twice:
+    the options of the text stack must hold whatever the network promises.
     """
 
     def build(**changes) -> BitGenModel:
         torch.manual_seed(0)
         features = dict(vision_config=None, feature_dim=6, feature_tokens=9)
-        model = BitGenModel(tiny_config(**(features | changes))).eval()
+        model = BitGenModel(tiny_config(**(features | STACKS[request.param] | changes))).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("gate"):

@@ -145,6 +145,9 @@ def test_configuration_survives_json_and_the_empty_one_builds(tiny_config):
         ({"fusion": "late"}, "fusion='late' is unknown"),
         ({"image_pooling": "max"}, "image_pooling='max' is unknown"),
         ({"vision_tuning": "half"}, "vision_tuning='half' is unknown"),
+        ({"positions": "relative"}, "positions='relative' is unknown"),
+        ({"feed_forward": "relu"}, "feed_forward='relu' is unknown"),
+        ({"positions": "rope", "embed_dim": 6, "vision_embed_dim": 6}, "make heads of 3"),
         ({"vision_config": None, "feature_dim": 6}, "feature_tokens"),
     ],
 )

@@ -42,7 +42,8 @@ class Recorder:
                 if parameter.grad is not None and parameter.grad.abs().max() > ROUNDING:
                     reached.add(name)
             for kind in self.rows_reached:
-                grad = getattr(objective.model.embeddings, kind).weight.grad
+                table = getattr(objective.model.embeddings, kind)
+                grad = table.weight.grad if table is not None else None
                 if grad is not None:
                     self.rows_reached[kind] |= set(grad.abs().sum(dim=1).nonzero().flatten().tolist())
             self.seen_tokens |= set(batch["input_ids"][batch["attention_mask"].bool()].tolist())
@@ -78,6 +79,17 @@ def test_everything_trainable_is_reached_in_each_phase(
             assert all("lora_" in name for name in of_tower)
         assert recorder.seen_tokens <= recorder.rows_reached["token"]
         assert set(range(recorder.longest)) <= recorder.rows_reached["position"]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_rotary_positions_and_swiglu_are_reached_too(
+    make_objective, make_batch, make_queue, generator, fusion: str
+) -> None:
+    objective = make_objective(fusion=fusion, positions="rope", feed_forward="swiglu")
+    expected = _names(objective)
+    recorder = Recorder(objective, make_batch, make_queue, generator(1))
+    assert not expected - recorder.steps()
+    assert recorder.seen_tokens <= recorder.rows_reached["token"] and not recorder.rows_reached["position"]
 
 
 def _subsets() -> list[tuple[str, ...]]:

@@ -61,6 +61,18 @@ def test_every_parameter_is_counted_once(stage1):
     assert sum(c.total for c in table.components.values()) == table.total.total
 
 
+@pytest.mark.parametrize("positions, rows", [("learned", 256), ("rope", 0)])
+@pytest.mark.parametrize("feed_forward, matrices", [("gelu", 2), ("swiglu", 3)])
+def test_the_text_stacks_options_are_counted(positions, rows, feed_forward, matrices):
+    sizes = {**TINY, "ffn_dim": 16}
+    model = on_meta(feature_dim=20, feature_tokens=4, positions=positions, feed_forward=feed_forward, **sizes)
+    parts = count_parameters(model).components
+    assert parts["embeddings"].total == (40 + rows) * 8
+    attention, norms, biases = 4 * 8 * 8 + 8, 3 * 2 * 8, (matrices - 1) * 16 + 8
+    assert parts["decoder"].total == attention + norms + matrices * 8 * 16 + biases
+    assert sum(part.total for part in parts.values()) == sum(p.numel() for p in model.parameters())
+
+
 def test_counts_do_not_depend_on_the_phase_that_the_model_is_in():
     model = on_meta(vision_config=TINY_VISION, **TINY)
     before = count_parameters(model)

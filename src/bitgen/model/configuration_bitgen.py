@@ -10,6 +10,8 @@ from transformers import PretrainedConfig
 FUSION_KINDS = ("concat_mlp", "cross_attention", "backbone")
 IMAGE_POOLINGS = ("attention", "mean")
 VISION_TUNINGS = ("frozen", "lora", "full")
+POSITION_KINDS = ("learned", "rope")
+FEED_FORWARDS = ("gelu", "swiglu")
 # In the queue and in every matching pass, image tokens are pooled to at most this many a side.
 MAX_POOLED_GRID = 7
 
@@ -26,6 +28,8 @@ class BitGenConfig(PretrainedConfig):
         vision_tuning: what phase 2 trains of the tower: ``frozen`` nothing, ``lora`` adapters, ``full`` every weight.
         lora_layers: indices of the adapted layers, or None for all of them.
         embed_dim (D), vision_embed_dim: text and image token width; they must be equal, since both meet in attention.
+        positions: ``learned`` (a table of max_seq_len rows) | ``rope`` (rotary attention, no parameters).
+        feed_forward: ``gelu`` | ``swiglu``, which has 1.5 times the parameters at equal ``ffn_dim``.
         fusion: ``concat_mlp`` | ``cross_attention`` | ``backbone`` (FIBER, arXiv 2206.07643, section 3).
         memory_size (K), memory_dim (C): slots and code width of the episodic memory (Larimar, arXiv 2403.11901).
 
@@ -67,6 +71,8 @@ class BitGenConfig(PretrainedConfig):
         compressor_dropout: float = 0.1,
         vocab_size: int = 50257,
         max_seq_len: int = 256,
+        positions: str = "learned",
+        feed_forward: str = "gelu",
         fusion: str = "backbone",
         image_pooling: str = "attention",
         dropout: float = 0.1,
@@ -102,6 +108,8 @@ class BitGenConfig(PretrainedConfig):
         self.compressor_dropout = compressor_dropout
         self.vocab_size = vocab_size
         self.max_seq_len = max_seq_len
+        self.positions = positions
+        self.feed_forward = feed_forward
         self.fusion = fusion
         self.image_pooling = image_pooling
         self.dropout = dropout
@@ -168,6 +176,13 @@ class BitGenConfig(PretrainedConfig):
             ("fusion", self.fusion, FUSION_KINDS),
             ("image_pooling", self.image_pooling, IMAGE_POOLINGS),
             ("vision_tuning", self.vision_tuning, VISION_TUNINGS),
+            ("positions", self.positions, POSITION_KINDS),
+            ("feed_forward", self.feed_forward, FEED_FORWARDS),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}.")
+        if self.positions == "rope" and self.embed_dim // self.num_heads % 2:
+            raise ValueError(
+                f"positions='rope' turns pairs of channels, but embed_dim={self.embed_dim} and "
+                f"num_heads={self.num_heads} make heads of {self.embed_dim // self.num_heads}: choose even ones."
+            )

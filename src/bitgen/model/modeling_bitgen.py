@@ -63,7 +63,9 @@ class BitGenModel(PreTrainedModel):
             config.vision_feature_dim, config.compressor_dim, width, config.compressor_dropout
         )
         self.image_pooling = TokenPooling(width, config.num_heads, config.image_pooling)
-        self.embeddings = TextEmbeddings(config.vocab_size, config.max_seq_len, width, config.dropout)
+        self.embeddings = TextEmbeddings(
+            config.vocab_size, config.max_seq_len, width, config.dropout, config.positions == "learned"
+        )
         self.fusion = build_fusion(config.fusion, width, config.num_heads, config.ffn_dim, config.dropout)
         self.memory = EpisodicMemory(config) if config.use_memory else None
         self.decoder = TextDecoder(config)
@@ -196,7 +198,7 @@ class BitGenModel(PreTrainedModel):
         if self.memory is not None and not memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)
-        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace)
+        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace, positions)
         if self.memory is not None and memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
-from .attention import attend, split_heads
+from .attention import attend, attending_dtype, split_heads
 from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import GatedCrossAttention
 from .dropout import Dropout
+from .rotary import rotate, rotations
 
 
 class _OneGradient(torch.autograd.Function):
@@ -32,30 +33,35 @@ class _OneGradient(torch.autograd.Function):
 
 
 class TextEmbeddings(nn.Module):
-    """Token plus learned position embeddings: ``input_ids [B, T] -> [B, T, D]``.
+    """Token embeddings, plus learned position embeddings unless attention is rotary: ``input_ids [B, T] -> [B, T, D]``.
 
     Positions count from ``start``, or are those given as ``positions [B, T]``, each below ``max_seq_len``.
     """
 
-    def __init__(self, vocab_size: int, max_seq_len: int, embed_dim: int, dropout: float) -> None:
+    def __init__(
+        self, vocab_size: int, max_seq_len: int, embed_dim: int, dropout: float, learned_positions: bool = True
+    ) -> None:
         super().__init__()
+        self.max_seq_len = max_seq_len
         self.token = nn.Embedding(vocab_size, embed_dim)
-        self.position = nn.Embedding(max_seq_len, embed_dim)
+        self.position = nn.Embedding(max_seq_len, embed_dim) if learned_positions else None
         self.dropout = Dropout(dropout)
         self._shared: tuple[torch.Tensor] | None = None
         nn.init.normal_(self.token.weight, std=0.02)
-        nn.init.normal_(self.position.weight, std=0.02)
+        if self.position is not None:
+            nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, input_ids: torch.Tensor, start: int = 0, positions: torch.Tensor | None = None) -> torch.Tensor:
         if positions is None:
             positions = self._consecutive(input_ids, start)
-        return self.dropout(self._tokens(input_ids) + self.position(positions))
+        tokens = self._tokens(input_ids)
+        return self.dropout(tokens if self.position is None else tokens + self.position(positions))
 
     def _consecutive(self, input_ids: torch.Tensor, start: int) -> torch.Tensor:
         end = start + input_ids.shape[1]
-        if end > self.position.num_embeddings:
+        if end > self.max_seq_len:
             raise ValueError(
-                f"A sequence of {end} tokens is longer than max_seq_len={self.position.num_embeddings}; truncate it "
+                f"A sequence of {end} tokens is longer than max_seq_len={self.max_seq_len}; truncate it "
                 "(BitGenProcessor does) or build the model with a larger max_seq_len."
             )
         return torch.arange(start, end, device=input_ids.device)
@@ -86,6 +92,8 @@ class CausalSelfAttention(nn.Module):
 
     Sequences are padded on the right, so that causality alone keeps real positions away from padding; where that does
     not hold, ``allowed [B, 1, T, S]`` says which of the S cached and new positions each of the T new ones may see.
+    With ``turns`` (:func:`rotary.rotations`) queries and keys are rotated to their positions; the cache holds rotated
+    keys.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, layer_index: int) -> None:
@@ -96,21 +104,53 @@ class CausalSelfAttention(nn.Module):
         self.output = nn.Linear(embed_dim, embed_dim)
 
     def forward(
-        self, hidden: torch.Tensor, cache: Cache | None = None, allowed: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        cache: Cache | None = None,
+        allowed: torch.Tensor | None = None,
+        turns: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        projected = self.query_key_value(hidden).chunk(3, dim=-1)
-        query, key, value = (split_heads(part, self.num_heads) for part in projected)  # (B, H, T, d)
+        projected = self.query_key_value(hidden)
+        query, key, value = (split_heads(part, self.num_heads) for part in projected.chunk(3, dim=-1))  # (B, H, T, d)
+        if turns is not None:
+            # Cast as `attend` would, but first: rotating is in float32 anyway, and the cache needs one dtype.
+            query, key, value = (part.to(attending_dtype(part)) for part in (query, key, value))
+            query, key = rotate(query, turns), rotate(key, turns)
         length = query.shape[2]
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         past = key.shape[2] - length
         if allowed is None and past and length > 1:
             allowed = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(past)
-        return self.output(attend(query, key, value, allowed, is_causal=allowed is None and not past))
+        attended = attend(query, key, value, allowed, is_causal=allowed is None and not past)
+        return self.output(attended.to(projected.dtype))
+
+
+class SwiGLU(nn.Module):
+    """The activation of a gated feed-forward part (Shazeer, arXiv 2002.05202): ``[..., 2F] -> [..., F]``.
+
+    The first half, through SiLU, gates the second.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        gate, up = hidden.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+def feed_forward(config: BitGenConfig) -> nn.Sequential:
+    """Pre-norm feed-forward part, ``D -> ffn_dim -> D``. SwiGLU's first layer is twice as wide for its gates."""
+    width, hidden = config.embed_dim, config.ffn_dim
+    gated = config.feed_forward == "swiglu"
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, 2 * hidden if gated else hidden),
+        SwiGLU() if gated else nn.GELU(),
+        nn.Linear(hidden, width),
+    )
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm block: causal attention, cross-attention to the image (``backbone`` fusion only), GELU feed-forward."""
+    """Pre-norm block: causal attention, cross-attention to the image (``backbone`` fusion only), feed-forward."""
 
     def __init__(self, config: BitGenConfig, layer_index: int) -> None:
         super().__init__()
@@ -118,9 +158,7 @@ class DecoderBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = CausalSelfAttention(width, heads, layer_index)
         self.fusion = GatedCrossAttention(width, heads, dropout) if config.fusion == "backbone" else None
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, config.ffn_dim), nn.GELU(), nn.Linear(config.ffn_dim, width)
-        )
+        self.feed_forward = feed_forward(config)
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -129,8 +167,9 @@ class DecoderBlock(nn.Module):
         image_tokens: torch.Tensor | None = None,
         cache: Cache | None = None,
         allowed: torch.Tensor | None = None,
+        turns: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), cache, allowed))
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), cache, allowed, turns))
         if self.fusion is not None and image_tokens is not None:
             hidden = self.fusion(hidden, image_tokens)
         return hidden + self.dropout(self.feed_forward(hidden))
@@ -142,6 +181,7 @@ class TextDecoder(nn.Module):
     def __init__(self, config: BitGenConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(DecoderBlock(config, index) for index in range(config.num_layers))
+        self.rotary_dim = config.embed_dim // config.num_heads if config.positions == "rope" else None
 
     def forward(
         self,
@@ -150,10 +190,21 @@ class TextDecoder(nn.Module):
         cache: Cache | None = None,
         allowed: torch.Tensor | None = None,
         trace: list[torch.Tensor] | None = None,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``[B, T, D] -> [B, T, D]``; what enters each block is appended to ``trace``."""
+        """``[B, T, D] -> [B, T, D]``; what enters each block is appended to ``trace``.
+
+        ``positions [B, T]`` are read by rotary attention alone; by default they go on from the cache's length.
+        """
+        turns = self._turns(hidden, cache, positions) if self.rotary_dim is not None else None
         for block in self.blocks:
             if trace is not None:
                 trace.append(hidden)
-            hidden = block(hidden, image_tokens, cache, allowed)
+            hidden = block(hidden, image_tokens, cache, allowed, turns)
         return hidden
+
+    def _turns(self, hidden: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None) -> torch.Tensor:
+        if positions is None:
+            start = cache.get_seq_length() if cache is not None else 0
+            positions = torch.arange(start, start + hidden.shape[1], device=hidden.device)
+        return rotations(positions, self.rotary_dim)

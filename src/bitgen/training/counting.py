@@ -23,7 +23,7 @@ COMPONENTS = {
     "fusion": "cross-modal fusion",
     "memory": "episodic memory",
     "decoder": "text decoder",
-    "embeddings": "token and position embeddings",
+    "embeddings": "text embeddings",
     "heads": "pooling, projections and heads",
 }
 START_MARKER, END_MARKER = "<!-- parameters:start -->", "<!-- parameters:end -->"
