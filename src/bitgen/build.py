@@ -18,6 +18,8 @@ from bitgen.data.scenes import ScenesDataset, scene_captions
 from bitgen.data.shards import open_shards
 from bitgen.data.sources import parse_sources
 from bitgen.data.stream import StreamDataset, stream_captions
+from bitgen.data.text_and_pairs import TextAndPairs
+from bitgen.data.text_blocks import TextBlocks
 from bitgen.data.tokenizer import build_tokenizer, load_tokenizer
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import (
@@ -45,11 +47,12 @@ class LoadedModel(NamedTuple):
 
 
 class RunParts(NamedTuple):
-    """Tokenizer, data (``val`` None: no validation) and the model before its first step."""
+    """Tokenizer, data (``val``, ``text_val`` None: no such validation) and the model before its first step."""
 
     tokenizer: PreTrainedTokenizerBase
-    train: PairDataset
+    train: PairDataset | MixedDataset | StreamDataset | TextAndPairs
     val: PairDataset | None
+    text_val: TextBlocks | None
     model: BitGenModel
 
 
@@ -114,6 +117,16 @@ def build_training_dataset(config: Config, processor: BitGenProcessor) -> PairDa
         return dataset
     datasets = [build_dataset(config, path, "train", processor, is_training=True) for path in paths]
     return MixedDataset(datasets, weights) if len(datasets) > 1 else datasets[0]
+
+
+def build_text(config: Config, folder: str, tokenizer: PreTrainedTokenizerBase) -> TextBlocks:
+    """A folder of text as packed sequences.
+
+    Raises:
+        ValueError: it is missing or damaged, or was made with another tokenizer than the run's.
+    """
+    length = config.data.text_seq_len or config.model.max_seq_len
+    return TextBlocks(folder, tokenizer, length, config.training.seed)
 
 
 def _check_kind(config: Config, source: str, kind: str) -> None:
@@ -231,15 +244,22 @@ def build_parts(config: Config, processes: Processes) -> RunParts:
     processor = BitGenProcessor(
         tokenizer, image_size, config.model.max_seq_len, max_image_pixels=config.data.max_image_pixels
     )
-    train = build_training_dataset(config, processor)
-    val = build_dataset(config, config.data.val_data, "val", processor) if config.data.val_data is not None else None
-    if val is not None and val.feature_shape != train.feature_shape:
+    data = config.data
+    pairs = build_training_dataset(config, processor) if data.train_data is not None else None
+    val = build_dataset(config, data.val_data, "val", processor) if data.val_data is not None else None
+    if val is not None and val.feature_shape != pairs.feature_shape:
         raise ConfigError(
-            f"val_data {config.data.val_data} holds features of {val.feature_shape}, train_data of "
-            f"{train.feature_shape}: prepare both with the same encoder."
+            f"val_data {data.val_data} holds features of {val.feature_shape}, train_data of {pairs.feature_shape}: "
+            "prepare both with the same encoder."
         )
+    train, text_val = pairs, None
+    if data.text_data is not None:
+        text = build_text(config, data.text_data, tokenizer)
+        train = TextAndPairs(text, pairs, data.text_ratio, config.training.text_batch_size)
+        text_val = build_text(config, data.text_val_data, tokenizer) if data.text_val_data is not None else None
     seed_everything(config.training.seed)  # the same new weights on every rank
     # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
     vocab_size = min(config.model.vocab_size, len(tokenizer)) if config.data.tokenizer == "train" else None
-    model_config = model_config_of(config, vision_config, train.feature_shape, vocab_size)
-    return RunParts(tokenizer, train, val, build_untrained(config, vision_config, model_config))
+    shape = pairs.feature_shape if pairs is not None else (config.vision.feature_tokens, config.vision.feature_dim)
+    model_config = model_config_of(config, vision_config, shape, vocab_size)
+    return RunParts(tokenizer, train, val, text_val, build_untrained(config, vision_config, model_config))

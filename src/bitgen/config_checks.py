@@ -21,7 +21,7 @@ _AT_LEAST_ONE = """vision_hidden_size vision_num_layers vision_num_heads vision_
     feature_tokens lora_rank lora_alpha embed_dim num_layers num_heads ffn_dim vision_embed_dim compressor_dim
     vocab_size memory_size memory_dim pseudoinverse_steps queue_size batch_size grad_accum_steps num_epochs max_steps
     num_gpus max_nonfinite_steps scenes_train scenes_val val_max_images save_steps eval_steps log_steps
-    max_checkpoints_to_keep shuffle_buffer max_image_pixels""".split()
+    max_checkpoints_to_keep shuffle_buffer max_image_pixels text_batch_size max_words_seen max_epochs""".split()
 _NOT_NEGATIVE = """lora_warmup_epochs lora_warmup_steps lora_lr_factor lora_lr_warmup_steps contrastive_weight
     itm_weight memory_kl_weight text_loss_weight temperature_lr_factor gate_lr_factor weight_decay warmup_steps seed
     num_workers""".split()
@@ -38,6 +38,8 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "memory_alpha": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "queue_weight": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "temperature": (lambda value: 0.01 <= value <= 1, "from 0.01 to 1"),
+    "text_ratio": (lambda value: 0 < value < 1, "above 0 and below 1"),
+    "text_seq_len": (lambda value: value >= 3, "at least 3 (BOS, a token, EOS)"),
     "max_seq_len": (lambda value: value >= 3, "at least 3 (BOS, a token, EOS)"),
 }
 _INIT_METHODS = ("true", "false", "gaussian")
@@ -56,6 +58,7 @@ def check_settings(config: Config, defaults: Config) -> None:
     _check_vision(config)
     _check_lora(config)
     _check_model(config)
+    _check_text(config)
     _check_data(config)
 
 
@@ -95,6 +98,8 @@ def _check_vision(config: Config) -> None:
                     f"{name} is {getattr(vision, name)}, but it only has a meaning for features computed earlier. "
                     "Leave it out, or write vision_encoder features."
                 )
+        return
+    if data.train_data is None and data.text_data is not None:
         return
     if data.train_data is None or data.train_data == "scenes" or data.val_data == "scenes":
         raise ConfigError(
@@ -156,6 +161,45 @@ def _check_model(config: Config) -> None:
     weights = ("contrastive_weight", "itm_weight", "memory_kl_weight", "text_loss_weight")
     if not any(getattr(objective, name) for name in weights):
         raise ConfigError(f"{', '.join(weights)} are all 0: nothing is left to minimise. Write contrastive_weight 1.")
+
+
+def _check_text(config: Config) -> None:
+    data, vision, model = config.data, config.vision, config.model
+    if data.text_data is None:
+        for name in ("text_val_data", "text_seq_len"):
+            if getattr(data, name) is not None:
+                raise ConfigError(f"{name} is {getattr(data, name)}, but there is no text_data. Write it too.")
+        return
+    if not config.objective.text_loss_weight:
+        raise ConfigError(
+            f"text_data is {data.text_data}, but text_loss_weight is 0, so nothing would learn from it. Write "
+            "text_loss_weight 1."
+        )
+    if data.tokenizer == "train":
+        raise ConfigError(
+            f"tokenizer is train, but text_data {data.text_data} holds ids of a tokenizer that exists. Write its folder, "
+            "the --tokenizer that data_prep/babylm_text.py was given."
+        )
+    if data.streaming:
+        raise ConfigError("streaming is on, but text_data is mixed with mapped pairs alone. Write streaming False.")
+    if data.text_val_data == data.text_data:
+        raise ConfigError(
+            f"text_val_data is {data.text_val_data}, the training text itself. Write the --val_output of "
+            "data_prep/babylm_text.py, or leave it out."
+        )
+    if data.text_seq_len is not None and data.text_seq_len > model.max_seq_len:
+        raise ConfigError(
+            f"text_seq_len is {data.text_seq_len}, longer than max_seq_len {model.max_seq_len}. Write that or less."
+        )
+    if data.train_data is not None:
+        return
+    if vision.vision_encoder != "features" or not (vision.feature_dim and vision.feature_tokens):
+        raise ConfigError(
+            "text_data is trained alone (there is no train_data), so no images say what the model will see. Write "
+            "vision_encoder features with feature_dim and feature_tokens, or name pairs as train_data."
+        )
+    if data.val_data is not None:
+        raise ConfigError(f"val_data is {data.val_data}, but the run sees no images. Leave it out, or add train_data.")
 
 
 def _check_data(config: Config) -> None:

@@ -1,12 +1,17 @@
-"""Validation as the trainer calls it: the scalars of a held-out split, and what TensorBoard shows of it."""
+"""Validation as the trainer calls it: the scalars of held-out data, and what TensorBoard shows of them."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from bitgen.evaluation.encode import EncodedSplit, Runner
+from bitgen.evaluation.generation import continue_text, sample_captions
+from bitgen.evaluation.language import caption_loss, split_by_source, text_perplexities
 from bitgen.evaluation.validation import validate
 from bitgen.training.distributed import Precision
 from bitgen.training.trainer import HeldOutResult
@@ -15,30 +20,76 @@ if TYPE_CHECKING:
     from bitgen.config import Config
     from bitgen.data.cached_pairs import CachedSplit
     from bitgen.data.dataset import PairDataset
+    from bitgen.data.text_blocks import TextBlocks
     from bitgen.model.modeling_bitgen import BitGenModel
 
 # Rows of the slot-usage picture.
 _PICTURED_PAIRS = 32
+# Captions written for TensorBoard, and what is shown of a continued text.
+_SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 8, 12, 30
 
 
 class HeldOut:
-    """Validates on a split; call it with the model and today's temperature."""
+    """Validates on held-out pairs, held-out text or both; call it with the model and today's temperature.
 
-    def __init__(self, config: Config, dataset: PairDataset, device: torch.device, precision: Precision) -> None:
-        self.dataset, self.device, self.precision = dataset, device, precision
+    Args:
+        dataset: pairs; None: there are none.
+        text: text; None: there is none.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: PairDataset | None,
+        text: TextBlocks | None,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        assert dataset is not None or text is not None
+        self.dataset, self.device, self.precision, self.tokenizer = dataset, device, precision, tokenizer
+        self.sources = split_by_source(text, tokenizer) if text is not None else {}
         self.max_images = config.data.val_max_images
-        self.batch_size = config.training.batch_size
-        self.num_workers = config.data.num_workers if dataset.kind == "images" else 0
+        self.batch_size, self.text_batch_size = config.training.batch_size, config.training.text_batch_size
+        self.num_workers = config.data.num_workers if dataset is not None and dataset.kind == "images" else 0
+        self.aligns = bool(config.objective.contrastive_weight or config.objective.itm_weight)
+        self.writes = bool(config.objective.text_loss_weight)
 
     def __call__(self, model: BitGenModel, temperature: float, split: CachedSplit | None = None) -> HeldOutResult:
-        """Scalars under ``val/`` and pictures; ``split``: the same images as features computed earlier.
+        """Scalars under ``val/``, pictures and texts; ``split``: the same images as features computed earlier.
+
+        The score is the mean of the recalls where images and captions are aligned, else the loss of held-out text, else
+        that of held-out captions, both negative.
 
         Raises:
             ValueError: a record of the split cannot be read.
         """
+        scalars: dict[str, float] = {}
+        pictures: dict[str, torch.Tensor] = {}
+        texts: dict[str, str] = {}
+        if self.dataset is not None:
+            encoded = self._pairs(model, temperature, self.dataset if split is None else split, scalars)
+            pictures = self._pictures(model, encoded)
+            if self.writes:
+                runner = Runner(model, self.batch_size, self.device, self.precision.autocast)
+                scalars["val/caption_loss"] = caption_loss(runner, encoded)
+                texts["samples/captions"] = self._captions(model, encoded.num_images, split)
+        if self.sources:
+            runner = Runner(model, self.text_batch_size, self.device, self.precision.autocast)
+            found = text_perplexities(runner, self.sources)
+            scalars |= {f"val/{name}": value for name, value in found.items()}
+            texts["samples/continuations"] = self._continuations(model)
+        return HeldOutResult(scalars, pictures, texts, self._score(scalars))
+
+    def _pairs(
+        self, model: BitGenModel, temperature: float, dataset: Dataset, scalars: dict[str, float]
+    ) -> EncodedSplit:
+        if not self.aligns:
+            runner = Runner(model, self.batch_size, self.device, self.precision.autocast, self.num_workers)
+            return runner.encode(dataset, self.max_images)
         result = validate(
             model,
-            self.dataset if split is None else split,
+            dataset,
             temperature=temperature,
             max_images=self.max_images,
             batch_size=self.batch_size,
@@ -46,7 +97,35 @@ class HeldOut:
             autocast=self.precision.autocast,
             num_workers=self.num_workers,
         )
-        return HeldOutResult(result.scalars, self._pictures(model, result.encoded))
+        scalars |= result.scalars
+        return result.encoded
+
+    def _score(self, scalars: dict[str, float]) -> float:
+        recalls = [value for name, value in scalars.items() if "_R@" in name and "rerank" not in name]
+        if recalls:
+            return sum(recalls) / len(recalls)
+        return -scalars.get("val/text_loss", scalars.get("val/caption_loss", math.inf))
+
+    def _captions(self, model: BitGenModel, images: int, split: CachedSplit | None) -> str:
+        rows = torch.linspace(0, images - 1, min(_SAMPLES, images)).long().tolist()
+        dataset = self.dataset if split is None else split
+        written = sample_captions(model, dataset, rows, self.tokenizer, self.device, self.precision.autocast)
+        table = [
+            (self.dataset.reader.image_id(row), text, self.dataset.captions_of(row)[0])
+            for row, text in zip(rows, written, strict=True)
+        ]
+        return _markdown(("image", "written", "one reference"), table)
+
+    def _continuations(self, model: BitGenModel) -> str:
+        names = list(self.sources)
+        prompts = [self._prompt(self.sources[name]) for name in names]
+        written = continue_text(model, self.tokenizer, prompts, self.device, _NEW_TOKENS, self.precision.autocast)
+        return _markdown(("source", "prompt", "continuation"), list(zip(names, prompts, written, strict=True)))
+
+    def _prompt(self, text: TextBlocks) -> str:
+        """The first words of a held-out document."""
+        ids = text[0]["input_ids"][:_PROMPT_TOKENS].tolist()
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _pictures(self, model: BitGenModel, encoded: EncodedSplit) -> dict[str, torch.Tensor]:
         # Here, because drawing takes a second to import, and only rank 0 of a run with held-out data draws.
@@ -78,3 +157,14 @@ class HeldOut:
             weights = mask[..., None] / mask.sum(dim=1)[:, None, None]
             usage[part] = (fused.read_weights.float().square() * weights).sum(dim=1).cpu()
         return usage
+
+
+def score_text(score: float) -> str:
+    """What a score of :class:`HeldOut` says."""
+    return f"mean recall {score:.1f}%" if score >= 0 else f"held-out loss {-score:.3f}"
+
+
+def _markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table as TensorBoard's texts show it."""
+    cells = [columns, tuple("---" for _ in columns), *rows]
+    return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "/") for cell in row) + " |" for row in cells)

@@ -7,8 +7,11 @@ import logging
 from bitgen.build import build_parts
 from bitgen.config import Config, ConfigError
 from bitgen.data.collate import Collator
-from bitgen.held_out import HeldOut
+from bitgen.data.dataset import PairDataset
+from bitgen.data.text_blocks import TextBlocks
+from bitgen.held_out import HeldOut, score_text
 from bitgen.objectives.stage1 import Stage1Objective
+from bitgen.training.budget import REVISION_PREFIX, passes_in_batches
 from bitgen.training.cached_phase import plan_cached_phase
 from bitgen.training.checkpoint import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
 from bitgen.training.checkpoint_store import CheckpointStore
@@ -82,7 +85,7 @@ def build_trainer(config: Config, processes: Processes) -> Trainer:
     Raises:
         ValueError: what was asked for cannot be; the message says what to write instead.
     """
-    if config.data.train_data is None:
+    if config.data.train_data is None and config.data.text_data is None:
         raise ConfigError(HOW_TO_GET_DATA)
     output = config.output
     checkpoint = find_resume(config, processes)
@@ -106,13 +109,14 @@ def _assemble(
     elif config.training.resume is not None:
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
 
-    tokenizer, train, val, model = build_parts(config, processes)
-    objective = Stage1Objective(model, config.objective)
+    tokenizer, train, val, text_val, model = build_parts(config, processes)
+    objective = Stage1Objective(model, config.objective, sees_pairs=config.data.train_data is not None)
     precision = resolve_precision(config, processes.device)
     table = count_parameters(model, {"temperature": [objective.log_temperature]})
     if processes.is_main:
         table.write(config.output.output_dir)
 
+    held_out = val is not None or text_val is not None
     trainer = Trainer(
         config=config,
         objective=objective,
@@ -123,7 +127,7 @@ def _assemble(
         processes=processes,
         precision=precision,
         count_words=WordCounter(tokenizer),
-        held_out=HeldOut(config, val, processes.device, precision) if val is not None else None,
+        held_out=HeldOut(config, val, text_val, tokenizer, processes.device, precision) if held_out else None,
         checkpoint=checkpoint,
         resume_command=resume_command(world_size=processes.world_size),
     )
@@ -133,8 +137,8 @@ def _assemble(
     rows = [
         ("device", f"{processes.device} ({processes.world_size} process{'es' if processes.world_size > 1 else ''})"),
         ("precision", precision.name),
-        ("training data", f"{config.data.train_data}: {train.describe()}"),
-        ("held-out data", f"{config.data.val_data}: {val.image_count:,} images" if val is not None else "none"),
+        ("training data", f"{_names(config.data.text_data, config.data.train_data)}: {train.describe()}"),
+        ("held-out data", _held_out_text(config, val, text_val)),
         ("batch", _batch_text(config, processes)),
         ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
         ("feature cache", f"phase 1 reads {trainer.cached.parent}" if trainer.cached is not None else "none"),
@@ -147,12 +151,24 @@ def _assemble(
     return trainer
 
 
+def _names(*sources: str | None) -> str:
+    return " and ".join(source for source in sources if source is not None)
+
+
+def _held_out_text(config: Config, val: PairDataset | None, text_val: TextBlocks | None) -> str:
+    parts = [f"{config.data.val_data}: {val.image_count:,} images"] if val is not None else []
+    parts += [f"{config.data.text_val_data}: {text_val.num_words:,} words"] if text_val is not None else []
+    return "; ".join(parts) or "none"
+
+
 def _batch_text(config: Config, processes: Processes) -> str:
-    training = config.training
-    text = f"{training.batch_size}"
+    training, data = config.training, config.data
+    kinds = [f"{training.text_batch_size} sequences"] if data.text_data is not None else []
+    kinds += [f"{training.batch_size} pairs"] if data.train_data is not None else []
+    text = " or ".join(kinds)
+    text += f" ({data.text_ratio:.0%} of the batches are text)" if len(kinds) > 1 else ""
     text += f" x {processes.world_size} processes" if processes.world_size > 1 else ""
-    text += f" x {training.grad_accum_steps} accumulated" if training.grad_accum_steps > 1 else ""
-    return text + " pairs a step"
+    return text + (f" x {training.grad_accum_steps} accumulated" if training.grad_accum_steps > 1 else "")
 
 
 def finish(trainer: Trainer) -> None:
@@ -160,22 +176,44 @@ def finish(trainer: Trainer) -> None:
     config, progress, best = trainer.config, trainer.progress, trainer.store.best
     rows: list[tuple[str, object]] = [
         ("steps", f"{progress.step:,}" + (f" ({progress.skipped_steps} skipped)" if progress.skipped_steps else "")),
-        ("seen", f"{progress.samples_seen:,} pairs, {progress.words_seen:,} words"),
+        ("seen", f"{progress.samples_seen:,} samples, {progress.words_seen:,} words"),
     ]
+    training = config.training
+    if training.max_words_seen is not None:
+        share = progress.words_seen / training.max_words_seen
+        rows.append(("budget of words", f"{share:.1%} of max_words_seen {training.max_words_seen:,}"))
+    if training.max_epochs is not None:
+        passes = progress.step * training.grad_accum_steps / passes_in_batches(trainer.sampler)
+        rows.append(("budget of passes", f"{passes:.2f} of max_epochs {training.max_epochs}"))
+    if progress.milestone:
+        rows.append(("checkpoints by words", f"{config.output.output_dir}/{REVISION_PREFIX}*M, the last {progress.milestone}M"))
     if progress.bad_records:
         rows.append(("skipped records", "; ".join(f"{n:,} x {reason}" for reason, n in progress.bad_records.items())))
     if best is not None and progress.best_score is not None:
-        score = f"step {progress.best_step:,}, mean recall {progress.best_score:.1f}%"
-        rows.append(("best checkpoint", f"{best} ({score})"))
+        rows.append(("best checkpoint", f"{best} (step {progress.best_step:,}, {score_text(progress.best_score)})"))
     elif trainer.store.newest is not None:
         rows.append(("last checkpoint", str(trainer.store.newest)))
-    data = config.data.val_data or "DIR"
-    trainer.monitor.summary(
-        rows,
-        [
+    trainer.monitor.summary(rows, _next_commands(config))
+
+
+def _next_commands(config: Config) -> list[tuple[str, str]]:
+    run, data = config.output.output_dir, config.data
+    commands = []
+    if data.train_data is not None and config.objective.contrastive_weight:
+        commands.append(
             (
                 "how good it is",
-                f"python src/evaluate.py --checkpoint {config.output.output_dir} --data {data} --output results.json",
-            ),
-        ],
-    )
+                f"python src/evaluate.py --checkpoint {run} --data {data.val_data or 'DIR'} --output results.json",
+            )
+        )
+    if data.train_data is not None and config.objective.text_loss_weight:
+        held_out = data.val_data or "DIR"
+        commands.append(
+            ("its captions", f"python src/evaluate.py --checkpoint {run} --task captioning --data {held_out}")
+        )
+    if data.text_data is not None:
+        commands += [
+            ("its grammar", f"python src/evaluate.py --checkpoint {run} --task babylm --eval_dir DIR"),
+            ("for everybody", f"python src/export.py --checkpoint {run} --output DIR"),
+        ]
+    return commands

@@ -171,7 +171,9 @@ class ObjectiveSettings:
     contrastive_weight: float = setting(1.0, "Weight of the contrastive loss (ITC).")
     itm_weight: float = setting(0.5, "Weight of the image-text matching loss on hard negatives (ITM).")
     memory_kl_weight: float = setting(0.1, "Weight of the memory's KL divergence, posterior against prior.")
-    text_loss_weight: float = setting(0.0, "Weight of the captioning loss; 0 in the coarse stage.")
+    text_loss_weight: float = setting(
+        0.0, "Weight of the language loss, on captions of images and on text_data; 0 in the coarse stage."
+    )
     queue_size: int = setting(4096, "Pairs kept as extra negatives; at least the global batch (batch_size x num_gpus).")
     queue_weight: float = setting(
         0.1,
@@ -211,6 +213,13 @@ class TrainingSettings:
     )
     weight_decay: float = setting(0.02, "AdamW's decay of matrices; norms, biases, gates and temperature have none.")
     num_epochs: int = setting(50, "Passes over the training data; the schedule spans them.")
+    text_batch_size: int = setting(32, "Sequences of a micro-batch of text on each process.")
+    max_words_seen: int | None = setting(
+        None, "Budget of words, each time they are seen: the run ends before the step that would exceed it."
+    )
+    max_epochs: int | None = setting(
+        None, "Budget of passes through any part of the data: a longer run is cut, and its schedule with it."
+    )
     max_steps: int | None = setting(None, "Stop after this many optimizer steps, which the schedule then spans.")
     warmup_steps: int = setting(1000, "Steps of linear warm-up before the cosine decay to 1%.")
     max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm.")
@@ -242,6 +251,18 @@ class DataSettings:
     )
     val_data: str | None = setting(
         None, "One folder written by data_prep/, or 'scenes', for validation; never the training data."
+    )
+    text_data: str | None = setting(
+        None,
+        "Folder of text written by data_prep/babylm_text.py, trained on beside the pairs of train_data, or alone. Needs "
+        "text_loss_weight.",
+    )
+    text_val_data: str | None = setting(None, "Such a folder of held-out text: perplexity of each source.")
+    text_ratio: float = setting(
+        0.5, "Share of the batches that are text, where there are pairs too. An epoch is then one pass through the text."
+    )
+    text_seq_len: int | None = setting(
+        None, "Tokens of a training sequence of text, into which documents are packed; none: max_seq_len."
     )
     streaming: bool = setting(
         False,
@@ -284,6 +305,9 @@ class OutputSettings:
     log_dir: str = setting("logs/stage1", "training.log, metrics.jsonl and TensorBoard's files.")
     save_steps: int = setting(1000, "Optimizer steps between checkpoints.")
     eval_steps: int = setting(1000, "Optimizer steps between validations; one more at each epoch's end.")
+    words_seen_checkpoints: bool = setting(
+        False, "Keep chck_1M, 2M .. 10M, 20M .. 100M, 200M .. 1000M: the model after so many million words seen."
+    )
     log_steps: int = setting(10, "Optimizer steps between logged scalars.")
     max_checkpoints_to_keep: int = setting(5, "Newest checkpoints kept; the best one is kept besides.")
     progress: bool = setting(True, "Show a progress bar on a terminal.")

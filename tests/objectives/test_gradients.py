@@ -49,7 +49,8 @@ class Recorder:
             self.seen_tokens |= set(batch["input_ids"][batch["attention_mask"].bool()].tolist())
             self.longest = max(self.longest, int(batch["attention_mask"].sum(dim=1).max()))
             optimizer.step()
-            self.queue.enqueue(output.entries)
+            if output.entries is not None:
+                self.queue.enqueue(output.entries)
             if output.posterior is not None:
                 memory.consolidate_(output.posterior, 0.2)
         return reached

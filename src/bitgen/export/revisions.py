@@ -13,9 +13,9 @@ from bitgen.build import load_model
 from bitgen.config import ConfigError
 from bitgen.export.card import model_card
 from bitgen.export.folder import check_tokenizer, write_folder
+from bitgen.training.budget import REVISION_PREFIX
 from bitgen.training.checkpoint import MANIFEST_FILE, DamagedCheckpoint, read_checkpoint, resolve_checkpoint
 
-REVISION_PREFIX = "chck_"
 _REVISION = re.compile(rf"{REVISION_PREFIX}(\d+)M")
 
 

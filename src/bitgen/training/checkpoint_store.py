@@ -153,6 +153,27 @@ class CheckpointStore:
         """Point ``best`` at the checkpoint of ``step``."""
         self._link("best", self.folder / step_folder(step))
 
+    def keep_as(self, step: int, name: str) -> None:
+        """Keep the checkpoint of ``step`` under ``name`` besides, whatever becomes of it; nothing where it is kept.
+
+        Its files are linked, not copied, where the file system can.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        target, temporary = self.folder / name, self.folder / f"{_TEMPORARY}{name}"
+        if target.exists():
+            return
+        try:
+            _remove(temporary)
+            shutil.copytree(self.folder / step_folder(step), temporary, copy_function=_link_or_copy)
+            _fsync(temporary)
+            os.rename(temporary, target)
+            _fsync(self.folder)
+        except OSError as error:
+            _remove(temporary)
+            raise self._failure(target, error) from error
+
     def set_aside(self, folder: Path) -> Path:
         """Rename a damaged checkpoint of this run, so that it is neither resumed nor counted; returns its new path."""
         target = folder.with_name(f"damaged-{folder.name}")
@@ -205,6 +226,13 @@ def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)  # safetensors makes it readable by its owner alone
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def _fsync(path: Path) -> None:

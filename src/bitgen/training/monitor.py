@@ -28,6 +28,7 @@ _TRAIN_ROWS = (
     ("contrastive loss (ITC)", "train/contrastive_loss"),
     ("matching loss (ITM)", "train/itm_loss"),
     ("memory KL", "train/memory_kl_loss"),
+    ("caption loss", "train/caption_loss"),
     ("text loss", "train/text_loss"),
     ("ITM accuracy", "train/itm_acc"),
     ("temperature", "train/temperature"),
@@ -38,7 +39,10 @@ _HELD_OUT = tuple(f"val/{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 1
     "val/contrastive_loss",
     "val/itm_loss",
     "val/itm_acc",
+    "val/caption_loss",
+    "val/perplexity",
 )
+_MAIN_HELD_OUT = ("val/caption_loss", "val/perplexity")
 
 
 def format_duration(seconds: float) -> str:
@@ -164,6 +168,25 @@ class Monitor:
             return
         for name, picture in pictures.items():
             self._to_tensorboard("add_image", name, picture, global_step=step)
+
+    def held_out(
+        self,
+        step: int,
+        phase: int,
+        scalars: Mapping[str, float],
+        pictures: Mapping[str, Tensor],
+        texts: Mapping[str, str],
+    ) -> None:
+        """A validation: its scalars, pictures and texts (Markdown), and a line of its main figures."""
+        if not self.is_main:
+            return
+        self.scalars(step, phase, scalars)
+        self.pictures(step, pictures)
+        for name, text in texts.items():
+            self._to_tensorboard("add_text", name, text, global_step=step)
+        main = [(name, value) for name, value in scalars.items() if "_R@" in name or name in _MAIN_HELD_OUT]
+        line = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in main)
+        logger.info("step %d held out: %s", step, line)
 
     def flush(self) -> None:
         """Hand TensorBoard's pending events to the system; call it with each checkpoint, so that a kill loses none."""
@@ -308,6 +331,7 @@ def _status(numbers: Mapping[str, float], loss_form: str = "{:.3f}", rate_unit: 
         return " ".join(f"{label} {form.format(numbers[name])}" for label, name in pairs if name in numbers)
 
     losses = (("loss", "train/loss"), ("itc", "train/contrastive_loss"), ("itm", "train/itm_loss"))
+    losses += (("captions", "train/caption_loss"), ("text", "train/text_loss"))
     accuracies = (("i2t", "train/acc_i2t"), ("t2i", "train/acc_t2i"), ("itm", "train/itm_acc"))
     rate = f"{numbers['perf/samples_per_sec']:.0f}{rate_unit}" if "perf/samples_per_sec" in numbers else ""
     accuracy = present(accuracies, "{:.0%}")

@@ -17,4 +17,6 @@ class Progress:
     validated_at: int = -1
     best_score: float | None = None
     best_step: int | None = None
+    milestone: int = 0  # millions of words at the last chck_*M checkpoint, and its step
+    milestone_step: int = 0
     bad_records: dict[str, int] = field(default_factory=dict)  # replaced samples by reason

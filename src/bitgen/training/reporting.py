@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.objectives.stage1 import Stage1Output
 from bitgen.training.distributed import mean_over_ranks
 from bitgen.training.throughput import flops_per_sample, peak_flops
@@ -54,12 +55,15 @@ def log_step(
         tokens: padded length of its captions.
     """
     progress, plan, processes = trainer.progress, trainer.plan, trainer.processes
+    # A step's own values, not a window's, so that a resumed run logs the same numbers; of a loss that this step did not
+    # take (text or pairs), those of the last step that did.
+    for name in sorted({name for output in outputs for name in output.metrics}):
+        values = [output.metrics[name].float() for output in outputs if name in output.metrics]
+        trainer.latest_metrics[name] = torch.stack(values).mean()
     if progress.step % trainer.config.output.log_steps and progress.step != plan.total_steps:
         trainer.monitor.step(progress.step, trainer.phase)
         return
-    # This step's own values, not a window's: a resumed run then logs the same numbers.
-    names = outputs[0].metrics
-    means = {name: torch.stack([o.metrics[name].float() for o in outputs]).mean().item() for name in names}
+    means = {name: value.item() for name, value in trainer.latest_metrics.items()}
     scalars = {f"train/{name}": value for name, value in mean_over_ranks(processes, means).items()}
     scalars["train/grad_norm"] = grad_norm
     scalars |= {f"train/lr/{kind}": rate for kind, rate in rates.items()}
@@ -69,7 +73,7 @@ def log_step(
     scalars["train/bad_records"] = sum(progress.bad_records.values())
     speed = trainer.throughput.report()
     peak = peak_flops(processes.device, trainer.precision.name)
-    if peak is not None:
+    if peak is not None and not isinstance(trainer.dataset, TextAndPairs):  # the estimate is one of pairs
         per_sample = flops_per_sample(trainer.objective.model, trainer.phase, tokens)
         speed["perf/mfu"] = speed["perf/samples_per_sec"] * per_sample / (peak * processes.world_size)
     trainer.monitor.step(progress.step, trainer.phase, {**scalars, **speed})

@@ -117,6 +117,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
             "batch": step % plan.steps_per_epoch * trainer.config.training.grad_accum_steps,
         },
         "scores": trainer.scores,
+        "latest_metrics": dict(trainer.latest_metrics),
         "optimizer": state_by_name(trainer.optimizer) if trainer.optimizer is not None else trainer.restored_moments,
         "scaler": trainer.scaler.state_dict(),
         "log_temperature": trainer.objective.log_temperature.detach(),
@@ -160,6 +161,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.average.load(load_file(averages), trainer.processes.device)
     trainer.progress = replace(trainer.progress, **state["progress"])
     trainer.scores = list(state["scores"])
+    trainer.latest_metrics = dict(state.get("latest_metrics", {}))
     trainer.restored_moments = state["optimizer"]
     if state["scaler"]:
         trainer.scaler.load_state_dict(state["scaler"])

@@ -51,18 +51,20 @@ class Throughput:
         self._reset()
 
     def _reset(self) -> None:
-        self.samples = 0
+        self.samples = self.words = 0
         self.seconds = 0.0
         self.waited = 0.0
 
     def start_step(self) -> None:
         self._started = time.perf_counter()
 
-    def waited_for_data(self, seconds: float) -> None:
-        self.waited += seconds
+    def waited_for_data(self) -> None:
+        """All that the step has done so far was to wait for its batches."""
+        self.waited += time.perf_counter() - self._started
 
-    def end_step(self, samples: int) -> None:
+    def end_step(self, samples: int, words: int) -> None:
         self.samples += samples
+        self.words += words
         self.seconds += time.perf_counter() - self._started
 
     def report(self) -> dict[str, float]:
@@ -70,6 +72,7 @@ class Throughput:
         seconds = max(self.seconds, 1e-9)
         scalars = {
             "perf/samples_per_sec": self.samples / seconds,
+            "perf/words_per_sec": self.words / seconds,
             "perf/data_wait_fraction": self.waited / seconds,
             "perf/peak_memory_gb": self._peak_memory() / 1e9,
         }

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,13 +20,15 @@ from bitgen.data.bad_records import Skipped
 from bitgen.data.cached_pairs import CachedSplit, as_it_is
 from bitgen.data.collate import build_loader
 from bitgen.data.sampler import SampleKey
+from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective, Stage1Output
 from bitgen.training.averaging import WeightAverage
+from bitgen.training.budget import REVISION_PREFIX, milestone, within_budget
 from bitgen.training.cached_phase import CachedPhase, drop_base, restore_base
 from bitgen.training.checkpoint import Checkpoint
 from bitgen.training.checkpoint_store import CheckpointStore
-from bitgen.training.distributed import Precision, Processes, agree, from_main, gather_entries
+from bitgen.training.distributed import Precision, Processes, agree, from_main, gather_entries, gather_objects
 from bitgen.training.monitor import Monitor
 from bitgen.training.optimizer import build_optimizer, load_state_by_name, set_learning_rates, state_by_name
 from bitgen.training.phases import PhasePlan, plan_phases
@@ -35,7 +36,7 @@ from bitgen.training.progress import Progress
 from bitgen.training.randomness import random_state_kept, seed_everything
 from bitgen.training.reporting import announce_phase, diverged, log_step, warn_of_skipped_step
 from bitgen.training.skipped_records import SkippedRecords
-from bitgen.training.snapshot import restore, save, store_base
+from bitgen.training.snapshot import on_main, restore, save, store_base
 from bitgen.training.stopping import StopSignals, outlast_stop_signals
 from bitgen.training.throughput import Throughput
 
@@ -43,10 +44,13 @@ logger = logging.getLogger(__name__)
 
 
 class HeldOutResult(NamedTuple):
-    """``scalars`` under their ``val/`` names and ``pictures`` by name."""
+    """``scalars`` under their ``val/`` names, ``pictures`` and ``texts`` by name, and the ``score`` (more is better)
+    that the best checkpoint is chosen by."""
 
     scalars: dict[str, float]
     pictures: dict[str, torch.Tensor]
+    texts: dict[str, str]
+    score: float
 
 
 @dataclass
@@ -83,7 +87,9 @@ class Trainer:
         training = config.training
         self.sampler = self.dataset.batch_sampler(training.batch_size, self.processes.rank, self.processes.world_size)
         self.skipped_records = SkippedRecords(config.data.max_bad_fraction, len(self.dataset))
-        self.plan: PhasePlan = plan_phases(config, len(self.sampler))
+        plan = plan_phases(config, len(self.sampler))
+        self.plan: PhasePlan = within_budget(plan, config, self.dataset, self.sampler)
+        self.latest_metrics: dict[str, torch.Tensor] = {}
         self.progress = Progress()
         self.scores: list[dict[str, float]] = []
         self.objective.to(device)
@@ -130,6 +136,7 @@ class Trainer:
                     self._start_epoch()
                 if owed:
                     save(self, self._validate())
+                self._keep_milestone()
                 self._run(stop)
             finally:
                 self._stop_loading()
@@ -154,7 +161,14 @@ class Trainer:
                 if self.cached is not None:  # from here on batches bring pixels
                     self._stop_loading()
                     self._start_loading()
-            if self._step(stop):
+            drawn = self._draw()
+            if self._exceeds_budget(drawn):
+                self.plan = plan = replace(plan, total_steps=progress.step)
+                if self.held_out is not None and progress.validated_at < progress.step:
+                    save(self, self._validate())
+                save(self)
+                return
+            if self._step(drawn, stop):
                 save(self)
                 logger.info("Stopped after step %d. Go on with:\n  %s", progress.step, self.resume_command)
                 return
@@ -162,10 +176,22 @@ class Trainer:
             at_end = progress.step == plan.total_steps
             # Not amid skipped steps: retention must not push out the checkpoints from before them.
             is_due = progress.step % self.config.output.save_steps == 0 and not progress.nonfinite_in_row
-            if at_end or is_best or is_due:
+            reached = milestone(progress.words_seen) if self.config.output.words_seen_checkpoints else 0
+            is_milestone = reached > progress.milestone
+            if is_milestone:
+                progress.milestone, progress.milestone_step = reached, progress.step
+            if at_end or is_best or is_due or is_milestone:
                 save(self, is_best)
+                self._keep_milestone()
             if progress.step % plan.steps_per_epoch == 0 and not at_end:
                 self._start_epoch()
+
+    def _keep_milestone(self) -> None:
+        """Keep the checkpoint of a milestone just reached; also on resume, for a kill may have come in between."""
+        progress = self.progress
+        if progress.milestone and progress.milestone_step == progress.step:
+            name = f"{REVISION_PREFIX}{progress.milestone}M"
+            on_main(self.processes, lambda: self.store.keep_as(progress.step, name))
 
     def _start_epoch(self) -> None:
         plan, step = self.plan, self.progress.step
@@ -233,27 +259,46 @@ class Trainer:
 
     # ---- one step ----
 
-    def _step(self, stop: StopSignals) -> bool:
+    def _draw(self) -> list[dict[str, Any]]:
+        """The micro-batches of a step, with the number of words in each."""
+        self.throughput.start_step()
+        drawn = []
+        for _ in range(self.config.training.grad_accum_steps):
+            batch = next(self.batches)
+            words = batch.pop("words", None)
+            batch["words"] = (
+                int(words.sum())
+                if words is not None
+                else self.count_words(batch["input_ids"], batch["attention_mask"])
+            )
+            drawn.append(batch)
+        self.throughput.waited_for_data()
+        return drawn
+
+    def _exceeds_budget(self, drawn: list[dict[str, Any]]) -> bool:
+        """Whether a step on these batches would take the run past ``max_words_seen``."""
+        limit = self.config.training.max_words_seen
+        if limit is None:
+            return False
+        words = sum(gather_objects(sum(batch["words"] for batch in drawn), self.processes))
+        return self.progress.words_seen + words > limit
+
+    def _step(self, drawn: list[dict[str, Any]], stop: StopSignals) -> bool:
         """One optimizer step; whether any rank was told to stop."""
         config, progress = self.config, self.progress
-        self.throughput.start_step()
         self.objective.progress = progress.step / self.plan.total_steps
         rates = set_learning_rates(self.optimizer, progress.step, self.plan, config)
-        accumulate = config.training.grad_accum_steps
         outputs: list[Stage1Output] = []
         indices: list[torch.Tensor] = []
         words = samples = tokens = 0
         skipped: list[Skipped] = []
-        for micro in range(accumulate):
-            started = time.perf_counter()
-            batch = next(self.batches)
-            self.throughput.waited_for_data(time.perf_counter() - started)
+        for micro, batch in enumerate(drawn):
             skipped += batch.pop("skipped", [])
-            words += self.count_words(batch["input_ids"], batch["attention_mask"])
+            words += batch.pop("words")
             samples += len(batch["input_ids"])
             tokens += batch["input_ids"].numel()
             indices.append(batch["indices"])
-            outputs.append(self._forward_backward(batch, is_last=micro == accumulate - 1))
+            outputs.append(self._forward_backward(batch, is_last=micro == len(drawn) - 1))
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, config.training.max_grad_norm)
@@ -281,7 +326,7 @@ class Trainer:
         progress.words_seen += report.words
         if report.skipped:
             self.skipped_records.add(skipped, progress, self.processes)
-        self.throughput.end_step(report.samples)
+        self.throughput.end_step(report.samples, report.words)
         log_step(self, outputs, rates, norm.item(), tokens / samples)
         if progress.nonfinite_in_row >= config.training.max_nonfinite_steps:
             if self.store.newest is None:
@@ -304,7 +349,8 @@ class Trainer:
     def _update_memory(self, outputs: list[Stage1Output]) -> None:
         """Queue and running memory, after the loss and from detached values: no step sees its own."""
         for output in outputs:
-            self.queue.enqueue(gather_entries(QueueEntries(*output.entries), self.processes))
+            if output.entries is not None:
+                self.queue.enqueue(gather_entries(QueueEntries(*output.entries), self.processes))
             if output.posterior is not None:
                 self.objective.model.memory.consolidate_(output.posterior, self.config.memory.memory_alpha)
 
@@ -320,7 +366,7 @@ class Trainer:
     def _validate(self) -> bool:
         """Validate on rank 0 while the others wait; whether the score is the best so far."""
         progress, model = self.progress, self.objective.model
-        outcome: tuple[dict[str, float], str | None] = ({}, None)
+        outcome: tuple[float | None, str | None] = (None, None)
         if self.processes.is_main:
             weights = self.average.swapped_in(model) if self.average is not None else contextlib.nullcontext()
             try:
@@ -329,24 +375,16 @@ class Trainer:
                     phase = self.plan.phase_at(progress.step - 1)
                     split = self.cached.held_out if self.cached is not None and phase == 1 else None
                     result = self.held_out(model, self.objective.log_temperature.exp().item(), split)
-                    self.monitor.scalars(progress.step, phase, result.scalars)
-                    self.monitor.pictures(progress.step, result.pictures)
-                    outcome = (result.scalars, None)
+                    self.monitor.held_out(progress.step, phase, *result[:3])
+                    outcome = (result.score, None)
             except ValueError as error:
-                outcome = ({}, str(error))
-        scalars, message = from_main(outcome, self.processes)
+                outcome = (None, str(error))
+        score, message = from_main(outcome, self.processes)
         if message is not None:
             raise ValueError(message)
         self.objective.train()
         progress.validated_at = progress.step
-        recalls = [value for name, value in scalars.items() if "_R@" in name and "rerank" not in name]
-        score = sum(recalls) / len(recalls)
         self.scores.append({"step": float(progress.step), "score": score})
-        logger.info(
-            "step %d held out: %s",
-            progress.step,
-            ", ".join(f"{name.removeprefix('val/')} {value:.1f}" for name, value in scalars.items() if "_R@" in name),
-        )
         if progress.best_score is not None and score <= progress.best_score:
             return False
         progress.best_score, progress.best_step = score, progress.step
