@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from bitgen.build import LoadedModel
+from bitgen.config import ConfigError
 from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.caption_metrics import caption_metrics
-from bitgen.evaluation.contact_sheet import SheetPicture, write_contact_sheet
 from bitgen.evaluation.generation import sample_captions
 from bitgen.training.distributed import Precision
+
+if TYPE_CHECKING:
+    from bitgen.evaluation.contact_sheet import SheetPicture
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,23 @@ class Captioned(NamedTuple):
 
     metrics: dict[str, float]
     captions: list[str]
+
+
+def pictures_of_sheet(dataset: PairDataset, images: str | None) -> list[SheetPicture]:
+    """The images of the contact sheet; to be read before any work.
+
+    Raises:
+        ConfigError: ``images`` is no folder of them, or an image cannot be read.
+    """
+    # Here, because drawing takes a second to import, and the other tasks do not draw.
+    from bitgen.evaluation.contact_sheet import choose_pictures
+
+    if dataset.kind != "images" and images is None:
+        logger.warning("the dataset holds features: --images DIR, the original files, would put them on the sheet")
+    try:
+        return choose_pictures(dataset, images)
+    except ValueError as error:
+        raise ConfigError(f"--images {error}" if images is not None else str(error)) from error
 
 
 def caption_dataset(
@@ -64,17 +83,14 @@ def caption_dataset(
     return Captioned(metrics, captions)
 
 
-def sheet_path(output: str | Path) -> str:
-    """Where the contact sheet goes unless a flag says otherwise: next to the results."""
-    return str(Path(output).with_name(f"{Path(output).stem}_captions.png"))
-
-
 def draw_sheet(path: str, pictures: list[SheetPicture], dataset: PairDataset, captioned: Captioned) -> None:
     """The contact sheet of these pictures, with the scores above them; each shows its image's first reference.
 
     Raises:
         ValueError: it cannot be written.
     """
+    from bitgen.evaluation.contact_sheet import write_contact_sheet
+
     rows = [picture.row for picture in pictures]
     metrics = captioned.metrics
     title = (

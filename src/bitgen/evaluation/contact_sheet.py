@@ -13,7 +13,17 @@ from PIL import Image
 from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.results import write_whole
 from bitgen.model.image_decoding import decode_image
-from bitgen.training.drawing import QUIET, canvas, draw_folded, draw_text, draw_tile, render, shorten, spread, to_picture
+from bitgen.training.drawing import (
+    QUIET,
+    canvas,
+    draw_folded,
+    draw_text,
+    draw_tile,
+    render,
+    shorten,
+    spread,
+    to_picture,
+)
 
 PICTURES = 24
 _COLUMNS, _TILE, _GAP, _TEXT, _HEAD = 4, 260, 22, 132, 44
