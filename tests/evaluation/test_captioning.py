@@ -73,9 +73,7 @@ def test_scores_captions_and_sheet_of_a_run(written_run, features, tmp_path, cap
     assert "the dataset holds features: --images DIR" in caplog.text
 
 
-def test_the_sheet_shows_the_files_of_images_known_as_features(
-    written_run, features, photos, tmp_path, caplog
-):
+def test_the_sheet_shows_the_files_of_images_known_as_features(written_run, features, photos, tmp_path, caplog):
     sheet = tmp_path / "sheets" / "one.PNG"
     run(written_run(features=True), features, tmp_path, "--images", str(photos), "--contact_sheet", str(sheet))
     for colour in ((200, 30, 30), (30, 30, 200)):
