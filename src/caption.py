@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.evaluation.generation import LONGEST, generate_texts, load_export
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 
@@ -22,7 +23,9 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num_beams", type=int, default=3, metavar="N", help="beams of the search; 1: greedy (default: 3)"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=40, metavar="N", help="longest caption (default: 40)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=LONGEST, metavar="N", help=f"longest caption (default: {LONGEST})"
+    )
     flags = parser.parse_args(argv)
     for name in ("num_beams", "max_new_tokens"):
         if getattr(flags, name) < 1:
@@ -30,22 +33,16 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     return flags
 
 
-def load_export(folder: str) -> tuple[BitGenForCausalLM, BitGenAutoProcessor]:
+def load_captioner(folder: str) -> tuple[BitGenForCausalLM, BitGenAutoProcessor]:
     """Model and processor of an exported folder; its own code is not run.
 
     Raises:
         ConfigError: it is no export, is incomplete, or its model takes features instead of images.
     """
-    if not (Path(folder) / "processor_config.json").is_file():
-        raise ConfigError(
-            f"--model {folder} is no exported model: write one with "
-            "`python src/export.py --checkpoint PATH --output DIR`."
-        )
     try:
-        processor = BitGenAutoProcessor.from_pretrained(folder)
-        model = BitGenForCausalLM.from_pretrained(folder).eval()
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"--model {folder} cannot be loaded: {error}") from error
+        model, processor = load_export(folder)
+    except ValueError as error:
+        raise ConfigError(f"--model {error}") from error
     if model.config.takes_features:
         raise ConfigError(
             f"--model {folder} was trained on features computed earlier and has no vision tower: it cannot look at "
@@ -60,16 +57,16 @@ def caption(
     image: bytes,
     prompt: str = "",
     num_beams: int = 3,
-    max_new_tokens: int = 40,
+    max_new_tokens: int = LONGEST,
 ) -> str:
     """The caption of one encoded image, the prompt included.
 
     Raises:
-        ValueError: the bytes are no image.
+        ValueError: the bytes are no image, or the prompt is as long as the context.
     """
-    inputs = processor(text=prompt, images=image, return_tensors="pt")
-    ids = model.generate(**inputs, num_beams=num_beams, do_sample=False, max_new_tokens=max_new_tokens)
-    return processor.decode(ids[0], skip_special_tokens=True).strip()
+    pixel_values = processor.image_processor(image)["pixel_values"]
+    written = generate_texts(model, processor.tokenizer, [prompt], num_beams, max_new_tokens, pixel_values=pixel_values)
+    return f"{prompt}{written[0]}".strip()
 
 
 @torch.inference_mode()
@@ -78,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     problems = []
     with exit_on_config_error():
-        model, processor = load_export(flags.model)
+        model, processor = load_captioner(flags.model)
         for path in flags.images:
             try:
                 text = caption(

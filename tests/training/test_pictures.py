@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from bitgen.model.processing_bitgen import IMAGENET_MEAN, IMAGENET_STD
 from bitgen.training import pictures
-from bitgen.training.pictures import RIGHT, WRONG
+from bitgen.training.drawing import RIGHT, WRONG, to_picture
 
 GREEN, RED = ([int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (RIGHT, WRONG))
 
@@ -73,12 +74,12 @@ def test_right_rank_counts_ties_against_the_model():
 
 def test_normalised_images_come_back_as_they_were():
     pixels = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pictures.IMAGENET_MEAN, pictures.IMAGENET_STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     normalised = (pixels.float() / 255 - mean) / std
     expected = pixels.permute(1, 2, 0).numpy()
-    assert (pictures.to_picture(normalised) == expected).all()
-    assert (pictures.to_picture(pixels) == expected).all()
-    assert pictures.to_picture(torch.randn(49, 320)) is None
+    assert (to_picture(normalised) == expected).all()
+    assert (to_picture(pixels) == expected).all()
+    assert to_picture(torch.randn(49, 320)) is None
 
 
 @pytest.mark.parametrize("usage", [torch.rand(8), torch.rand(1, 8), torch.rand(30, 8), torch.zeros(2, 8)])

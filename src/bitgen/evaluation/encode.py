@@ -1,7 +1,7 @@
 """Encode a split once: everything that retrieval, matching and the memory's figures read afterwards."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -52,16 +52,34 @@ class EncodedSplit:
 
 
 class _Images(Dataset):
-    """The first `count` images of a dataset without their captions, for a DataLoader to decode in parallel."""
+    """These images of a dataset without their captions, for a DataLoader to decode in parallel."""
 
-    def __init__(self, dataset: Dataset, count: int) -> None:
-        self.dataset, self.count = dataset, count
+    def __init__(self, dataset: Dataset, rows: Sequence[int]) -> None:
+        self.dataset, self.rows = dataset, rows
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.rows)
 
-    def __getitem__(self, row: int) -> Tensor:
-        return self.dataset.image_tensor(row)
+    def __getitem__(self, index: int) -> Tensor:
+        return self.dataset.image_tensor(self.rows[index])
+
+
+def image_input(dataset: Dataset) -> str:
+    """The argument of the model that a dataset's image tensors are for."""
+    return "pixel_values" if dataset.kind == "images" else "vision_features"
+
+
+def image_batches(dataset: Dataset, rows: Sequence[int], batch_size: int, num_workers: int = 0) -> DataLoader:
+    """The tensors of these images in their order, `[b, ...]` a batch. Iterating raises ValueError for a bad record."""
+    # A generator of its own: a DataLoader without one draws from the global one, and validating in the middle of a
+    # run would change what comes after.
+    return DataLoader(
+        _Images(dataset, rows),
+        batch_size,
+        num_workers=num_workers,
+        worker_init_fn=_leave_signals_to_main,
+        generator=torch.Generator(),
+    )
 
 
 def _leave_signals_to_main(_worker: int) -> None:
@@ -121,16 +139,8 @@ class Runner:
         return EncodedSplit(image_features, text_features, owner, input_ids, lengths, image_tokens)
 
     def _encode_images(self, dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
-        name = "pixel_values" if dataset.kind == "images" else "vision_features"
-        # A generator of its own: a DataLoader without one draws from the global one, and validating in the middle of a
-        # run would change what comes after.
-        loader = DataLoader(
-            _Images(dataset, count),
-            self.batch_size,
-            num_workers=self.num_workers,
-            worker_init_fn=_leave_signals_to_main,
-            generator=torch.Generator(),
-        )
+        name = image_input(dataset)
+        loader = image_batches(dataset, range(count), self.batch_size, self.num_workers)
         config = self.model.config
         features = torch.empty(count, config.embed_dim)
         tokens = torch.empty(count, config.pooled_tokens, config.embed_dim, dtype=torch.bfloat16)

@@ -26,10 +26,7 @@ def check_writable(path: str) -> None:
 
 
 def write_results(results: Results, path: str) -> None:
-    """Write atomically: whoever reads the file sees the old results or the new ones. NaN becomes null.
-
-    Raises ValueError when it cannot be written; a file that was there is then untouched.
-    """
+    """Write as JSON, atomically. NaN becomes null. Errors as in :func:`write_whole`."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -38,12 +35,19 @@ def write_results(results: Results, path: str) -> None:
             return [plain(part) for part in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    content = plain(results)
+    write_whole(path, (json.dumps(plain(results), indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write atomically: whoever reads the file sees the old content or the new one.
+
+    Raises ValueError when it cannot be written; a file that was there is then untouched.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -29,6 +29,13 @@ def tables(results: Results, rerank_top_k: int) -> str:
         parts.append(format_table(["right or wrong partner, balanced accuracy", "%"], rows))
     if memory := results.get("memory"):
         parts.append(format_table(["memory", "%"], [[name, f"{value:.1f}"] for name, value in memory.items()]))
+    if captioning := results.get("captioning"):
+        scores = (("BLEU-4, %", "bleu4"), ("chrF, %", "chrf"), ("ROUGE-L, %", "rouge_l"), ("CIDEr x 100", "cider"))
+        rows = [[name, f"{captioning[key]:.1f}"] for name, key in scores]
+        rows.append(["words a caption (a person's)", f"{captioning['mean_words']:.1f}"])
+        rows[-1][1] += f" ({captioning['mean_reference_words']:.1f})"
+        rows.append(["different captions", f"{captioning['distinct_captions']:,} of {captioning['images']:,}"])
+        parts.append(format_table(["captions", ""], rows))
     if babylm := results.get("babylm"):
         parts.append(format_table(["BabyLM", ""], list(summary_rows(babylm))))
     return "\n\n".join(parts)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
-DPI = 100
-RIGHT, WRONG, QUIET = "#1a8f3c", "#d0342c", "#6b7280"
-FONT = "DejaVu Sans"  # comes with matplotlib, so every machine draws the same picture
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from bitgen.training.drawing import (
+    DPI,
+    QUIET,
+    RIGHT,
+    WRONG,
+    canvas,
+    draw_folded,
+    draw_rule,
+    draw_text,
+    draw_tile,
+    render,
+    shorten,
+    spread,
+    to_picture,
+)
 
 
 @dataclass(frozen=True)
@@ -46,18 +54,6 @@ class Query:
     right_rank: int
     right: Candidate
     image: np.ndarray | None = None
-
-
-def to_picture(image: Tensor) -> np.ndarray | None:
-    """`[3, H, W]` to `[H, W, 3]` uint8. uint8 stays as it is, floats are taken as normalised with ImageNet's mean
-    and deviation. Anything else (features) has no picture: None."""
-    if image.ndim != 3 or image.shape[0] != 3:
-        return None
-    if image.dtype == torch.uint8:
-        return image.permute(1, 2, 0).cpu().numpy()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = (image.detach().float().cpu() * std + mean).clamp(0, 1) * 255
-    return pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def retrieval_pictures(
@@ -95,7 +91,7 @@ def retrieval_pictures(
         return Candidate(name_of(row), score, is_right, None if pixels is None else to_picture(pixels))
 
     by_text = []
-    for caption in _spread(num_captions, num_queries):
+    for caption in spread(num_captions, num_queries):
         scores = image_features @ text_features[caption]
         target = int(caption_image[caption])
         top = scores.topk(top_images).indices.tolist()
@@ -108,7 +104,7 @@ def retrieval_pictures(
             )
         )
     by_image = []
-    for row in _spread(num_images, num_queries):
+    for row in spread(num_images, num_queries):
         scores = text_features @ image_features[row]
         own = (caption_image == row).nonzero().flatten()
         if not len(own):
@@ -126,7 +122,7 @@ def retrieval_pictures(
             )
         )
     # One caption an image, so that the diagonal holds the true pairs and nothing off it is true.
-    rows = _spread(num_images, matrix_size)
+    rows = spread(num_images, matrix_size)
     firsts = [(row, int(found[0])) for row in rows if len(found := (caption_image == row).nonzero().flatten())]
     image_rows, caption_rows = ([pair[i] for pair in firsts] for i in (0, 1))
     return {
@@ -142,45 +138,45 @@ def text_to_image_panel(queries: Sequence[Query]) -> Tensor:
     count = max(len(query.top) for query in queries)
     right_column = text_width + count * (tile + gap) + 30
     width, height = right_column + tile + 2 * gap, 56 + row_height * len(queries)
-    figure, axes = _canvas(width, height)
-    _text(axes, gap, 26, "caption", QUIET)
-    _text(axes, text_width, 26, "best images, best first (cosine below)", QUIET)
-    _text(axes, right_column, 26, "right image", QUIET)
+    figure, axes = canvas(width, height)
+    draw_text(axes, gap, 26, "caption", QUIET)
+    draw_text(axes, text_width, 26, "best images, best first (cosine below)", QUIET)
+    draw_text(axes, right_column, 26, "right image", QUIET)
     for number, query in enumerate(queries):
         top = 46 + number * row_height
-        _rule(axes, top - 8, width)
-        _wrapped(axes, gap, top, query.name, 30, lines=7)
+        draw_rule(axes, top - 8, width)
+        draw_folded(axes, gap, top, query.name, 30, lines=7)
         for column, candidate in enumerate(query.top):
             x = text_width + column * (tile + gap)
-            _tile(axes, x, top, tile, candidate)
-            _text(axes, x, top + tile + 18, _score(candidate), _colour(candidate))
-        _tile(axes, right_column, top, tile, query.right)
+            _candidate_tile(axes, x, top, tile, candidate)
+            draw_text(axes, x, top + tile + 18, _score(candidate), _colour(candidate))
+        _candidate_tile(axes, right_column, top, tile, query.right)
         found = query.right_rank <= len(query.top)
-        _text(axes, right_column, top + tile + 18, f"rank {query.right_rank}", RIGHT if found else QUIET)
-    return _render(figure)
+        draw_text(axes, right_column, top + tile + 18, f"rank {query.right_rank}", RIGHT if found else QUIET)
+    return render(figure)
 
 
 def image_to_text_panel(queries: Sequence[Query]) -> Tensor:
     """A row an image: the image and its best captions, right ones green, wrong ones red, and the best right one."""
     tile, gap, row_height, line = 150, 14, 182, 24
     width, height = 1180, 56 + row_height * len(queries)
-    figure, axes = _canvas(width, height)
-    _text(axes, gap, 26, "image", QUIET)
-    _text(axes, tile + 3 * gap, 26, "best captions, best first (cosine at the left)", QUIET)
+    figure, axes = canvas(width, height)
+    draw_text(axes, gap, 26, "image", QUIET)
+    draw_text(axes, tile + 3 * gap, 26, "best captions, best first (cosine at the left)", QUIET)
     for number, query in enumerate(queries):
         top = 46 + number * row_height
-        _rule(axes, top - 8, width)
-        _tile(axes, gap, top, tile, Candidate(query.name, 1.0, True, query.image), frame=False)
+        draw_rule(axes, top - 8, width)
+        draw_tile(axes, gap, top, tile, query.image, query.name)
         for place, candidate in enumerate(query.top):
             y = top + 16 + place * line
-            _text(axes, tile + 3 * gap, y, _score(candidate), _colour(candidate))
-            _text(axes, tile + 3 * gap + 74, y, _shorten(candidate.name, 118), _colour(candidate))
+            draw_text(axes, tile + 3 * gap, y, _score(candidate), _colour(candidate))
+            draw_text(axes, tile + 3 * gap + 74, y, shorten(candidate.name, 118), _colour(candidate))
         if query.right_rank > len(query.top):
             y = top + 22 + len(query.top) * line
-            caption = _shorten(query.right.name, 98)
-            _text(axes, tile + 3 * gap, y, f"{query.right.score:.2f}", QUIET)
-            _text(axes, tile + 3 * gap + 74, y, f"rank {query.right_rank}, first right one: {caption}", QUIET)
-    return _render(figure)
+            caption = shorten(query.right.name, 98)
+            draw_text(axes, tile + 3 * gap, y, f"{query.right.score:.2f}", QUIET)
+            draw_text(axes, tile + 3 * gap + 74, y, f"rank {query.right_rank}, first right one: {caption}", QUIET)
+    return render(figure)
 
 
 def similarity_matrix(similarity: Tensor) -> Tensor:
@@ -200,7 +196,7 @@ def similarity_matrix(similarity: Tensor) -> Tensor:
     axes.set_xlabel("caption (caption i belongs to image i)")
     axes.set_ylabel("image")
     figure.colorbar(shown, ax=axes, shrink=0.9, label="cosine")
-    return _render(figure)
+    return render(figure)
 
 
 def slot_usage(usage: Tensor, labels: Sequence[str] | None = None, what: str = "sample") -> Tensor:
@@ -232,7 +228,7 @@ def slot_usage(usage: Tensor, labels: Sequence[str] | None = None, what: str = "
     bars.set_xlim(-0.5, slots - 0.5)
     panels[-1].set_xlabel("memory slot")
     if not over_rows:
-        return _render(figure)
+        return render(figure)
     below = panels[1]
     shown = below.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
     below.set_ylabel(what)
@@ -241,7 +237,7 @@ def slot_usage(usage: Tensor, labels: Sequence[str] | None = None, what: str = "
         ticks = range(0, len(labels), -(-len(labels) // 12))
         below.set_yticks(ticks, [labels[i] for i in ticks])
     figure.colorbar(shown, ax=below, label="mean squared read weight", pad=0.02)
-    return _render(figure)
+    return render(figure)
 
 
 def slot_similarity(memory: Tensor) -> Tensor:
@@ -258,63 +254,14 @@ def slot_similarity(memory: Tensor) -> Tensor:
     axes.set_xlabel("memory slot")
     axes.set_ylabel("memory slot")
     figure.colorbar(shown, ax=axes, shrink=0.9, label="cosine")
-    return _render(figure)
+    return render(figure)
 
 
-# ---- drawing, in pixels from the top left ----
+# ---- a candidate ----
 
 
-def _canvas(width: int, height: int) -> tuple[Figure, object]:
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.axis("off")
-    return figure, axes
-
-
-def _render(figure: Figure) -> Tensor:
-    canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        # Captions hold any script; letters that the font lacks are drawn as boxes and need no warning each.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
-
-
-def _text(axes: object, x: float, y: float, text: str, colour: str = "black", **style: object) -> None:
-    # parse_math: a caption with two dollar signs is no formula.
-    axes.text(x, y, text, color=colour, fontsize=10, fontfamily=FONT, parse_math=False, **style)
-
-
-def _wrapped(axes: object, x: float, y: float, text: str, width: int, lines: int) -> None:
-    folded = textwrap.fill(text, width, max_lines=lines, placeholder=" ...")
-    _text(axes, x, y, folded, va="top", linespacing=1.4)
-
-
-def _tile(axes: object, x: float, y: float, size: int, candidate: Candidate, frame: bool = True) -> None:
-    if candidate.image is None:
-        axes.add_patch(Rectangle((x, y), size, size, facecolor="#d1d5db", edgecolor="none"))
-        name = textwrap.fill(candidate.name, 15, max_lines=5, placeholder=" ...")
-        _text(axes, x + size / 2, y + size / 2, name, "#374151", ha="center", va="center")
-    else:
-        height, width = candidate.image.shape[:2]
-        scale = size / max(height, width)
-        left, top = x + (size - width * scale) / 2, y + (size - height * scale) / 2
-        axes.imshow(
-            candidate.image,
-            extent=(left, left + width * scale, top + height * scale, top),
-            interpolation="antialiased",
-            aspect="auto",
-            zorder=1,
-        )
-    if frame:
-        axes.add_patch(Rectangle((x, y), size, size, fill=False, edgecolor=_colour(candidate), linewidth=4, zorder=2))
-
-
-def _rule(axes: object, y: float, width: int) -> None:
-    axes.plot((10, width - 10), (y, y), color="#e5e7eb", linewidth=1)
+def _candidate_tile(axes: Axes, x: float, y: float, size: int, candidate: Candidate) -> None:
+    draw_tile(axes, x, y, size, candidate.image, candidate.name, _colour(candidate))
 
 
 def _colour(candidate: Candidate) -> str:
@@ -324,16 +271,6 @@ def _colour(candidate: Candidate) -> str:
 def _score(candidate: Candidate) -> str:
     # The mark says it too, for eyes that do not tell red from green.
     return f"{candidate.score:.2f} {'✓' if candidate.is_right else '✗'}"
-
-
-def _shorten(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 4].rstrip() + " ..."
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """`wanted` positions spread evenly over `range(count)`, or all of them when there are fewer."""
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(wanted, count)).round()})
 
 
 def _rank(scores: Tensor, target: int) -> int:

@@ -1,0 +1,95 @@
+"""A sheet of images, each with the caption that a model wrote and one of a person: for a look before the figures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from bitgen.data.dataset import PairDataset
+from bitgen.evaluation.results import write_whole
+from bitgen.model.image_decoding import decode_image
+from bitgen.training.drawing import (
+    QUIET,
+    canvas,
+    draw_folded,
+    draw_text,
+    draw_tile,
+    render,
+    shorten,
+    spread,
+    to_picture,
+)
+
+PICTURES = 24
+_COLUMNS, _TILE, _GAP, _TEXT, _HEAD = 4, 260, 22, 132, 44
+_LETTERS = 34  # of a line as wide as a tile
+
+
+class SheetPicture(NamedTuple):
+    """An image of the sheet: its row in the dataset, its id, and its pixels `[H, W, 3]` (None: there are none)."""
+
+    row: int
+    image_id: str
+    pixels: np.ndarray | None
+
+
+def choose_pictures(
+    dataset: PairDataset, images: str | Path | None = None, wanted: int = PICTURES
+) -> list[SheetPicture]:
+    """At most `wanted` images spread evenly over the dataset, as the model sees them; of features none are at hand.
+
+    Args:
+        images: a folder of the original image files, named by image id; then only images found there are chosen.
+
+    Raises:
+        ValueError: the folder does not exist or holds none of the images, or an image cannot be read.
+    """
+    image_id = dataset.reader.image_id
+    if images is None:
+        rows = spread(dataset.image_count, wanted)
+        has_pixels = dataset.kind == "images"
+        pixels = [to_picture(dataset.image_tensor(row)) if has_pixels else None for row in rows]
+        return [SheetPicture(row, image_id(row), picture) for row, picture in zip(rows, pixels, strict=True)]
+    folder = Path(images)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
+    at_hand = [row for row in range(dataset.image_count) if (folder / image_id(row)).is_file()]
+    if not at_hand:
+        raise ValueError(f"{folder} holds none of the images: the first one would be {folder / image_id(0)}")
+    chosen = []
+    for position in spread(len(at_hand), wanted):
+        path = folder / image_id(at_hand[position])
+        pixels = decode_image(path.read_bytes(), str(path), enough=(_TILE, _TILE))
+        chosen.append(SheetPicture(at_hand[position], path.name, to_picture(pixels)))
+    return chosen
+
+
+def write_contact_sheet(
+    path: str | Path, pictures: Sequence[SheetPicture], captions: Sequence[str], references: Sequence[str], title: str
+) -> None:
+    """Write a PNG, four images a row: below each the caption, and in grey the reference. Atomic.
+
+    Args:
+        captions, references: one for each picture.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    rows = -(-len(pictures) // _COLUMNS)
+    width = _COLUMNS * (_TILE + _GAP) + _GAP
+    figure, axes = canvas(width, _HEAD + rows * (_TILE + _TEXT) + _GAP // 2)
+    draw_text(axes, _GAP, 27, shorten(title, 150), QUIET)
+    for number, (picture, caption, reference) in enumerate(zip(pictures, captions, references, strict=True)):
+        x = _GAP + number % _COLUMNS * (_TILE + _GAP)
+        y = _HEAD + number // _COLUMNS * (_TILE + _TEXT)
+        draw_tile(axes, x, y, _TILE, picture.pixels, picture.image_id)
+        draw_folded(axes, x, y + _TILE + 8, caption or "(nothing)", _LETTERS, lines=3)
+        draw_folded(axes, x, y + _TILE + 66, reference, _LETTERS, lines=3, colour=QUIET)
+    content = io.BytesIO()
+    Image.fromarray(render(figure).permute(1, 2, 0).numpy()).save(content, "PNG", optimize=True)
+    write_whole(path, content.getvalue())

@@ -1,0 +1,160 @@
+"""The command line of `src/evaluate.py`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM = "retrieval", "matching", "memory", "captioning", "babylm"
+TASKS = (RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM)
+
+_HELP = """\
+Evaluate a checkpoint on a held-out split, or on the BabyLM sets: results as JSON in --output, and as a table.
+
+tasks, separated by commas:
+  retrieval  R@1, 5, 10 and median rank, text to image (t2i) and image to text (i2t), by cosine over the whole split,
+             then with each query's --rerank_top_k best candidates put in order by the matching head (reranked_*).
+             *_ci95 are 95% bootstrap intervals that resample images, each with all its captions.
+  matching   itm_acc: balanced accuracy of the matching head on the true pairs and, for each image and each caption, its
+             most similar wrong partner in the whole split; itm_acc_cosine: that of cosine at its best threshold.
+             The memory's figures come along where the checkpoint has a memory.
+  memory     memory_utilization: how evenly the slots are read; memory_quality: how exactly an episode reads back.
+  captioning BLEU-4, chrF, ROUGE-L and CIDEr of the captions that the model writes, against all captions of an image,
+             on lower-case words without punctuation; as papers print them (CIDEr x 100). A contact sheet (PNG) shows 24
+             images with their captions. --checkpoint may also be an export.
+  babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, entity tracking, WUG, EWoK, reading), each item decided
+             as by the official pipeline; float32 whatever --precision says. --checkpoint may also be an export, or any
+             folder that AutoModelForCausalLM loads (code in it is run).
+All figures but ranks, CIDEr and counts are percentages. Ties count against the model."""
+
+_EXAMPLES = """\
+examples:
+  python src/evaluate.py --checkpoint checkpoints/quickstart --data scenes --output results.json
+      the best checkpoint of the quickstart, on its held-out scenes
+  python src/evaluate.py --checkpoint checkpoints/stage1/step-00001000 --data data/my/val --task retrieval
+      one checkpoint, retrieval alone, on a folder written by data_prep/
+  python src/evaluate.py --checkpoint checkpoints/stage1 --data data/my/val --task captioning --images photos
+      captions; --images gives the contact sheet its pictures where the dataset holds features
+  python src/evaluate.py --checkpoint my-model --task babylm --eval_dir evaluation_data/fast_eval
+      the BabyLM fast sets, on an exported model"""
+
+
+def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked as far as it can be without reading anything."""
+    parser = argparse.ArgumentParser(
+        description=_HELP, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="a run's --output_dir (its best, else its newest checkpoint) or one step-NNNNNNNN folder; for captioning "
+        "also an export, for babylm the folder of any Hugging Face model",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="a folder written by data_prep/, or 'scenes' for the built-in held-out scenes; babylm needs none",
+    )
+    parser.add_argument("--eval_dir", metavar="DIR", help="the folder of the BabyLM sets: blimp_fast, reading ...")
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="where babylm's decisions go, by folder what the official predictions.json holds; and captioning's "
+        "captions (default: nowhere)",
+    )
+    parser.add_argument(
+        "--task", default="retrieval,matching", metavar="LIST", help="tasks from above (default: retrieval,matching)"
+    )
+    parser.add_argument(
+        "--output", default="results.json", metavar="FILE", help="where the JSON goes (default: results.json)"
+    )
+    parser.add_argument(
+        "--rerank_top_k",
+        type=int,
+        default=16,
+        metavar="K",
+        help="candidates that the matching head puts in order; 0: no re-ranking (default: 16)",
+    )
+    parser.add_argument(
+        "--rerank_cosine_weight",
+        type=float,
+        metavar="X",
+        help="re-rank by matching logit + X * cosine; 0: the matching head alone (default: 1 / itm_temperature of the "
+        "run. Negatives were drawn in proportion to exp(cosine / itm_temperature), so the head learned what that "
+        "leaves over)",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="resamples behind each interval; 0: no intervals (default: 1000)",
+    )
+    parser.add_argument(
+        "--num_beams", type=int, default=3, metavar="N", help="beams of captioning's search; 1: greedy (default: 3)"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=40, metavar="N", help="longest caption in tokens (default: 40)"
+    )
+    parser.add_argument(
+        "--contact_sheet",
+        metavar="FILE.png",
+        help="where captioning's sheet goes (default: next to --output, as results_captions.png)",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="the original image files, named by image id, for the contact sheet; a dataset of features has no pixels",
+    )
+    parser.add_argument("--max_images", type=int, metavar="N", help="evaluate on the first N images only")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=128,
+        metavar="N",
+        help="samples of a forward pass; changes speed and memory alone (default: 128)",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        metavar="N",
+        help="processes that decode images (default: as in training, 0 for features)",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32", "fp16"),
+        default="auto",
+        help="auto: bf16 where the device has it (default)",
+    )
+    flags = parser.parse_args(argv)
+    flags.task = [task.strip() for task in flags.task.split(",") if task.strip()]
+    unknown = [task for task in flags.task if task not in TASKS]
+    if unknown or not flags.task:
+        what = f"unknown task {unknown[0]!r}" if unknown else "no task given"
+        parser.error(f"--task: {what}; choose from {', '.join(TASKS)}, separated by commas")
+    others = [task for task in flags.task if task != BABYLM]
+    if others and flags.data is None:
+        parser.error(f"--task {others[0]} needs --data")
+    if BABYLM in flags.task and flags.eval_dir is None:
+        parser.error(f"--task {BABYLM} needs --eval_dir")
+    if flags.contact_sheet is None:
+        flags.contact_sheet = str(Path(flags.output).with_suffix("")) + "_captions.png"
+    elif not flags.contact_sheet.lower().endswith(".png"):
+        parser.error(f"--contact_sheet {flags.contact_sheet}: it is written as a PNG; give a name that ends in .png")
+    for name, least in (
+        ("rerank_top_k", 0),
+        ("bootstrap", 0),
+        ("batch_size", 1),
+        ("max_images", 1),
+        ("num_workers", 0),
+        ("num_beams", 1),
+        ("max_new_tokens", 1),
+    ):
+        value = getattr(flags, name)
+        if value is not None and value < least:
+            parser.error(f"--{name} is {value}; it must be at least {least}")
+    return flags

@@ -1,0 +1,161 @@
+"""What a model writes: captions of images, continuations of texts; greedy or by beam search, with a KV cache."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from bitgen.evaluation.encode import Runner, image_batches, image_input
+from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
+from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
+from bitgen.model.modeling_bitgen import BitGenModel
+
+BATCH = 64
+LONGEST = 40
+
+
+def language_model(model: BitGenModel, tokenizer: PreTrainedTokenizerBase) -> BitGenForCausalLM:
+    """The same network with ``generate()``: its modules themselves, not copies, so that it follows their training.
+
+    A model that can already generate (an export) is returned as it is.
+    """
+    if isinstance(model, BitGenForCausalLM):
+        return model
+    special = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    config = copy.deepcopy(model.config)
+    for name, value in special.items():
+        setattr(config, name, value)
+    with torch.device("meta"):  # takes no memory; what is built here is replaced at once
+        generator = BitGenForCausalLM(config)
+    for name, module in model.named_children():
+        setattr(generator, name, module)
+    generator.training = model.training
+    generator.generation_config = GenerationConfig(**special)
+    return generator
+
+
+def generate_texts(
+    model: BitGenForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    num_beams: int = 1,
+    max_new_tokens: int = LONGEST,
+    **image: torch.Tensor,
+) -> list[str]:
+    """What the model writes after ``BOS prompt``, without the prompt and without special tokens; one batch.
+
+    Args:
+        model: in eval mode.
+        image: ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]``, one for each prompt; none: text alone.
+
+    Raises:
+        ValueError: a prompt as long as the context, after which nothing can follow.
+    """
+    encoded = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    longest = max(len(ids) for ids in encoded)
+    width = longest + 1
+    input_ids = torch.full((len(encoded), width), tokenizer.pad_token_id)
+    mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(encoded):  # padded on the left, so that all go on from the last column
+        start = longest - len(ids)
+        input_ids[row, start:] = torch.tensor([tokenizer.bos_token_id, *ids])
+        mask[row, start:] = 1
+    written = model.generate(
+        input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        num_beams=num_beams,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        **image,
+    )
+    return tokenizer.batch_decode(written[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def sample_captions(
+    model: BitGenModel,
+    dataset: Dataset,
+    rows: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    max_new_tokens: int = LONGEST,
+    *,
+    num_beams: int = 1,
+    batch_size: int = BATCH,
+    num_workers: int = 0,
+    show_progress: bool = False,
+) -> list[str]:
+    """A caption for each of these images; the model's train/eval mode comes back, and no random state is touched.
+
+    Args:
+        model: on ``device``.
+        dataset: has kind ("images" | "features") and image_tensor(row), as the model takes them.
+        rows: of images; in any order, with repetitions.
+        num_beams: beams of the search; 1: greedy.
+
+    Returns:
+        Captions on one line each, in the order of ``rows``; "" where the model ends at once.
+
+    Raises:
+        ValueError: an image that cannot be read; the message names it.
+    """
+    captions: list[str] = []
+    name = image_input(dataset)
+    bar = tqdm(total=len(rows), desc="captions", unit=" images", leave=False, disable=None if show_progress else True)
+    with bar, Runner(model, batch_size, device, autocast).evaluating():
+        generator = language_model(model, tokenizer)
+        for batch in image_batches(dataset, rows, batch_size, num_workers):
+            image = {name: batch.to(device)}
+            texts = generate_texts(generator, tokenizer, [""] * len(batch), num_beams, max_new_tokens, **image)
+            captions += [" ".join(text.split()) for text in texts]
+            bar.update(len(batch))
+    return captions
+
+
+def continue_text(
+    model: BitGenModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    device: torch.device | str = "cpu",
+    max_new_tokens: int = LONGEST,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> list[str]:
+    """How the model goes on after each prompt, greedily: ``prompt + continuation`` is the whole text.
+
+    The model, on ``device``, gets its train/eval mode back; no random state is touched.
+
+    Raises:
+        ValueError: a prompt as long as the context.
+    """
+    continuations: list[str] = []
+    with Runner(model, BATCH, device, autocast).evaluating():
+        generator = language_model(model, tokenizer)
+        for start in range(0, len(prompts), BATCH):
+            part = prompts[start : start + BATCH]
+            continuations += generate_texts(generator, tokenizer, part, max_new_tokens=max_new_tokens)
+    return continuations
+
+
+def load_export(folder: str | Path) -> tuple[BitGenForCausalLM, BitGenAutoProcessor]:
+    """Model, in eval mode, and processor of an exported folder; its own code is not run.
+
+    Raises:
+        ValueError: it is no export, or incomplete.
+    """
+    if not (Path(folder) / "processor_config.json").is_file():
+        raise ValueError(
+            f"{folder} is no exported model: write one with `python src/export.py --checkpoint PATH --output DIR`."
+        )
+    try:
+        processor = BitGenAutoProcessor.from_pretrained(folder)
+        model = BitGenForCausalLM.from_pretrained(folder).eval()
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"{folder} cannot be loaded: {error}") from error
+    return model, processor

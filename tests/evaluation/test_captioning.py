@@ -1,0 +1,190 @@
+"""`src/evaluate.py --task captioning`, from a checkpoint or an export to scores, captions and a contact sheet."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+from bitgen.build import load_model
+from bitgen.data.record_writer import write_dataset
+from bitgen.data.records import DatasetInfo, Record
+from bitgen.evaluation import captioning
+from bitgen.evaluation.caption_metrics import caption_metrics
+from bitgen.evaluation.contact_sheet import choose_pictures, write_contact_sheet
+from bitgen.evaluation.generation import sample_captions
+from bitgen.export.revisions import export_run
+
+REFERENCES = [
+    [f"a {thing} sat", f"the {thing} runs on"][: 1 + row % 2] for row, thing in enumerate("cat dog mat".split())
+]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    """A dataset of three images as features, for the models of ``written_run(features=True)``."""
+    folder = tmp_path_factory.mktemp("features") / "data"
+    info = DatasetInfo("features", "made up", feature_shape=(9, 6), feature_dtype="float32")
+    rows = np.random.default_rng(0).normal(size=(3, 9, 6)).astype("<f4")
+    records = [Record(f"{row}.png", rows[row].tobytes(), texts) for row, texts in enumerate(REFERENCES)]
+    write_dataset(folder, records, info)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Files of images 0 and 2; the image between them has none."""
+    folder = tmp_path_factory.mktemp("photos")
+    for row, colour in ((0, (200, 30, 30)), (2, (30, 30, 200))):
+        Image.new("RGB", (80, 40), colour).save(folder / f"{row}.png")
+    return folder
+
+
+def run(checkpoint, data, output, *flags):
+    evaluate.main(
+        ["--task", "captioning", "--checkpoint", str(checkpoint), "--data", str(data), "--device", "cpu"]
+        + ["--output", str(output / "results.json"), "--num_workers", "0", "--precision", "fp32", *flags]
+    )
+    return json.loads((output / "results.json").read_text())["captioning"]
+
+
+def pixels_of(path, colour):
+    """How many pixels of a PNG have a colour."""
+    return int((np.asarray(Image.open(path)) == colour).all(axis=-1).sum())
+
+
+def test_scores_captions_and_sheet_of_a_run(written_run, features, tmp_path, capsys, caplog):
+    folder = written_run(features=True)
+    found = run(folder, features, tmp_path, "--num_beams", "1", "--predictions", str(tmp_path / "said.json"))
+    captions = json.loads((tmp_path / "said.json").read_text())["captioning"]
+    loaded = load_model(folder)
+    dataset = evaluate.load_split(str(features), loaded, None)
+    assert list(captions.values()) == sample_captions(loaded.model, dataset, range(3), loaded.tokenizer)
+    assert list(captions) == ["0.png", "1.png", "2.png"]
+    assert found == pytest.approx(caption_metrics(list(captions.values()), REFERENCES))
+    assert {"bleu4", "chrf", "rouge_l", "cider"} <= set(found)
+    assert "BLEU-4, %" in capsys.readouterr().out
+    # Three grey tiles: features have no pixels, and that is said.
+    assert pixels_of(tmp_path / "results_captions.png", (0xD1, 0xD5, 0xDB)) > 3 * 200 * 200
+    assert "the dataset holds features: --images DIR" in caplog.text
+
+
+def test_the_sheet_shows_the_files_of_images_known_as_features(written_run, features, photos, tmp_path, caplog):
+    sheet = tmp_path / "sheets" / "one.PNG"
+    run(written_run(features=True), features, tmp_path, "--images", str(photos), "--contact_sheet", str(sheet))
+    for colour in ((200, 30, 30), (30, 30, 200)):
+        assert pixels_of(sheet, colour) > 250 * 120  # 80 x 40 on a tile 260 wide
+    assert not pixels_of(sheet, (0xD1, 0xD5, 0xDB))
+    assert "the dataset holds features" not in caplog.text
+
+
+def test_scenes_are_shown_as_the_model_sees_them(written_run, tmp_path):
+    found = run(written_run(), "scenes", tmp_path, "--max_images", "5", "--num_beams", "2", "--max_new_tokens", "4")
+    assert found["images"] == 5 and found["references"] == 15
+    with Image.open(tmp_path / "results_captions.png") as sheet:
+        assert sheet.format == "PNG" and sheet.width > 1000 and sheet.height > 700  # two rows
+        assert len(sheet.convert("RGB").getcolors(2**24)) > 100
+
+
+def test_an_export_scores_as_its_checkpoint(written_run, features, tmp_path):
+    folder = written_run(features=True)
+    export = export_run(str(folder), str(tmp_path / "export"), True, False, {})
+    assert run(export, features, tmp_path) == run(folder, features, tmp_path)
+
+
+def test_captioning_goes_with_other_tasks(written_run, features, tmp_path):
+    run(written_run(features=True), features, tmp_path, "--task", "retrieval,captioning", "--bootstrap", "0")
+    assert set(json.loads((tmp_path / "results.json").read_text())) == {"retrieval", "captioning"}
+
+
+def test_an_untrained_language_model_is_said(written_run, features, tmp_path, caplog):
+    folder = written_run(features=True)
+    loaded = load_model(folder)
+    untrained = loaded._replace(config=loaded.config.replace(text_loss_weight=0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "load_model", lambda _: untrained)
+        run(folder, features, tmp_path)
+    assert "text_loss_weight was 0 in training" in caplog.text
+
+
+def test_captions_of_nothing_are_counted_and_said(written_run, features, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(captioning, "sample_captions", lambda *_, **__: ["", "a cat sat", ""])
+    found = run(written_run(features=True), features, tmp_path)
+    assert found["empty_captions"] == 2 and "2 of 3 captions hold no word" in caplog.text
+    assert (tmp_path / "results_captions.png").stat().st_size > 1000
+
+
+def test_one_image_has_no_cider(written_run, features, tmp_path, caplog):
+    assert run(written_run(features=True), features, tmp_path, "--max_images", "1")["cider"] is None
+    assert "CIDEr needs at least two images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_beams", "0"], "--num_beams is 0; it must be at least 1"),
+        (["--max_new_tokens", "0"], "--max_new_tokens is 0; it must be at least 1"),
+        (["--contact_sheet", "sheet.jpg"], "--contact_sheet sheet.jpg: it is written as a PNG"),
+        (["--images", "nowhere"], "--images nowhere: there is no such folder"),
+        (["--data", "scenes"], "--data scenes holds images, and this checkpoint takes features of 9 x 6"),
+    ],
+)
+def test_mistakes_are_named(written_run, features, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        run(written_run(features=True), features, tmp_path, *flags)
+    assert stopped.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_folders_and_files_of_images_that_cannot_serve_are_named(written_run, features, tmp_path, capsys):
+    def refused():
+        with pytest.raises(SystemExit):
+            run(written_run(features=True), features, tmp_path, "--images", str(tmp_path))
+        return " ".join(capsys.readouterr().err.split())
+
+    assert f"--images {tmp_path} holds none of the images: the first one would be {tmp_path / '0.png'}" in refused()
+    (tmp_path / "0.png").write_bytes(b"no image")
+    assert f"--images {tmp_path / '0.png'}" in refused()
+
+
+def test_a_sheet_that_cannot_be_written_costs_no_results(written_run, features, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise ValueError("one.png: cannot write it (No space left on device)")
+
+    monkeypatch.setattr("bitgen.evaluation.contact_sheet.write_whole", full)
+    with pytest.raises(SystemExit):
+        run(written_run(features=True), features, tmp_path)
+    assert "--contact_sheet one.png: cannot write it" in capsys.readouterr().err
+    assert json.loads((tmp_path / "results.json").read_text())["captioning"]["images"] == 3
+
+
+def test_a_sheet_spreads_over_the_images(written_run, features, photos, tmp_path):
+    dataset = evaluate.load_split(str(features), load_model(written_run(features=True)), None)
+    assert [picture.row for picture in choose_pictures(dataset, wanted=2)] == [0, 2]
+    with_files = choose_pictures(dataset, photos)
+    assert [picture.row for picture in with_files] == [0, 2] and with_files[0].pixels.shape == (40, 80, 3)
+    long = "$5 and $6 " + "word " * 100 + "猫"
+    write_contact_sheet(tmp_path / "long.png", with_files, [long, ""], [long, long], long)
+    with Image.open(tmp_path / "long.png") as sheet:
+        assert sheet.width == 4 * (260 + 22) + 22
+
+
+@pytest.mark.realdata
+def test_flickr8k_files_are_found_by_image_id(shared_data):
+    class Reader:
+        names = (shared_data / "flickr8k" / "split_dev.txt").read_text().split()
+
+        def image_id(self, row):
+            return self.names[row]
+
+    class Dataset:
+        reader, image_count, kind = Reader(), len(Reader.names), "features"
+
+    chosen = choose_pictures(Dataset(), shared_data / "flickr8k" / "images")
+    assert len(chosen) == 24 and chosen[0].row < 50 and chosen[-1].row > 950  # half of the files are here
+    assert all(picture.pixels.shape == (224, 224, 3) for picture in chosen)
+    assert len({torch.from_numpy(picture.pixels.copy()).float().mean().item() for picture in chosen}) == 24
