@@ -177,8 +177,8 @@ def _check_text(config: Config) -> None:
         )
     if data.tokenizer == "train":
         raise ConfigError(
-            f"tokenizer is train, but text_data {data.text_data} holds ids of a tokenizer that exists. Write its folder, "
-            "the --tokenizer that data_prep/babylm_text.py was given."
+            f"tokenizer is train, but text_data {data.text_data} holds ids of a tokenizer that exists. Write its "
+            "folder, the --tokenizer that data_prep/babylm_text.py was given."
         )
     if data.streaming:
         raise ConfigError("streaming is on, but text_data is mixed with mapped pairs alone. Write streaming False.")

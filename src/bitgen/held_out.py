@@ -167,4 +167,6 @@ def score_text(score: float) -> str:
 def _markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A table as TensorBoard's texts show it."""
     cells = [columns, tuple("---" for _ in columns), *rows]
-    return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "/") for cell in row) + " |" for row in cells)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "/") for cell in row) + " |" for row in cells
+    )

@@ -186,7 +186,9 @@ def finish(trainer: Trainer) -> None:
         passes = progress.step * training.grad_accum_steps / passes_in_batches(trainer.sampler)
         rows.append(("budget of passes", f"{passes:.2f} of max_epochs {training.max_epochs}"))
     if progress.milestone:
-        rows.append(("checkpoints by words", f"{config.output.output_dir}/{REVISION_PREFIX}*M, the last {progress.milestone}M"))
+        rows.append(
+            ("checkpoints by words", f"{config.output.output_dir}/{REVISION_PREFIX}*M, the last {progress.milestone}M")
+        )
     if progress.bad_records:
         rows.append(("skipped records", "; ".join(f"{n:,} x {reason}" for reason, n in progress.bad_records.items())))
     if best is not None and progress.best_score is not None:

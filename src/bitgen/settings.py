@@ -254,12 +254,13 @@ class DataSettings:
     )
     text_data: str | None = setting(
         None,
-        "Folder of text written by data_prep/babylm_text.py, trained on beside the pairs of train_data, or alone. Needs "
-        "text_loss_weight.",
+        "Folder of text written by data_prep/babylm_text.py, trained on beside the pairs of train_data, or alone. "
+        "Needs text_loss_weight.",
     )
     text_val_data: str | None = setting(None, "Such a folder of held-out text: perplexity of each source.")
     text_ratio: float = setting(
-        0.5, "Share of the batches that are text, where there are pairs too. An epoch is then one pass through the text."
+        0.5,
+        "Share of the batches that are text, where there are pairs too. An epoch is then one pass through the text.",
     )
     text_seq_len: int | None = setting(
         None, "Tokens of a training sequence of text, into which documents are packed; none: max_seq_len."

@@ -40,9 +40,7 @@ def text_perplexities(runner: Runner, sources: dict[str, TextBlocks]) -> dict[st
 
 def _text_batch(runner: Runner, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
     batch = {name: tensor.to(runner.device) for name, tensor in batch.items()}
-    layout = SequenceLayout(
-        batch["position_ids"], causal_document_mask(batch["document_ids"]), batch["attention_mask"]
-    )
+    layout = SequenceLayout(batch["position_ids"], causal_document_mask(batch["document_ids"]), batch["attention_mask"])
     model = runner.model
     with runner.evaluating():
         hidden = model.run_stack(batch["input_ids"], layout.real, layout=layout).hidden_states

@@ -145,7 +145,9 @@ class Stage1Objective(nn.Module):
         loss = self.settings.text_loss_weight * text_loss
         return Stage1Output(loss, {"text_loss": text_loss.detach(), "loss": loss.detach()}, None, None)
 
-    def _see_pairs(self, batch: dict[str, torch.Tensor], queue: FeatureQueue, memory: torch.Tensor | None) -> Stage1Output:
+    def _see_pairs(
+        self, batch: dict[str, torch.Tensor], queue: FeatureQueue, memory: torch.Tensor | None
+    ) -> Stage1Output:
         model, settings = self.model, self.settings
         input_ids, mask, image_ids = batch["input_ids"], batch["attention_mask"], batch["image_ids"]
         reader = model.memory.reader(memory) if model.memory is not None else None

@@ -140,7 +140,7 @@ class Trainer:
                 self._run(stop)
             finally:
                 self._stop_loading()
-        return progress.step == plan.total_steps
+        return progress.step == self.plan.total_steps  # which a budget may have cut
 
     def _prepare_cache(self, owed: bool) -> None:
         """Fill the feature cache where phase 1, or a validation owed to it, will read it."""
@@ -221,6 +221,8 @@ class Trainer:
                 self.objective,
                 device_ids=[self.processes.device.index] if self.processes.device.type == "cuda" else None,
                 broadcast_buffers=False,
+                # A batch of text leaves out what sees images.
+                find_unused_parameters=isinstance(self.dataset, TextAndPairs),
             )
         self.objective.train()
         self.optimizer = build_optimizer(self.objective, self.adapters, self.config)
@@ -267,9 +269,7 @@ class Trainer:
             batch = next(self.batches)
             words = batch.pop("words", None)
             batch["words"] = (
-                int(words.sum())
-                if words is not None
-                else self.count_words(batch["input_ids"], batch["attention_mask"])
+                int(words.sum()) if words is not None else self.count_words(batch["input_ids"], batch["attention_mask"])
             )
             drawn.append(batch)
         self.throughput.waited_for_data()
