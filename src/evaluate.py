@@ -84,7 +84,10 @@ def load_for_data(flags: argparse.Namespace) -> LoadedModel:
         ValueError: as for :func:`load_checkpoint`, or the tokenizer is not the model's.
     """
     if is_model_folder(flags.checkpoint) and set(flags.task) <= {CAPTIONING, BABYLM}:
-        model, processor = load_export(flags.checkpoint)
+        try:
+            model, processor = load_export(flags.checkpoint)
+        except ValueError as error:
+            raise ConfigError(f"--checkpoint {error}") from error
         return LoadedModel(model, Config(), processor.tokenizer)  # an export knows nothing of its training
     loaded = load_checkpoint(flags.checkpoint)
     if CAPTIONING in flags.task:
@@ -244,7 +247,10 @@ def main(argv: list[str] | None = None) -> None:
         if CAPTIONING in flags.task:
             captioned = caption(loaded, dataset, device, flags)
             results[CAPTIONING] = captioned.metrics
-            predictions[CAPTIONING] = {dataset.reader.image_id(i): text for i, text in enumerate(captioned.captions)}
+            captions = enumerate(captioned.captions)
+            predictions[CAPTIONING] = [
+                {"image_id": dataset.reader.image_id(i), "caption": text} for i, text in captions
+            ]
             writers["contact_sheet"] = lambda path: draw_sheet(path, pictures, dataset, captioned)
         print(tables(results, flags.rerank_top_k))  # before writing: a disk that is full must not lose it
         for name, path in files.items():

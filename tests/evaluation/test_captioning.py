@@ -60,12 +60,13 @@ def pixels_of(path, colour):
 def test_scores_captions_and_sheet_of_a_run(written_run, features, tmp_path, capsys, caplog):
     folder = written_run(features=True)
     found = run(folder, features, tmp_path, "--num_beams", "1", "--predictions", str(tmp_path / "said.json"))
-    captions = json.loads((tmp_path / "said.json").read_text())["captioning"]
+    said = json.loads((tmp_path / "said.json").read_text())["captioning"]
+    captions = [entry["caption"] for entry in said]
     loaded = load_model(folder)
     dataset = evaluate.load_split(str(features), loaded, None)
-    assert list(captions.values()) == sample_captions(loaded.model, dataset, range(3), loaded.tokenizer)
-    assert list(captions) == ["0.png", "1.png", "2.png"]
-    assert found == pytest.approx(caption_metrics(list(captions.values()), REFERENCES))
+    assert captions == sample_captions(loaded.model, dataset, range(3), loaded.tokenizer)
+    assert [entry["image_id"] for entry in said] == ["0.png", "1.png", "2.png"]
+    assert found == pytest.approx(caption_metrics(captions, REFERENCES))
     assert {"bleu4", "chrf", "rouge_l", "cider"} <= set(found)
     assert "BLEU-4, %" in capsys.readouterr().out
     # Three grey tiles: features have no pixels, and that is said.
@@ -94,6 +95,13 @@ def test_an_export_scores_as_its_checkpoint(written_run, features, tmp_path):
     folder = written_run(features=True)
     export = export_run(str(folder), str(tmp_path / "export"), True, False, {})
     assert run(export, features, tmp_path) == run(folder, features, tmp_path)
+
+
+def test_a_model_of_another_kind_is_no_export(features, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        run(tmp_path, features, tmp_path)
+    assert f"--checkpoint {tmp_path} is no exported model" in " ".join(capsys.readouterr().err.split())
 
 
 def test_captioning_goes_with_other_tasks(written_run, features, tmp_path):

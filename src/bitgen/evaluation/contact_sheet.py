@@ -26,7 +26,7 @@ from bitgen.training.drawing import (
 )
 
 PICTURES = 24
-_COLUMNS, _TILE, _GAP, _TEXT, _HEAD = 4, 260, 22, 132, 44
+_COLUMNS, _TILE, _GAP, _TEXT, _HEAD = 4, 260, 22, 152, 44
 _LETTERS = 34  # of a line as wide as a tile
 
 
@@ -89,7 +89,7 @@ def write_contact_sheet(
         y = _HEAD + number // _COLUMNS * (_TILE + _TEXT)
         draw_tile(axes, x, y, _TILE, picture.pixels, picture.image_id)
         draw_folded(axes, x, y + _TILE + 8, caption or "(nothing)", _LETTERS, lines=3)
-        draw_folded(axes, x, y + _TILE + 66, reference, _LETTERS, lines=3, colour=QUIET)
+        draw_folded(axes, x, y + _TILE + 74, reference, _LETTERS, lines=3, colour=QUIET)
     content = io.BytesIO()
     Image.fromarray(render(figure).permute(1, 2, 0).numpy()).save(content, "PNG", optimize=True)
     write_whole(path, content.getvalue())

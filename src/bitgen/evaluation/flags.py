@@ -60,8 +60,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--predictions",
         metavar="FILE",
-        help="where babylm's decisions go, by folder what the official predictions.json holds; and captioning's "
-        "captions (default: nowhere)",
+        help="where babylm's decisions go, by folder what the official predictions.json holds; and captioning's, "
+        "as COCO's results are written (default: nowhere)",
     )
     parser.add_argument(
         "--task", default="retrieval,matching", metavar="LIST", help="tasks from above (default: retrieval,matching)"
