@@ -33,6 +33,36 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def write_text_corpus() -> Callable[..., Path]:
+    """``write_text_corpus(folder, tokenizer, sources)`` writes a text corpus and returns its folder; ``sources`` maps a
+    name to documents, each ``(ids, words)`` or a text."""
+    from bitgen.data.text_shards import (
+        TextInfo,
+        TextShardWriter,
+        encode_documents,
+        tokenizer_sha256,
+        write_text_info,
+    )
+
+    def write(folder: Path, tokenizer: object, sources: dict[str, list]) -> Path:
+        folder.mkdir(parents=True)
+        counts = []
+        for name, documents in sources.items():
+            writer = TextShardWriter(folder, name, len(tokenizer))
+            for document in documents:
+                if isinstance(document, str):
+                    document = (encode_documents(tokenizer, [document])[0], len(document.split()))
+                writer.add(*document)
+            counts.append(writer.close())
+        write_text_info(
+            folder, TextInfo(tokenizer_sha256(tokenizer), len(tokenizer), "uint16", tuple(counts), {}, {})
+        )
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``written_run(features=True, **sizes)``: the checkpoint folder of a run whose model has every part switched on,
     with a checkpoint ``step-00000007`` and two by words, ``chck_1M`` and ``chck_10M``; its weights are random, but no
