@@ -11,7 +11,7 @@ from bitgen.data.dataset import PairDataset
 from bitgen.data.text_blocks import TextBlocks
 from bitgen.held_out import HeldOut, score_text
 from bitgen.objectives.stage1 import Stage1Objective
-from bitgen.training.budget import REVISION_PREFIX, passes_in_batches
+from bitgen.training.budget import REVISION_PREFIX, steps_per_pass
 from bitgen.training.cached_phase import plan_cached_phase
 from bitgen.training.checkpoint import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
 from bitgen.training.checkpoint_store import CheckpointStore
@@ -183,7 +183,7 @@ def finish(trainer: Trainer) -> None:
         share = progress.words_seen / training.max_words_seen
         rows.append(("budget of words", f"{share:.1%} of max_words_seen {training.max_words_seen:,}"))
     if training.max_epochs is not None:
-        passes = progress.step * training.grad_accum_steps / passes_in_batches(trainer.sampler)
+        passes = progress.step / steps_per_pass(trainer.plan, trainer.sampler)
         rows.append(("budget of passes", f"{passes:.2f} of max_epochs {training.max_epochs}"))
     if progress.milestone:
         rows.append(

@@ -8,6 +8,8 @@ from dataclasses import replace
 from torch.utils.data import Dataset
 
 from bitgen.config import Config
+from bitgen.data.mixing import MixedBatchSampler
+from bitgen.data.stream_order import StreamBatchSampler
 from bitgen.data.text_and_pairs import TextAndPairs, TextAndPairsSampler
 from bitgen.training.phases import PhasePlan
 
@@ -24,8 +26,7 @@ def within_budget(plan: PhasePlan, config: Config, dataset: Dataset, sampler: ob
     """
     training, limits = config.training, {}
     if training.max_epochs is not None:
-        batches = training.max_epochs * passes_in_batches(sampler)
-        limits[f"max_epochs {training.max_epochs}"] = int(batches) // training.grad_accum_steps
+        limits[f"max_epochs {training.max_epochs}"] = int(training.max_epochs * steps_per_pass(plan, sampler))
     if training.max_words_seen is not None:
         words = words_per_batch(dataset, sampler, config)
         if words:
@@ -40,11 +41,19 @@ def within_budget(plan: PhasePlan, config: Config, dataset: Dataset, sampler: ob
     return plan
 
 
-def passes_in_batches(sampler: object) -> float:
-    """Batches until some part of the data has been seen once: with text and pairs, the part that is seen more often."""
-    if isinstance(sampler, TextAndPairsSampler) and sampler.pair_batches:
-        return len(sampler) * min(1.0, len(sampler.pairs) / sampler.pair_batches)
-    return len(sampler)
+def steps_per_pass(plan: PhasePlan, sampler: object) -> float:
+    """Steps until some part of the data has been seen once: the part that an epoch shows most often."""
+    return plan.steps_per_epoch / _passes_an_epoch(sampler)
+
+
+def _passes_an_epoch(sampler: object) -> float:
+    if isinstance(sampler, TextAndPairsSampler):
+        if sampler.pairs is None:
+            return 1.0
+        return max(1.0, sampler.pair_batches / len(sampler.pairs) * _passes_an_epoch(sampler.pairs))
+    if isinstance(sampler, (MixedBatchSampler, StreamBatchSampler)):
+        return max(quota / size for quota, size in zip(sampler.quotas.tolist(), sampler.sizes, strict=True))
+    return 1.0
 
 
 def words_per_batch(dataset: Dataset, sampler: object, config: Config) -> float | None:

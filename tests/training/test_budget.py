@@ -1,0 +1,149 @@
+"""Budgets of passes and words, against data drawn batch by batch; and the schedule of checkpoints by words."""
+
+import logging
+from collections import Counter
+from dataclasses import replace
+from itertools import chain, islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitgen.config import Config
+from bitgen.data.mixing import MixedBatchSampler
+from bitgen.data.sampler import ResumableBatchSampler
+from bitgen.data.text_and_pairs import TextAndPairs, TextAndPairsSampler, TextKey
+from bitgen.training.budget import MILLION, milestone, steps_per_pass, within_budget
+from bitgen.training.phases import PhasePlan, plan_phases
+
+SCHEDULE = [*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100)]
+
+
+@given(st.integers(0, 1500 * MILLION))
+def test_milestones_are_those_of_the_challenge(words: int) -> None:
+    assert milestone(words) == max((m for m in SCHEDULE if m * MILLION <= words), default=0)
+
+
+def test_milestones_at_their_edges() -> None:
+    for millions in SCHEDULE:
+        assert milestone(millions * MILLION) == millions
+        assert milestone(millions * MILLION - 1) < millions
+
+
+class Rows:
+    """Stands for text and for pairs: so many samples of so many words."""
+
+    def __init__(self, size: int, words: int) -> None:
+        self.size, self.num_words, self.each = size, size * words, words
+
+    def __len__(self) -> int:
+        return self.size
+
+    def batch_sampler(self, batch_size: int, rank: int = 0, world_size: int = 1) -> ResumableBatchSampler:
+        return ResumableBatchSampler(self.size, batch_size, rank, world_size)
+
+    def iter_captions(self):
+        return (" ".join(["word"] * self.each) for _ in range(self.size))
+
+
+def shown(sampler, plan: PhasePlan, accumulate: int) -> Counter:
+    """How often each sample is seen, by walking through the run as a trainer does."""
+    seen: Counter = Counter()
+    steps = 0
+    while steps < plan.total_steps:
+        count = min(plan.steps_per_epoch, plan.total_steps - steps)
+        batches = islice(sampler.epoch(steps // plan.steps_per_epoch), count * accumulate)
+        seen.update((type(key), key.index) for key in chain.from_iterable(batches))
+        steps += count
+    return seen
+
+
+def planned(config: Config, dataset, sampler) -> PhasePlan:
+    plan = plan_phases(config, len(sampler))
+    return within_budget(plan, config, dataset, sampler)
+
+
+@given(
+    st.integers(12, 40),
+    st.integers(12, 40),
+    st.floats(0.1, 0.9),
+    st.integers(1, 3),
+    st.integers(1, 4),
+)
+def test_no_part_of_the_data_is_passed_more_often_than_max_epochs(text, pairs, ratio, accumulate, max_epochs) -> None:
+    dataset = TextAndPairs(Rows(text, 5), Rows(pairs, 3), ratio, text_batch_size=2)
+    config = Config().replace(
+        batch_size=3, grad_accum_steps=accumulate, num_epochs=60, max_epochs=max_epochs, text_loss_weight=1.0
+    )
+    sampler = dataset.batch_sampler(3)
+    plan = planned(config, dataset, sampler)
+    seen = shown(sampler, plan, accumulate)
+    assert max(seen.values()) <= max_epochs
+    # And it is used up: as many steps again as one pass takes go beyond it.
+    longer = replace(plan, total_steps=plan.total_steps + int(steps_per_pass(plan, sampler)) + plan.steps_per_epoch)
+    assert max(shown(sampler, longer, accumulate).values()) > max_epochs
+
+
+@given(st.integers(3, 30), st.integers(1, 4), st.integers(1, 5))
+def test_batches_that_no_step_takes_buy_no_further_passes(batches: int, accumulate: int, max_epochs: int) -> None:
+    sampler = ResumableBatchSampler(batches, 1)
+    accumulate = min(accumulate, batches)
+    config = Config().replace(grad_accum_steps=accumulate, num_epochs=20, max_epochs=max_epochs)
+    plan = planned(config, Rows(batches, 1), sampler)
+    assert plan.total_steps == max_epochs * (batches // accumulate)
+    assert max(shown(sampler, plan, accumulate).values()) <= max_epochs
+
+
+def test_a_source_that_is_mixed_in_more_often_counts() -> None:
+    sampler = MixedBatchSampler([30, 10], [1, 3], 4)  # an epoch passes through the second source three times
+    config = Config().replace(grad_accum_steps=1, num_epochs=50, max_epochs=6)
+    plan = planned(config, Rows(40, 1), sampler)
+    assert plan.total_steps == 2 * len(sampler)
+    seen = Counter(index for _, index in shown(sampler, plan, 1).elements())
+    assert {seen[index] for index in range(30, 40)} == {6}
+    text = ResumableBatchSampler(20, 1)
+    both = TextAndPairsSampler(text, sampler, 0.5)  # 20 batches of pairs an epoch, which are two epochs of theirs
+    assert steps_per_pass(PhasePlan(40, 400, None), both) == pytest.approx(40 / 6)
+
+
+def test_the_plan_fits_the_words_and_says_so(caplog) -> None:
+    dataset = TextAndPairs(Rows(40, 50), Rows(30, 7), 0.8, text_batch_size=2)
+    config = Config().replace(
+        batch_size=3, grad_accum_steps=1, num_epochs=100, text_loss_weight=1.0, max_words_seen=20_000
+    )
+    sampler = dataset.batch_sampler(3)
+    with caplog.at_level(logging.INFO):
+        plan = planned(config, dataset, sampler)
+    words = sum(
+        (50 if kind is TextKey else 7) * count for (kind, _), count in shown(sampler, plan, accumulate=1).items()
+    )
+    per_step = 0.8 * 100 + 0.2 * 21
+    assert 20_000 - 2 * per_step < words <= 20_000 + per_step
+    assert f"max_words_seen 20,000: the run is planned for {plan.total_steps} steps instead of" in caplog.text
+
+
+def test_words_of_all_processes_count() -> None:
+    config = Config().replace(grad_accum_steps=1, batch_size=4, num_epochs=100, max_words_seen=2_000)
+    data = Rows(80, 5)
+    alone = planned(config, data, data.batch_sampler(4))
+    two = planned(config.replace(num_gpus=2, use_ddp=True), data, data.batch_sampler(4, 0, 2))
+    assert (alone.total_steps, two.total_steps) == (100, 50)
+
+
+def test_a_shorter_run_is_left_as_it_is() -> None:
+    data = Rows(80, 5)
+    config = Config().replace(batch_size=4, max_steps=7, max_epochs=3, max_words_seen=10**9)
+    assert planned(config, data, data.batch_sampler(4)) == plan_phases(config, 20)
+
+
+def test_data_that_cannot_say_its_words_is_cut_by_counting_alone() -> None:
+    config = Config().replace(batch_size=4, num_epochs=2, max_words_seen=1)
+    assert planned(config, object(), ResumableBatchSampler(80, 4)).total_steps == 20
+
+
+@pytest.mark.parametrize("settings", [{"max_words_seen": 9}, {"max_words_seen": 39}])
+def test_a_budget_of_no_step_is_refused(settings: dict) -> None:
+    data = Rows(80, 5)
+    config = Config().replace(batch_size=4, **settings)
+    with pytest.raises(ValueError, match="max_words_seen .* allows no step at all: raise it"):
+        planned(config, data, data.batch_sampler(4))
