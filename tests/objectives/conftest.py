@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import random_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
+from bitgen.objectives.language import IGNORED
 from bitgen.objectives.stage1 import Stage1Objective
 
 BOS, EOS, FIRST_WORD = 0, 1, 3
@@ -61,10 +63,12 @@ def tiny_config(tower: bool = False, **changes: Any) -> BitGenConfig:
     return BitGenConfig(**(sizes | changes))
 
 
-def tiny_objective(weights: Weights | None = None, seed: int = 0, **model: Any) -> Stage1Objective:
+def tiny_objective(
+    weights: Weights | None = None, seed: int = 0, sees_pairs: bool = True, **model: Any
+) -> Stage1Objective:
     """An objective in training mode around a tiny model; ``model`` goes to :func:`tiny_config`."""
     torch.manual_seed(seed)
-    return Stage1Objective(BitGenModel(tiny_config(**model)), weights or Weights()).train()
+    return Stage1Objective(BitGenModel(tiny_config(**model)), weights or Weights(), sees_pairs).train()
 
 
 def tiny_batch(
@@ -88,6 +92,24 @@ def tiny_batch(
     else:
         batch["pixel_values"] = torch.randn(size, 3, config.image_size, config.image_size, generator=generator)
     return batch
+
+
+def tiny_text_batch(documents: list[list[list[int]]], length: int, pad: int = EOS) -> dict[str, Tensor]:
+    """Rows of packed documents, each row a list of documents' ids, as ``collate_blocks`` gives them."""
+    rows = []
+    for row in documents:
+        real = sum(map(len, row))
+        padding = length - real
+        rows.append(
+            {
+                "input_ids": [*itertools.chain(*row), *[pad] * padding],
+                "labels": [*itertools.chain(*([*ids[1:], IGNORED] for ids in row)), *[IGNORED] * padding],
+                "attention_mask": [1] * real + [0] * padding,
+                "document_ids": [*itertools.chain(*([n] * len(ids) for n, ids in enumerate(row))), *[-1] * padding],
+                "position_ids": [*itertools.chain(*(range(len(ids)) for ids in row)), *[0] * padding],
+            }
+        )
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
 def queue_for(config: BitGenConfig, size: int) -> FeatureQueue:
@@ -136,6 +158,11 @@ def make_objective() -> Callable[..., Stage1Objective]:
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., dict[str, Tensor]]:
     return tiny_batch
+
+
+@pytest.fixture(scope="session")
+def make_text_batch() -> Callable[..., dict[str, Tensor]]:
+    return tiny_text_batch
 
 
 @pytest.fixture(scope="session")
