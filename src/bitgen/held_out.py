@@ -52,6 +52,7 @@ class HeldOut:
         self.max_images = config.data.val_max_images
         self.batch_size, self.text_batch_size = config.training.batch_size, config.training.text_batch_size
         self.num_workers = config.data.num_workers if dataset is not None and dataset.kind == "images" else 0
+        self.context = config.model.max_seq_len
         self.aligns = bool(config.objective.contrastive_weight or config.objective.itm_weight)
         self.writes = bool(config.objective.text_loss_weight)
 
@@ -104,7 +105,8 @@ class HeldOut:
         recalls = [value for name, value in scalars.items() if "_R@" in name and "rerank" not in name]
         if recalls:
             return sum(recalls) / len(recalls)
-        return -scalars.get("val/text_loss", scalars.get("val/caption_loss", math.inf))
+        loss = scalars.get("val/text_loss", scalars.get("val/caption_loss", math.inf))
+        return -math.inf if math.isnan(loss) else -loss  # NaN is neither worse nor better than anything
 
     def _captions(self, model: BitGenModel, images: int, split: CachedSplit | None) -> str:
         rows = torch.linspace(0, images - 1, min(_SAMPLES, images)).long().tolist()
@@ -123,9 +125,10 @@ class HeldOut:
         return _markdown(("source", "prompt", "continuation"), list(zip(names, prompts, written, strict=True)))
 
     def _prompt(self, text: TextBlocks) -> str:
-        """The first words of a held-out document."""
-        ids = text[0]["input_ids"][:_PROMPT_TOKENS].tolist()
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        """The first words of a held-out document, of which at least half of the context is left to go on in."""
+        sequence = text[0]
+        ids = sequence["input_ids"][sequence["document_ids"] == 0]
+        return self.tokenizer.decode(ids[: min(_PROMPT_TOKENS, self.context // 2)].tolist(), skip_special_tokens=True)
 
     def _pictures(self, model: BitGenModel, encoded: EncodedSplit) -> dict[str, torch.Tensor]:
         # Here, because drawing takes a second to import, and only rank 0 of a run with held-out data draws.

@@ -34,8 +34,15 @@ def text_perplexities(runner: Runner, sources: dict[str, TextBlocks]) -> dict[st
             total, tokens = total + loss * count, tokens + count
         sums[name] = total, tokens
     mean = sum(total for total, _ in sums.values()) / sum(tokens for _, tokens in sums.values())
-    each = {f"perplexity_{name}": math.exp(total / tokens) for name, (total, tokens) in sums.items()}
-    return {"text_loss": mean, "perplexity": math.exp(mean), **each}
+    each = {f"perplexity_{name}": _perplexity(total / tokens) for name, (total, tokens) in sums.items()}
+    return {"text_loss": mean, "perplexity": _perplexity(mean), **each}
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:  # a loss beyond 709, of a run that diverges
+        return math.inf
 
 
 def _text_batch(runner: Runner, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
