@@ -276,6 +276,9 @@ def test_wrong_flags_are_named(argv: list[str], expected: list[str]) -> None:
 
 RANDOM = {"vision_encoder": "random"}
 FEATURES = {"vision_encoder": "features", "train_data": "data/train", "vision_tuning": "frozen"}
+TEXT = {"text_data": "data/text", "text_loss_weight": 1.0}
+BOTH = {**FEATURES, **TEXT}
+TEXT_ALONE = {**BOTH, "train_data": None, "feature_dim": 320, "feature_tokens": 49}
 
 
 @pytest.mark.parametrize(
@@ -326,6 +329,23 @@ FEATURES = {"vision_encoder": "features", "train_data": "data/train", "vision_tu
         ),
         ({"train_data": "data/a", "val_data": "data/a"}, ["val_data", "held-out"]),
         ({"train_data": "scenes", "scenes_train": 100}, ["scenes_train", "global batch"]),
+        ({**FEATURES, "text_val_data": "data/val"}, ["text_val_data is data/val", "no text_data"]),
+        ({**FEATURES, "text_seq_len": 64}, ["text_seq_len is 64", "no text_data"]),
+        ({**BOTH, "text_loss_weight": 0.0}, ["text_data is data/text", "Write text_loss_weight 1"]),
+        ({**BOTH, "tokenizer": "train"}, ["tokenizer is train", "ids of a tokenizer", "babylm_text.py"]),
+        ({**BOTH, "streaming": True}, ["streaming", "mapped pairs", "Write streaming False"]),
+        ({**BOTH, "text_val_data": "data/text"}, ["text_val_data is data/text", "--val_output"]),
+        ({**BOTH, "text_seq_len": 257}, ["text_seq_len is 257", "max_seq_len 256"]),
+        ({**BOTH, "text_seq_len": 2}, ["text_seq_len", "at least 3"]),
+        ({**BOTH, "text_ratio": 0.0}, ["text_ratio", "above 0 and below 1"]),
+        ({**BOTH, "text_ratio": 1.0}, ["text_ratio", "above 0 and below 1"]),
+        ({**BOTH, "text_batch_size": 0}, ["text_batch_size", "at least 1"]),
+        ({**BOTH, "max_words_seen": 0}, ["max_words_seen", "at least 1"]),
+        ({**BOTH, "max_epochs": 0}, ["max_epochs", "at least 1"]),
+        ({**TEXT_ALONE, "feature_dim": None}, ["text_data is trained alone", "feature_dim and feature_tokens"]),
+        ({**TEXT_ALONE, "feature_tokens": None}, ["text_data is trained alone", "feature_dim and feature_tokens"]),
+        ({**TEXT, **RANDOM}, ["text_data is trained alone", "vision_encoder features"]),
+        ({**TEXT_ALONE, "val_data": "data/val"}, ["val_data is data/val", "sees no images"]),
     ],
 )
 def test_what_could_not_run_is_named(values: dict[str, Any], expected: list[str]) -> None:
@@ -350,6 +370,10 @@ def test_what_could_not_run_is_named(values: dict[str, Any], expected: list[str]
         FEATURES,
         {**FEATURES, "feature_dim": 320, "feature_tokens": 49},
         {**RANDOM, "lora_layers": "0,11"},
+        {**BOTH, "text_val_data": "data/text_val", "text_seq_len": 256},
+        {**TEXT, **RANDOM, "train_data": "scenes"},
+        TEXT_ALONE,
+        {**TEXT_ALONE, "text_val_data": "data/text_val", "max_epochs": 10, "max_words_seen": 100_000_000},
         {"init_lora_weights": "gaussian"},
     ],
 )

@@ -71,12 +71,12 @@ def test_text_alone_is_scored_by_its_loss_and_continued(held_out) -> None:
 
 
 @pytest.mark.parametrize("context", [3, 4, 8, 13, 32])
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS, "ßß ßß"])
 def test_a_prompt_is_of_one_document_and_leaves_room(held_out, context: int, document: str) -> None:
     """Short contexts, and characters of several tokens that the prompt's end may cut."""
     validate, model = held_out(context, *[document] * 3)
     _, _, row = table(validate(model, 0.5).texts["samples/continuations"])
-    assert document.startswith(row[1].rstrip("\ufffd"))
+    assert document.startswith(row[1])
 
 
 def test_a_loss_that_is_no_number_is_never_the_best(held_out) -> None:

@@ -128,7 +128,8 @@ class HeldOut:
         """The first words of a held-out document, of which at least half of the context is left to go on in."""
         sequence = text[0]
         ids = sequence["input_ids"][sequence["document_ids"] == 0]
-        return self.tokenizer.decode(ids[: min(_PROMPT_TOKENS, self.context // 2)].tolist(), skip_special_tokens=True)
+        ids = ids[: min(_PROMPT_TOKENS, self.context // 2)].tolist()
+        return self.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")  # half of a character
 
     def _pictures(self, model: BitGenModel, encoded: EncodedSplit) -> dict[str, torch.Tensor]:
         # Here, because drawing takes a second to import, and only rank 0 of a run with held-out data draws.

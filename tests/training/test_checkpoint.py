@@ -237,3 +237,84 @@ def test_another_format_is_refused_not_called_damage(store: CheckpointStore) -> 
     with pytest.raises(CheckpointError, match="format version 99") as caught:
         read_checkpoint(manifest.parent)
     assert not isinstance(caught.value, DamagedCheckpoint)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_milestone_outlives_retention(store: CheckpointStore) -> None:
+    saved = contents(save(store, 1))
+    store.keep_as(1, "chck_1M")
+    for step in range(2, 6):
+        save(store, step)
+    assert step_folder(1) not in names(store.folder)
+    assert contents(store.folder / "chck_1M") == saved
+    assert read_checkpoint(store.folder / "chck_1M").step == 1
+    # It is none of the steps: neither resumed nor counted.
+    assert [p.name for p in checkpoint_folders(store.folder)] == [step_folder(s) for s in (5, 4)]
+    assert find_checkpoint("auto", store.folder).step == 5
+    CheckpointStore(store.folder, keep=2)
+    assert contents(store.folder / "chck_1M") == saved
+
+
+def test_a_milestone_takes_no_room_and_is_kept_once(store: CheckpointStore) -> None:
+    save(store, 1)
+    save(store, 2)
+    store.keep_as(1, "chck_1M")
+    assert (store.folder / "chck_1M" / MODEL_FILE).samefile(store.folder / step_folder(1) / MODEL_FILE)
+    store.keep_as(2, "chck_1M")
+    assert read_checkpoint(store.folder / "chck_1M").step == 1
+
+
+def test_a_milestone_without_hard_links_is_a_copy_on_disk(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = contents(save(store, 1))
+    synced: list[str] = []
+    fsync = checkpoint_store._fsync
+    monkeypatch.setattr(checkpoint_store, "_fsync", lambda path: (synced.append(path.name), fsync(path)))
+
+    def unsupported(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", unsupported)
+    store.keep_as(1, "chck_1M")
+    assert contents(store.folder / "chck_1M") == saved
+    assert not (store.folder / "chck_1M" / MODEL_FILE).samefile(store.folder / step_folder(1) / MODEL_FILE)
+    assert set(saved) <= set(synced), "what is copied must be on the disk before it gets its name"
+
+
+@pytest.mark.parametrize("at", ["_link_or_copy", "_fsync"])
+def test_a_crash_while_keeping_a_milestone_leaves_nothing_half_done(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    save(store, 1)
+    monkeypatch.setattr(checkpoint_store, at, crash)
+    with pytest.raises(KeyboardInterrupt):
+        store.keep_as(1, "chck_1M")
+    monkeypatch.undo()
+    assert not (store.folder / "chck_1M").exists()
+    again = CheckpointStore(store.folder, keep=2)
+    assert names(store.folder) == ["latest", step_folder(1)]
+    again.keep_as(1, "chck_1M")
+    verify(store.folder / "chck_1M")
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free space"), (errno.EIO, "remove the cause")])
+@pytest.mark.parametrize("at", ["copy2", "_fsync"])
+def test_a_disk_that_fails_a_milestone_is_a_clear_error(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str, at: str
+) -> None:
+    save(store, 1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(checkpoint_store.shutil if at == "copy2" else checkpoint_store, at, fail)
+    with pytest.raises(CheckpointError, match=remedy) as caught:
+        store.keep_as(1, "chck_1M")
+    monkeypatch.undo()
+    assert "chck_1M" in str(caught.value) and "--resume auto" in str(caught.value)
+    assert names(store.folder) == ["latest", step_folder(1)]

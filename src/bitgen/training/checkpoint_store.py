@@ -233,6 +233,7 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
+        _fsync(Path(target))
 
 
 def _fsync(path: Path) -> None:
