@@ -12,6 +12,8 @@ from typing import NamedTuple
 import httpx2
 from tqdm import tqdm
 
+from bitgen.syncing import fsync
+
 logger = logging.getLogger("data_prep")
 
 _CHUNK = 2**20
@@ -76,9 +78,9 @@ def fetch_file(client: httpx2.Client, remote: RemoteFile, folder: Path, retries:
         if not start_over:
             raise ValueError(f"{remote.url} arrives damaged twice ({problem}); it was removed. Try again later")
         logger.warning("%s: %s; downloading it anew", remote.name, problem)
-    _fsync(partial)
+    fsync(partial)
     os.replace(partial, path)
-    _fsync(folder)
+    fsync(folder)
     return path
 
 
@@ -148,11 +150,3 @@ def _difference(path: Path, remote: RemoteFile) -> str | None:
     if found.hexdigest() != remote.hashes[kind].lower():
         return f"{kind} {found.hexdigest()} instead of {remote.hashes[kind]}"
     return None
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

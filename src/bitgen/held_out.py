@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from bitgen.evaluation.encode import EncodedSplit, Runner
 from bitgen.evaluation.generation import continue_text, sample_captions
 from bitgen.evaluation.language import caption_loss, split_by_source, text_perplexities
-from bitgen.evaluation.validation import validate
+from bitgen.evaluation.validation import HeldOutResult, validate
 from bitgen.training.distributed import Precision
-from bitgen.training.trainer import HeldOutResult
 
 if TYPE_CHECKING:
     from bitgen.config import Config

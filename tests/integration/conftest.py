@@ -99,10 +99,11 @@ def build(tiny_config: Callable[..., Config]) -> Iterator[Build]:
 def _fit_until(trainer: Trainer, step: int) -> bool:
     """Train until SIGTERM arrives in the middle of optimizer step ``step`` (counted from 1)."""
     count_words = trainer.count_words
+    sent = []
 
     def count_and_signal(ids: torch.Tensor, mask: torch.Tensor) -> int:
-        if trainer.progress.step == step - 1:
-            trainer.count_words = count_words
+        if trainer.progress.step == step - 1 and not sent:
+            sent.append(True)  # a second signal would end the process at once
             os.kill(os.getpid(), 15)
         return count_words(ids, mask)
 

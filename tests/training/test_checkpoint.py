@@ -84,7 +84,7 @@ def crash(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", ["save_file", "save_config", "file_hash", "_fsync"])
+@pytest.mark.parametrize("at", ["save_file", "save_config", "file_hash", "fsync"])
 def test_a_crash_while_saving_leaves_the_one_before(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_crash_between_rename_and_links_leaves_the_new_one_usable(
 @pytest.mark.parametrize(
     ("number", "remedy"), [(errno.ENOSPC, "free space"), (errno.EACCES, "writable"), (errno.EIO, "remove the cause")]
 )
-@pytest.mark.parametrize("at", ["save_file", "save_config", "_fsync"])
+@pytest.mark.parametrize("at", ["save_file", "save_config", "fsync"])
 def test_a_failing_disk_is_a_clear_error_that_costs_nothing(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str, at: str
 ) -> None:

@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bitgen.syncing import fsync
+
 logger = logging.getLogger(__name__)
 
 SIDECAR, FEATURES, SCALES = "cache.json", "features.bin", "scales.bin"
@@ -167,9 +169,9 @@ class FeatureCache:
                     os.fsync(file.fileno())
             temporary = self.folder / f".tmp-{SIDECAR}"
             temporary.write_text(json.dumps(description.to_dict(), indent=2) + "\n", encoding="utf-8")
-            _fsync(temporary)
+            fsync(temporary)
             os.replace(temporary, self.folder / SIDECAR)
-            _fsync(self.folder)
+            fsync(self.folder)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -311,14 +313,6 @@ def _write_at(path: Path, offset: int, tensor: torch.Tensor) -> None:
         while content:
             written = os.pwrite(descriptor, content, offset)
             content, offset = content[written:], offset + written
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

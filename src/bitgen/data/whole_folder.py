@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bitgen.syncing import fsync
+
 
 def check_output(folder: str | Path, overwrite: bool, sidecar: str, what: str = "dataset") -> None:
     """Raises ``ValueError`` unless ``folder`` may be written: absent, empty, or to be overwritten and ours.
@@ -41,9 +43,9 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         complete.mkdir()
         yield complete
         for path in (*complete.iterdir(), complete):
-            _fsync(path)
+            fsync(path)
         _put_in_place(complete, folder, partial / "replaced")
-        _fsync(folder.parent)
+        fsync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -57,11 +59,3 @@ def _put_in_place(complete: Path, folder: Path, replaced: Path) -> None:
         if replaced.exists():
             os.rename(replaced, folder)
         raise
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from bitgen.config import Config, save_config
+from bitgen.syncing import fsync
 from bitgen.training.checkpoint import (
     EMA_FILE,
     FORMAT_VERSION,
@@ -84,9 +85,9 @@ class CheckpointStore:
         temporary = self.folder / f"{_TEMPORARY}base-{name}"
         try:
             _save_tensors(tensors, temporary)
-            _fsync(temporary)
+            fsync(temporary)
             os.replace(temporary, target)
-            _fsync(self.folder)
+            fsync(self.folder)
         except (OSError, SafetensorError) as error:
             _remove(temporary)
             raise self._failure(target, error) from error
@@ -127,12 +128,12 @@ class CheckpointStore:
             )
             self._write_manifest(temporary, step, base)
             for path in temporary.iterdir():
-                _fsync(path)
-            _fsync(temporary)
+                fsync(path)
+            fsync(temporary)
             if target.exists():
                 self._delete(target)
             os.rename(temporary, target)
-            _fsync(self.folder)
+            fsync(self.folder)
         except (OSError, SafetensorError, RuntimeError) as error:
             _remove(temporary)
             raise self._failure(target, error) from error
@@ -167,9 +168,9 @@ class CheckpointStore:
         try:
             _remove(temporary)
             shutil.copytree(self.folder / step_folder(step), temporary, copy_function=_link_or_copy)
-            _fsync(temporary)
+            fsync(temporary)
             os.rename(temporary, target)
-            _fsync(self.folder)
+            fsync(self.folder)
         except OSError as error:
             _remove(temporary)
             raise self._failure(target, error) from error
@@ -191,7 +192,7 @@ class CheckpointStore:
         _remove(temporary)
         os.symlink(target.name, temporary)
         os.replace(temporary, self.folder / name)
-        _fsync(self.folder)
+        fsync(self.folder)
 
     def _retain(self) -> None:
         best = self.best
@@ -234,14 +235,6 @@ def _link_or_copy(source: str, target: str) -> None:
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
         _fsync(Path(target))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

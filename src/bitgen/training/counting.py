@@ -96,8 +96,8 @@ def count_parameters(model: BitGenModel, extra: Mapping[str, Iterable[nn.Paramet
     device.
 
     Args:
-        extra: trained parameters that live outside the model, as component -> parameters: the objective's
-            log-temperature, so that the sum is what the optimizer holds.
+        extra: parameters that live outside the model, as component -> parameters: the objective's log-temperature, so
+            that the sum is what the optimizer holds.
     """
     total, phase1, phase2 = Counter(), Counter(), Counter()
     adapters = model.adapter_names()
@@ -111,9 +111,9 @@ def count_parameters(model: BitGenModel, extra: Mapping[str, Iterable[nn.Paramet
             phase1[component] += size
             phase2[component] += size
     for component, parameters in (extra or {}).items():
-        size = sum(parameter.numel() for parameter in parameters)
-        for counter in (total, phase1, phase2):
-            counter[component] += size
+        for parameter in parameters:
+            for counter in (total, phase1, phase2) if parameter.requires_grad else (total,):
+                counter[component] += parameter.numel()
     order = [*COMPONENTS, *(name for name in total if name not in COMPONENTS)]
     return ParameterTable(
         {name: ComponentCount(total[name], phase1[name], phase2[name]) for name in order if total[name]}

@@ -61,7 +61,7 @@ def plan_phases(config: Config, batches_per_epoch: int) -> PhasePlan:
     total = training.max_steps if training.max_steps is not None else training.num_epochs * steps_per_epoch
 
     vision = config.vision
-    if config.data.train_data is None:
+    if config.data.train_data is None and config.data.text_data is not None:
         return PhasePlan(steps_per_epoch, total, None, "there is text alone, and no image to look at")
     if vision.vision_encoder == "features":
         return PhasePlan(

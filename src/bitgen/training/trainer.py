@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +17,8 @@ from torch.utils.data import Dataset
 from bitgen.config import Config
 from bitgen.data.bad_records import Skipped
 from bitgen.data.cached_pairs import CachedSplit, as_it_is
-from bitgen.data.collate import build_loader
-from bitgen.data.sampler import SampleKey
 from bitgen.data.text_and_pairs import TextAndPairs
+from bitgen.evaluation.validation import HeldOutResult
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective, Stage1Output
 from bitgen.training.averaging import WeightAverage
@@ -29,6 +27,7 @@ from bitgen.training.cached_phase import CachedPhase, drop_base, restore_base
 from bitgen.training.checkpoint import Checkpoint
 from bitgen.training.checkpoint_store import CheckpointStore
 from bitgen.training.distributed import Precision, Processes, agree, from_main, gather_entries, gather_objects
+from bitgen.training.loading import Batches
 from bitgen.training.monitor import Monitor
 from bitgen.training.optimizer import build_optimizer, load_state_by_name, set_learning_rates, state_by_name
 from bitgen.training.phases import PhasePlan, plan_phases
@@ -37,20 +36,10 @@ from bitgen.training.randomness import random_state_kept, seed_everything
 from bitgen.training.reporting import announce_phase, diverged, log_step, warn_of_skipped_step
 from bitgen.training.skipped_records import SkippedRecords
 from bitgen.training.snapshot import on_main, restore, save, store_base
-from bitgen.training.stopping import StopSignals, outlast_stop_signals
+from bitgen.training.stopping import StopSignals
 from bitgen.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)
-
-
-class HeldOutResult(NamedTuple):
-    """``scalars`` under their ``val/`` names, ``pictures`` and ``texts`` by name, and the ``score`` (more is better)
-    that the best checkpoint is chosen by."""
-
-    scalars: dict[str, float]
-    pictures: dict[str, torch.Tensor]
-    texts: dict[str, str]
-    score: float
 
 
 @dataclass
@@ -123,7 +112,8 @@ class Trainer:
         """
         progress, plan = self.progress, self.plan
         self.throughput = Throughput(self.processes.device)
-        self.batches: Iterator[dict[str, torch.Tensor]] = iter(())
+        pin = self.processes.device.type == "cuda"
+        self.batches = Batches(self.config, self.sampler, self.count_words, pin)
         # A validation that the earlier process owed when it was stopped.
         owed = self._validation_due() and progress.validated_at < progress.step
         # Before signals are held back: filling a cache may take hours, and a second attempt goes on where it stopped.
@@ -139,7 +129,7 @@ class Trainer:
                 self._keep_milestone()
                 self._run(stop)
             finally:
-                self._stop_loading()
+                self.batches.stop()
         return progress.step == self.plan.total_steps  # which a budget may have cut
 
     def _prepare_cache(self, owed: bool) -> None:
@@ -159,7 +149,6 @@ class Trainer:
             if plan.phase_at(progress.step) != self.phase:
                 self._enter_phase(plan.phase_at(progress.step))
                 if self.cached is not None:  # from here on batches bring pixels
-                    self._stop_loading()
                     self._start_loading()
             drawn = self._draw()
             if self._exceeds_budget(drawn):
@@ -231,47 +220,17 @@ class Trainer:
         self.phase = phase
         announce_phase(self)
 
-    # ---- data ----
-
-    def _batches(self) -> Iterator[list[SampleKey]]:
-        """This rank's batches from the current step to the last: the position is a function of the step."""
-        accumulate = self.config.training.grad_accum_steps
-        per_epoch = self.plan.steps_per_epoch * accumulate
-        done = self.progress.step * accumulate
-        left = self.plan.total_steps * accumulate - done
-        while left > 0:
-            epoch, start = divmod(done, per_epoch)
-            count = min(per_epoch - start, left)
-            yield from islice(self.sampler.epoch(epoch, start), count)
-            done, left = done + count, left - count
+    # ---- one step ----
 
     def _start_loading(self) -> None:
-        # One loader for the rest of the run (or of a cached phase): workers start once, with no gap between epochs.
         dataset, collate = self.dataset, self.collate
         if self.cached is not None and self.phase == 1:
             dataset, collate = self.cached.pairs, as_it_is
-        pin = self.processes.device.type == "cuda"
-        loader = build_loader(dataset, self._batches(), self.config.data.num_workers, collate, pin)
-        loader.worker_init_fn = outlast_stop_signals
-        self.batches = iter(loader)
-
-    def _stop_loading(self) -> None:
-        # By hand: an exception's traceback would keep the iterator, and with it the workers, alive.
-        getattr(self.batches, "_shutdown_workers", lambda: None)()
-
-    # ---- one step ----
+        self.batches.start(dataset, collate, self.progress.step, self.plan)
 
     def _draw(self) -> list[dict[str, Any]]:
-        """The micro-batches of a step, with the number of words in each."""
         self.throughput.start_step()
-        drawn = []
-        for _ in range(self.config.training.grad_accum_steps):
-            batch = next(self.batches)
-            words = batch.pop("words", None)
-            batch["words"] = (
-                int(words.sum()) if words is not None else self.count_words(batch["input_ids"], batch["attention_mask"])
-            )
-            drawn.append(batch)
+        drawn = self.batches.draw()
         self.throughput.waited_for_data()
         return drawn
 
