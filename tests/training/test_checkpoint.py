@@ -273,7 +273,7 @@ def test_a_milestone_without_hard_links_is_a_copy_on_disk(
     saved = contents(save(store, 1))
     synced: list[str] = []
     fsync = checkpoint_store.fsync
-    monkeypatch.setattr(checkpoint_store, "fsync", lambda path: (synced.append(path.name), fsync(path)))
+    monkeypatch.setattr(checkpoint_store, "fsync", lambda path: (synced.append(Path(path).name), fsync(path)))
 
     def unsupported(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
