@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.config import Config, ConfigError, load_config
@@ -20,6 +22,7 @@ from bitgen.data.sources import parse_sources
 from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.data.text_blocks import TextBlocks
+from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import build_tokenizer, load_tokenizer
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import (
@@ -33,6 +36,8 @@ from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.training.checkpoint import load_weights, resolve_checkpoint
 from bitgen.training.distributed import Processes, main_first
 from bitgen.training.randomness import seed_everything
+
+logger = logging.getLogger(__name__)
 
 SCENES, FEATURES, RANDOM = "scenes", "features", "random"
 TOKENIZER_FOLDER = "tokenizer"
@@ -232,6 +237,36 @@ def build_untrained(config: Config, vision_config: dict | None, model_config: Bi
     return model
 
 
+def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Give a new model the weights of a trained one.
+
+    Raises:
+        ConfigError: there is no such run, or its tokenizer or sizes are not this run's.
+        CheckpointError: its checkpoint is damaged.
+    """
+    if not Path(path).exists():
+        raise ConfigError(f"init_from is {path}, and there is no such folder. Write a run's output_dir.")
+    source = load_model(path)
+    if tokenizer_sha256(source.tokenizer) != tokenizer_sha256(tokenizer):
+        raise ConfigError(
+            f"init_from {path} was trained with another tokenizer: its embeddings would stand for other tokens. Write "
+            f"tokenizer {resolve_checkpoint(path).parent / TOKENIZER_FOLDER}."
+        )
+    theirs, ours = source.model.state_dict(), model.state_dict()
+    differing = [name for name in {**ours, **theirs} if not _same_shape(ours.get(name), theirs.get(name))]
+    if differing:
+        raise ConfigError(
+            f"init_from {path} holds another network: {len(differing)} of its weights differ in shape or are missing, "
+            f"first {differing[0]}. Give this run the vision, lora, model and memory settings of its config.yaml."
+        )
+    model.load_state_dict(theirs)
+    logger.info("starting from the weights of %s", resolve_checkpoint(path))
+
+
+def _same_shape(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
+
+
 def build_parts(config: Config, processes: Processes) -> RunParts:
     """Tokenizer, data and model of a configuration; the same weights on every rank and at every call.
 
@@ -262,4 +297,7 @@ def build_parts(config: Config, processes: Processes) -> RunParts:
     vocab_size = min(config.model.vocab_size, len(tokenizer)) if config.data.tokenizer == "train" else None
     shape = pairs.feature_shape if pairs is not None else (config.vision.feature_tokens, config.vision.feature_dim)
     model_config = model_config_of(config, vision_config, shape, vocab_size)
-    return RunParts(tokenizer, train, val, text_val, build_untrained(config, vision_config, model_config))
+    model = build_untrained(config, vision_config, model_config)
+    if config.training.init_from is not None:
+        start_from(model, tokenizer, config.training.init_from)
+    return RunParts(tokenizer, train, val, text_val, model)

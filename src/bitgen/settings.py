@@ -230,6 +230,11 @@ class TrainingSettings:
     seed: int = setting(42, "Every random draw derives from it.")
     use_ddp: bool = setting(False, "Data parallel over several processes; start them with torchrun.")
     num_gpus: int = setting(1, "Processes over all machines; must be the launcher's world size. On CPUs too.")
+    init_from: str | None = setting(
+        None,
+        "A run's folder, or one of its checkpoints, whose weights this run starts from (averaged ones where it has "
+        "them): a second stage with other data or losses. The same sizes and tokenizer; counters start at 0.",
+    )
     resume: str | None = setting(None, "'auto': go on from the newest whole checkpoint of output_dir; or a folder.")
     max_nonfinite_steps: int = setting(10, "Stop after this many steps in a row with a loss that is not finite.")
     ema_decay: float = setting(
