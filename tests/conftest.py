@@ -54,9 +54,7 @@ def write_text_corpus() -> Callable[..., Path]:
                     document = (encode_documents(tokenizer, [document])[0], len(document.split()))
                 writer.add(*document)
             counts.append(writer.close())
-        write_text_info(
-            folder, TextInfo(tokenizer_sha256(tokenizer), len(tokenizer), "uint16", tuple(counts), {}, {})
-        )
+        write_text_info(folder, TextInfo(tokenizer_sha256(tokenizer), len(tokenizer), "uint16", tuple(counts), {}, {}))
         return folder
 
     return write

@@ -97,7 +97,9 @@ def test_a_large_source_is_read_in_part_and_always_the_same(tokenizer, blocks, m
     monkeypatch.setattr(language, "SEQUENCES", 4)
     read = []
     stack = model.run_stack
-    monkeypatch.setattr(model, "run_stack", lambda ids, *rest, **named: (read.append(ids), stack(ids, *rest, **named))[1])
+    monkeypatch.setattr(
+        model, "run_stack", lambda ids, *rest, **named: (read.append(ids), stack(ids, *rest, **named))[1]
+    )
     first, second = (text_perplexities(Runner(model, 3), {"a": blocks}) for _ in range(2))
     assert first == second
     assert [len(ids) for ids in read] == [3, 1, 3, 1]
@@ -135,7 +137,9 @@ class Split:
         return self.features[row]
 
 
-@pytest.mark.parametrize("changes", [{}, {"positions": "rope"}, {"use_memory": False}, {"fusion": "concat_mlp"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"positions": "rope"}, {"use_memory": False}, {"fusion": "concat_mlp"}], ids=str
+)
 def test_the_caption_loss_is_that_of_captions_read_one_by_one(tokenizer, changes) -> None:
     model, split = build(tokenizer, **changes), Split(len(tokenizer))
     reader = language_model(model, tokenizer).eval()

@@ -272,8 +272,8 @@ def test_a_milestone_without_hard_links_is_a_copy_on_disk(
 ) -> None:
     saved = contents(save(store, 1))
     synced: list[str] = []
-    fsync = checkpoint_store._fsync
-    monkeypatch.setattr(checkpoint_store, "_fsync", lambda path: (synced.append(path.name), fsync(path)))
+    fsync = checkpoint_store.fsync
+    monkeypatch.setattr(checkpoint_store, "fsync", lambda path: (synced.append(Path(path).name), fsync(path)))
 
     def unsupported(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -285,7 +285,7 @@ def test_a_milestone_without_hard_links_is_a_copy_on_disk(
     assert set(saved) <= set(synced), "what is copied must be on the disk before it gets its name"
 
 
-@pytest.mark.parametrize("at", ["_link_or_copy", "_fsync"])
+@pytest.mark.parametrize("at", ["_link_or_copy", "fsync"])
 def test_a_crash_while_keeping_a_milestone_leaves_nothing_half_done(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -302,7 +302,7 @@ def test_a_crash_while_keeping_a_milestone_leaves_nothing_half_done(
 
 
 @pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free space"), (errno.EIO, "remove the cause")])
-@pytest.mark.parametrize("at", ["copy2", "_fsync"])
+@pytest.mark.parametrize("at", ["copy2", "fsync"])
 def test_a_disk_that_fails_a_milestone_is_a_clear_error(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str, at: str
 ) -> None:

@@ -234,7 +234,7 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-        _fsync(Path(target))
+        fsync(target)
 
 
 def _remove(path: Path) -> None:
