@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitgen.syncing import fsync
+from bitgen.files import fsync
 
 logger = logging.getLogger(__name__)
 

@@ -73,18 +73,23 @@ def _usage(loaded: LoadedModel, merge_lora: bool) -> str:
 
 def _training(loaded: LoadedModel, state: dict[str, Any]) -> str:
     data, progress = loaded.config.data, state.get("progress", {})
-    name = "built-in rendered scenes" if data.train_data == SCENES else Path(data.train_data or "unknown").name
+    pairs = "built-in rendered scenes" if data.train_data == SCENES else _folder_name(data.train_data)
     tokenizer = "trained on the corpus" if data.tokenizer == "train" else Path(data.tokenizer).name
     rows = [
-        ("training data", name),
+        ("image-caption pairs", pairs),
+        ("text", _folder_name(data.text_data)),
         ("words seen, all epochs counted", f"{progress.get('words_seen', 0):,}"),
-        ("image-caption pairs seen", f"{progress.get('samples_seen', 0):,}"),
+        ("samples seen (pairs, sequences of text)", f"{progress.get('samples_seen', 0):,}"),
         ("optimizer steps", f"{state.get('step', 0):,}"),
         ("tokenizer", f"{tokenizer}, {len(loaded.tokenizer):,} tokens"),
         ("vision encoder", Path(loaded.config.vision.vision_encoder).name),
         ("phase", _phase(loaded, state)),
     ]
     return format_markdown(("", ""), rows) + "\n"
+
+
+def _folder_name(data: str | None) -> str:
+    return Path(data).name if data is not None else "none"
 
 
 def _phase(loaded: LoadedModel, state: dict[str, Any]) -> str:
@@ -112,11 +117,12 @@ def _metrics(metrics: dict[str, Any]) -> str:
     return format_markdown(("metric", "value"), rows) + "\n"
 
 
-def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+def _flat(metrics: dict[str, Any], prefix: str = "", levels: int = 2) -> list[tuple[str, float]]:
+    """Task and set; the hundred subtasks of BabyLM's sets stay in the results file."""
     found: list[tuple[str, float]] = []
     for name, value in metrics.items():
         if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{name} / ")
+            found += _flat(value, f"{prefix}{name} / ", levels - 1) if levels else []
         elif isinstance(value, (int, float)):
             found.append((prefix + name, float(value)))
     return found
@@ -131,6 +137,8 @@ def _limits(loaded: LoadedModel, state: dict[str, Any]) -> str:
         "- Small enough to study and to score sentences with; not a product, and not for decisions about people.",
         "- Its memory's state is part of the weights and does not change in use.",
     ]
+    if loaded.config.data.train_data is None:
+        lines.append("- Trained on text alone: it has never seen an image, and what reads images is untrained.")
     if loaded.config.objective.text_loss_weight == 0:
         lines.append("- Trained without the language loss: it matches images and texts, and does not write.")
     if state.get("phase") == 1 and _has_second_phase(loaded):

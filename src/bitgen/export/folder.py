@@ -14,6 +14,7 @@ from bitgen.build import TOKENIZER_FOLDER, LoadedModel
 from bitgen.config import ConfigError
 from bitgen.data.tokenizer import kept_spec
 from bitgen.export.merge import merged_state
+from bitgen.files import apply_umask
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -108,6 +109,8 @@ def write_folder(loaded: LoadedModel, folder: Path, card: str, merge_lora: bool)
     model.config.auto_map = dict(AUTO_MAP)
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        apply_umask(weights)
     exported_processor(loaded).save_pretrained(folder)
     for source in sorted(Path(bitgen.model.__path__[0]).glob("*.py")):
         if source.name not in _NOT_CARRIED:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from bitgen.config import Config, save_config
-from bitgen.syncing import fsync
+from bitgen.files import apply_umask, fsync
 from bitgen.training.checkpoint import (
     EMA_FILE,
     FORMAT_VERSION,
@@ -224,9 +224,7 @@ class CheckpointStore:
 
 def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)  # safetensors makes it readable by its owner alone
+    apply_umask(path)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .metrics_file import LAST_MEAN, MetricsFile, drop_after, first_and_last, last_by_phase, read_metrics
+from .figures import MAIN_HELD_OUT, held_out_table, status_line, training_rows
+from .metrics_file import LAST_MEAN, MetricsFile, drop_after, read_metrics
 from .run_logging import FILE_ONLY, RunLogging
 from .tables import format_table, print_table
 
@@ -22,27 +23,6 @@ LOG_FILE, METRICS_FILE, EVENT_FILES = "training.log", "metrics.jsonl", "events.o
 BAR_FORMAT = "{desc} |{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_FLUSHES = 15
-
-_TRAIN_ROWS = (
-    ("loss", "train/loss"),
-    ("contrastive loss (ITC)", "train/contrastive_loss"),
-    ("matching loss (ITM)", "train/itm_loss"),
-    ("memory KL", "train/memory_kl_loss"),
-    ("caption loss", "train/caption_loss"),
-    ("text loss", "train/text_loss"),
-    ("ITM accuracy", "train/itm_acc"),
-    ("temperature", "train/temperature"),
-)
-_HELD_OUT = tuple(f"val/{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)) + (
-    "val/reranked_t2i_R@1",
-    "val/reranked_i2t_R@1",
-    "val/contrastive_loss",
-    "val/itm_loss",
-    "val/itm_acc",
-    "val/caption_loss",
-    "val/perplexity",
-)
-_MAIN_HELD_OUT = ("val/caption_loss", "val/perplexity")
 
 
 def format_duration(seconds: float) -> str:
@@ -144,7 +124,7 @@ class Monitor:
         numbers = self._record(step, phase, scalars)
         left = self._time_left(step)
         if self._bar is not None:
-            brief = _status(numbers, "{:.2f}", "/s")
+            brief = status_line(numbers, "{:.2f}", "/s")
             self._bar.set_description_str(f"{self._epoch_label} phase {phase}", refresh=False)
             # The time left of the whole run goes first: a narrow terminal cuts the line's end off.
             self._bar.set_postfix_str(f"run {left} | {brief}" if left else brief)
@@ -152,7 +132,7 @@ class Monitor:
         if now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             of_total = f"/{self.total_steps}" if self.total_steps else ""
-            line = f"{self._epoch_label} step {step}{of_total} (phase {phase}) | {_status(numbers)}"
+            line = f"{self._epoch_label} step {step}{of_total} (phase {phase}) | {status_line(numbers)}"
             line += f" | ETA {left}" if left else ""
             logger.info(line, extra=FILE_ONLY if self._bar is not None else None)
 
@@ -184,7 +164,7 @@ class Monitor:
         self.pictures(step, pictures)
         for name, text in texts.items():
             self._to_tensorboard("add_text", name, text, global_step=step)
-        main = [(name, value) for name, value in scalars.items() if "_R@" in name or name in _MAIN_HELD_OUT]
+        main = [(name, value) for name, value in scalars.items() if "_R@" in name or name in MAIN_HELD_OUT]
         line = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in main)
         logger.info("step %d held out: %s", step, line)
 
@@ -213,8 +193,8 @@ class Monitor:
         self._close_bar()
         self.flush()
         records = read_metrics(self._metrics.path)
-        self._show_table(("training", "first", f"last (mean of {LAST_MEAN})"), _training_rows(records))
-        self._show_table(*_held_out_table(records))
+        self._show_table(("training", "first", f"last (mean of {LAST_MEAN})"), training_rows(records))
+        self._show_table(*held_out_table(records))
         peak = [r["perf/peak_memory_gb"] for r in records if r.get("perf/peak_memory_gb") is not None]
         facts = [("time in this process", format_duration(time.monotonic() - self._started))]
         facts += [("peak memory", f"{max(peak):.2f} GB")] if peak else []
@@ -322,37 +302,3 @@ def _summary_writer(log_dir: Path, resume_step: int | None) -> object:
     # purge_step: TensorBoard then forgets what the earlier process wrote for the steps that are trained again.
     purge_step = None if resume_step is None else resume_step + 1
     return SummaryWriter(str(log_dir), purge_step=purge_step, flush_secs=SECONDS_BETWEEN_FLUSHES)
-
-
-def _status(numbers: Mapping[str, float], loss_form: str = "{:.3f}", rate_unit: str = " samples/s") -> str:
-    """The one line of a step: `210 samples/s | loss 5.123 itc 4.801 itm 0.650 | acc i2t 12% t2i 10% itm 61%`."""
-
-    def present(pairs: Sequence[tuple[str, str]], form: str) -> str:
-        return " ".join(f"{label} {form.format(numbers[name])}" for label, name in pairs if name in numbers)
-
-    losses = (("loss", "train/loss"), ("itc", "train/contrastive_loss"), ("itm", "train/itm_loss"))
-    losses += (("captions", "train/caption_loss"), ("text", "train/text_loss"))
-    accuracies = (("i2t", "train/acc_i2t"), ("t2i", "train/acc_t2i"), ("itm", "train/itm_acc"))
-    rate = f"{numbers['perf/samples_per_sec']:.0f}{rate_unit}" if "perf/samples_per_sec" in numbers else ""
-    accuracy = present(accuracies, "{:.0%}")
-    parts = [rate, present(losses, loss_form), accuracy and f"acc {accuracy}"]
-    return " | ".join(part for part in parts if part)
-
-
-def _training_rows(records: Sequence[Mapping]) -> list[tuple[str, str, str]]:
-    rows = []
-    for label, name in _TRAIN_ROWS:
-        ends = first_and_last(records, name)
-        if ends is not None:
-            rows.append((label, f"{ends[0]:.4g}", f"{ends[1]:.4g}"))
-    return rows
-
-
-def _held_out_table(records: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
-    by_name = {name: values for name in _HELD_OUT if (values := last_by_phase(records, name))}
-    phases = sorted({phase for values in by_name.values() for phase in values})
-    rows = [
-        [name.removeprefix("val/"), *(f"{values[p]:.4g}" if p in values else "" for p in phases)]
-        for name, values in by_name.items()
-    ]
-    return ["held out", *(f"after phase {phase}" for phase in phases)], rows

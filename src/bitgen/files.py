@@ -1,4 +1,4 @@
-"""Making sure that what was written is on the disk."""
+"""What files written by others still need: to be on the disk, and to be readable."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def fsync(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def apply_umask(path: str | Path) -> None:
+    """Give a file the rights that a plain ``open`` would have: safetensors makes it readable by its owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
