@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from bitgen.config import Config
+from bitgen.data.record_writer import write_dataset
+from bitgen.data.records import DatasetInfo, Record
+from bitgen.data.tokenizer import train_bpe
+from bitgen.held_out import HeldOut
 from bitgen.run import build_trainer
 from bitgen.training.checkpoint import find_checkpoint
 from bitgen.training.distributed import start_processes
@@ -186,3 +193,96 @@ def execute() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def environment() -> dict[str, str]:
     return _environment()
+
+
+@pytest.fixture
+def main(tiny_config, monkeypatch: pytest.MonkeyPatch, capfd) -> Callable[..., tuple[int, str]]:
+    """``main(**settings)`` runs the entry in this process; its exit status, and what it wrote to stderr."""
+
+    def run(run: str = "run", drop: tuple[str, ...] = (), **settings: object) -> tuple[int, str]:
+        _, entry, *flags = _command(tiny_config(run), **settings)
+        pairs = zip(flags[::2], flags[1::2], strict=True)
+        flags = [part for flag, value in pairs if flag.removeprefix("--") not in drop for part in (flag, value)]
+        monkeypatch.setattr(sys, "argv", [entry, *flags])
+        spec = importlib.util.spec_from_file_location("entry_under_test", entry)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        capfd.readouterr()
+        try:
+            status = module.main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, capfd.readouterr().err
+
+    return run
+
+
+# Text, and image-caption pairs beside it.
+
+WORDS = "the cat sat on a mat and saw the big red dog run far away from here".split()
+FEATURE_SHAPE = (4, 6)
+
+
+def _prose(seed: int, sentences: int = 2) -> str:
+    draw = random.Random(seed)
+    return " ".join(" ".join(draw.choices(WORDS, k=draw.randint(3, 12))).capitalize() + "." for _ in range(sentences))
+
+
+def _write_features(folder: Path, captions: list[list[str]], seed: int = 1) -> str:
+    """A dataset of made-up features, one image for each list of captions; returns its folder."""
+    draw = np.random.default_rng(seed)
+    rows = [draw.standard_normal(FEATURE_SHAPE).astype(np.float32).tobytes() for _ in captions]
+    records = [Record(f"{n}.jpg", row, own) for n, (row, own) in enumerate(zip(rows, captions, strict=True))]
+    info = DatasetInfo("features", "made up", feature_shape=FEATURE_SHAPE, feature_dtype="float32")
+    write_dataset(folder, records, info)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def prose() -> Callable[..., str]:
+    return _prose
+
+
+@pytest.fixture(scope="session")
+def write_features() -> Callable[..., str]:
+    return _write_features
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory, write_text_corpus) -> dict[str, object]:
+    """Settings of a text of two sources, of held-out text, and of pairs as features, in equal numbers of batches."""
+
+    def captions(count: int, seed: int) -> list[list[str]]:
+        each = [[f"a {WORDS[(n + seed) % 16]} and a {WORDS[n % 7]}", _prose(1000 * seed + n, 1)] for n in range(count)]
+        return [own[: 1 + n % 2] for n, own in enumerate(each)]
+
+    folder = tmp_path_factory.mktemp("corpora")
+    tokenizer = train_bpe([_prose(seed, 20) for seed in range(5)], 300)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    train = {"childes": [_prose(n) for n in range(40)], "wiki": [_prose(n, 4) for n in range(40, 60)]}
+    val = {"childes": [_prose(n) for n in range(60, 68)], "wiki": [_prose(n, 3) for n in range(68, 76)]}
+    return {
+        "tokenizer": str(folder / "tokenizer"),
+        "text_data": str(write_text_corpus(folder / "text", tokenizer, train)),
+        "text_val_data": str(write_text_corpus(folder / "text_val", tokenizer, val)),
+        "train_data": _write_features(folder / "train", captions(30, seed=1)),
+        "val_data": _write_features(folder / "val", captions(8, seed=2), seed=2),
+        "vision_encoder": "features",
+        "vision_tuning": "frozen",
+        "text_loss_weight": 1.0,
+        "text_batch_size": 4,
+        "text_seq_len": 20,
+    }
+
+
+@pytest.fixture
+def both(corpora: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Text and pairs; each step takes a batch of either. Validation draws no pictures, which takes long."""
+    monkeypatch.setattr(HeldOut, "_pictures", lambda *_: {})
+    return corpora
+
+
+@pytest.fixture
+def text_alone(both: dict[str, object]) -> dict[str, object]:
+    tokens, width = FEATURE_SHAPE
+    return {**both, "train_data": None, "val_data": None, "feature_tokens": tokens, "feature_dim": width}

@@ -1,7 +1,7 @@
 """One process of two, started by torchrun: trains, with mishaps on rank 1 alone, and writes what it holds.
 
-Usage: ddp_worker.py CONFIG_JSON OUTPUT STOP_AT. Rank 1's loss is NaN in step 2 (counted from 1), and rank 1 gets
-SIGTERM in step STOP_AT; 0: never.
+Usage: ddp_worker.py CONFIG_JSON OUTPUT STOP_AT [NAN_AT]. Rank 1 gets SIGTERM in micro-step STOP_AT, and its loss is NaN
+in micro-step NAN_AT (default 2); counted from 1, 0: never.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bitgen.config import Config
 from bitgen.run import build_trainer
 from bitgen.training.distributed import start_processes, stop_processes
 
-SETTINGS, OUTPUT, STOP_AT = sys.argv[1:]
+SETTINGS, OUTPUT, STOP_AT, NAN_AT = (*sys.argv[1:], "2")[:4]
 
 
 def main() -> None:
@@ -36,7 +36,11 @@ def main() -> None:
         if processes.rank == 1 and len(calls) == int(STOP_AT):
             os.kill(os.getpid(), signal.SIGTERM)
         output = forward(*arguments)
-        return output._replace(loss=output.loss * torch.nan) if processes.rank == 1 and len(calls) == 2 else output
+        return (
+            output._replace(loss=output.loss * torch.nan)
+            if processes.rank == 1 and len(calls) == int(NAN_AT)
+            else output
+        )
 
     trainer.objective.forward = troubled
     clamp = trainer.objective.clamp_temperature_
@@ -53,6 +57,7 @@ def main() -> None:
         "phase": trainer.phase,
         "skipped": trainer.progress.skipped_steps,
         "samples": trainer.progress.samples_seen,
+        "words": trainer.progress.words_seen,
         "finished": finished,
         "parameters": dict(trainer.objective.state_dict()),
         "gradients": gradients,

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,28 +11,6 @@ import pytest
 from bitgen.data.scenes import ScenesDataset
 from bitgen.training import checkpoint_store
 from bitgen.training.checkpoint import checkpoint_folders
-
-
-@pytest.fixture
-def main(command, tiny_config, monkeypatch: pytest.MonkeyPatch, capfd) -> Callable[..., tuple[int, str]]:
-    """``main(**settings)`` runs the entry in this process; its exit status, and what it wrote to stderr."""
-
-    def run(run: str = "run", drop: tuple[str, ...] = (), **settings: object) -> tuple[int, str]:
-        _, entry, *flags = command(tiny_config(run), **settings)
-        pairs = zip(flags[::2], flags[1::2], strict=True)
-        flags = [part for flag, value in pairs if flag.removeprefix("--") not in drop for part in (flag, value)]
-        monkeypatch.setattr(sys, "argv", [entry, *flags])
-        spec = importlib.util.spec_from_file_location("entry_under_test", entry)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        capfd.readouterr()
-        try:
-            status = module.main()
-        except SystemExit as stop:
-            status = stop.code
-        return status, capfd.readouterr().err
-
-    return run
 
 
 def test_a_whole_run_ends_with_tables_the_best_checkpoint_and_what_to_do_next(main, tiny_config) -> None:

@@ -49,7 +49,7 @@ class TextBlocks(Dataset):
     of the source text the sequence stands for: a document's are spread evenly over its tokens, and the words of an
     epoch's sequences sum to those of the corpus exactly.
 
-    Raises ``ValueError`` for a damaged or foreign folder, another tokenizer, an unknown source.
+    Raises ``ValueError`` for a damaged, foreign or empty folder, another tokenizer, an unknown source.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class TextBlocks(Dataset):
         if unknown:
             raise ValueError(f"text corpus {folder} has no source {', '.join(unknown)}; it has {', '.join(names)}")
         self.sources = [source for source in self.info.sources if sources is None or source.name in sources]
+        if not self.sources:
+            raise ValueError(f"text corpus {folder} holds no text: prepare it again with data_prep/babylm_text.py")
         self.pad_token_id, self.seq_len, self.seed = tokenizer.pad_token_id, seq_len, seed
         self._map()
 
@@ -106,7 +108,17 @@ class TextBlocks(Dataset):
         )
 
     def batch_sampler(self, batch_size: int, rank: int = 0, world_size: int = 1) -> ResumableBatchSampler:
-        """The batches of one rank, in an order that depends on the dataset's seed."""
+        """The batches of one rank, in an order that depends on the dataset's seed.
+
+        Raises ``ValueError`` when one batch of all ranks is more than there is.
+        """
+        if batch_size * world_size > len(self):
+            ranks = f" x {world_size} processes" if world_size > 1 else ""
+            raise ValueError(
+                f"text_batch_size {batch_size}{ranks} is larger than text corpus {self.folder} ({len(self)} sequences "
+                f"of {self.seq_len} tokens): use --text_batch_size {max(len(self) // world_size, 1)} or less, a "
+                "smaller --text_seq_len, or more text"
+            )
         return ResumableBatchSampler(len(self), batch_size, rank, world_size, self.seed)
 
     def record_name(self, index: int) -> str:

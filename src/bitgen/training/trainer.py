@@ -180,7 +180,7 @@ class Trainer:
         progress = self.progress
         if progress.milestone and progress.milestone_step == progress.step:
             name = f"{REVISION_PREFIX}{progress.milestone}M"
-            on_main(self.processes, lambda: self.store.keep_as(progress.step, name))
+            on_main(self.processes, lambda: self.store.has(progress.step) and self.store.keep_as(progress.step, name))
 
     def _start_epoch(self) -> None:
         plan, step = self.plan, self.progress.step

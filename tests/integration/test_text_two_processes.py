@@ -1,0 +1,102 @@
+"""Text and pairs over two gloo processes: where a batch leaves out half of the network, the ranks stay together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitgen.data.tokenizer import load_tokenizer
+
+WORKER = Path(__file__).with_name("ddp_worker.py")
+NO_VALIDATION = dict(val_data=None, text_val_data=None)
+
+
+@pytest.fixture
+def run_two(tiny_config, execute, tmp_path: Path) -> Callable[..., list[dict]]:
+    """Run the worker on two processes; what each of them held at the end."""
+
+    def run(name: str, nan_at: int = 0, **settings: object) -> list[dict]:
+        config = tiny_config(name, **settings)
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({**config.flat(), "use_ddp": True, "num_gpus": 2}))
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        done = execute([*launcher, str(WORKER), str(path), str(tmp_path / name), "0", str(nan_at)])
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [torch.load(tmp_path / f"{name}.{rank}", weights_only=True) for rank in (0, 1)]
+
+    return run
+
+
+def assert_equal_ranks(first: dict, second: dict) -> None:
+    for what in ("parameters", "gradients", "queue"):
+        assert first[what].keys() == second[what].keys()
+        for name, value in first[what].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[what][name])), (what, name)
+
+
+@pytest.fixture
+def even(corpora, write_text_corpus, write_features, tmp_path) -> dict[str, object]:
+    """Text whose sequences are one document each, and captions of one length: then the mean over the ranks' means is
+    the mean over all tokens. Nothing is drawn that each rank would draw for itself."""
+    tokenizer = load_tokenizer(corpora["tokenizer"])
+    draw = torch.Generator().manual_seed(0)
+
+    def words(count: int) -> list[int]:
+        return torch.randint(3, len(tokenizer), (count,), generator=draw).tolist()
+
+    documents = [([tokenizer.bos_token_id, *words(10), tokenizer.eos_token_id], 10) for _ in range(48)]
+    drawn = [f"{one}{two}{one}" for one in "abcdef" for two in "ghijkl"]
+    captions = [[caption] for caption in drawn if len(tokenizer(caption)["input_ids"]) == 3]
+    assert len(captions) > 16
+    return {
+        **corpora,
+        **NO_VALIDATION,
+        "text_data": str(write_text_corpus(tmp_path / "text", tokenizer, {"a": documents})),
+        "text_seq_len": 12,
+        "train_data": write_features(tmp_path / "pairs", captions),
+        "use_memory": False,
+        "itm_weight": 0.0,
+        "dropout": 0.0,
+        "compressor_dropout": 0.0,
+    }
+
+
+def test_the_gradients_of_two_ranks_are_those_of_one_with_the_larger_batches(run_two, build, even) -> None:
+    """A step of text, pairs and text: what the last batch leaves out has its gradient from the one before."""
+    settings = {**even, "grad_accum_steps": 3, "max_steps": 1}
+    first, second = run_two("two", **settings, batch_size=4)
+    assert_equal_ranks(first, second)
+
+    alone = build("one", **settings | dict(batch_size=8, text_batch_size=8))
+    gradients: dict[str, torch.Tensor] = {}
+    clamp = alone.objective.clamp_temperature_
+
+    def look() -> None:
+        named = alone.objective.named_parameters()
+        gradients.update((name, p.grad.clone()) for name, p in named if p.grad is not None)
+        clamp()
+
+    alone.objective.clamp_temperature_ = look
+    alone.fit()
+    assert first["samples"] == alone.progress.samples_seen == 3 * 8
+    assert gradients.keys() == first["gradients"].keys()
+    assert any("compressor" in name for name in gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(first["gradients"][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_everything_on_the_ranks_end_equal_and_a_mishap_of_one_is_both_s(run_two, corpora) -> None:
+    """All losses, memory and dropout, a budget of words, the last batch of a step once text and once pairs, and a loss
+    of rank 1 that is not finite, in a batch of text."""
+    settings = {**corpora, **NO_VALIDATION, "max_steps": 9, "max_words_seen": 1500, "grad_accum_steps": 3}
+    first, second = run_two("all", nan_at=3, **settings, batch_size=4, save_steps=2)
+    assert_equal_ranks(first, second)
+    assert first["skipped"] == second["skipped"] == 1
+    assert first["finished"] and second["finished"]
+    assert 2 < first["step"] == second["step"] < 9, "the budget ends the run"
+    assert 1000 < first["words"] == second["words"] <= 1500
