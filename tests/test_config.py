@@ -307,6 +307,8 @@ TEXT_ALONE = {**BOTH, "train_data": None, "feature_dim": 320, "feature_tokens": 
         ({"temperature": 2}, ["temperature", "0.01 to 1"]),
         ({"itm_temperature": 0}, ["itm_temperature"]),
         ({"itm_temperature_start": 0}, ["itm_temperature_start"]),
+        ({"text_first": 1.0}, ["text_first is 1.0", "below 1"]),
+        ({"text_first": 0.4}, ["text_first is 0.4", "text_loss_weight 1"]),
         ({"gate_lr_factor": -1}, ["gate_lr_factor"]),
         ({"max_seq_len": 2}, ["max_seq_len", "BOS"]),
         ({"num_workers": -1}, ["num_workers"]),

@@ -190,6 +190,11 @@ class ObjectiveSettings:
         "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule. Pairs that "
         "cannot be told apart yet teach nothing, and hold up the rest (docs/lab_log.md).",
     )
+    text_first: float = setting(
+        0.0,
+        "Share of the run in which the language loss trains alone, before contrast and matching join in: learning to "
+        "write captions is learning to look at pictures word by word, which matching then builds on.",
+    )
     token_dropout: float = setting(
         0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
     )
