@@ -26,13 +26,14 @@ from bitgen.evaluation.captioning import Captioned, caption_dataset, draw_sheet,
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RETRIEVAL, parse_flags
 from bitgen.evaluation.generation import load_export
-from bitgen.evaluation.matching import matching_metrics, rerank_metrics
+from bitgen.evaluation.matching import RerankWeights, matching_metrics, rerank_metrics
 from bitgen.evaluation.memory import memory_metrics
 from bitgen.evaluation.results import Results, check_writable, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
 from bitgen.evaluation.tables import tables
 from bitgen.export.folder import check_tokenizer
 from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.settings import ObjectiveSettings
 from bitgen.training.checkpoint import DamagedCheckpoint, resolve_checkpoint, verify
 from bitgen.training.distributed import Precision, choose_device, resolve_precision
 
@@ -173,16 +174,27 @@ def evaluate(loaded: LoadedModel, dataset: PairDataset, device: torch.device, fl
     if RETRIEVAL in flags.task:
         results[RETRIEVAL] = retrieval_metrics(encoded, ranking, flags.bootstrap)
         if flags.rerank_top_k:
-            weight = flags.rerank_cosine_weight
-            if weight is None:
-                weight = 1 / objective.itm_temperature
-            logger.info("re-ranking the best %d of each query by logit + %.3g x cosine", flags.rerank_top_k, weight)
-            results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weight, flags.bootstrap)
+            weights = rerank_weights(flags, objective)
+            logger.info(
+                "re-ranking the best %d of each query by matching logit + %.3g x cosine + %.3g x caption evidence",
+                flags.rerank_top_k,
+                *weights,
+            )
+            results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap)
     if MATCHING in flags.task:
         results[MATCHING] = matching_metrics(runner, encoded, ranking)
     if MEMORY in flags.task or (MATCHING in flags.task and model.memory is not None):
         results[MEMORY] = memory_metrics(runner, encoded)
     return results
+
+
+def rerank_weights(flags: argparse.Namespace, objective: ObjectiveSettings) -> RerankWeights:
+    """What the flags say, else what fits the run's objective; see ``--help``."""
+    cosine, text = flags.rerank_cosine_weight, flags.rerank_text_weight
+    return RerankWeights(
+        cosine if cosine is not None else 1 / objective.itm_temperature,
+        text if text is not None else float(objective.text_loss_weight > 0),
+    )
 
 
 def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Results, Results]:

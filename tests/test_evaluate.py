@@ -12,6 +12,7 @@ from bitgen.config import Config
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.tokenizer import build_tokenizer
+from bitgen.evaluation.flags import parse_flags
 from bitgen.evaluation.results import write_results
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
@@ -101,14 +102,22 @@ def test_re_ranking_adds_the_cosine_that_the_draw_of_negatives_took_out(run, mon
     weights = []
     plain = evaluate.rerank_metrics
 
-    def spy(runner, encoded, ranking, weight, *rest):
-        weights.append(weight)
-        return plain(runner, encoded, ranking, weight, *rest)
+    def spy(runner, encoded, ranking, chosen, *rest):
+        weights.append(chosen)
+        return plain(runner, encoded, ranking, chosen, *rest)
 
     monkeypatch.setattr(evaluate, "rerank_metrics", spy)
     for flags in ((), ("--rerank_cosine_weight", "0"), ("--rerank_cosine_weight", "3")):
         run_evaluate(run, "--task", "retrieval", "--bootstrap", "0", *flags)
-    assert weights == pytest.approx([1 / Config().objective.itm_temperature, 0, 3])
+    assert [chosen.cosine for chosen in weights] == pytest.approx([1 / Config().objective.itm_temperature, 0, 3])
+    assert [chosen.text for chosen in weights] == [0, 0, 0]  # this run never learned to write
+
+
+def test_re_ranking_asks_the_captioner_where_there_is_one():
+    flags = parse_flags(["--checkpoint", "x", "--data", "y"])
+    assert evaluate.rerank_weights(flags, Config().replace(text_loss_weight=0.5).objective).text == 1
+    flags = parse_flags(["--checkpoint", "x", "--data", "y", "--rerank_text_weight", "0.3"])
+    assert evaluate.rerank_weights(flags, Config().objective).text == 0.3
 
 
 def test_a_run_means_its_best_checkpoint(run):

@@ -13,6 +13,8 @@ from bitgen.evaluation import language
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.generation import language_model
 from bitgen.evaluation.language import caption_loss, split_by_source, text_perplexities
+from bitgen.evaluation.matching import RerankWeights, score_candidates, text_evidence
+from bitgen.evaluation.retrieval import rank_split
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
 
@@ -153,3 +155,35 @@ def test_the_caption_loss_is_that_of_captions_read_one_by_one(tokenizer, changes
     found = caption_loss(runner, runner.encode(split))
     assert model.training
     assert found == pytest.approx(mean_of(losses), rel=1e-4)
+
+
+def test_the_captioner_s_evidence_is_what_the_image_adds_to_the_likelihood(tokenizer) -> None:
+    model, split = build(tokenizer), Split(len(tokenizer))
+    reader = language_model(model, tokenizer).eval()
+
+    def log_prob(caption: torch.Tensor, **image: torch.Tensor) -> float:
+        with torch.no_grad():
+            loss = reader(caption[None], labels=caption[None], **image).loss
+        return -loss.item() * (len(caption) - 1)
+
+    texts, images = torch.tensor([0, 3, 3, 9, 1]), torch.tensor([6, 0, 5, 2, 1])
+    expected = [
+        log_prob(split.captions[text], vision_features=split.features[row : row + 1]) - log_prob(split.captions[text])
+        for text, row in zip(texts.tolist(), images.tolist(), strict=True)
+    ]
+    runner = Runner(model, 2)
+    found = text_evidence(runner, runner.encode(split), texts, images)
+    assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_re_ranking_by_the_captioner_alone_orders_by_likelihood(tokenizer) -> None:
+    model, split = build(tokenizer), Split(len(tokenizer))
+    torch.nn.init.zeros_(model.itm_head.weight)
+    torch.nn.init.zeros_(model.itm_head.bias)
+    runner = Runner(model, 4)
+    encoded = runner.encode(split)
+    ranking = rank_split(encoded, top_k=3)
+    scores, _ = score_candidates(runner, encoded, ranking, RerankWeights(text=2.0))
+    texts = torch.arange(encoded.num_texts).repeat_interleave(3)
+    expected = 2 * text_evidence(runner, encoded, texts, ranking.text_candidates.flatten())
+    torch.testing.assert_close(scores.flatten(), expected, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgen.evaluation.matching import (
+    RerankWeights,
     best_threshold_accuracy,
     hard_pairs,
     matching_metrics,
@@ -70,7 +71,7 @@ def test_reranking_repairs_what_cosine_confuses(split_of, table_runner):
         metrics = rerank_metrics(runner, encoded, rank_split(encoded, top_k=top_k))
         assert metrics["reranked_t2i_R@1"] == metrics["reranked_i2t_R@1"] == expected
     # Enough weight on the cosine brings its order back.
-    metrics = rerank_metrics(runner, encoded, rank_split(encoded, top_k=2), cosine_weight=1e3)
+    metrics = rerank_metrics(runner, encoded, rank_split(encoded, top_k=2), weights=RerankWeights(cosine=1e3))
     assert metrics["reranked_t2i_R@1"] == metrics["reranked_i2t_R@1"] == 0.0
 
 

@@ -185,6 +185,15 @@ class Runner:
                 fused = self.model.run_stack(ids, mask, tokens, reader)
             yield part, mask, fused
 
+    def read(self, encoded: EncodedSplit) -> Iterator[tuple[Tensor, Tensor, StackOutput]]:
+        """Passes over all captions without an image; yields as :meth:`fuse` does."""
+        reader = self.memory_reader()
+        for part in encoded.lengths.argsort(stable=True).split(self.batch_size):
+            ids, mask = (tensor.to(self.device) for tensor in encoded.tokens_of(part))
+            with self.evaluating():
+                output = self.model.run_stack(ids, mask, reader=reader)
+            yield part, mask, output
+
     def memory_reader(self) -> MemoryReader | None:
         """The running memory ready to be read, once for many batches; None for a model without one."""
         return None if self.model.memory is None else self.model.memory.reader()

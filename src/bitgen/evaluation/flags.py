@@ -13,7 +13,8 @@ Evaluate a checkpoint on a held-out split, or on the BabyLM sets: results as JSO
 
 tasks, separated by commas:
   retrieval  R@1, 5, 10 and median rank, text to image (t2i) and image to text (i2t), by cosine over the whole split,
-             then with each query's --rerank_top_k best candidates put in order by the matching head (reranked_*).
+             then with each query's --rerank_top_k best candidates put in order by the matching head, cosine and,
+             where the model learned to write, how likely it finds the caption given the image (reranked_*).
              *_ci95 are 95% bootstrap intervals that resample images, each with all its captions.
   matching   itm_acc: balanced accuracy of the matching head on the true pairs and, for each image and each caption, its
              most similar wrong partner in the whole split; itm_acc_cosine: that of cosine at its best threshold.
@@ -80,9 +81,16 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--rerank_cosine_weight",
         type=float,
         metavar="X",
-        help="re-rank by matching logit + X * cosine; 0: the matching head alone (default: 1 / itm_temperature of the "
-        "run. Negatives were drawn in proportion to exp(cosine / itm_temperature), so the head learned what that "
-        "leaves over)",
+        help="re-rank by matching logit + X * cosine (default: 1 / itm_temperature of the run. Negatives were drawn in "
+        "proportion to exp(cosine / itm_temperature), so the head learned what that leaves over)",
+    )
+    parser.add_argument(
+        "--rerank_text_weight",
+        type=float,
+        metavar="X",
+        help="and + X * (log p(caption | image) - log p(caption)), what the image adds to the caption's likelihood in "
+        "nats; with both weights 0 the matching head alone decides (default: 1 if the run had a text_loss_weight, else "
+        "0)",
     )
     parser.add_argument(
         "--bootstrap",

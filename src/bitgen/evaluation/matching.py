@@ -1,6 +1,7 @@
 """Image-text matching over a split: re-ranking the nearest candidates, and accuracy on hard pairs.
 
-A pair's score is the ITM head's logit difference, match minus no match: positive when the model says "match".
+A pair's score is the ITM head's logit difference, match minus no match: positive when the model says "match". For
+re-ranking, other evidence of the same model can be added: cosine, and how much likelier the image makes the caption.
 """
 
 import math
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from bitgen.evaluation.encode import EncodedSplit, Runner
 from bitgen.evaluation.retrieval import Ranking, pair_cosines, recall_metrics
+from bitgen.model.modeling_bitgen import StackOutput
+from bitgen.objectives.language import next_token_labels, sequence_log_probs
 
 
 class HardPairs(NamedTuple):
@@ -21,17 +24,56 @@ class HardPairs(NamedTuple):
     labels: Tensor
 
 
-def score_candidates(runner: Runner, encoded: EncodedSplit, ranking: Ranking) -> tuple[Tensor, Tensor]:
-    """ITM scores of the kept candidates: [M, k] for each caption's images, [N, k] for each image's captions.
+class RerankWeights(NamedTuple):
+    """Added to the matching logit in re-ranking: `cosine * cos + text * (log p(caption | image) - log p(caption))`.
+
+    The last term is the captioner's evidence (in nats): for a caption's images its likelihood alone decides, for an
+    image's captions what the image adds to it.
+    """
+
+    cosine: float = 0.0
+    text: float = 0.0
+
+
+MATCHING_ALONE = RerankWeights()
+
+
+def score_candidates(
+    runner: Runner, encoded: EncodedSplit, ranking: Ranking, weights: RerankWeights = MATCHING_ALONE
+) -> tuple[Tensor, Tensor]:
+    """Scores of the kept candidates: [M, k] for each caption's images, [N, k] for each image's captions.
 
     A pair that is a candidate in both directions passes the model once.
     """
     texts = torch.cat([_repeat_rows(ranking.text_candidates), ranking.image_candidates.flatten()])
     images = torch.cat([ranking.text_candidates.flatten(), _repeat_rows(ranking.image_candidates)])
     pairs, where = torch.unique(texts * encoded.num_images + images, return_inverse=True)
-    scores = runner.match(encoded, pairs // encoded.num_images, pairs % encoded.num_images)[where]
+    pair_texts, pair_images = pairs // encoded.num_images, pairs % encoded.num_images
+    scores = runner.match(encoded, pair_texts, pair_images)
+    if weights.cosine:
+        scores += weights.cosine * pair_cosines(encoded, pair_texts, pair_images)
+    if weights.text:
+        scores += weights.text * text_evidence(runner, encoded, pair_texts, pair_images)
+    scores = scores[where]
     split = ranking.text_candidates.numel()
     return scores[:split].view_as(ranking.text_candidates), scores[split:].view_as(ranking.image_candidates)
+
+
+def text_evidence(runner: Runner, encoded: EncodedSplit, texts: Tensor, images: Tensor) -> Tensor:
+    """`log p(caption | image) - log p(caption)` in nats, [S] float32, of the pairs (texts[s], images[s]) of rows."""
+    evidence = torch.empty(len(texts))
+    for part, mask, fused in runner.fuse(encoded, texts, images):
+        evidence[part] = _log_probs(runner, encoded, texts[part], mask, fused)
+    alone = torch.empty(encoded.num_texts)
+    for part, mask, read in runner.read(encoded):
+        alone[part] = _log_probs(runner, encoded, part, mask, read)
+    return evidence - alone[texts]
+
+
+def _log_probs(runner: Runner, encoded: EncodedSplit, texts: Tensor, mask: Tensor, output: StackOutput) -> Tensor:
+    labels = next_token_labels(encoded.tokens_of(texts)[0].to(mask.device), mask)
+    with runner.evaluating():
+        return sequence_log_probs(output.hidden_states, runner.model.embeddings.token.weight, labels).cpu()
 
 
 def _repeat_rows(candidates: Tensor) -> Tensor:
@@ -50,21 +92,14 @@ def reranked(ranks: Tensor, scores: Tensor, right: Tensor) -> Tensor:
 
 
 def rerank_metrics(
-    runner: Runner, encoded: EncodedSplit, ranking: Ranking, cosine_weight: float = 0.0, bootstrap: int = 0
+    runner: Runner,
+    encoded: EncodedSplit,
+    ranking: Ranking,
+    weights: RerankWeights = MATCHING_ALONE,
+    bootstrap: int = 0,
 ) -> dict[str, float | list[float]]:
-    """Recall after ITM re-ranking of the candidates that `ranking` kept, under `reranked_t2i_*` and `reranked_i2t_*`.
-
-    The score is `itm logit + cosine_weight * cosine`; with 0 the ITM head alone decides.
-    """
-    text_scores, image_scores = score_candidates(runner, encoded, ranking)
-    if cosine_weight:
-        for candidates, scores, by_text in (
-            (ranking.text_candidates, text_scores, True),
-            (ranking.image_candidates, image_scores, False),
-        ):
-            rows, columns = _repeat_rows(candidates), candidates.flatten()
-            cosines = pair_cosines(encoded, *((rows, columns) if by_text else (columns, rows)))
-            scores += cosine_weight * cosines.view_as(scores)
+    """Recall after re-ranking the candidates that `ranking` kept, under `reranked_t2i_*` and `reranked_i2t_*`."""
+    text_scores, image_scores = score_candidates(runner, encoded, ranking, weights)
     own_image = encoded.caption_image[:, None] == ranking.text_candidates
     own_text = encoded.caption_image[ranking.image_candidates] == torch.arange(encoded.num_images)[:, None]
     text_ranks = reranked(ranking.text_ranks, text_scores, own_image)

@@ -30,6 +30,18 @@ def language_loss(hidden_states: torch.Tensor, output_weight: torch.Tensor, labe
     return _ChunkedCrossEntropy.apply(hidden_states.flatten(0, 1), output_weight, labels.flatten(), dtype, learns)
 
 
+@torch.no_grad()
+def sequence_log_probs(hidden_states: torch.Tensor, output_weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum over the tokens of log p(label), ``[B]`` float32, of ``hidden_states [B, T, D]`` and ``labels [B, T]``."""
+    rows, targets = hidden_states.flatten(0, 1), labels.flatten()
+    chunk = CPU_CHUNK if rows.device.type == "cpu" else GPU_CHUNK
+    parts = []
+    for some, wanted in zip(rows.split(chunk), targets.split(chunk), strict=True):
+        log_probs = F.log_softmax(F.linear(some, output_weight), dim=1, dtype=torch.float32)
+        parts.append(log_probs.gather(1, wanted.clamp_min(0)[:, None])[:, 0].masked_fill(wanted == IGNORED, 0.0))
+    return torch.cat(parts).view(labels.shape).sum(dim=1)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy over rows, with the gradients computed along with it, some rows of logits at a time.
 
