@@ -13,6 +13,7 @@ from bitgen.config import Config
 from bitgen.data.cached_pairs import CachedPairs, CachedSplit
 from bitgen.data.dataset import PairDataset
 from bitgen.data.feature_cache import CacheError, FeatureCache
+from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.training.cache_filling import describe, encoder_fingerprint, fill
 from bitgen.training.checkpoint import read_base
@@ -30,6 +31,8 @@ AUTO_FOLDER = "feature_cache"
 
 def uncachable(config: Config, train: PairDataset, val: PairDataset | None) -> str | None:
     """Why the data's features cannot be computed once; None: they can."""
+    if isinstance(train, TextAndPairs):
+        return "with text beside the pairs, phase 1 is not cached"
     if not isinstance(train, PairDataset):
         return "only one mapped data folder is cached, not several mixed and not a stream"
     if train.kind == "features":
