@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from bitgen.export.revisions import export_run
 from bitgen.memory import EpisodicMemory, open_model
 from bitgen.memory.associative import IMAGE
-from bitgen.memory.files import exclusive
 
 TEXTS = ["the cat sat", "a red dog", "two hill runs", "blue mat over image", "it is for this", "the dog and the hill"]
 
@@ -113,6 +106,18 @@ def test_what_is_forgotten_is_gone_and_the_rest_is_as_if_it_never_was(taught, op
     assert len(taught) == 0 and taught.write([picture(0)], ["again"]) == ["7"]  # ids are not used twice
 
 
+def test_a_larger_memory_holds_what_the_smaller_could_not(opened) -> None:
+    memory = EpisodicMemory(*opened, slots=2)
+    memory.write([picture(number) for number in range(6)], TEXTS)
+    assert memory.state().expected_recall != (1.0, 1.0)
+    memory.resize(20, widen=True)
+    assert memory.state().expected_recall == (1.0, 1.0) and memory.state().capacity == 20
+    assert memory.recall(image=picture(3))[0].text == TEXTS[3]
+    with pytest.raises(ValueError, match="slots is 0"):
+        memory.resize(0)
+    assert memory.state().capacity == 20
+
+
 def test_more_than_can_be_told_apart_is_said(opened, caplog) -> None:
     memory = EpisodicMemory(*opened, slots=4)
     with caplog.at_level(logging.WARNING):
@@ -159,133 +164,6 @@ def test_a_model_without_a_memory_of_its_own_has_this_one(written_run) -> None:
     memory = EpisodicMemory(*open_model(written_run(use_memory=False)))
     memory.write([picture(0), picture(1)], TEXTS[:2])
     assert memory.recall(image=picture(1))[0].text == TEXTS[1]
-
-
-# ---------------------------------------------------------------- files
-
-
-def test_a_saved_memory_comes_back(taught, opened, tmp_path) -> None:
-    taught.edit("1", "a new text")
-    taught.forget("4")
-    taught.save(tmp_path / "a.memory")
-    other = EpisodicMemory(*opened, slots=4)
-    other.load(tmp_path / "a.memory")
-    assert other.episodes == taught.episodes and torch.equal(other.codes.pairs, taught.codes.pairs)
-    assert other.state().slots == 32 and other.write([picture(9)], ["more"]) == ["7"]
-    other.forget("7")
-    for left, right in zip(other.codes.precision.solve(), taught.codes.precision.solve(), strict=True):
-        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-6)
-    assert other.recall(image=picture(0))[0].text == "a new text"
-
-
-def test_an_empty_memory_can_be_saved(memory, tmp_path) -> None:
-    memory.save(tmp_path / "a.memory")
-    memory.load(tmp_path / "a.memory")
-    assert len(memory) == 0
-
-
-def test_editing_a_file_changes_it_whole_or_not_at_all(memory, tmp_path) -> None:
-    path = tmp_path / "a.memory"
-    with memory.editing(path):
-        memory.write([picture(0)], ["one"])
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="taken"), memory.editing(path):
-        memory.write([picture(1)], ["two"])
-        memory.write([picture(2)], ["three"], keys=["1"])
-    assert path.read_bytes() == before
-
-
-def test_a_file_that_is_being_written_is_left_alone(taught, tmp_path) -> None:
-    path = tmp_path / "a.memory"
-    taught.save(path)
-    before = path.read_bytes()
-    taught.forget("1")
-    program = (
-        "import fcntl, sys\nfile = open(sys.argv[1], 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
-        "print('held', flush=True)\nsys.stdin.read()"
-    )
-    lock = tmp_path / ".a.memory.lock"
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match="being written by another process"):
-            taught.save(path)
-        holder.stdin.close()
-    assert path.read_bytes() == before
-    taught.save(path)
-    with exclusive(path):
-        taught.load(path)  # reading is not kept out
-
-
-def test_a_save_that_fails_leaves_the_old_file(taught, tmp_path, monkeypatch) -> None:
-    path = tmp_path / "a.memory"
-    taught.save(path)
-    before = path.read_bytes()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(ValueError, match="No space left"):
-        taught.save(path)
-    assert path.read_bytes() == before and sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".memory"]
-
-
-def _change_header(path: Path, change: Callable[[dict], None]) -> None:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()["bitgen_memory"])
-    change(header)
-    save_file(load_file(path), path, {"bitgen_memory": json.dumps(header)})
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: path.unlink(), "there is no such memory file"),
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged or no memory file"),
-    "other": (lambda path: save_file({"weight": torch.ones(2)}, path), "damaged or no memory file"),
-    "newer": (lambda path: _change_header(path, lambda h: h.update(format_version=2)), "format 2"),
-    "one episode fewer": (lambda path: _change_header(path, lambda h: h["episodes"].pop()), "do not fit together"),
-    "slots": (lambda path: _change_header(path, lambda h: h.update(slots=0)), "slots is 0"),
-    "ids": (lambda path: _change_header(path, lambda h: h["episodes"][0].update(id="2")), "an id occurs twice"),
-    "text": (lambda path: _change_header(path, lambda h: h["episodes"][0].update(text=" ")), "is empty"),
-    "NaN": (
-        lambda path: _change_header(path, lambda h: None) or _spoil(path),
-        "NaN or infinity",
-    ),
-}
-
-
-def _spoil(path: Path) -> None:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    tensors["codes"][0, 0] = torch.nan
-    save_file(tensors, path, metadata)
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_bad_file_is_refused_and_the_memory_is_as_it_was(taught, tmp_path, kind) -> None:
-    damage, message = DAMAGE[kind]
-    path = tmp_path / "a.memory"
-    taught.save(path)
-    damage(path)
-    before = contents(taught)
-    with pytest.raises(ValueError, match=message) as raised:
-        taught.load(path)
-    assert str(path) in str(raised.value) and contents(taught) == before
-
-
-def test_a_file_of_another_model_or_width_is_refused(taught, written_run, tmp_path) -> None:
-    path = tmp_path / "a.memory"
-    taught.save(path)
-    with pytest.raises(ValueError, match="made with another model"):
-        EpisodicMemory(*open_model(written_run(use_memory=False))).load(path)
-    wide = EpisodicMemory(*open_model(written_run(embed_dim=32, vision_embed_dim=32, memory_dim=32)))
-    with pytest.raises(ValueError, match="codes of width 32, this model's have 64"):
-        wide.load(path)
-    with pytest.raises(ValueError, match="another model"), wide.editing(path):
-        raise AssertionError("not reached")
-    EpisodicMemory(taught.encoder.model, taught.encoder.processor).load(path)
 
 
 # ---------------------------------------------------------------- bad input, threads

@@ -137,6 +137,19 @@ class EpisodicMemory:
         with self._writing:
             self._held = self._held.cleared()
 
+    def resize(self, slots: int, widen: bool = False) -> None:
+        """Write all episodes into a memory of another size.
+
+        Raises:
+            ValueError: ``slots`` out of its range.
+        """
+        with self._writing:
+            old = self._held.memory
+            space = AddressSpace(old.space.half, slots, widen, old.space.sigma, old.space.seed, old.space.device)
+            memory = AssociativeMemory.empty(space, old.cue_noise).written(old.pairs)
+            self._held = self._held._replace(memory=memory)
+            self._warn_when_full()
+
     def _warn_when_full(self) -> None:
         held, space = self._held, self._held.memory.space
         if len(held.episodes) <= space.capacity:
@@ -144,12 +157,12 @@ class EpisodicMemory:
         image, text = held.expected_recall()
         logger.warning(
             "the memory holds %d episodes and can tell %d apart: of all of them, %.0f%% are now recalled first from "
-            "their own image and %.0f%% from their own text. Forget some, or make a memory with more slots%s.",
+            "their own image and %.0f%% from their own text. Forget some, or resize it to more slots%s.",
             len(held.episodes),
             space.capacity,
             100 * image,
             100 * text,
-            "" if space.widen else " and with widen",
+            "" if space.widen else ", widened",
         )
 
     # ---------------------------------------------------------------- reading
