@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from bitgen.model.episodic_memory import EpisodicMemory, MemoryReader, readback_error, slot_utilization
+from bitgen.model.episodic_memory import MemoryLayer, MemoryReader, readback_error, slot_utilization
 
 
 @pytest.fixture
 def layer(tiny_config):
-    def build(**changes) -> EpisodicMemory:
+    def build(**changes) -> MemoryLayer:
         torch.manual_seed(0)
-        memory = EpisodicMemory(tiny_config(**changes)).eval()
+        memory = MemoryLayer(tiny_config(**changes)).eval()
         with torch.no_grad():
             memory.gate.copy_(torch.linspace(0.5, 1.5, len(memory.gate)))
         return memory
@@ -99,7 +99,7 @@ def test_read_noise_has_the_learned_variance(layer):
 
 
 def test_a_closed_gate_adds_nothing_but_still_learns(tiny_config):
-    memory = EpisodicMemory(tiny_config()).train()
+    memory = MemoryLayer(tiny_config()).train()
     hidden = torch.randn(2, 5, 16)
     output, _ = memory(hidden)
     assert torch.equal(output, hidden)
@@ -152,7 +152,7 @@ def test_readback_error_is_relative():
 @pytest.mark.parametrize("memory_dim", [16, 8])
 def test_reading_stays_in_float32_under_autocast(tiny_config, memory_dim):
     torch.manual_seed(0)
-    memory = EpisodicMemory(tiny_config(memory_dim=memory_dim)).eval()
+    memory = MemoryLayer(tiny_config(memory_dim=memory_dim)).eval()
     with torch.no_grad():
         memory.gate.fill_(1)
     hidden = torch.randn(2, 5, 16)
@@ -168,7 +168,7 @@ def test_reading_stays_in_float32_under_autocast(tiny_config, memory_dim):
 @pytest.mark.parametrize("memory_dim", [16, 8])
 def test_codes_to_write_stay_in_float32_under_autocast(tiny_config, memory_dim):
     torch.manual_seed(0)
-    memory = EpisodicMemory(tiny_config(memory_dim=memory_dim))
+    memory = MemoryLayer(tiny_config(memory_dim=memory_dim))
     hidden = torch.randn(3, 16)
     with torch.autocast("cpu", torch.bfloat16):
         cast = memory.code(hidden)
@@ -177,6 +177,6 @@ def test_codes_to_write_stay_in_float32_under_autocast(tiny_config, memory_dim):
 
 
 def test_codes_have_mean_zero_and_variance_one(tiny_config):
-    codes = EpisodicMemory(tiny_config()).code(5 + 3 * torch.randn(7, 16))
+    codes = MemoryLayer(tiny_config()).code(5 + 3 * torch.randn(7, 16))
     torch.testing.assert_close(codes.mean(-1), torch.zeros(7), rtol=0, atol=1e-5)
     torch.testing.assert_close(codes.var(-1, unbiased=False), torch.ones(7), rtol=1e-3, atol=0)

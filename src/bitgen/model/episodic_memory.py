@@ -193,7 +193,7 @@ def slot_utilization(weights: torch.Tensor, mask: torch.Tensor | None = None) ->
     return entropy.exp() / share.numel()
 
 
-class EpisodicMemory(nn.Module):
+class MemoryLayer(nn.Module):
     """Reads the running memory at every position and adds what it finds through a gated residual.
 
     Each position's own vector is the query, so nothing later in the sequence can reach it. The running mean ``state

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from .configuration_bitgen import MAX_POOLED_GRID, BitGenConfig
 from .cross_modal_fusion import build_fusion
-from .episodic_memory import EpisodicMemory, MemoryReader
+from .episodic_memory import MemoryLayer, MemoryReader
 from .feature_compressor import FeatureCompressor, TokenPooling
 from .sequence_layout import SequenceLayout
 from .text_decoder import TextDecoder, TextEmbeddings
@@ -67,7 +67,7 @@ class BitGenModel(PreTrainedModel):
             config.vocab_size, config.max_seq_len, width, config.dropout, config.positions == "learned"
         )
         self.fusion = build_fusion(config.fusion, width, config.num_heads, config.ffn_dim, config.dropout)
-        self.memory = EpisodicMemory(config) if config.use_memory else None
+        self.memory = MemoryLayer(config) if config.use_memory else None
         self.decoder = TextDecoder(config)
         self.final_norm = nn.LayerNorm(width)
         self.image_projection = nn.Linear(width, width)

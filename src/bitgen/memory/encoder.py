@@ -1,0 +1,131 @@
+"""Images and texts to the codes that a memory holds, by a trained model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bitgen.build import load_model
+from bitgen.evaluation.generation import load_export
+from bitgen.memory.held import check_texts
+from bitgen.model.image_decoding import ImageSource
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.training.checkpoint import resolve_checkpoint, verify
+
+MemoryImage = str | Path | ImageSource | Tensor
+
+_NO_TOWER = (
+    "was trained on features computed earlier and has no vision tower: it cannot look at image files. Cue it with a "
+    "text; in a program, pass the features [P, C] of images, computed as its training data were."
+)
+
+
+def open_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[BitGenModel, BitGenProcessor]:
+    """Model, in eval mode on ``device``, and processor of a run's folder, a checkpoint or an export.
+
+    Raises:
+        ValueError: there is no model, it is damaged or cannot be loaded; the message names the folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: there is no such folder. Give a run's --output_dir, a checkpoint or an export.")
+    if (path / "processor_config.json").is_file():
+        model, parts = load_export(path)
+        config, seen = model.config, parts.image_processor
+        mean_and_std = {} if seen is None else {"image_mean": seen.image_mean, "image_std": seen.image_std}
+        processor = BitGenProcessor(parts.tokenizer, config.image_size, config.max_seq_len, **mean_and_std)
+        return model.to(device), processor
+    folder = resolve_checkpoint(path)
+    verify(folder)
+    loaded = load_model(folder)
+    config = loaded.model.config
+    return loaded.model.to(device), BitGenProcessor(loaded.tokenizer, config.image_size, config.max_seq_len)
+
+
+class PairEncoder:
+    """``image_features`` and ``text_features`` of a model, as float64 on its device.
+
+    Args:
+        model: put into eval mode here; its running memory is read as it is now.
+        processor: with the model's tokenizer and image size.
+        batch_size: images or texts of a forward pass. One by one (the default) the same input has the same features to
+            the last bit; in batches they differ by rounding (1e-7), which a nearly full memory can multiply by its
+            condition number. Batches pay on a GPU.
+    """
+
+    def __init__(self, model: BitGenModel, processor: BitGenProcessor, batch_size: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
+        self._reader = None if model.memory is None else model.memory.reader()
+        self._tokenizing = threading.Lock()  # a fast tokenizer keeps its padding and truncation settings in one place
+
+    @property
+    def half(self) -> int:
+        """D, the width of the features."""
+        return self.model.config.embed_dim
+
+    @torch.no_grad()
+    def images(self, images: Sequence[MemoryImage] | Tensor) -> Tensor:
+        """Image features ``[B, D]`` of files, encoded bytes, PIL images, or tensors: ``pixel_values [3, H, W]`` as the
+        processor makes them, or for a model without a tower ``vision_features [P, C]``.
+
+        Raises:
+            ValueError: an image that cannot be read (named), or of a kind that this model does not take.
+        """
+        name = "vision_features" if self.model.config.takes_features else "pixel_values"
+        parts = []
+        for first in range(0, len(images), self.batch_size):
+            chunk = range(first, min(first + self.batch_size, len(images)))
+            batch = torch.stack([self._tensor(images[position], position) for position in chunk])
+            parts.append(self.model.encode_image(**{name: batch.to(self.model.device)}).image_features.double())
+        return torch.cat(parts)
+
+    def _tensor(self, image: MemoryImage, position: int) -> Tensor:
+        if isinstance(image, Tensor):
+            return image.float()
+        if self.model.config.takes_features:
+            raise ValueError(f"this model {_NO_TOWER}")
+        if isinstance(image, (str, Path)):
+            try:
+                content = Path(image).read_bytes()
+            except OSError as error:
+                raise ValueError(f"image {image} cannot be read: {error.strerror or error}") from error
+            return self.processor.image(content, str(image))
+        if isinstance(image, (bytes, Image.Image)):
+            return self.processor.image(image, f"image {position}")
+        raise ValueError(f"image {position} is a {type(image).__name__}; give a file name, bytes, PIL image or tensor")
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Text features ``[B, D]``.
+
+        Raises:
+            ValueError: a text that is empty or no text; the message gives its position.
+        """
+        check_texts(texts)
+        parts = []
+        for first in range(0, len(texts), self.batch_size):
+            with self._tokenizing:
+                inputs = self.processor.texts(texts[first : first + self.batch_size])
+            ids, mask = (inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+            parts.append(self.model.encode_text(ids, mask, self._reader).double())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def probe(self) -> Tensor:
+        """The code ``[2 D]`` of a fixed image and a fixed text, by which a memory knows the model that made it."""
+        config = self.model.config
+        if config.takes_features:
+            shape, name = (1, config.image_tokens, config.vision_feature_dim), "vision_features"
+        else:
+            shape, name = (1, 3, config.image_size, config.image_size), "pixel_values"
+        ramp = torch.linspace(0, 50, torch.Size(shape).numel()).sin().view(shape).to(self.model.device)
+        image = self.model.encode_image(**{name: ramp}).image_features.double()
+        return torch.cat([image[0], self.texts(["a red dog and two cats on a hill"])[0]])

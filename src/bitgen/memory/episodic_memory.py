@@ -1,0 +1,240 @@
+"""A memory that people can use: teach a trained model images with texts, recall, edit, forget; no training."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
+from bitgen.memory.encoder import MemoryImage, PairEncoder
+from bitgen.memory.files import exclusive, write_memory
+from bitgen.memory.held import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import BitGenProcessor
+
+logger = logging.getLogger(__name__)
+
+
+class EpisodicMemory:
+    """Pairs of an image and a text, written into a closed-form memory of their codes and recalled from either half.
+
+    Writing, editing and forgetting make a new memory and put it in the old one's place, so that any number of threads
+    may recall meanwhile; writers wait for one another. Whatever raises leaves the memory as it was. The maths is in
+    ``associative.py``.
+
+    Args:
+        model: a trained model; it is put into eval mode. Its own running memory is not touched.
+        processor: with the model's tokenizer (``open_model`` gives both).
+        slots: K; the memory holds ``min(slots, embed_dim)`` episodes for certain, K with ``widen``.
+        widen: widen codes by random features, for more than ``embed_dim`` episodes; at least three times the bytes.
+        sigma: standard deviation of the observation noise, at least 1e-4.
+        cue_noise: noise that cues which were not written exactly are read with, > 0.
+        seed: of the memory's prior.
+        batch_size: images or texts of a forward pass; see :class:`PairEncoder`.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        model: BitGenModel,
+        processor: BitGenProcessor,
+        slots: int = 32,
+        widen: bool = False,
+        sigma: float = 0.1,
+        cue_noise: float = 0.1,
+        seed: int = 0,
+        batch_size: int = 1,
+    ) -> None:
+        self.encoder = PairEncoder(model, processor, batch_size)
+        space = AddressSpace(self.encoder.half, slots, widen, sigma, seed, model.device)
+        self._held = Held(AssociativeMemory.empty(space, cue_noise))
+        self._writing = threading.RLock()
+        self._probe = self.encoder.probe()
+
+    def __len__(self) -> int:
+        return len(self._held.episodes)
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        """All episodes, in the order of writing."""
+        return self._held.episodes
+
+    @property
+    def codes(self) -> AssociativeMemory:
+        """The memory of codes as it is now; it never changes, later writes make another."""
+        return self._held.memory
+
+    # ---------------------------------------------------------------- writing
+
+    def write(
+        self,
+        images: Sequence[MemoryImage] | Tensor | None = None,
+        texts: Sequence[str] | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Write pairs, one text an image; all of them or, where one is bad, none.
+
+        Args:
+            images: files, bytes, PIL images or tensors, as :meth:`PairEncoder.images` takes them.
+            texts: what to remember of each.
+            keys: ids for them; None: numbers that were not used before.
+
+        Returns:
+            The ids. A warning is logged where more episodes are then held than can be told apart.
+
+        Raises:
+            ValueError: an image that cannot be read, an empty text, an id twice, or counts that differ.
+        """
+        if images is None or texts is None:
+            raise ValueError("an episode is an image with a text: pass both images and texts")
+        if isinstance(texts, str) or isinstance(images, (str, bytes, Path)):
+            raise ValueError("images and texts are lists: write(images=[image], texts=[text])")
+        if not len(images) or len(images) != len(texts):
+            raise ValueError(f"{len(images)} images and {len(texts)} texts: pass one or more, a text for each image")
+        check_texts(texts)
+        return self.write_codes(torch.cat([self.encoder.images(images), self.encoder.texts(texts)], dim=1), texts, keys)
+
+    def write_codes(self, pairs: Tensor, texts: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
+        """Write codes ``[E, 2 D]`` computed earlier, ``[image_features, text_features]``, with their texts.
+
+        Raises:
+            ValueError: NaN or infinity in a code, another width, an empty text, an id twice, or counts that differ.
+        """
+        with self._writing:
+            self._held, ids = self._held.added(pairs, texts, keys)
+            self._warn_when_full()
+        return ids
+
+    def edit(self, id: str, text: str) -> None:
+        """Change an episode's text, and so what its image recalls.
+
+        Raises:
+            ValueError: there is no such episode, or the text is empty.
+        """
+        feature = self.encoder.texts([text])[0]
+        with self._writing:
+            self._held = self._held.edited(id, text, feature)
+
+    def forget(self, id: str) -> None:
+        """Take an episode out; the memory is then as if it had never been written.
+
+        Raises:
+            ValueError: there is no such episode.
+        """
+        with self._writing:
+            self._held = self._held.without(id)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._writing:
+            self._held = self._held.cleared()
+
+    def resize(self, slots: int, widen: bool = False) -> None:
+        """Write all episodes into a memory of another size.
+
+        Raises:
+            ValueError: ``slots`` out of its range.
+        """
+        with self._writing:
+            old = self._held.memory
+            space = AddressSpace(old.space.half, slots, widen, old.space.sigma, old.space.seed, old.space.device)
+            memory = AssociativeMemory.empty(space, old.cue_noise).written(old.pairs)
+            self._held = self._held._replace(memory=memory)
+            self._warn_when_full()
+
+    def _warn_when_full(self) -> None:
+        held, space = self._held, self._held.memory.space
+        if len(held.episodes) <= space.capacity:
+            return
+        image, text = held.expected_recall()
+        logger.warning(
+            "the memory holds %d episodes and can tell %d apart: of all of them, %.0f%% are now recalled first from "
+            "their own image and %.0f%% from their own text. Forget some, or resize it to more slots%s.",
+            len(held.episodes),
+            space.capacity,
+            100 * image,
+            100 * text,
+            "" if space.widen else ", widened",
+        )
+
+    # ---------------------------------------------------------------- reading
+
+    def recall(self, image: MemoryImage | None = None, text: str | None = None, top_k: int = 5) -> list[Recollection]:
+        """What an image or a text recalls, best first: the missing half is read and compared with what episodes hold.
+
+        Raises:
+            ValueError: not exactly one cue, one that cannot be read, ``top_k`` below 1, or an empty memory.
+        """
+        images, texts = (None if cue is None else [cue] for cue in (image, text))
+        return self.recall_many(images, texts, top_k)[0]
+
+    def recall_many(
+        self,
+        images: Sequence[MemoryImage] | Tensor | None = None,
+        texts: Sequence[str] | None = None,
+        top_k: int = 5,
+    ) -> list[list[Recollection]]:
+        """:meth:`recall` for many images, or many texts, at once."""
+        if (images is None) == (texts is None):
+            raise ValueError("recall takes an image or a text: pass one of them")
+        if not len(self):
+            raise ValueError("the memory is empty: teach it something before recalling")
+        if images is not None:
+            return self.recall_codes(self.encoder.images(images), IMAGE, top_k)
+        return self.recall_codes(self.encoder.texts(texts), TEXT, top_k)
+
+    def recall_codes(self, cues: Tensor, part: int, top_k: int = 5) -> list[list[Recollection]]:
+        """:meth:`recall` for features computed earlier, ``[B, D]`` of images (``part`` IMAGE) or texts (TEXT)."""
+        return self._held.recall(cues, part, top_k)
+
+    def state(self) -> MemoryState:
+        """How full the memory is and what to expect of it."""
+        return self._held.state()
+
+    # ---------------------------------------------------------------- files
+
+    def save(self, path: str | Path) -> None:
+        """Write the memory to a file, atomically.
+
+        Raises:
+            ValueError: another process is writing it, or it cannot be written; what was there is intact.
+        """
+        with exclusive(path):
+            self._write_file(path)
+
+    def load(self, path: str | Path) -> None:
+        """Take over a file's episodes and settings in place of this memory's.
+
+        Everything is summed anew from the codes, so that rounding of past edits is gone.
+
+        Raises:
+            ValueError: the file is missing, damaged, or of another model or width; this memory is then as it was.
+        """
+        held = held_in_file(path, self._probe)
+        with self._writing:
+            self._held = held
+
+    @contextmanager
+    def editing(self, path: str | Path) -> Iterator[None]:
+        """Hold a file against other writers, load it where it exists, and save when the block has ended well.
+
+        Raises:
+            ValueError: as :meth:`load` and :meth:`save` do.
+        """
+        with exclusive(path):
+            if Path(path).exists():
+                self.load(path)
+            yield
+            self._write_file(path)
+
+    def _write_file(self, path: str | Path) -> None:
+        held = self._held
+        write_memory(path, held.memory.pairs, self._probe, held.header())
