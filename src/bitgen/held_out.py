@@ -132,12 +132,21 @@ class HeldOut:
 
     def _pictures(self, model: BitGenModel, encoded: EncodedSplit) -> dict[str, torch.Tensor]:
         # Here, because drawing takes a second to import, and only rank 0 of a run with held-out data draws.
-        from bitgen.training.pictures import retrieval_pictures, slot_similarity, slot_usage
+        from bitgen.training.pictures import slot_similarity, slot_usage
+
+        pictures = self._retrieval_panels(encoded) if self.aligns else {}
+        if model.memory is not None:
+            pictures["memory/slot_similarity"] = slot_similarity(model.memory.state)
+            pictures["memory/slot_usage"] = slot_usage(self._slot_weights(model, encoded), what="pair")
+        return pictures
+
+    def _retrieval_panels(self, encoded: EncodedSplit) -> dict[str, torch.Tensor]:
+        from bitgen.training.pictures import retrieval_pictures
 
         dataset = self.dataset
         captions = [caption for row in range(encoded.num_images) for caption in dataset.captions_of(row)]
         has_pixels = dataset.kind == "images"
-        pictures = retrieval_pictures(
+        return retrieval_pictures(
             encoded.image_features,
             encoded.text_features,
             encoded.caption_image,
@@ -145,10 +154,6 @@ class HeldOut:
             image_of=dataset.image_tensor if has_pixels else lambda row: None,
             name_of=dataset.reader.image_id,
         )
-        if model.memory is not None:
-            pictures["memory/slot_similarity"] = slot_similarity(model.memory.state)
-            pictures["memory/slot_usage"] = slot_usage(self._slot_weights(model, encoded), what="pair")
-        return pictures
 
     def _slot_weights(self, model: BitGenModel, encoded: EncodedSplit) -> torch.Tensor:
         """Mean squared read weights ``[n, K]`` of n true pairs spread over the split."""
