@@ -26,7 +26,7 @@ from bitgen.evaluation.captioning import Captioned, caption_dataset, draw_sheet,
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RETRIEVAL, parse_flags
 from bitgen.evaluation.generation import load_export
-from bitgen.evaluation.matching import RerankWeights, matching_metrics, rerank_metrics
+from bitgen.evaluation.matching import Captioner, RerankWeights, matching_metrics, rerank_metrics
 from bitgen.evaluation.memory import memory_metrics
 from bitgen.evaluation.results import Results, check_writable, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
@@ -180,7 +180,8 @@ def evaluate(loaded: LoadedModel, dataset: PairDataset, device: torch.device, fl
                 flags.rerank_top_k,
                 *weights,
             )
-            results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap)
+            captioner = load_captioner(flags, device) if flags.captioner is not None and weights.text else None
+            results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap, captioner)
     if MATCHING in flags.task:
         results[MATCHING] = matching_metrics(runner, encoded, ranking)
     if MEMORY in flags.task or (MATCHING in flags.task and model.memory is not None):
@@ -193,8 +194,23 @@ def rerank_weights(flags: argparse.Namespace, objective: ObjectiveSettings) -> R
     cosine, text = flags.rerank_cosine_weight, flags.rerank_text_weight
     return RerankWeights(
         cosine if cosine is not None else 1 / objective.itm_temperature,
-        text if text is not None else float(objective.text_loss_weight > 0),
+        text if text is not None else float(flags.captioner is not None or objective.text_loss_weight > 0),
     )
+
+
+def load_captioner(flags: argparse.Namespace, device: torch.device) -> Captioner:
+    """The model of ``--captioner`` and the split as it sees it.
+
+    Raises:
+        ValueError: it cannot be read, never learned to write, or takes another kind of input.
+    """
+    loaded = load_checkpoint(flags.captioner)
+    if not loaded.config.objective.text_loss_weight:
+        raise ConfigError(f"--captioner {flags.captioner} never learned to write (text_loss_weight was 0).")
+    precision = resolve_precision(loaded.config.replace(precision=flags.precision), device)
+    runner = Runner(loaded.model.to(device), flags.batch_size, device, precision.autocast, flags.num_workers or 0)
+    with naming_bad_records():
+        return Captioner(runner, runner.encode(load_split(flags.data, loaded, flags.max_images)))
 
 
 def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Results, Results]:

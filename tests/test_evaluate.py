@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -118,6 +119,25 @@ def test_re_ranking_asks_the_captioner_where_there_is_one():
     assert evaluate.rerank_weights(flags, Config().replace(text_loss_weight=0.5).objective).text == 1
     flags = parse_flags(["--checkpoint", "x", "--data", "y", "--rerank_text_weight", "0.3"])
     assert evaluate.rerank_weights(flags, Config().objective).text == 0.3
+
+
+def test_another_run_may_judge_the_captions(run, monkeypatch, tmp_path, caplog):
+    with pytest.raises(SystemExit):  # it never learned to write
+        run_evaluate(run, "--task", "retrieval", "--captioner", str(run / "checkpoints"))
+    asked = []
+    plain = evaluate.rerank_metrics
+
+    def spy(runner, encoded, ranking, chosen, bootstrap, captioner):
+        asked.append((chosen.text, captioner.runner.model is not runner.model, captioner.encoded.num_texts))
+        return plain(runner, encoded, ranking, chosen, bootstrap, captioner)
+
+    monkeypatch.setattr(evaluate, "rerank_metrics", spy)
+    other = shutil.copytree(run / "checkpoints", tmp_path / "captioner", symlinks=True)
+    for config in other.glob("step-*/config.yaml"):
+        config.write_text(config.read_text().replace("text_loss_weight: 0.0", "text_loss_weight: 1.0"))
+    monkeypatch.setattr(evaluate, "verify", lambda folder: None)  # the manifest knows the old text
+    run_evaluate(run, "--task", "retrieval", "--captioner", str(other))
+    assert asked == [(1.0, True, sum(map(len, CAPTIONS)))]
 
 
 def test_a_run_means_its_best_checkpoint(run):

@@ -89,8 +89,14 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         metavar="X",
         help="and + X * (log p(caption | image) - log p(caption)), what the image adds to the caption's likelihood in "
-        "nats; with both weights 0 the matching head alone decides (default: 1 if the run had a text_loss_weight, else "
-        "0)",
+        "nats; with both weights 0 the matching head alone decides (default: 1 with --captioner or if the run had a "
+        "text_loss_weight, else 0)",
+    )
+    parser.add_argument(
+        "--captioner",
+        metavar="PATH",
+        help="a run whose model judges how likely a caption is in re-ranking, instead of the checkpoint's own: a model "
+        "trained to write alone knows most about it",
     )
     parser.add_argument(
         "--bootstrap",

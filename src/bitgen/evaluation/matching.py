@@ -35,15 +35,27 @@ class RerankWeights(NamedTuple):
     text: float = 0.0
 
 
+class Captioner(NamedTuple):
+    """Another model that learned to write, and the same split as it sees it."""
+
+    runner: Runner
+    encoded: EncodedSplit
+
+
 MATCHING_ALONE = RerankWeights()
 
 
 def score_candidates(
-    runner: Runner, encoded: EncodedSplit, ranking: Ranking, weights: RerankWeights = MATCHING_ALONE
+    runner: Runner,
+    encoded: EncodedSplit,
+    ranking: Ranking,
+    weights: RerankWeights = MATCHING_ALONE,
+    captioner: Captioner | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores of the kept candidates: [M, k] for each caption's images, [N, k] for each image's captions.
 
-    A pair that is a candidate in both directions passes the model once.
+    A pair that is a candidate in both directions passes the model once. Without a captioner, the captions' evidence is
+    the model's own.
     """
     texts = torch.cat([_repeat_rows(ranking.text_candidates), ranking.image_candidates.flatten()])
     images = torch.cat([ranking.text_candidates.flatten(), _repeat_rows(ranking.image_candidates)])
@@ -53,7 +65,7 @@ def score_candidates(
     if weights.cosine:
         scores += weights.cosine * pair_cosines(encoded, pair_texts, pair_images)
     if weights.text:
-        scores += weights.text * text_evidence(runner, encoded, pair_texts, pair_images)
+        scores += weights.text * text_evidence(*(captioner or (runner, encoded)), pair_texts, pair_images)
     scores = scores[where]
     split = ranking.text_candidates.numel()
     return scores[:split].view_as(ranking.text_candidates), scores[split:].view_as(ranking.image_candidates)
@@ -97,9 +109,10 @@ def rerank_metrics(
     ranking: Ranking,
     weights: RerankWeights = MATCHING_ALONE,
     bootstrap: int = 0,
+    captioner: Captioner | None = None,
 ) -> dict[str, float | list[float]]:
     """Recall after re-ranking the candidates that `ranking` kept, under `reranked_t2i_*` and `reranked_i2t_*`."""
-    text_scores, image_scores = score_candidates(runner, encoded, ranking, weights)
+    text_scores, image_scores = score_candidates(runner, encoded, ranking, weights, captioner)
     own_image = encoded.caption_image[:, None] == ranking.text_candidates
     own_text = encoded.caption_image[ranking.image_candidates] == torch.arange(encoded.num_images)[:, None]
     text_ranks = reranked(ranking.text_ranks, text_scores, own_image)
