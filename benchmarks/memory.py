@@ -51,6 +51,7 @@ from bitgen.build import load_model
 from bitgen.memory.associative import IMAGE, TEXT
 from evaluate import load_split
 
+PARTS = ("training", "costs", "pseudo_inverse", "edits", "widening", "cue_noise", "recall")
 EPISODES, SLOTS = (1, 8, 16, 32, 64, 128, 512), (32, 128, 512)
 
 
@@ -75,8 +76,8 @@ def one_recall(codes: Codes, slots: int, widen: bool, count: int) -> None:
         for name, value in (
             ("image", share(recalled(memory, written.images, IMAGE))),
             ("caption", share(recalled(memory, written.others, TEXT))),
-            ("nn_image", nearest_neighbour(written.images, written.images, rooms)),
-            ("nn_caption", nearest_neighbour(written.others, written.texts, rooms)),
+            ("nn_image", share(nearest_neighbour(written.images, written.images, rooms))),
+            ("nn_caption", share(nearest_neighbour(written.others, written.texts, rooms))),
             ("error", errors.max().item()),
             ("unwritten", unread.mean().item()),
             ("least", unread.min().item()),
@@ -176,19 +177,26 @@ def main() -> None:
     parser.add_argument(
         "--largest", type=int, default=512, metavar="N", help="slots to measure costs up to (default: 512)"
     )
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="LIST", help="some of: %(default)s (default: all)")
     flags = parser.parse_args()
+    wanted = flags.parts.split(",")
+    if unknown := sorted(set(wanted) - set(PARTS)):
+        parser.error(f"--parts: {unknown[0]!r} is none of {', '.join(PARTS)}")
     torch.set_num_threads(1)
     loaded = load_model(flags.model)
     dataset = load_split(flags.data, loaded, None)
     codes = codes_of(loaded, dataset)
-    for count in (1, 16, 32, 128):
-        fine_tuning(loaded, dataset, codes, count)
-    costs(codes, flags.largest)
-    pseudo_inverses(codes)
-    edits(codes)
-    widening(codes)
-    cue_noise(codes)
-    recall(codes)
+    parts: dict[str, Callable[[], object]] = {
+        "training": lambda: [fine_tuning(loaded, dataset, codes, count) for count in (1, 16, 32, 128)],
+        "costs": lambda: costs(codes, flags.largest),
+        "pseudo_inverse": lambda: pseudo_inverses(codes),
+        "edits": lambda: edits(codes),
+        "widening": lambda: widening(codes),
+        "cue_noise": lambda: cue_noise(codes),
+        "recall": lambda: recall(codes),
+    }
+    for part in wanted:
+        parts[part]()
 
 
 if __name__ == "__main__":
