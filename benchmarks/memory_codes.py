@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -56,9 +57,14 @@ def episodes_of(codes: Codes, count: int) -> Iterator[tuple[Codes, Codes]]:
         yield Codes(*(part[written] for part in codes)), Codes(*(part[unwritten] for part in codes))
 
 
+@cache
+def space_of(half: int, slots: int, widen: bool) -> AddressSpace:
+    return AddressSpace(half, slots, widen)
+
+
 def memory_of(codes: Codes, slots: int, widen: bool, cue_noise: float = 0.1) -> AssociativeMemory:
     """A memory that holds these."""
-    space = AddressSpace(codes.images.shape[1], slots, widen)
+    space = space_of(codes.images.shape[1], slots, widen)
     return AssociativeMemory.empty(space, cue_noise).written(torch.cat([codes.images, codes.texts], dim=1))
 
 

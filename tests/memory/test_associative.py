@@ -150,6 +150,15 @@ def test_reading_is_the_address_times_the_posterior_mean(pairs) -> None:
     torch.testing.assert_close(reading.halves, reading.weights @ memory.precision.solve().mean[:, HALF:])
 
 
+def test_beyond_its_slots_a_memory_still_reads_what_is_likely(pairs) -> None:
+    """More episodes than slots and than cue columns: nothing is exact, half are still recalled first, none is known."""
+    codes = pairs(24)
+    memory = memory_of(codes, HALF)
+    reading = memory.read(codes[:, :HALF], IMAGE)
+    found = (F.normalize(reading.halves, dim=1) @ codes[:, HALF:].mT).argmax(dim=1) == torch.arange(24)
+    assert found.double().mean() >= 0.5 and not reading.is_known.any()
+
+
 def test_a_nearly_exact_cue_of_a_full_memory_is_not_blown_up(pairs) -> None:
     codes = pairs(HALF)
     memory = memory_of(codes, HALF)

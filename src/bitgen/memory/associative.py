@@ -258,11 +258,13 @@ class AssociativeMemory:
         cues = self.space.cue(cues.to(self.space.device, torch.float64))
         along, known = cues @ reader.cues, torch.zeros(len(cues), dtype=torch.bool, device=cues.device)
         used = torch.zeros_like(along)
-        for noise in (*_NOISES, self.cue_noise):
+        # With more episodes than slots, a mixture of addresses is none of episodes and its length says nothing.
+        for noise in (*(_NOISES if len(self) <= self.space.slots else ()), self.cue_noise):
             mixed = along * (reader.singular_values / (reader.singular_values.square() + noise))
             used = torch.where(known[:, None], used, mixed)
             left = (cues - (used * reader.singular_values) @ reader.cues.mT).norm(dim=1)
             known |= (left <= _UNEXPLAINED * cues.norm(dim=1)) & (used.norm(dim=1) <= _LONGEST_MIXTURE)
+        known &= len(self) <= self.space.slots
         return Reading(used @ reader.values, used @ reader.addresses, known)
 
     def errors(self, read: Tensor, part: int) -> Tensor:
