@@ -10,15 +10,17 @@ nothing: ``M = U W^T Z / sigma^2``, without the term of A. Were A itself read, a
 nobody wrote, and with more slots than cue columns the pseudo-inverse would mix it into what was written.
 
 What is read. With ``G = U W^T / sigma^2`` the memory is ``M = G Z``, its halves are ``G X`` and ``G Y``. A cue x is
-addressed by ``w = x (G X)+`` and reads ``w G Y``. While the E written X are independent, and so are their addresses,
-``(G X)+ = X+ G+`` and ``G+ G = 1``: a written x_i reads y_i whatever G is. sigma's shrinkage cancels and only rounding
-remains; so sigma may be large (0.1), and U well conditioned. This holds up to ``min(K, cue columns)`` episodes: the
-rank that addresses and cues can have. Only directions that were written are read (those of W): elsewhere U is merely
-the prior's, and rounding there would look like something known.
+addressed by the w with ``w G X = x`` that mixes the episodes least, the smallest ``|w G|``, and reads ``w G Y``. While
+addresses are independent this is ``x X+ Y`` whatever G is: a written x_i that no other cues make up reads y_i. sigma's
+shrinkage cancels and only rounding remains; so sigma may be large (0.1), and U and G well conditioned. (The plain
+pseudo-inverse of ``G X`` gives the same for independent cues; but where one image is written twice, it lets the two mix
+into all others.) It holds up to ``min(K, cue columns)`` episodes: the rank that addresses and cues can have. Only
+directions that were written are read (those of W): elsewhere U is merely the prior's, and rounding there would look
+like something known. All this comes of the memory itself: ``G G^T = (U - U^2) / sigma^2``.
 
-Cues that are merely similar. The exact read multiplies small differences once the memory is nearly full. So a cue is
-read exactly first, and where that lands on no written episode, once more by ridge regression: the w with the least
-``|x - w G X|^2 + noise |w G|^2``. Its penalty counts in episodes, by ``G G^T = (U - U^2) / sigma^2``.
+Cues that are merely similar. The exact read multiplies small differences once the memory is nearly full. But a written
+cue is made up of written ones, by a mixture ``v = w G`` with ``|v| <= 1``. A cue that is not is read by ridge
+regression, the w with the least ``|x - w G X|^2 + noise |w G|^2``, at the least noise of a ladder at which it is.
 
 More than D episodes need wider cues: ``widen`` adds K random Fourier features (Rahimi and Recht, 2007) of a Gaussian
 kernel to each half, which makes the cues of different images independent; capacity is then K.
@@ -46,26 +48,28 @@ _KERNEL_SCALE = 2.0
 _BLOCK = 512
 # Relative to the largest singular value: what is smaller is a cue written twice, and rounding.
 _RANK_TOLERANCE = 1e-10
-# A read this near a written half has found it.
-_FOUND = 1e-2
+# A known cue is made up of written ones to this part of its length, by a mixture no longer than this.
+_UNEXPLAINED, _LONGEST_MIXTURE = 1e-2, 1.01
+# Noise that a cue is allowed before cue_noise: none, the rounding of float32 features, and steps between.
+_NOISES = (0.0, 1e-10, 1e-7, 1e-4)
 
 
 class Reading(NamedTuple):
-    """What cues read: the missing halves ``[B, D]``, the addresses ``[B, K]``, and which were found exactly ``[B]``."""
+    """What cues read: the missing halves ``[B, D]``, the addresses ``[B, K]``, and which were known ``[B]``."""
 
     halves: Tensor
     weights: Tensor
-    is_exact: Tensor
+    is_known: Tensor
 
 
 class _Reader(NamedTuple):
-    """One half as the cue: cue columns to addresses ``[c, e]`` (exactly, and allowing for noise), in the basis of the
-    written addresses; what these read ``[e, D]``; the kept singular values of the cue's part, largest first."""
+    """One half as the cue, by its singular value decomposition in the episodes' coordinates: ``cues [c, r]``, the
+    ``singular_values [r]``, largest first, and what each direction addresses ``[r, K]`` and reads ``[r, D]``."""
 
-    exact: Tensor
-    noisy: Tensor
-    values: Tensor
+    cues: Tensor
     singular_values: Tensor
+    addresses: Tensor
+    values: Tensor
 
 
 class AddressSpace:
@@ -252,10 +256,16 @@ class AssociativeMemory:
             raise ValueError(f"a cue must be [cues, {self.space.half}] without NaN, got {list(cues.shape)}")
         reader = self._readers[part]
         cues = self.space.cue(cues.to(self.space.device, torch.float64))
-        exact = cues @ reader.exact
-        is_exact = self._is_found(exact @ reader.values, 1 - part)
-        used = torch.where(is_exact[:, None], exact, cues @ reader.noisy)
-        return Reading(used @ reader.values, used @ self._basis.mT, is_exact)
+        along, known = cues @ reader.cues, torch.zeros(len(cues), dtype=torch.bool, device=cues.device)
+        used = torch.zeros_like(along)
+        # With more episodes than slots, a mixture of addresses is none of episodes and its length says nothing.
+        for noise in (*(_NOISES if len(self) <= self.space.slots else ()), self.cue_noise):
+            mixed = along * (reader.singular_values / (reader.singular_values.square() + noise))
+            used = torch.where(known[:, None], used, mixed)
+            left = (cues - (used * reader.singular_values) @ reader.cues.mT).norm(dim=1)
+            known |= (left <= _UNEXPLAINED * cues.norm(dim=1)) & (used.norm(dim=1) <= _LONGEST_MIXTURE)
+        known &= len(self) <= self.space.slots
+        return Reading(used @ reader.values, used @ reader.addresses, known)
 
     def errors(self, read: Tensor, part: int) -> Tensor:
         """Relative distances ``|read - written| / |written|`` of halves ``[B, D]`` from all written, ``[B, E]``."""
@@ -263,9 +273,6 @@ class AssociativeMemory:
         # Differences, not the faster products: those lose half of the digits.
         distance = torch.cdist(read, stored, compute_mode="donot_use_mm_for_euclid_dist")
         return distance / stored.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-
-    def _is_found(self, read: Tensor, part: int) -> Tensor:
-        return self.errors(read, part).amin(dim=1) <= _FOUND
 
     @property
     def condition(self) -> float:
@@ -275,24 +282,22 @@ class AssociativeMemory:
 
     # Computed when first read: a writer that writes a hundred times pays once. Two threads may both compute it.
     @cached_property
-    def _basis(self) -> Tensor:
-        """Orthonormal directions of the written addresses, ``[K, e]``."""
-        return torch.linalg.qr(self.weights.mT).Q
-
-    @cached_property
     def _readers(self) -> tuple[_Reader, _Reader]:
-        basis, width, half = self._basis, self.space.cue_width, self.space.half
+        width, half = self.space.cue_width, self.space.half
+        basis = torch.linalg.qr(self.weights.mT).Q  # of the written addresses, [K, e]
         projected = torch.cholesky_solve(basis, torch.linalg.cholesky(self.precision.precision))  # U Q
         mean = projected.mT @ self.precision.information  # Q^T M, [e, 2 width]
         metric = (basis.mT @ projected - projected.mT @ projected) / self.space.sigma**2  # Q^T G G^T Q
+        values, vectors = torch.linalg.eigh(metric)
+        kept = values > _RANK_TOLERANCE * values[-1]
+        whitening = vectors[:, kept] / values[kept].sqrt()  # turns Q^T G into orthonormal rows
+        mean, addresses = whitening.mT @ mean, (basis @ whitening).mT
         parts = mean[:, :width], mean[:, width:]
-        return tuple(self._reader(parts[part], parts[1 - part][:, :half], metric) for part in (IMAGE, TEXT))
+        return tuple(_reader(parts[part], parts[1 - part][:, :half], addresses) for part in (IMAGE, TEXT))
 
-    def _reader(self, cue: Tensor, values: Tensor, metric: Tensor) -> _Reader:
-        left, singular, right = torch.linalg.svd(cue, full_matrices=False)
-        rank = int((singular > _RANK_TOLERANCE * singular[0]).sum())
-        singular = singular[:rank]
-        exact = (right[:rank].mT / singular) @ left[:, :rank].mT
-        normal = cue @ cue.mT + self.cue_noise * metric
-        noisy = cue.mT @ torch.linalg.pinv(normal, rtol=1e-12, hermitian=True)
-        return _Reader(exact, noisy, values, singular)
+
+def _reader(cue: Tensor, values: Tensor, addresses: Tensor) -> _Reader:
+    left, singular, right = torch.linalg.svd(cue, full_matrices=False)
+    rank = int((singular > _RANK_TOLERANCE * singular[0]).sum())
+    mixing = left[:, :rank].mT
+    return _Reader(right[:rank].mT, singular[:rank], mixing @ addresses, mixing @ values)
