@@ -108,7 +108,8 @@ def load_split(source: str, loaded: LoadedModel, max_images: int | None) -> Pair
         ValueError: it cannot be read, or holds another kind of input than the checkpoint was trained on.
     """
     sizes, config = loaded.model.config, loaded.config
-    processor = BitGenProcessor(loaded.tokenizer, sizes.image_size, sizes.max_seq_len)
+    limit = config.data.max_image_pixels
+    processor = BitGenProcessor(loaded.tokenizer, sizes.image_size, sizes.max_seq_len, max_image_pixels=limit)
     if source == SCENES:
         dataset = ScenesDataset(
             "val", min(config.data.scenes_val, max_images or config.data.scenes_val), config.training.seed, processor

@@ -192,8 +192,8 @@ class ObjectiveSettings:
     )
     text_first: float = setting(
         0.0,
-        "Share of the run in which the language loss trains alone, before contrast and matching join in: learning to "
-        "write captions is learning to look at pictures word by word, which matching then builds on.",
+        "Share of the run in which the language loss trains alone, before contrast and matching join in. Matching then "
+        "learns sooner; what the captioner knew is mostly lost again (docs/lab_log.md).",
     )
     token_dropout: float = setting(
         0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
