@@ -26,7 +26,7 @@ _NOT_NEGATIVE = """lora_warmup_epochs lora_warmup_steps lora_lr_factor lora_lr_w
     itm_weight memory_kl_weight text_loss_weight temperature_lr_factor gate_lr_factor weight_decay warmup_steps seed
     num_workers""".split()
 _ABOVE_ZERO = """lora_plus_ratio memory_sigma pseudoinverse_tolerance itm_temperature itm_temperature_start
-    learning_rate max_grad_norm""".split()
+    learning_rate muon_learning_rate max_grad_norm""".split()
 # A rate of 1 would drop everything (or never move the average), so these stay below it.
 _RATES = "lora_dropout compressor_dropout dropout token_dropout text_first ema_decay".split()
 _RANGES: dict[str, tuple[Any, str]] = {

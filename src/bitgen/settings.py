@@ -210,7 +210,12 @@ class TrainingSettings:
     grad_accum_steps: int = setting(
         2, "Micro-batches of an optimizer step. Each one is contrasted by itself: this does not add negatives."
     )
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw",
+        "muon: Muon updates what is new and a matrix, AdamW the rest. It learns language in fewer steps.",
+    )
     learning_rate: float = setting(2e-4, "Peak learning rate of AdamW, after the warm-up.")
+    muon_learning_rate: float = setting(0.01, "Peak learning rate of Muon, on the same schedule.")
     gate_lr_factor: float = setting(
         10.0,
         "Learning rate of the gates of fusion and memory relative to learning_rate: they start at 0, and what they let "

@@ -49,6 +49,7 @@ def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build
         caption_sampling="one",
         scenes_train=64,
         text_loss_weight=0.5,
+        optimizer="muon",
     )
     straight = build("straight", **settings)
     straight.fit()

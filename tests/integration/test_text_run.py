@@ -110,8 +110,10 @@ def test_text_alone_resumes_bit_for_bit(build, text_alone, same_checkpoint) -> N
     assert losses(second) == {step: found for step, found in losses(straight).items() if step > 3}
 
 
-@pytest.mark.parametrize("changed", [{"text_ratio": 0.6}, {"text_batch_size": 5}, {"text_seq_len": 21}])
-def test_another_order_of_the_text_is_refused(build, both, changed: dict) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"text_ratio": 0.6}, {"text_batch_size": 5}, {"text_seq_len": 21}, {"optimizer": "muon"}]
+)
+def test_another_order_of_the_text_or_another_optimizer_is_refused(build, both, changed: dict) -> None:
     build(**both | dict(max_steps=1)).fit()
     with pytest.raises(CheckpointError, match="belongs to another run"):
         build(**both | dict(max_steps=1, resume="auto") | changed)

@@ -1,14 +1,18 @@
 """Groups: each trainable parameter in exactly one; moments travel by name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from bitgen.config import Config
+from bitgen.settings import TrainingSettings
 from bitgen.training.optimizer import (
     GATE,
     LORA_A,
     LORA_B,
+    MATRIX,
     NEW,
     TEMPERATURE,
     TOWER,
@@ -16,8 +20,10 @@ from bitgen.training.optimizer import (
     check_groups,
     load_state_by_name,
     parameter_groups,
+    set_learning_rates,
     state_by_name,
 )
+from bitgen.training.phases import PhasePlan
 
 
 class Toy(nn.Module):
@@ -154,3 +160,61 @@ def test_moments_of_another_shape_are_refused() -> None:
     state["linear.weight"]["exp_avg"] = torch.zeros(2, 2)
     with pytest.raises(ValueError, match=r"linear\.weight"):
         load_state_by_name(build_optimizer(module, ADAPTERS, Config()), state)
+
+
+def muon_config(**training: object) -> Config:
+    return Config(training=TrainingSettings(optimizer="muon", **training))
+
+
+def test_muon_takes_the_new_matrices_and_nothing_else() -> None:
+    module = toy(2)
+    groups = parameter_groups(module.named_parameters(), ADAPTERS, 0.02, muon=True)
+    assert {name for group in groups if group["kind"] == MATRIX for name in group["names"]} == {"linear.weight"}
+    check_groups(module, groups)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_muon_and_adamw_step_as_each_by_itself(weight_decay: float) -> None:
+    """Against AdamW alone for what is no matrix; for the matrix against the definition, by singular values."""
+    both, alone = toy(2), toy(2)
+    config = muon_config(weight_decay=weight_decay, muon_learning_rate=0.05, learning_rate=0.01)
+    one = build_optimizer(both, ADAPTERS, config)
+    other = build_optimizer(alone, ADAPTERS, Config(training=replace(config.training, optimizer="adamw")))
+    weight = both.linear.weight.detach().clone()
+    gradient = 2 * weight + 1
+    take_step(both, one)
+    take_step(alone, other)
+    for (name, a), b in zip(both.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b) == (name != "linear.weight"), name
+    step = (weight * (1 - 0.05 * weight_decay) - both.linear.weight) / (0.05 * 0.2 * 4**0.5)
+    left, _, right = torch.linalg.svd(gradient)
+    core = left.mT @ step.detach() @ right.mT
+    # In the gradient's own directions; five steps of the iteration leave singular values between 0.5 and 1.5.
+    assert ((core.diagonal() > 0.4) & (core.diagonal() < 1.6)).all()
+    torch.testing.assert_close(core, core.diagonal().diag(), atol=0.03, rtol=0)
+
+
+def test_moments_of_muon_are_carried_into_a_rebuilt_optimizer() -> None:
+    straight, rebuilt = toy(1), toy(1)
+    one, other = (build_optimizer(module, ADAPTERS, muon_config()) for module in (straight, rebuilt))
+    for step in range(4):
+        take_step(straight, one)
+        if step == 2:
+            state = state_by_name(other)
+            assert set(state["linear.weight"]) == {"momentum_buffer"}
+            other = build_optimizer(rebuilt, ADAPTERS, muon_config())
+            assert load_state_by_name(other, state) == []
+        take_step(rebuilt, other)
+    for (name, a), b in zip(straight.named_parameters(), rebuilt.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_rate_set_for_a_step_is_the_one_that_muon_uses() -> None:
+    module, plan = toy(2), PhasePlan(steps_per_epoch=10, total_steps=50, boundary=None)
+    config = muon_config(muon_learning_rate=0.03, learning_rate=1e-3, warmup_steps=10)
+    optimizer = build_optimizer(module, ADAPTERS, config)
+    rates = set_learning_rates(optimizer, 4, plan, config)
+    assert rates[MATRIX] == pytest.approx(0.015) and rates[NEW] == pytest.approx(5e-4)
+    assert [group["lr"] for part in optimizer.parts for group in part.param_groups if group["kind"] == MATRIX] == [
+        rates[MATRIX]
+    ]

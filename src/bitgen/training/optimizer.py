@@ -1,4 +1,4 @@
-"""AdamW's groups, the learning rate as a function of the step, and Adam's moments under their parameters' names."""
+"""The optimizers' groups, the learning rate as a function of the step, and moments under their parameters' names."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ FINAL_SHARE = 0.01
 
 # What a parameter is: decides its learning rate.
 NEW, GATE, TEMPERATURE, LORA_A, LORA_B, TOWER = "new", "gate", "temperature", "lora_a", "lora_b", "tower"
+MATRIX = "matrix"  # with `optimizer muon`: what Muon updates
 ADAPTER_KINDS = (LORA_A, LORA_B, TOWER)
 
 # No weight decay beside every tensor of fewer than two dimensions (norms, biases, gates, temperature). Decay is
@@ -47,17 +48,20 @@ def takes_decay(name: str, parameter: torch.Tensor) -> bool:
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], adapters: set[str], weight_decay: float
+    named_parameters: Iterable[tuple[str, nn.Parameter]], adapters: set[str], weight_decay: float, muon: bool = False
 ) -> list[dict[str, Any]]:
     """Optimizer groups over (decay, no decay) x (new, gate, temperature, LoRA A, LoRA B, tower), in a fixed order.
 
-    Every group carries ``kind`` and ``names`` beside ``params``. Parameters that need no gradient are left out.
+    Every group carries ``kind`` and ``names`` beside ``params``. Parameters that need no gradient are left out. With
+    ``muon``, new parameters that map one space to another, which are those that decay, are of kind ``matrix``.
     """
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
         key = (kind_of(name, adapters), takes_decay(name, parameter))
+        if muon and key == (NEW, True) and parameter.ndim == 2:
+            key = (MATRIX, True)
         group = groups.setdefault(
             key, {"kind": key[0], "weight_decay": weight_decay if key[1] else 0.0, "names": [], "params": []}
         )
@@ -81,16 +85,47 @@ def check_groups(module: nn.Module, groups: list[dict[str, Any]]) -> None:
         raise ValueError("An optimizer group holds a parameter that is frozen or does not belong to the objective.")
 
 
-def build_optimizer(module: nn.Module, adapters: set[str], config: Config) -> torch.optim.AdamW:
-    """AdamW over the parameters of ``module`` (the objective) that train now.
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon for the groups of kind ``matrix``, AdamW for the others, used as one optimizer.
+
+    Muon replaces a matrix's averaged gradient by the nearest orthogonal matrix, so that all directions learn at one
+    rate; tables, vectors and gates are no such maps (Jordan et al., kellerjordan.github.io/posts/muon). Its steps
+    are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982, section 2.2), which makes one rate fit all shapes.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], learning_rate: float, muon_learning_rate: float) -> None:
+        matrices = [group for group in groups if group["kind"] == MATRIX]
+        others = [group for group in groups if group["kind"] != MATRIX]
+        self.parts: list[torch.optim.Optimizer] = [adamw(others, learning_rate)]
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, lr=muon_learning_rate, adjust_lr_fn="match_rms_adamw"))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        for part in self.parts:
+            part.state = self.state  # each looks up its own parameters in it
+
+    def step(self, closure: None = None) -> None:
+        for part in self.parts:
+            part.step()
+
+
+def adamw(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.AdamW:
+    # One kernel a group instead of one a tensor; the arithmetic is element by element either way.
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, eps=EPS, fused=True)
+
+
+def build_optimizer(module: nn.Module, adapters: set[str], config: Config) -> torch.optim.Optimizer:
+    """AdamW, or Muon with AdamW, over the parameters of ``module`` (the objective) that train now.
 
     Args:
         adapters: names, as ``module.named_parameters()`` spells them, of what phase 2 unfreezes.
     """
-    groups = parameter_groups(module.named_parameters(), adapters, config.training.weight_decay)
+    training = config.training
+    muon = training.optimizer == "muon"
+    groups = parameter_groups(module.named_parameters(), adapters, training.weight_decay, muon)
     check_groups(module, groups)
-    # One kernel a group instead of one a tensor; the arithmetic is element by element either way.
-    return torch.optim.AdamW(groups, lr=config.training.learning_rate, betas=BETAS, eps=EPS, fused=True)
+    if muon:
+        return MuonAndAdamW(groups, training.learning_rate, training.muon_learning_rate)
+    return adamw(groups, training.learning_rate)
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
@@ -110,7 +145,10 @@ def learning_rate_at(step: int, kind: str, plan: PhasePlan, config: Config) -> f
     training, lora = config.training, config.lora
     if kind == TEMPERATURE:
         return training.learning_rate * config.objective.temperature_lr_factor
-    rate = training.learning_rate * warmup_cosine(step, training.warmup_steps, plan.total_steps)
+    share = warmup_cosine(step, training.warmup_steps, plan.total_steps)
+    if kind == MATRIX:
+        return training.muon_learning_rate * share
+    rate = training.learning_rate * share
     if kind == GATE:
         return rate * training.gate_lr_factor
     if kind not in ADAPTER_KINDS:
@@ -132,7 +170,7 @@ def set_learning_rates(
 
 
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
-    """Adam's state under the parameters' names: the numbers of torch's own state dict change with the groups."""
+    """The optimizer's state under parameters' names: the numbers of torch's own state dict change with the groups."""
     state: dict[str, dict[str, torch.Tensor]] = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):

@@ -31,6 +31,7 @@ def identity(trainer: Trainer) -> dict[str, int | str | None]:
         "batch_size": training.batch_size,
         "grad_accum_steps": training.grad_accum_steps,
         "seed": training.seed,
+        "optimizer": training.optimizer,
         "vision_tuning": trainer.objective.model.config.vision_tuning,
         **trainer.sampler.identity(),
         "feature_cache_pool": trainer.objective.model.config.feature_pool,
