@@ -217,16 +217,21 @@ class MemoryLayer(nn.Module):
         self.gate = nn.Parameter(torch.zeros(config.embed_dim))
         self.register_buffer("state", self.gpm.prior_mean.detach().clone())
 
+    @property
+    def _exact(self) -> torch.dtype:
+        """What codes and inverses are computed in: float32 also where a user cast the model to half precision."""
+        return torch.promote_types(self.gate.dtype, torch.float32)
+
     @_outside_autocast
     def code(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``[..., D] -> [..., C]`` in float32, each code with mean 0 and variance 1 over its elements."""
-        projected = self.to_code(hidden.float())
+        """``[..., D] -> [..., C]``, at least float32, each code with mean 0 and variance 1 over its elements."""
+        projected = self.to_code(hidden.to(self.gate.dtype)).to(self._exact)
         return F.layer_norm(projected, projected.shape[-1:])
 
     @torch.no_grad()
     def reader(self, state: torch.Tensor | None = None) -> MemoryReader:
         """Prepare a state (default: the running one) for reading; one pseudo-inverse serves every pass of a step."""
-        mean = self.state if state is None else state
+        mean = (self.state if state is None else state).to(self._exact)
         return MemoryReader(mean.clone(), self.gpm.inverse(mean))
 
     @_outside_autocast
@@ -241,7 +246,7 @@ class MemoryLayer(nn.Module):
         if self.training:
             noise = torch.randn_like(weights)
             used = weights + noise * (0.5 * self.read_logvar.clamp(*LOGVAR_RANGE)).exp()
-        read = self.from_code(used @ reader.mean)
+        read = self.from_code((used @ reader.mean).to(self.gate.dtype))
         return hidden + (self.gate * read).to(hidden.dtype), weights
 
     def read_kl(self, weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
