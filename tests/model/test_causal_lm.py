@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
+from bitgen.data.tokenizer import train_bpe
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM, BitGenTextModel
 
 FUSIONS = ("backbone", "cross_attention", "concat_mlp")
@@ -176,6 +177,41 @@ def test_of_a_long_text_the_end_is_read(model_of):
         logits = model(ids).logits
         torch.testing.assert_close(logits[:, 5:], model(ids[:, 5:]).logits, atol=1e-5, rtol=0)
     assert logits.shape[1] == 17 and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("memory_dim", [16, 12])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_in_another_precision_it_reads_and_writes_nearly_the_same(model_of, dtype, memory_dim):
+    model, ids, image = model_of(memory_dim=memory_dim), sequence(), features()
+    with torch.no_grad():
+        for inputs in ({}, {"vision_features": image}):
+            exact = model.float()(ids, **inputs).logits
+            rounded = model.to(dtype)(ids, **inputs).logits
+            assert rounded.dtype == torch.float32
+            torch.testing.assert_close(rounded, exact, atol=0.1 if dtype != torch.float64 else 1e-5, rtol=0)
+    written = model.generate(ids, vision_features=image.to(dtype), max_new_tokens=3, num_beams=2, eos_token_id=None)
+    assert written.shape == (2, 11)
+
+
+def test_the_table_of_tokens_is_where_transformers_looks_for_it(model_of):
+    model, ids = model_of(), sequence()
+    with torch.no_grad():
+        before = model(ids).logits
+        size = before.shape[-1]
+        model.resize_token_embeddings(size + 3)
+        after = model(ids).logits
+    assert model.config.vocab_size == after.shape[-1] == size + 3
+    assert torch.equal(after[..., :size], before) and model.get_input_embeddings() is model.embeddings.token
+
+
+def test_generation_stops_at_a_string(model_of):
+    tokenizer = train_bpe(["the cat sat on the mat"] * 3, 268)
+    model = model_of(vocab_size=len(tokenizer))
+    ids = torch.tensor([tokenizer("the cat")["input_ids"]])
+    longer = model.generate(ids, max_new_tokens=4, eos_token_id=None)
+    first = tokenizer.decode(longer[0, ids.shape[1]])
+    stopped = model.generate(ids, max_new_tokens=4, eos_token_id=None, stop_strings=[first], tokenizer=tokenizer)
+    assert torch.equal(stopped, longer[:, : ids.shape[1] + 1])
 
 
 def test_every_buffer_travels_with_the_weights(model_of, tiny_config):

@@ -37,7 +37,15 @@ class BitGenTextModel(BitGenModel):
         """The image tokens ``[B, P', D]`` that text is written from, pooled as in training; None without an image."""
         if pixel_values is None and vision_features is None:
             return None
-        return self.pool_image_tokens(self.encode_image(pixel_values, vision_features).image_tokens)
+        return self.pool_image_tokens(self.encode_image(pixel_values, vision_features).image_tokens).to(self.dtype)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table, which is the output head too: what ``resize_token_embeddings`` changes."""
+        return self.embeddings.token
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token table."""
+        self.embeddings.token = value
 
     def forward(
         self,
@@ -158,6 +166,11 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
                 shape = (len(image_tokens), 1)
                 inputs = torch.full(shape, self.config.bos_token_id, device=image_tokens.device)
         return super().generate(inputs, generation_config, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Called by ``generate`` before each step, also with the ``tokenizer`` that ``stop_strings`` need."""
+        kwargs.pop("tokenizer", None)
+        return super().prepare_inputs_for_generation(*args, **kwargs)
 
     def _validate_generated_length(
         self, generation_config: GenerationConfig, input_ids_length: int, *args: Any
