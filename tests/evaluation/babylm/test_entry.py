@@ -1,9 +1,11 @@
 """`src/evaluate.py --task babylm`, on a Hugging Face model's folder and on a run."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import evaluate
 from bitgen.build import load_model
@@ -71,3 +73,14 @@ def test_a_folder_without_weights_is_named(model_folder, eval_dir, tmp_path, cap
     with pytest.raises(SystemExit):
         run(tmp_path / "model", eval_dir, tmp_path)
     assert "cannot be loaded as a causal language model" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_that_lacks_weights_gets_no_score(model_folder, eval_dir, tmp_path, capsys):
+    """transformers would fill them with random numbers, and only warn."""
+    model = shutil.copytree(model_folder(), tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    del weights["transformer.ln_f.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit):
+        run(model, eval_dir, tmp_path)
+    assert "lacks 1 weights of a causal language model, first transformer.ln_f.weight" in capsys.readouterr().err

@@ -84,6 +84,17 @@ def test_a_sequence_beyond_the_context_is_read_whole_or_refused(model_folder):
         Scorer(as_language_model(gpt2), CPU).score([short, long])
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_model_whose_probabilities_are_nan_gets_no_score(model_folder, monkeypatch, packed):
+    model = AutoModelForCausalLM.from_pretrained(model_folder()).eval()
+    scorer = Scorer(as_language_model(model), CPU)
+    monkeypatch.setattr(scorer, "_reads_packed", lambda sequences: packed)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[6] = torch.nan  # tied: the logits of token 6, everywhere
+    with pytest.raises(ValueError, match="set.jsonl line 2: the model's probabilities are NaN"):
+        scorer.score([TokenSequence([5], [], "set.jsonl line 1"), TokenSequence([5, 7, 4], [1, 2], "set.jsonl line 2")])
+
+
 @settings(max_examples=60)
 @given(
     texts=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=12),

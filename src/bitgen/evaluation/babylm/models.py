@@ -102,10 +102,12 @@ def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageM
     """A Hugging Face model, in float32 as the scores need it, and its processor. Runs the code that the folder brings.
 
     Raises:
-        ValueError: it cannot be loaded as a causal language model with a processor or a tokenizer.
+        ValueError: it cannot be loaded as a causal language model with a processor or a tokenizer, or lacks weights.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype=torch.float32)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
+        )
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=True, padding_side="right")
     except Exception as error:  # missing or damaged files, code of the folder's own: transformers raises many kinds
         reason = next(iter(str(error).splitlines()), "no reason given")
@@ -113,6 +115,11 @@ def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageM
             f"{path} cannot be loaded as a causal language model with its processor ({type(error).__name__}: {reason}):"
             " give a folder with config.json, weights and tokenizer"
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{path} lacks {len(missing)} weights of a causal language model, first {missing[0]}: they would be "
+            "random. Give a folder that holds the whole model"
+        )
     return as_language_model(model.to(device).eval()), ProcessorEncoder(processor)
 
 

@@ -41,7 +41,7 @@ class Scorer:
         """Natural log-probabilities, float32, of the wanted tokens of each sequence.
 
         Raises:
-            ValueError: a sequence is longer than the model's context, and the model refuses it.
+            ValueError: a sequence is longer than the model's context, and the model refuses it; or the model gives NaN.
         """
         starts = slots_of(sequences)
         answers = np.zeros(starts[-1], dtype=np.float32)
@@ -56,7 +56,16 @@ class Scorer:
             answers[starts[index] : starts[index + 1]] = answer
         for index in long:  # one by one, so that a refusal names the text
             answers[starts[index] : starts[index + 1]] = self._too_long(sequences[index])
-        return _split(answers, sequences)
+        by_sequence = _split(answers, sequences)
+        for sequence, answer in zip(sequences, by_sequence, strict=True):
+            if np.isnan(
+                answer
+            ).any():  # the first of equals wins, and that is the right one: a broken model would excel
+                raise ValueError(
+                    f"{sequence.origin}: the model's probabilities are NaN: its weights are damaged, or its training "
+                    "diverged. Evaluate an earlier checkpoint"
+                )
+        return by_sequence
 
     def _reads_packed(self, sequences: Sequence[TokenSequence]) -> bool:
         """Whether packed rows give what plain passes give, tried on neighbours in the tree."""
