@@ -112,18 +112,32 @@ def test_a_checkpoint_of_another_run_is_refused(build, settings: dict, named: st
         build(max_steps=1, resume="auto", **settings)
 
 
-def test_another_number_of_processes_is_refused(build) -> None:
-    trainer = build(max_steps=1)
-    trainer.fit()
+def change_identity(trainer, change) -> None:
+    """Rewrite what the newest checkpoint says of its run."""
     path = find_checkpoint("auto", trainer.store.folder).path / "training_state.pt"
     state = torch.load(path, weights_only=True)
-    state["run"]["num_gpus"] = 2
+    change(state["run"])
     torch.save(state, path)
     manifest = json.loads((path.parent / "manifest.json").read_text())
     del manifest["files"]["training_state.pt"]
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_another_number_of_processes_is_refused(build) -> None:
+    trainer = build(max_steps=1)
+    trainer.fit()
+    change_identity(trainer, lambda run: run.update(num_gpus=2))
     with pytest.raises(CheckpointError, match="num_gpus was 2 and is 1"):
         build(max_steps=1, resume="auto")
+
+
+def test_a_checkpoint_that_names_no_optimizer_is_one_of_adamw(build) -> None:
+    trainer = build(max_steps=1)
+    trainer.fit()
+    change_identity(trainer, lambda run: run.pop("optimizer"))
+    with pytest.raises(CheckpointError, match="optimizer was adamw and is muon"):
+        build(max_steps=2, resume="auto", optimizer="muon")
+    assert build(max_steps=2, resume="auto").fit()
 
 
 def test_a_damaged_newest_checkpoint_falls_back_and_the_run_still_ends_the_same(build, same_checkpoint, caplog) -> None:

@@ -209,6 +209,25 @@ def test_moments_of_muon_are_carried_into_a_rebuilt_optimizer() -> None:
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("overflows", [False, True])
+def test_loss_scaling_reaches_and_an_overflow_stops_muon_and_adamw_alike(overflows: bool) -> None:
+    """As the trainer goes about it in fp16; fused AdamW would take scaled gradients by itself, Muon would not."""
+    scaled, plain, start = toy(2), toy(2), toy(2)
+    one, other = (build_optimizer(module, ADAPTERS, muon_config()) for module in (scaled, plain))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # a power of two: no rounding
+    scaler.scale(scaled()).backward()
+    if overflows:
+        scaled.linear.weight.grad[0, 0] = torch.inf  # in a matrix alone
+    scaler.unscale_(one)
+    scaler.step(one)
+    scaler.update()
+    take_step(plain, other)
+    expected = start if overflows else plain
+    for (name, a), b in zip(scaled.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert scaler.get_scale() == (512 if overflows else 1024) and (state_by_name(one) == {}) == overflows
+
+
 def test_the_rate_set_for_a_step_is_the_one_that_muon_uses() -> None:
     module, plan = toy(2), PhasePlan(steps_per_epoch=10, total_steps=50, boundary=None)
     config = muon_config(muon_learning_rate=0.03, learning_rate=1e-3, warmup_steps=10)

@@ -178,7 +178,8 @@ def _repoint_best(trainer: Trainer) -> None:
 
 
 def _check_identity(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    saved, now = checkpoint.state["run"], identity(trainer)
+    # Checkpoints from before there was a choice of optimizers do not name theirs.
+    saved, now = {"optimizer": "adamw"} | checkpoint.state["run"], identity(trainer)
     pairs = {name: (saved.get(name, "not set"), now.get(name, "not set")) for name in {**saved, **now}}
     differing = [f"{name} was {then} and is {is_now}" for name, (then, is_now) in pairs.items() if then != is_now]
     plan_then, plan_now = checkpoint.state["plan"], trainer.plan.to_dict()
