@@ -116,6 +116,22 @@ def test_the_card_of_an_export_from_phase_1(written_run):
     assert "and peft" in card and "babylm / blimp_fast" in card and "60.50" in card
 
 
+@pytest.mark.parametrize(
+    ("train_data", "text_data", "named"),
+    [
+        ("here/there/flickr8k/train", None, ("| flickr8k/train |", "| text | none |")),
+        ("here/coco:2,there/cc3m/train:1", "there/babylm_text", ("| coco, cc3m/train |", "| text | babylm_text |")),
+        (None, "there/babylm_text", ("| image-caption pairs | none |",)),
+    ],
+)
+def test_the_card_names_all_data_and_not_where_they_lay(written_run, train_data, text_data, named):
+    loaded = load_model(written_run(features=True))
+    config = loaded.config.replace(train_data=train_data, text_data=text_data)
+    card = model_card(loaded._replace(config=config), {"step": 3, "phase": 1}, {}, merge_lora=False)
+    assert all(row in card for row in named)
+    assert "here" not in card.split("## Training")[1].split("## Parameters")[0]
+
+
 def test_a_model_on_features_knows_no_second_phase(written_run):
     card = model_card(load_model(written_run(features=True)), {"step": 3, "phase": 1}, {}, merge_lora=False)
     assert "one: nothing of a vision tower is trained" in card and "phase 1" not in card

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bitgen.build import SCENES, LoadedModel
+from bitgen.data.sources import parse_sources
 from bitgen.training.counting import COMPONENTS, count_parameters
 from bitgen.training.tables import format_markdown
 
+_SPLITS = ("train", "val", "dev", "test")
 _FRONT_MATTER = """\
 ---
 language: en
@@ -73,11 +75,12 @@ def _usage(loaded: LoadedModel, merge_lora: bool) -> str:
 
 def _training(loaded: LoadedModel, state: dict[str, Any]) -> str:
     data, progress = loaded.config.data, state.get("progress", {})
-    pairs = "built-in rendered scenes" if data.train_data == SCENES else _folder_name(data.train_data)
+    sources = parse_sources(data.train_data) if data.train_data is not None else []
+    pairs = ", ".join("built-in rendered scenes" if path == SCENES else _folder_name(path) for path, _ in sources)
     tokenizer = "trained on the corpus" if data.tokenizer == "train" else Path(data.tokenizer).name
     rows = [
-        ("image-caption pairs", pairs),
-        ("text", _folder_name(data.text_data)),
+        ("image-caption pairs", pairs or "none"),
+        ("text", _folder_name(data.text_data) if data.text_data is not None else "none"),
         ("words seen, all epochs counted", f"{progress.get('words_seen', 0):,}"),
         ("samples seen (pairs, sequences of text)", f"{progress.get('samples_seen', 0):,}"),
         ("optimizer steps", f"{state.get('step', 0):,}"),
@@ -88,8 +91,9 @@ def _training(loaded: LoadedModel, state: dict[str, Any]) -> str:
     return format_markdown(("", ""), rows) + "\n"
 
 
-def _folder_name(data: str | None) -> str:
-    return Path(data).name if data is not None else "none"
+def _folder_name(path: str) -> str:
+    """A folder's own name: where it lay is nobody's business. With the one above where it only names a split."""
+    return "/".join(Path(path).parts[-2:]) if Path(path).name in _SPLITS else Path(path).name
 
 
 def _phase(loaded: LoadedModel, state: dict[str, Any]) -> str:
