@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.dynamic_module_utils import check_imports
+from transformers.dynamic_module_utils import check_imports, get_relative_import_files, get_relative_imports
 
 import export
 from bitgen.build import load_model
@@ -64,6 +65,14 @@ def test_no_carried_file_asks_for_peft_or_bitgen(exported, monkeypatch):
         siblings = check_imports(path)
         assert all((exported / f"{name}.py").is_file() for name in siblings)
         assert "bitgen." not in "".join(line for line in path.read_text().splitlines(True) if "import " in line)
+
+
+def test_each_entry_names_every_file_that_it_needs(exported):
+    """transformers 4, which BabyLM's pipeline pins, copies the files that the entry file itself names, and no more."""
+    for target in AUTO_MAP.values():
+        entry = exported / f"{target.split('.')[0]}.py"
+        needed = {Path(path).stem for path in get_relative_import_files(entry)}
+        assert set(get_relative_imports(entry)) == needed
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True, "lora_layers": [1]}])

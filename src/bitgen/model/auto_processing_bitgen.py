@@ -58,6 +58,8 @@ class BitGenAutoProcessor(ProcessorMixin):
         tokenizer: a fast one, whose template puts BOS first.
     """
 
+    attributes = ["image_processor", "tokenizer"]  # transformers 4 asks here
+
     def __init__(self, image_processor: BitGenImageProcessor | None, tokenizer: PreTrainedTokenizerBase) -> None:
         self.image_processor = image_processor
         self.tokenizer = tokenizer

@@ -5,7 +5,7 @@ The weights have the names of :class:`BitGenModel`; only ``forward`` differs, an
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .modeling_bitgen import BitGenModel
 from .sequence_layout import sequence_layout
+
+if TYPE_CHECKING:
+    # transformers 4 finds the files of a local folder that this one names, and not those that they name in turn.
+    from .attention import attend as attend
+    from .configuration_bitgen import BitGenConfig as BitGenConfig
+    from .cross_modal_fusion import build_fusion as build_fusion
+    from .dropout import Dropout as Dropout
+    from .episodic_memory import MemoryLayer as MemoryLayer
+    from .feature_compressor import FeatureCompressor as FeatureCompressor
+    from .rotary import rotate as rotate
+    from .text_decoder import TextDecoder as TextDecoder
+    from .vision_encoder import VisionEncoder as VisionEncoder
 
 
 class BitGenTextModel(BitGenModel):
@@ -168,9 +180,11 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         return super().generate(inputs, generation_config, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Called by ``generate`` before each step, also with the ``tokenizer`` that ``stop_strings`` need."""
+        """Called by ``generate`` before each step; leaves out the ``tokenizer``, which ``stop_strings`` need, and what
+        is None: transformers 4 makes more of that than ``forward`` takes."""
         kwargs.pop("tokenizer", None)
-        return super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        return {name: value for name, value in inputs.items() if value is not None}
 
     def _validate_generated_length(
         self, generation_config: GenerationConfig, input_ids_length: int, *args: Any
