@@ -91,9 +91,10 @@ def test_the_gradients_of_two_ranks_are_those_of_one_with_the_larger_batches(run
 
 
 def test_everything_on_the_ranks_end_equal_and_a_mishap_of_one_is_both_s(run_two, corpora) -> None:
-    """All losses, memory and dropout, a budget of words, the last batch of a step once text and once pairs, and a loss
-    of rank 1 that is not finite, in a batch of text."""
+    """All losses, both optimizers, memory and dropout, a budget of words, the last batch of a step once text and once
+    pairs, and a loss of rank 1 that is not finite, in a batch of text."""
     settings = {**corpora, **NO_VALIDATION, "max_steps": 9, "max_words_seen": 1500, "grad_accum_steps": 3}
+    settings["optimizer"] = "muon"
     first, second = run_two("all", nan_at=3, **settings, batch_size=4, save_steps=2)
     assert_equal_ranks(first, second)
     assert first["skipped"] == second["skipped"] == 1
