@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from PIL import Image
 
 import caption
+from bitgen.data.tokenizer import train_bpe
 from bitgen.export.revisions import export_run
 
 
@@ -48,3 +51,11 @@ def test_a_checkpoint_is_no_export(written_run, photo, capsys):
 def test_a_model_on_features_cannot_look(written_run, photo, tmp_path, capsys):
     folder = export_run(str(written_run(features=True)), str(tmp_path / "model"), False, False, {})
     assert "trained on features computed earlier" in refused(capsys, photo, "--model", folder).err
+
+
+def test_an_export_with_another_tokenizer_is_refused(exported, photo, tmp_path, capsys):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    other = train_bpe([f"{one}{two}{one}" for one in "abcdefghijklmnop" for two in "qrstuvwxyz"] * 2, 600)
+    other.save_pretrained(folder)
+    said = refused(capsys, photo, "--model", folder).err
+    assert f"has {len(other)} tokens and the model's vocabulary" in " ".join(said.split())

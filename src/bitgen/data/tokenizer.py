@@ -16,7 +16,7 @@ from urllib.request import getproxies
 
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,19 @@ def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"tokenizer {spec!r} has no fast version (tokenizer.json); choose one that has")
     return _with_specials(tokenizer, str(spec))
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, folder: str | Path) -> None:
+    """Refuse a tokenizer with tokens that the model beside it has no embedding for: it is another model's.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer):,} tokens and the model's vocabulary {vocab_size:,}: it is "
+            "not the one that the model was trained with. Put that one back."
+        )
 
 
 def _from_pretrained(spec: str) -> PreTrainedTokenizerFast:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from bitgen.data.tokenizer import check_vocabulary
 from bitgen.evaluation.encode import Runner, image_batches, image_input
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
@@ -147,7 +148,7 @@ def load_export(folder: str | Path) -> tuple[BitGenForCausalLM, BitGenAutoProces
     """Model, in eval mode, and processor of an exported folder; its own code is not run.
 
     Raises:
-        ValueError: it is no export, or incomplete.
+        ValueError: it is no export, incomplete, or its tokenizer is not the model's.
     """
     if not (Path(folder) / "processor_config.json").is_file():
         raise ValueError(
@@ -158,4 +159,5 @@ def load_export(folder: str | Path) -> tuple[BitGenForCausalLM, BitGenAutoProces
         model = BitGenForCausalLM.from_pretrained(folder).eval()
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"{folder} cannot be loaded: {error}") from error
+    check_vocabulary(processor.tokenizer, model.config.vocab_size, folder)
     return model, processor

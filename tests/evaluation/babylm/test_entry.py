@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import evaluate
 from bitgen.build import load_model
+from bitgen.data.tokenizer import train_bpe
 from bitgen.evaluation.babylm.models import run_language_model
 from bitgen.evaluation.babylm.packing import TokenSequence
 from bitgen.evaluation.babylm.scoring import Scorer
@@ -84,3 +86,13 @@ def test_a_folder_that_lacks_weights_gets_no_score(model_folder, eval_dir, tmp_p
     with pytest.raises(SystemExit):
         run(model, eval_dir, tmp_path)
     assert "lacks 1 weights of a causal language model, first transformer.ln_f.weight" in capsys.readouterr().err
+
+
+def test_a_folder_with_another_tokenizer_gets_no_score(model_folder, eval_dir, tmp_path, capsys):
+    model = shutil.copytree(model_folder(), tmp_path / "model")
+    before = len(AutoTokenizer.from_pretrained(model))
+    train_bpe([f"{one}{two}{one}" for one in "abcdefgh" for two in "ijklmnop"] * 2, before + 8).save_pretrained(model)
+    with pytest.raises(SystemExit):
+        run(model, eval_dir, tmp_path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"has {before + 8} tokens and the model's vocabulary {before}: it is not the one" in said

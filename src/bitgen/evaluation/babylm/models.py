@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 
 from bitgen.build import LoadedModel
+from bitgen.data.tokenizer import check_vocabulary
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.export.folder import exported_model, exported_processor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
@@ -102,7 +103,8 @@ def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageM
     """A Hugging Face model, in float32 as the scores need it, and its processor. Runs the code that the folder brings.
 
     Raises:
-        ValueError: it cannot be loaded as a causal language model with a processor or a tokenizer, or lacks weights.
+        ValueError: it cannot be loaded as a causal language model with a processor or a tokenizer, it lacks weights, or
+            its tokenizer is not the model's.
     """
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -120,6 +122,7 @@ def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageM
             f"{path} lacks {len(missing)} weights of a causal language model, first {missing[0]}: they would be "
             "random. Give a folder that holds the whole model"
         )
+    check_vocabulary(getattr(processor, "tokenizer", processor), model.config.get_text_config().vocab_size, path)
     return as_language_model(model.to(device).eval()), ProcessorEncoder(processor)
 
 
