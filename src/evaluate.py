@@ -172,19 +172,21 @@ def evaluate(loaded: LoadedModel, dataset: PairDataset, device: torch.device, fl
         encoded = runner.encode(dataset)
     ranking = rank_split(encoded, top_k=max(flags.rerank_top_k, 1), device=device)
     results: Results = {}
+    weights = rerank_weights(flags, objective)
+    captioner = None
+    if weights.text and {RETRIEVAL, MATCHING} & set(flags.task):
+        captioner = load_captioner(flags, device) if flags.captioner is not None else Captioner(runner, encoded)
     if RETRIEVAL in flags.task:
         results[RETRIEVAL] = retrieval_metrics(encoded, ranking, flags.bootstrap)
         if flags.rerank_top_k:
-            weights = rerank_weights(flags, objective)
             logger.info(
                 "re-ranking the best %d of each query by matching logit + %.3g x cosine + %.3g x caption evidence",
                 flags.rerank_top_k,
                 *weights,
             )
-            captioner = load_captioner(flags, device) if flags.captioner is not None and weights.text else None
             results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap, captioner)
     if MATCHING in flags.task:
-        results[MATCHING] = matching_metrics(runner, encoded, ranking)
+        results[MATCHING] = matching_metrics(runner, encoded, ranking, captioner)
     if MEMORY in flags.task or (MATCHING in flags.task and model.memory is not None):
         results[MEMORY] = memory_metrics(runner, encoded)
     return results

@@ -85,7 +85,8 @@ def test_results_have_the_layout_of_the_specification(run, capsys):
     assert set(results) == {"retrieval", "matching", "memory"}
     recalls = {f"{way}_R@{k}" for way in ("t2i", "i2t", "reranked_t2i", "reranked_i2t") for k in (1, 5, 10)}
     assert recalls <= set(results["retrieval"])
-    assert set(results["matching"]) == {"itm_acc", "itm_acc_cosine"}
+    accuracies = {"itm_acc", "itm_acc_cosine"}
+    assert set(results["matching"]) == accuracies | {f"{name}_calibrated" for name in accuracies}
     assert {"memory_utilization", "memory_quality"} <= set(results["memory"])
     for name, value in results["retrieval"].items():
         if name.endswith("_ci95"):
@@ -138,6 +139,16 @@ def test_another_run_may_judge_the_captions(run, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(evaluate, "verify", lambda folder: None)  # the manifest knows the old text
     run_evaluate(run, "--task", "retrieval", "--captioner", str(other))
     assert asked == [(1.0, True, sum(map(len, CAPTIONS)))]
+
+
+def test_matching_weighs_the_captions_evidence_that_re_ranking_takes(run, monkeypatch):
+    seen = []
+    plain = evaluate.matching_metrics
+    monkeypatch.setattr(evaluate, "matching_metrics", lambda *args: seen.append((args[0], args[3])) or plain(*args))
+    for weight in ("0", "1"):
+        run_evaluate(run, "--task", "matching", "--rerank_text_weight", weight)
+    (_, none), (runner, own) = seen
+    assert none is None and own.runner is runner  # without --captioner the model's own
 
 
 def test_a_run_means_its_best_checkpoint(run):

@@ -28,7 +28,7 @@ _NOT_NEGATIVE = """lora_warmup_epochs lora_warmup_steps lora_lr_factor lora_lr_w
 _ABOVE_ZERO = """lora_plus_ratio memory_sigma pseudoinverse_tolerance itm_temperature itm_temperature_start
     learning_rate muon_learning_rate max_grad_norm""".split()
 # A rate of 1 would drop everything (or never move the average), so these stay below it.
-_RATES = "lora_dropout compressor_dropout dropout token_dropout text_first ema_decay".split()
+_RATES = "lora_dropout compressor_dropout dropout token_dropout ema_decay".split()
 _RANGES: dict[str, tuple[Any, str]] = {
     **{name: (lambda value: value >= 1, "at least 1") for name in _AT_LEAST_ONE},
     **{name: (lambda value: value >= 0, "0 or more") for name in _NOT_NEGATIVE},
@@ -157,11 +157,6 @@ def _check_model(config: Config) -> None:
     if tokenizer == "train" and model.vocab_size < BPE_BYTES:
         raise ConfigError(
             f"vocab_size is {model.vocab_size}, but a byte-level BPE starts with {BPE_BYTES} tokens. Write 1000."
-        )
-    if objective.text_first and not objective.text_loss_weight:
-        raise ConfigError(
-            f"text_first is {objective.text_first}, but text_loss_weight is 0, so nothing would train at first. Write "
-            "text_loss_weight 1, or text_first 0."
         )
     weights = ("contrastive_weight", "itm_weight", "memory_kl_weight", "text_loss_weight")
     if not any(getattr(objective, name) for name in weights):

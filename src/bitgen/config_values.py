@@ -13,6 +13,8 @@ import yaml
 
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NONES = ("none", "null")
+# Settings that are gone, and the value at which they did nothing: the checkpoints of earlier runs still hold them.
+RETIRED = {"text_first": 0.0}
 
 
 class ConfigError(ValueError):
@@ -177,7 +179,7 @@ def flatten(content: Any, groups: Mapping[str, Mapping[str, Any]], source: str) 
 
     Args:
         content: what the YAML file held, ``{group: {field: value}}``; groups and fields may be left out.
-        groups: group -> field -> type hint.
+        groups: group -> field -> type hint. Fields in ``RETIRED`` are passed over where they did nothing.
         source: the file's name, for messages.
 
     Raises:
@@ -199,6 +201,8 @@ def flatten(content: Any, groups: Mapping[str, Mapping[str, Any]], source: str) 
             raise ConfigError(f"{source}: {group} must hold settings (name: value), not {_kind(values)}.")
         for name, value in values.items():
             if name not in groups[group]:
+                if name in RETIRED and value == RETIRED[name]:
+                    continue
                 if name in owner:
                     raise ConfigError(f"{source}: {name} belongs under {owner[name]}:, not under {group}:.")
                 raise ConfigError(f"{source}: {group} has no setting {name!r}.{suggest(str(name), owner)}")

@@ -190,11 +190,6 @@ class ObjectiveSettings:
         "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule. Pairs that "
         "cannot be told apart yet teach nothing, and hold up the rest (docs/lab_log.md).",
     )
-    text_first: float = setting(
-        0.0,
-        "Share of the run in which the language loss trains alone, before contrast and matching join in. Matching then "
-        "learns sooner; what the captioner knew is mostly lost again (docs/lab_log.md).",
-    )
     token_dropout: float = setting(
         0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
     )

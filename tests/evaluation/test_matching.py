@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,8 +109,34 @@ def test_itm_acc_is_balanced_and_independent_of_cosine(split_of, table_runner):
     broken = matching_metrics(table_runner(torch.full((40, 8), torch.nan)), encoded, ranking)
     assert perfect["itm_acc"] == 100.0
     assert always_yes["itm_acc"] == undecided["itm_acc"] == 50.0
-    assert broken["itm_acc"] == 0.0
+    assert broken["itm_acc"] == 0.0 and math.isnan(broken["itm_acc_calibrated"])
     assert perfect["itm_acc_cosine"] == always_yes["itm_acc_cosine"] < 80.0
+
+
+def test_calibration_tells_a_head_that_knows_from_one_that_does_not(split_of, table_runner):
+    """Hubs as in a real split: each caption is near its own image, and nearer to the image of its neighbour."""
+    size = 40
+    generator = torch.Generator().manual_seed(0)
+    images = torch.eye(size)
+    texts = 0.5 * images + 0.6 * images.roll(1, dims=1) + 0.05 * torch.randn(size, size, generator=generator)
+    encoded = split_of(images, texts, list(range(size)))
+    ranking = rank_split(encoded)
+    right = torch.where(images > 0, 1.0, -1.0)
+    noise = torch.randn(size, size, generator=generator)
+    knows = matching_metrics(table_runner(right - 5), encoded, ranking)
+    guesses = matching_metrics(table_runner(noise), encoded, ranking)
+    assert knows["itm_acc"] == 50.0  # it orders the pairs without error, and its threshold is elsewhere
+    assert knows["itm_acc_calibrated"] == 100.0
+    assert guesses["itm_acc_calibrated"] == pytest.approx(guesses["itm_acc_cosine_calibrated"], abs=5)
+    # Of pairs that cosine chose, a high cosine is evidence against one: it is right the wrong way round.
+    assert guesses["itm_acc_cosine"] < 60 < 80 < guesses["itm_acc_cosine_calibrated"] < 100
+
+
+def test_calibration_of_a_split_too_small_for_it_is_undefined(split_of, table_runner):
+    encoded = split_of(torch.eye(3), torch.eye(3), [0, 1, 2])
+    metrics = matching_metrics(table_runner(torch.eye(3)), encoded, rank_split(encoded))
+    assert math.isnan(metrics["itm_acc_calibrated"]) and math.isnan(metrics["itm_acc_cosine_calibrated"])
+    assert metrics["itm_acc"] == 100.0
 
 
 def test_matching_needs_two_images(split_of):

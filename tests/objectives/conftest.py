@@ -34,7 +34,6 @@ class Weights:
     temperature: float = 0.5
     itm_temperature: float = 0.07
     itm_temperature_start: float | None = None
-    text_first: float = 0.0
     token_dropout: float = 0.0
 
 

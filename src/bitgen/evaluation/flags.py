@@ -18,6 +18,9 @@ tasks, separated by commas:
              *_ci95 are 95% bootstrap intervals that resample images, each with all its captions.
   matching   itm_acc: balanced accuracy of the matching head on the true pairs and, for each image and each caption, its
              most similar wrong partner in the whole split; itm_acc_cosine: that of cosine at its best threshold.
+             itm_acc_calibrated: of head, cosine and caption likelihood (as in re-ranking) together, weighed by a
+             regression on the pairs of other images; itm_acc_cosine_calibrated: of cosine alone in the same way. It is
+             far above itm_acc_cosine, as cosine chose the wrong pairs: compare the two.
              The memory's figures come along where the checkpoint has a memory.
   memory     memory_utilization: how evenly the slots are read; memory_quality: how exactly an episode reads back.
   captioning BLEU-4, chrF, ROUGE-L and CIDEr of the captions that the model writes, against all captions of an image,
@@ -95,8 +98,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--captioner",
         metavar="PATH",
-        help="a run whose model judges how likely a caption is in re-ranking, instead of the checkpoint's own: a model "
-        "trained to write alone knows most about it",
+        help="a run whose model judges how likely a caption is, in re-ranking and itm_acc_calibrated, instead of the "
+        "checkpoint's own: a model trained to write alone knows most about it",
     )
     parser.add_argument(
         "--bootstrap",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bitgen.evaluation.calibration import cross_fitted
 from bitgen.evaluation.encode import EncodedSplit, Runner
 from bitgen.evaluation.retrieval import Ranking, pair_cosines, recall_metrics
 from bitgen.model.modeling_bitgen import StackOutput
@@ -158,11 +159,32 @@ def best_threshold_accuracy(scores: Tensor, labels: Tensor) -> float:
     return 50.0 * (1.0 + best.item())
 
 
-def matching_metrics(runner: Runner, encoded: EncodedSplit, ranking: Ranking) -> dict[str, float]:
-    """Balanced accuracy on `hard_pairs`: `itm_acc` of the head, `itm_acc_cosine` of cosine at its best threshold."""
+def matching_metrics(
+    runner: Runner, encoded: EncodedSplit, ranking: Ranking, captioner: Captioner | None = None
+) -> dict[str, float]:
+    """Balanced accuracy on `hard_pairs`, in percent.
+
+    `itm_acc` is the head's at its own threshold, `itm_acc_cosine` cosine's at its best threshold. `itm_acc_calibrated`
+    is that of logit, cosine and a captioner's evidence (where one is given) weighed by a regression on the pairs of
+    other images, `itm_acc_cosine_calibrated` that of cosine alone in the same way; NaN where a split is too small.
+    The wrong pairs are those of the highest cosine, so such a regression counts a high cosine against a pair: only what
+    the first is above the second tells of the matching head and the captioner.
+    """
     pairs = hard_pairs(encoded, ranking)
     logits = runner.match(encoded, pairs.texts, pairs.images)
+    cosines = pair_cosines(encoded, pairs.texts, pairs.images)
+    scores = [cosines, logits]
+    if captioner is not None:
+        scores.append(text_evidence(*captioner, pairs.texts, pairs.images))
     return {
         "itm_acc": balanced_accuracy(logits > 0, logits <= 0, pairs.labels),
-        "itm_acc_cosine": best_threshold_accuracy(pair_cosines(encoded, pairs.texts, pairs.images), pairs.labels),
+        "itm_acc_cosine": best_threshold_accuracy(cosines, pairs.labels),
+        "itm_acc_calibrated": _calibrated_accuracy(encoded, pairs, scores),
+        "itm_acc_cosine_calibrated": _calibrated_accuracy(encoded, pairs, [cosines]),
     }
+
+
+def _calibrated_accuracy(encoded: EncodedSplit, pairs: HardPairs, scores: list[Tensor]) -> float:
+    owners = encoded.caption_image[pairs.texts]
+    odds = cross_fitted(torch.stack([part.double() for part in scores], dim=1), pairs.labels, owners, pairs.images)
+    return math.nan if odds.isnan().any() else balanced_accuracy(odds > 0, odds <= 0, pairs.labels)

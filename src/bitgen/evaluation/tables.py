@@ -22,10 +22,13 @@ def tables(results: Results, rerank_top_k: int) -> str:
                     rows.append([f"{direction}, {how}", *cells, f"{retrieval[f'{key}_median_rank']:g}"])
         parts.append(format_table(["retrieval, %", "R@1", "R@5", "R@10", "median rank"], rows))
     if matching := results.get("matching"):
-        rows = [
-            ["matching head (itm_acc)", f"{matching['itm_acc']:.1f}"],
-            ["cosine at its best threshold (itm_acc_cosine)", f"{matching['itm_acc_cosine']:.1f}"],
+        kinds = [
+            ["matching head (itm_acc)", "itm_acc"],
+            ["cosine at its best threshold (itm_acc_cosine)", "itm_acc_cosine"],
+            ["all evidence, weighed on other images (itm_acc_calibrated)", "itm_acc_calibrated"],
+            ["cosine alone, likewise (itm_acc_cosine_calibrated)", "itm_acc_cosine_calibrated"],
         ]
+        rows = [[name, f"{matching[key]:.1f}"] for name, key in kinds]
         parts.append(format_table(["right or wrong partner, balanced accuracy", "%"], rows))
     if memory := results.get("memory"):
         parts.append(format_table(["memory", "%"], [[name, f"{value:.1f}"] for name, value in memory.items()]))

@@ -36,7 +36,6 @@ class ObjectiveSettings(Protocol):
     temperature: float
     itm_temperature: float
     itm_temperature_start: float | None
-    text_first: float
     token_dropout: float
 
 
@@ -109,19 +108,11 @@ class Stage1Objective(nn.Module):
         writes = self.model.memory is not None and settings.memory_kl_weight
         return self.sees_pairs and bool(settings.itm_weight or settings.text_loss_weight or writes)
 
-    @property
-    def aligns(self) -> bool:
-        """Whether contrast and matching are on by now: not in the share ``text_first`` of the run."""
-        settings = self.settings
-        return bool(settings.contrastive_weight or settings.itm_weight) and self.progress >= settings.text_first
-
     def itm_temperature(self) -> float:
-        """Today's temperature of drawing negatives: from its start to its end value in equal ratios, over the part of
-        the run that matches."""
+        """Today's temperature of drawing negatives: from its start to its end value in equal ratios."""
         end = self.settings.itm_temperature
         start = self.settings.itm_temperature_start or end
-        first = self.settings.text_first
-        return start * (end / start) ** max(0.0, (self.progress - first) / (1 - first))
+        return start * (end / start) ** self.progress
 
     @torch.no_grad()
     def clamp_temperature_(self) -> None:
@@ -167,7 +158,7 @@ class Stage1Objective(nn.Module):
         metrics: dict[str, torch.Tensor] = {"temperature": temperature.detach()}
         loss = images.image_features.new_zeros(())
         entries = None
-        if self.aligns:
+        if settings.contrastive_weight or settings.itm_weight:
             contrast_ids, contrast_mask = input_ids, mask
             if self.training and settings.token_dropout > 0:
                 contrast_ids, contrast_mask = drop_tokens(input_ids, mask, settings.token_dropout)
@@ -181,14 +172,14 @@ class Stage1Objective(nn.Module):
                 pooled.detach().to(torch.bfloat16),
             )
 
-        if self.aligns and settings.contrastive_weight:
+        if settings.contrastive_weight:
             itc = self._contrast(images.image_features, text_features, image_ids, past, temperature)
             loss = loss + settings.contrastive_weight * itc.loss
             metrics.update(contrastive_loss=itc.loss, acc_i2t=itc.acc_i2t, acc_t2i=itc.acc_t2i)
 
         posterior = None
         if self._fuses():
-            if self.aligns and settings.itm_weight:
+            if settings.itm_weight:
                 fused, itm = self._matching_pass(entries, pooled, input_ids, mask, past, reader)
                 loss = loss + settings.itm_weight * itm["itm_loss"]
                 metrics.update(itm)

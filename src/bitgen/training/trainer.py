@@ -210,8 +210,8 @@ class Trainer:
                 self.objective,
                 device_ids=[self.processes.device.index] if self.processes.device.type == "cuda" else None,
                 broadcast_buffers=False,
-                # Batches of text leave out what sees images, and the first share what aligns the two.
-                find_unused_parameters=isinstance(self.dataset, TextAndPairs) or self.config.objective.text_first > 0,
+                # A batch of text leaves out what sees images.
+                find_unused_parameters=isinstance(self.dataset, TextAndPairs),
             )
         self.objective.train()
         self.optimizer = build_optimizer(self.objective, self.adapters, self.config)
