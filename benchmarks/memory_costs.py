@@ -47,7 +47,7 @@ def fine_tuning(loaded: LoadedModel, dataset: PairDataset, codes: Codes, count: 
         with torch.no_grad():
             facts = torch.cat(encode(loaded.model), dim=1).double()
         memory = before.written(facts)
-        stored = memory.halves(TEXT).roll(count, 0)  # the facts first
+        stored = memory.seen(TEXT).roll(count, 0)  # the facts first
         read = memory.read(facts[:, : memory.space.half], IMAGE).halves
         return share(hits(F.normalize(read, dim=1) @ stored.mT, stored))
 

@@ -113,7 +113,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: path.unlink(), "there is no such memory file"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged or no memory file"),
     "other": (lambda path: save_file({"weight": torch.ones(2)}, path), "damaged or no memory file"),
-    "newer": (lambda path: _change_header(path, lambda h: h.update(format_version=2)), "format 2"),
+    "newer": (lambda path: _change_header(path, lambda h: h.update(format_version=3)), "format 3"),
     "one episode fewer": (lambda path: _change_header(path, lambda h: h["episodes"].pop()), "do not fit together"),
     "slots": (lambda path: _change_header(path, lambda h: h.update(slots=0)), "slots is 0"),
     "ids": (lambda path: _change_header(path, lambda h: h["episodes"][0].update(id="2")), "an id occurs twice"),
