@@ -30,7 +30,7 @@ class Codes(NamedTuple):
     rows: Tensor
 
 
-def report(name: str, episodes: int, slots: int | None, value: float, **more: object) -> None:
+def report(name: str, episodes: int, slots: int | None, value: float | None, **more: object) -> None:
     """One line; figures to four digits."""
     line = {"name": name, "episodes": episodes, "slots": slots, "value": value, **more}
     print(json.dumps({key: _rounded(entry) for key, entry in line.items()}), flush=True)

@@ -3,11 +3,12 @@
 Maths: ``GenerativePseudoinverseMemory`` (Larimar, arXiv 2403.11901, eq. 3 and 4), in float64, in precision form.
 Shapes: E episodes, K slots, D features of an image or a text; a pair ``[E, 2 D]`` is ``[image, text]``.
 
-What is written. A code z is a pair whose halves may be whitened and widened (below); its address ``w = z A+`` comes from the prior's
-fixed mean A. The rows (or, with more slots than columns, the columns) of A are orthonormal, so that ``A+ = A^T`` and an
-address is as long as the part of the code that it can hold. The posterior's mean is taken over a prior that *reads* as
-nothing: ``M = U W^T Z / sigma^2``, without the term of A. Were A itself read, any cue would find it through slots that
-nobody wrote, and with more slots than cue columns the pseudo-inverse would mix it into what was written.
+What is written. A code z is a pair whose halves may be whitened and widened (below); its address ``w = z A+`` comes
+from the prior's fixed mean A. The rows (or, with more slots than columns, the columns) of A are orthonormal, so that
+``A+ = A^T`` and an address is as long as the part of the code that it can hold. The posterior's mean is taken over a
+prior that *reads* as nothing: ``M = U W^T Z / sigma^2``, without the term of A. Were A itself read, any cue would find
+it through slots that nobody wrote, and with more slots than cue columns the pseudo-inverse would mix it into what was
+written.
 
 What is read. With ``G = U W^T / sigma^2`` the memory is ``M = G Z``, its halves are ``G X`` and ``G Y``. A cue x is
 addressed by the w with ``w G X = x`` that mixes the episodes least, the smallest ``|w G|``, and reads ``w G Y``. While
