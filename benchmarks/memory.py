@@ -14,9 +14,10 @@
   edit_success, edit_others_drop, forget_*   a quarter of a full memory edited or forgotten
   write_seconds, fine_tuning_seconds   teaching facts (images with captions of other images) beside others: to encode,
                  write and recall them, against AdamW until these images find their texts among all as often (bar
-                 `found`), and until also the others lost at most a point (bar `kept`), as the memory loses none: the
+                 `found`), until also at most a point of the others that the model finds, or one, was lost (`kept`), and
+                 the same from a model that was trained to find all others first, as the memory holds them (`held`): the
                  cheapest of several learning rates with and without replay of the others; null: none got there.
-                 fine_tuning_over_write: the ratio, and `without_encoder`, what encoding the facts once costs taken off
+                 fine_tuning_over_write: the ratio, both with one encoding of the facts, and without it
   write_ms, prepare_ms, read_ms, bytes   one more episode, what the next read has to compute once, then one cue
   pseudo_inverse_*   the pseudo-inverse of the memory's image half: exact, by the memory's own way, and by the iteration
                  of the model's layer, with its error at each number of steps
