@@ -25,7 +25,7 @@ image half; the episodes nearest to what was read are shown, best first:
 
   confidence  share of that episode among all
   distance    of what was read from what the episode holds: 0.00 is the very picture (or text) that was taught; from
-              about 0.5 on the memory knows nothing like it
+              about 0.5 on the memory knows nothing like it (with --whiten; without, strange pictures come nearer)
   id, text    of the episode
 
 A memory tells min(slots, width of the model's features) episodes apart for certain; with --widen as many as it has
@@ -43,6 +43,8 @@ examples:
       the slots, the address of each episode, and how well the memory tells them apart
   python src/memory.py --model my-model --slots 512 --widen teach rex.jpg "this is Rex, our dog"
       a memory for up to 512 episodes
+  python src/memory.py --model my-run --whiten teach rex.jpg "this is Rex, our dog"
+      best for photographs: what was never taught then reads nothing like its text
 
 docs/memory.md explains how it works and what it cannot do."""
 
