@@ -15,6 +15,7 @@ from bitgen.build import LoadedModel
 from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.encode import Runner
 from bitgen.memory.associative import AddressSpace, AssociativeMemory
+from bitgen.memory.whitening import Whitening
 
 # Cues of a figure, at least: small memories are drawn anew until there are as many.
 CUES = 512
@@ -29,7 +30,7 @@ class Codes(NamedTuple):
     rows: Tensor
 
 
-def report(name: str, episodes: int, slots: int | None, value: float, **more: object) -> None:
+def report(name: str, episodes: int, slots: int | None, value: float | None, **more: object) -> None:
     """One line; figures to four digits."""
     line = {"name": name, "episodes": episodes, "slots": slots, "value": value, **more}
     print(json.dumps({key: _rounded(entry) for key, entry in line.items()}), flush=True)
@@ -58,13 +59,15 @@ def episodes_of(codes: Codes, count: int) -> Iterator[tuple[Codes, Codes]]:
 
 
 @cache
-def space_of(half: int, slots: int, widen: bool) -> AddressSpace:
-    return AddressSpace(half, slots, widen)
+def space_of(half: int, slots: int, widen: bool, whitening: Whitening | None = None) -> AddressSpace:
+    return AddressSpace(half, slots, widen, whitening=whitening)
 
 
-def memory_of(codes: Codes, slots: int, widen: bool, cue_noise: float = 0.1) -> AssociativeMemory:
+def memory_of(
+    codes: Codes, slots: int, widen: bool, cue_noise: float = 0.1, whitening: Whitening | None = None
+) -> AssociativeMemory:
     """A memory that holds these."""
-    space = space_of(codes.images.shape[1], slots, widen)
+    space = space_of(codes.images.shape[1], slots, widen, whitening)
     return AssociativeMemory.empty(space, cue_noise).written(torch.cat([codes.images, codes.texts], dim=1))
 
 
@@ -76,7 +79,7 @@ def hits(cosines: Tensor, stored: Tensor) -> Tensor:
 
 def recalled(memory: AssociativeMemory, cues: Tensor, part: int) -> Tensor:
     """Which of the first episodes their cues ``[B, D]`` recall."""
-    stored = memory.halves(1 - part)
+    stored = memory.seen(1 - part)
     return hits(F.normalize(memory.read(cues, part).halves, dim=1) @ stored.mT, stored)
 
 

@@ -12,7 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.results import check_writable
-from bitgen.memory import EpisodicMemory, open_model
+from bitgen.memory import EpisodicMemory, open_model, training_whitening
 from bitgen.memory.picture import write_picture
 from bitgen.training.distributed import choose_device
 
@@ -25,7 +25,7 @@ image half; the episodes nearest to what was read are shown, best first:
 
   confidence  share of that episode among all
   distance    of what was read from what the episode holds: 0.00 is the very picture (or text) that was taught; from
-              about 0.5 on the memory knows nothing like it
+              about 0.5 on the memory knows nothing like it (with --whiten; without, strange pictures come nearer)
   id, text    of the episode
 
 A memory tells min(slots, width of the model's features) episodes apart for certain; with --widen as many as it has
@@ -43,6 +43,8 @@ examples:
       the slots, the address of each episode, and how well the memory tells them apart
   python src/memory.py --model my-model --slots 512 --widen teach rex.jpg "this is Rex, our dog"
       a memory for up to 512 episodes
+  python src/memory.py --model my-run --whiten teach rex.jpg "this is Rex, our dog"
+      best for photographs: what was never taught then reads nothing like its text
 
 docs/memory.md explains how it works and what it cannot do."""
 
@@ -62,6 +64,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--widen",
         action="store_true",
         help="with --slots: hold as many episodes as slots, beyond the width of the features; larger and slower",
+    )
+    parser.add_argument(
+        "--whiten",
+        action=argparse.BooleanOptionalAction,
+        help="with teach: take out of all codes what the model's training pairs share, so that a picture that was "
+        "never taught reads nothing like its text; needs a run or checkpoint (default: as it is; new: no)",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
@@ -92,6 +100,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--widen needs --slots: say how many episodes the memory is to hold")
     if flags.slots is not None and flags.command != "teach":
         parser.error("--slots changes the memory's size: give it with teach")
+    if flags.whiten is not None and flags.command != "teach":
+        parser.error("--whiten changes how all is held: give it with teach")
     return flags
 
 
@@ -110,6 +120,8 @@ def change(memory: EpisodicMemory, flags: argparse.Namespace, path: Path) -> Non
             space = memory.codes.space
             if flags.slots is not None and (space.slots, space.widen) != (flags.slots, flags.widen):
                 memory.resize(flags.slots, flags.widen)
+            if flags.whiten is not None and flags.whiten != (space.whitening is not None):
+                memory.whiten(training_whitening(flags.model) if flags.whiten else None)
             key = memory.write([flags.image], [flags.text], None if flags.id is None else [flags.id])[0]
             said = f"{key}\t{flags.text}"
         elif flags.command == "edit":

@@ -72,6 +72,7 @@ def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     from bitgen.model.configuration_bitgen import BitGenConfig
     from bitgen.model.factory import random_vision_config
     from bitgen.model.modeling_bitgen import BitGenModel
+    from bitgen.objectives.feature_queue import FeatureQueue
     from bitgen.training.checkpoint import split_state
     from bitgen.training.checkpoint_store import CheckpointStore
     from bitgen.training.progress import Progress
@@ -92,7 +93,12 @@ def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             if model.memory is not None:
                 model.memory.state.normal_()
         own, base = split_state(model)
-        state = {"step": step, "phase": 2, "progress": asdict(Progress(step=step, words_seen=1_234_567))}
+        queue = FeatureQueue(64, sizes.embed_dim, sizes.max_seq_len, sizes.pooled_tokens)
+        for features in (queue.entries.image_features, queue.entries.text_features):
+            features[:50].normal_()
+        queue.filled = queue.position = 50
+        progress = asdict(Progress(step=step, words_seen=1_234_567))
+        state = {"step": step, "phase": 2, "progress": progress, "queue": queue.state_dict()}
         return store.save(step, own, state, config, sizes, store.store_base(base))
 
     def build(features: bool = False, **changes: object) -> Path:

@@ -60,6 +60,19 @@ def test_a_memorys_life(run, photos, tmp_path):
         assert picture.format == "PNG" and picture.size == (1200, 1100)
 
 
+def test_whitening_is_asked_for_once_and_can_be_undone(run, refused, photos, written_run, tmp_path):
+    run("--whiten", "teach", photos[0], "the cat")
+    run("teach", photos[1], "a red dog")
+    assert [row[1] for row in run("recall", photos[1])[1:2]] == ["0.00"]
+    whitened = float(run("recall", photos[2])[1][1])
+    run("--no-whiten", "teach", photos[0], "again", "--id", "x")
+    run("forget", "x")
+    assert float(run("recall", photos[2])[1][1]) != whitened
+    exported = export_run(str(written_run()), str(tmp_path / "model"), False, False, {})
+    assert "is an export" in refused("--whiten", "teach", photos[2], "blue mat", model=exported)
+    assert "give it with teach" in refused("--whiten", "list")
+
+
 def test_an_export_uses_the_memory_of_its_run(run, photos, written_run, tmp_path):
     run("teach", photos[0], "the cat")
     exported = export_run(str(written_run()), str(tmp_path / "model"), False, False, {})

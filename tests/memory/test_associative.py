@@ -57,7 +57,7 @@ def test_building_one_draws_no_random_number_of_the_program() -> None:
 
 def test_random_features_make_a_gaussian_kernel(pairs) -> None:
     halves = pairs(5)[:, :HALF]
-    waves = AddressSpace(HALF, 1024, widen=True).cue(halves)[:, HALF:]
+    waves = AddressSpace(HALF, 1024, widen=True).cue(halves, IMAGE)[:, HALF:]
     kernel = torch.exp(-2.0 * torch.cdist(halves, halves).square())
     torch.testing.assert_close(waves @ waves.mT, kernel, atol=0.15, rtol=0)
 

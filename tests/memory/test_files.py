@@ -58,6 +58,14 @@ def test_an_empty_memory_can_be_saved(memory, tmp_path) -> None:
     assert len(memory) == 0
 
 
+def test_a_file_of_the_format_without_whitening_is_read(taught, opened, tmp_path) -> None:
+    taught.save(tmp_path / "a.memory")
+    _change_header(tmp_path / "a.memory", lambda header: header.update(format_version=1))
+    other = EpisodicMemory(*opened)
+    other.load(tmp_path / "a.memory")
+    assert other.episodes == taught.episodes and other.codes.space.whitening is None
+
+
 def test_editing_a_file_changes_it_whole_or_not_at_all(memory, pairs, tmp_path) -> None:
     path = tmp_path / "a.memory"
     with memory.editing(path):
@@ -109,11 +117,19 @@ def _change_header(path: Path, change: Callable[[dict], None]) -> None:
     save_file(load_file(path), path, {"bitgen_memory": json.dumps(header)})
 
 
+def _spoil_whitening(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    means, matrices = torch.full((2, 16), torch.nan), torch.zeros(2, 16, 16)
+    save_file({**load_file(path), "whitening_means": means, "whitening_matrices": matrices}, path, metadata)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: path.unlink(), "there is no such memory file"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged or no memory file"),
     "other": (lambda path: save_file({"weight": torch.ones(2)}, path), "damaged or no memory file"),
-    "newer": (lambda path: _change_header(path, lambda h: h.update(format_version=2)), "format 2"),
+    "whitening": (_spoil_whitening, "NaN in its whitening"),
+    "newer": (lambda path: _change_header(path, lambda h: h.update(format_version=3)), "format 3"),
     "one episode fewer": (lambda path: _change_header(path, lambda h: h["episodes"].pop()), "do not fit together"),
     "slots": (lambda path: _change_header(path, lambda h: h.update(slots=0)), "slots is 0"),
     "ids": (lambda path: _change_header(path, lambda h: h["episodes"][0].update(id="2")), "an id occurs twice"),

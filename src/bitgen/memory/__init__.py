@@ -2,5 +2,6 @@
 
 from bitgen.memory.encoder import open_model
 from bitgen.memory.episodic_memory import EpisodicMemory
+from bitgen.memory.whitening import Whitening, training_whitening
 
-__all__ = ["EpisodicMemory", "open_model"]
+__all__ = ["EpisodicMemory", "Whitening", "open_model", "training_whitening"]

@@ -3,11 +3,12 @@
 Maths: ``GenerativePseudoinverseMemory`` (Larimar, arXiv 2403.11901, eq. 3 and 4), in float64, in precision form.
 Shapes: E episodes, K slots, D features of an image or a text; a pair ``[E, 2 D]`` is ``[image, text]``.
 
-What is written. A code z is a pair whose halves may be widened (below); its address ``w = z A+`` comes from the prior's
-fixed mean A. The rows (or, with more slots than columns, the columns) of A are orthonormal, so that ``A+ = A^T`` and an
-address is as long as the part of the code that it can hold. The posterior's mean is taken over a prior that *reads* as
-nothing: ``M = U W^T Z / sigma^2``, without the term of A. Were A itself read, any cue would find it through slots that
-nobody wrote, and with more slots than cue columns the pseudo-inverse would mix it into what was written.
+What is written. A code z is a pair whose halves may be whitened and widened (below); its address ``w = z A+`` comes
+from the prior's fixed mean A. The rows (or, with more slots than columns, the columns) of A are orthonormal, so that
+``A+ = A^T`` and an address is as long as the part of the code that it can hold. The posterior's mean is taken over a
+prior that *reads* as nothing: ``M = U W^T Z / sigma^2``, without the term of A. Were A itself read, any cue would find
+it through slots that nobody wrote, and with more slots than cue columns the pseudo-inverse would mix it into what was
+written.
 
 What is read. With ``G = U W^T / sigma^2`` the memory is ``M = G Z``, its halves are ``G X`` and ``G Y``. A cue x is
 addressed by the w with ``w G X = x`` that mixes the episodes least, the smallest ``|w G|``, and reads ``w G Y``. While
@@ -21,6 +22,8 @@ like something known. All this comes of the memory itself: ``G G^T = (U - U^2) /
 Cues that are merely similar. The exact read multiplies small differences once the memory is nearly full. But a written
 cue is made up of written ones, by a mixture ``v = w G`` with ``|v| <= 1``. A cue that is not is read by ridge
 regression, the w with the least ``|x - w G X|^2 + noise |w G|^2``, at the least noise of a ladder at which it is.
+
+``whitening`` takes out what all codes share (``whitening.py``); codes are then written, read and compared whitened.
 
 More than D episodes need wider cues: ``widen`` adds K random Fourier features (Rahimi and Recht, 2007) of a Gaussian
 kernel to each half, which makes the cues of different images independent; capacity is then K.
@@ -36,6 +39,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bitgen.memory.whitening import Whitening
 from bitgen.model.episodic_memory import GenerativePseudoinverseMemory, MemoryPrecision
 
 IMAGE, TEXT = 0, 1
@@ -82,9 +86,10 @@ class AddressSpace:
         sigma: standard deviation of the observation noise; sigma^2 >= 1e-8.
         seed: of the prior and the random features.
         device: where everything is kept and computed, in float64.
+        whitening: of the features, fixed before anything is written; None: features are taken as they are.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range, or a whitening of another width.
     """
 
     def __init__(
@@ -95,11 +100,15 @@ class AddressSpace:
         sigma: float = 0.1,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        whitening: Whitening | None = None,
     ) -> None:
         if not 1 <= slots <= MAX_SLOTS:
             raise ValueError(f"slots is {slots}; a memory has 1 to {MAX_SLOTS:,}")
         if not (math.isfinite(sigma) and sigma**2 >= LEAST_VARIANCE * (1 - 1e-9)):
             raise ValueError(f"sigma is {sigma}; it must be at least {math.sqrt(LEAST_VARIANCE)} for exact forgetting")
+        if whitening is not None and (whitening.means.shape, whitening.matrices.shape) != ((2, half), (2, half, half)):
+            raise ValueError(f"the whitening is of features of width {whitening.means.shape[-1]}, the codes' is {half}")
+        self.whitening = None if whitening is None else whitening.to(device)
         self.half, self.slots, self.widen, self.sigma, self.seed = half, slots, widen, sigma, seed
         generator = torch.Generator().manual_seed(seed)
         self.cue_width = half + slots if widen else half
@@ -124,8 +133,13 @@ class AddressSpace:
         """Where codes have to be."""
         return self.gpm.prior_mean.device
 
-    def cue(self, half: Tensor) -> Tensor:
-        """Halves ``[B, D]`` as the memory sees them, ``[B, cue_width]``."""
+    def seen(self, half: Tensor, part: int) -> Tensor:
+        """Halves ``[B, D]`` as reads give them: whitened or as they are."""
+        return half if self.whitening is None else self.whitening(half, part)
+
+    def cue(self, half: Tensor, part: int) -> Tensor:
+        """Halves ``[B, D]`` as the memory holds them, ``[B, cue_width]``."""
+        half = self.seen(half, part)
         if not self.widen:
             return half
         waves = torch.cos(half @ self._directions + self._phases)
@@ -133,7 +147,7 @@ class AddressSpace:
 
     def code(self, pairs: Tensor) -> Tensor:
         """``[E, 2 D] -> [E, 2 cue_width]``."""
-        return torch.cat([self.cue(pairs[:, : self.half]), self.cue(pairs[:, self.half :])], dim=1)
+        return torch.cat([self.cue(pairs[:, : self.half], IMAGE), self.cue(pairs[:, self.half :], TEXT)], dim=1)
 
     def address(self, codes: Tensor) -> Tensor:
         """``W = Z A+``, ``[E, 2 cue_width] -> [E, K]``; A is orthonormal, so its pseudo-inverse is its transpose."""
@@ -244,6 +258,10 @@ class AssociativeMemory:
         """The written images' or texts' features ``[E, D]``."""
         return self.pairs[:, : self.space.half] if part == IMAGE else self.pairs[:, self.space.half :]
 
+    def seen(self, part: int) -> Tensor:
+        """The same as :meth:`read` gives them: whitened where the space whitens."""
+        return self.space.seen(self.halves(part), part)
+
     def read(self, cues: Tensor, part: int) -> Reading:
         """Read the missing halves of ``cues [B, D]``, which are images (``part`` IMAGE) or texts (TEXT).
 
@@ -255,7 +273,7 @@ class AssociativeMemory:
         if cues.dim() != 2 or cues.shape[1] != self.space.half or not cues.isfinite().all():
             raise ValueError(f"a cue must be [cues, {self.space.half}] without NaN, got {list(cues.shape)}")
         reader = self._readers[part]
-        cues = self.space.cue(cues.to(self.space.device, torch.float64))
+        cues = self.space.cue(cues.to(self.space.device, torch.float64), part)
         along, known = cues @ reader.cues, torch.zeros(len(cues), dtype=torch.bool, device=cues.device)
         used = torch.zeros_like(along)
         # With more episodes than slots, a mixture of addresses is none of episodes and its length says nothing.
@@ -269,7 +287,7 @@ class AssociativeMemory:
 
     def errors(self, read: Tensor, part: int) -> Tensor:
         """Relative distances ``|read - written| / |written|`` of halves ``[B, D]`` from all written, ``[B, E]``."""
-        stored = self.halves(part)
+        stored = self.seen(part)
         # Differences, not the faster products: those lose half of the digits.
         distance = torch.cdist(read, stored, compute_mode="donot_use_mm_for_euclid_dist")
         return distance / stored.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)

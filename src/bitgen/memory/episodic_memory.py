@@ -15,6 +15,7 @@ from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemo
 from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.files import exclusive, write_memory
 from bitgen.memory.held import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
+from bitgen.memory.whitening import Whitening
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 
@@ -37,6 +38,7 @@ class EpisodicMemory:
         cue_noise: noise that cues which were not written exactly are read with, > 0.
         seed: of the memory's prior.
         batch_size: images or texts of a forward pass; see :class:`PairEncoder`.
+        whitening: of the codes; see :meth:`whiten`.
 
     Raises:
         ValueError: an argument out of its range.
@@ -52,9 +54,10 @@ class EpisodicMemory:
         cue_noise: float = 0.1,
         seed: int = 0,
         batch_size: int = 1,
+        whitening: Whitening | None = None,
     ) -> None:
         self.encoder = PairEncoder(model, processor, batch_size)
-        space = AddressSpace(self.encoder.half, slots, widen, sigma, seed, model.device)
+        space = AddressSpace(self.encoder.half, slots, widen, sigma, seed, model.device, whitening)
         self._held = Held(AssociativeMemory.empty(space, cue_noise))
         self._writing = threading.RLock()
         self._probe = self.encoder.probe()
@@ -144,11 +147,25 @@ class EpisodicMemory:
             ValueError: ``slots`` out of its range.
         """
         with self._writing:
-            old = self._held.memory
-            space = AddressSpace(old.space.half, slots, widen, old.space.sigma, old.space.seed, old.space.device)
-            memory = AssociativeMemory.empty(space, old.cue_noise).written(old.pairs)
-            self._held = self._held._replace(memory=memory)
-            self._warn_when_full()
+            self._rewrite(slots, widen, self._held.memory.space.whitening)
+
+    def whiten(self, whitening: Whitening | None) -> None:
+        """Write all episodes anew, whitened (None: as they are). ``training_whitening`` or ``Whitening.fit`` make one.
+
+        Raises:
+            ValueError: a whitening of another width than the model's features.
+        """
+        with self._writing:
+            space = self._held.memory.space
+            self._rewrite(space.slots, space.widen, whitening)
+
+    def _rewrite(self, slots: int, widen: bool, whitening: Whitening | None) -> None:
+        old = self._held.memory
+        fixed = old.space.sigma, old.space.seed, old.space.device
+        space = AddressSpace(old.space.half, slots, widen, *fixed, whitening)
+        memory = AssociativeMemory.empty(space, old.cue_noise).written(old.pairs)
+        self._held = self._held._replace(memory=memory)
+        self._warn_when_full()
 
     def _warn_when_full(self) -> None:
         held, space = self._held, self._held.memory.space
@@ -237,4 +254,4 @@ class EpisodicMemory:
 
     def _write_file(self, path: str | Path) -> None:
         held = self._held
-        write_memory(path, held.memory.pairs, self._probe, held.header())
+        write_memory(path, held.memory.pairs, self._probe, held.memory.space.whitening, held.header())

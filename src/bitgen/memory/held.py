@@ -153,7 +153,7 @@ class Held(NamedTuple):
         ]
 
     def _cosines(self, read: Tensor, part: int) -> Tensor:
-        return F.normalize(read, dim=1) @ F.normalize(self.memory.halves(part), dim=1).mT
+        return F.normalize(read, dim=1) @ F.normalize(self.memory.seen(part), dim=1).mT
 
     def expected_recall(self) -> tuple[float, float]:
         """Share of the episodes that their own images, and their own texts, recall first. Episodes whose missing
@@ -201,7 +201,7 @@ def held_in_file(path: str | Path, probe: Tensor) -> Held:
     Raises:
         ValueError: the file is missing or damaged, or was made with another model or width.
     """
-    codes, theirs, header = read_memory(path)
+    codes, theirs, whitening, header = read_memory(path)
     if theirs.shape != probe.shape:
         raise ValueError(f"{path} holds codes of width {len(theirs)}, this model's have {len(probe)}: another model")
     if not (theirs.to(probe) - probe).norm() <= _SAME_MODEL * probe.norm():
@@ -213,7 +213,7 @@ def held_in_file(path: str | Path, probe: Tensor) -> Held:
         episodes = tuple(Episode(**episode) for episode in header["episodes"])
         settings = {name: header[name] for name in ("slots", "widen", "sigma", "seed")}
         memory = AssociativeMemory.empty(
-            AddressSpace(len(probe) // 2, device=probe.device, **settings), header["cue_noise"]
+            AddressSpace(len(probe) // 2, device=probe.device, whitening=whitening, **settings), header["cue_noise"]
         )
         held = Held(memory.written(codes), episodes, header["next_id"])
         check_texts(episode.text for episode in episodes)

@@ -34,7 +34,7 @@ def draw_memory(memory: EpisodicMemory) -> Tensor:
     """
     codes, episodes = memory.codes, memory.episodes
     read = codes.read(codes.halves(IMAGE), IMAGE).halves  # raises for an empty memory
-    cosines = (F.normalize(read, dim=1) @ F.normalize(codes.halves(TEXT), dim=1).mT).cpu().numpy()
+    cosines = (F.normalize(read, dim=1) @ F.normalize(codes.seen(TEXT), dim=1).mT).cpu().numpy()
     names = [f"{episode.id}: {shorten(episode.text, 34)}" for episode in episodes]
     state = memory.state()
     figure = Figure(figsize=(12, 11), dpi=DPI, layout="constrained", facecolor="white")
