@@ -216,7 +216,9 @@ class TrainingSettings:
         "Learning rate of the gates of fusion and memory relative to learning_rate: they start at 0, and what they let "
         "through learns only as they open.",
     )
-    weight_decay: float = setting(0.02, "AdamW's decay of matrices; norms, biases, gates and temperature have none.")
+    weight_decay: float = setting(
+        0.02, "Decay of matrices, apart from the gradient; norms, biases, gates and temperature have none."
+    )
     num_epochs: int = setting(50, "Passes over the training data; the schedule spans them.")
     text_batch_size: int = setting(32, "Sequences of a micro-batch of text on each process.")
     max_words_seen: int | None = setting(

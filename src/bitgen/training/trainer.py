@@ -191,7 +191,7 @@ class Trainer:
         )
 
     def _enter_phase(self, phase: int) -> None:
-        """requires_grad -> unwrap -> wrap again -> new optimizer with Adam's moments carried over by name.
+        """requires_grad -> unwrap -> wrap again -> new optimizer with the moments carried over by name.
 
         Parameters unfrozen after DistributedDataParallel wrapped the module would silently never be synchronised.
         """

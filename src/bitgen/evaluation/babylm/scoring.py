@@ -58,9 +58,8 @@ class Scorer:
             answers[starts[index] : starts[index + 1]] = self._too_long(sequences[index])
         by_sequence = _split(answers, sequences)
         for sequence, answer in zip(sequences, by_sequence, strict=True):
-            if np.isnan(
-                answer
-            ).any():  # the first of equals wins, and that is the right one: a broken model would excel
+            # Of equals the first wins, and that is the right one: a broken model would excel.
+            if np.isnan(answer).any():
                 raise ValueError(
                     f"{sequence.origin}: the model's probabilities are NaN: its weights are damaged, or its training "
                     "diverged. Evaluate an earlier checkpoint"
