@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import caption
-from bitgen.data.tokenizer import train_bpe
+from bitgen.data.tokenizer import load_tokenizer, train_bpe
 from bitgen.export.revisions import export_run
 
 
@@ -53,9 +53,12 @@ def test_a_model_on_features_cannot_look(written_run, photo, tmp_path, capsys):
     assert "trained on features computed earlier" in refused(capsys, photo, "--model", folder).err
 
 
-def test_an_export_with_another_tokenizer_is_refused(exported, photo, tmp_path, capsys):
+@pytest.mark.parametrize("size", [600, 260], ids=["larger", "smaller"])
+def test_an_export_with_another_tokenizer_is_refused(size, exported, photo, tmp_path, capsys):
     folder = shutil.copytree(exported, tmp_path / "model")
-    other = train_bpe([f"{one}{two}{one}" for one in "abcdefghijklmnop" for two in "qrstuvwxyz"] * 2, 600)
+    own = len(load_tokenizer(folder))
+    other = train_bpe([f"{one}{two}{one}" for one in "abcdefghijklmnop" for two in "qrstuvwxyz"] * 2, size)
     other.save_pretrained(folder)
+    assert (len(other) > own) == (size == 600)
     said = refused(capsys, photo, "--model", folder).err
-    assert f"has {len(other)} tokens and the model's vocabulary" in " ".join(said.split())
+    assert f"has {len(other)} tokens and the model's vocabulary {own}" in " ".join(said.split())

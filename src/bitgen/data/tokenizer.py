@@ -16,7 +16,7 @@ from urllib.request import getproxies
 
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -83,16 +83,20 @@ def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
     return _with_specials(tokenizer, str(spec))
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, folder: str | Path) -> None:
-    """Refuse a tokenizer with tokens that the model beside it has no embedding for: it is another model's.
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, folder: str | Path) -> None:
+    """Refuse a tokenizer that is not the size of the one the model beside it was trained with.
+
+    An export's configuration records that size (``tokenizer_size``). Other models often have more embeddings than
+    their tokenizer has tokens: there only one with tokens beyond the embeddings is known to be another model's.
 
     Raises:
         ValueError: with both sizes.
     """
-    if len(tokenizer) > vocab_size:
+    needs = getattr(config, "tokenizer_size", None)
+    if len(tokenizer) > config.vocab_size or len(tokenizer) != (needs or len(tokenizer)):
         raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer):,} tokens and the model's vocabulary {vocab_size:,}: it is "
-            "not the one that the model was trained with. Put that one back."
+            f"the tokenizer in {folder} has {len(tokenizer):,} tokens and the model's vocabulary "
+            f"{needs or config.vocab_size:,}: it is not the one that the model was trained with. Put that one back."
         )
 
 

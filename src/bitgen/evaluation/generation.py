@@ -159,5 +159,5 @@ def load_export(folder: str | Path) -> tuple[BitGenForCausalLM, BitGenAutoProces
         model = BitGenForCausalLM.from_pretrained(folder).eval()
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"{folder} cannot be loaded: {error}") from error
-    check_vocabulary(processor.tokenizer, model.config.vocab_size, folder)
+    check_vocabulary(processor.tokenizer, model.config, folder)
     return model, processor

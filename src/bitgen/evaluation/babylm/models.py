@@ -122,7 +122,7 @@ def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageM
             f"{path} lacks {len(missing)} weights of a causal language model, first {missing[0]}: they would be "
             "random. Give a folder that holds the whole model"
         )
-    check_vocabulary(getattr(processor, "tokenizer", processor), model.config.get_text_config().vocab_size, path)
+    check_vocabulary(getattr(processor, "tokenizer", processor), model.config.get_text_config(), path)
     return as_language_model(model.to(device).eval()), ProcessorEncoder(processor)
 
 
