@@ -93,7 +93,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
         ValueError: with both sizes.
     """
     needs = getattr(config, "tokenizer_size", None)
-    if len(tokenizer) > config.vocab_size or len(tokenizer) != (needs or len(tokenizer)):
+    fits = len(tokenizer) <= config.vocab_size if needs is None else len(tokenizer) == needs
+    if not fits:
         raise ValueError(
             f"the tokenizer in {folder} has {len(tokenizer):,} tokens and the model's vocabulary "
             f"{needs or config.vocab_size:,}: it is not the one that the model was trained with. Put that one back."
