@@ -9,6 +9,7 @@ from PIL import Image
 
 import caption
 from bitgen.data.tokenizer import load_tokenizer, train_bpe
+from bitgen.evaluation.generation import load_export
 from bitgen.export.revisions import export_run
 
 
@@ -62,3 +63,16 @@ def test_an_export_with_another_tokenizer_is_refused(size, exported, photo, tmp_
     assert (len(other) > own) == (size == 600)
     said = refused(capsys, photo, "--model", folder).err
     assert f"has {len(other)} tokens and the model's vocabulary {own}" in " ".join(said.split())
+
+
+def test_an_export_with_a_table_for_more_tokens_takes_their_tokenizer(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    model, processor = load_export(folder)
+    tokenizer = processor.tokenizer
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="not the one that the model was trained with"):
+        load_export(folder)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    assert load_export(folder)[0].config.vocab_size == len(tokenizer)

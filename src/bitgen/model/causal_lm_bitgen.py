@@ -58,6 +58,7 @@ class BitGenTextModel(BitGenModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token table."""
         self.embeddings.token = value
+        self.config.tokenizer_size = None  # what an export recorded: another table is for another tokenizer
 
     def forward(
         self,
