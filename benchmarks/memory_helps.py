@@ -45,8 +45,8 @@ from bitgen.evaluation.matching import hard_pairs, reranked
 from bitgen.evaluation.memory import read_split
 from bitgen.evaluation.retrieval import Ranking, rank_split
 from bitgen.model.episodic_memory import MemoryReader
+from bitgen.model.likelihood import IGNORED, next_token_labels, sequence_log_probs
 from bitgen.model.sequence_layout import SequenceLayout
-from bitgen.objectives.language import IGNORED, next_token_labels, sequence_log_probs
 from evaluate import load_split
 
 BATCH, NEAREST, RESAMPLES = 128, 16, 200
@@ -85,6 +85,8 @@ def first_hits(
 
 def matching(loaded: LoadedModel, dataset: PairDataset) -> None:
     """The matching head, and retrieval by cosine."""
+    if loaded.model.config.itm_likelihood:
+        raise SystemExit("--matching takes a run whose matching head reads the last token (itm_likelihood False).")
     model, runner = loaded.model, Runner(loaded.model, BATCH)
     memory, encoded = model.memory, runner.encode(dataset)
     openness(runner, encoded)

@@ -33,7 +33,6 @@ from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
 from bitgen.evaluation.tables import tables
 from bitgen.export.folder import check_tokenizer
 from bitgen.model.processing_bitgen import BitGenProcessor
-from bitgen.settings import ObjectiveSettings
 from bitgen.training.checkpoint import DamagedCheckpoint, resolve_checkpoint, verify
 from bitgen.training.distributed import Precision, choose_device, resolve_precision
 
@@ -172,7 +171,7 @@ def evaluate(loaded: LoadedModel, dataset: PairDataset, device: torch.device, fl
         encoded = runner.encode(dataset)
     ranking = rank_split(encoded, top_k=max(flags.rerank_top_k, 1), device=device)
     results: Results = {}
-    weights = rerank_weights(flags, objective)
+    weights = rerank_weights(flags, loaded.config)
     captioner = None
     if weights.text and {RETRIEVAL, MATCHING} & set(flags.task):
         captioner = load_captioner(flags, device) if flags.captioner is not None else Captioner(runner, encoded)
@@ -180,8 +179,9 @@ def evaluate(loaded: LoadedModel, dataset: PairDataset, device: torch.device, fl
         results[RETRIEVAL] = retrieval_metrics(encoded, ranking, flags.bootstrap)
         if flags.rerank_top_k:
             logger.info(
-                "re-ranking the best %d of each query by matching logit + %.3g x cosine + %.3g x caption evidence",
+                "re-ranking the best %d of each query by %s + %.3g x cosine + %.3g x caption evidence",
                 flags.rerank_top_k,
+                "its evidence" if loaded.config.model.itm_likelihood else "matching logit",
                 *weights,
             )
             results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap, captioner)
@@ -192,12 +192,14 @@ def evaluate(loaded: LoadedModel, dataset: PairDataset, device: torch.device, fl
     return results
 
 
-def rerank_weights(flags: argparse.Namespace, objective: ObjectiveSettings) -> RerankWeights:
-    """What the flags say, else what fits the run's objective; see ``--help``."""
+def rerank_weights(flags: argparse.Namespace, config: Config) -> RerankWeights:
+    """What the flags say, else what fits the run; see ``--help``."""
     cosine, text = flags.rerank_cosine_weight, flags.rerank_text_weight
+    objective, by_likelihood = config.objective, config.model.itm_likelihood
+    writes = objective.text_loss_weight > 0 and not by_likelihood
     return RerankWeights(
-        cosine if cosine is not None else 1 / objective.itm_temperature,
-        text if text is not None else float(flags.captioner is not None or objective.text_loss_weight > 0),
+        cosine if cosine is not None else 1 / (objective.temperature if by_likelihood else objective.itm_temperature),
+        text if text is not None else float(flags.captioner is not None or writes),
     )
 
 

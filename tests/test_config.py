@@ -342,6 +342,7 @@ TEXT_ALONE = {**BOTH, "train_data": None, "feature_dim": 320, "feature_tokens": 
         ({"train_data": "scenes", "scenes_train": 100}, ["scenes_train", "global batch"]),
         ({**FEATURES, "text_val_data": "data/val"}, ["text_val_data is data/val", "no text_data"]),
         ({**FEATURES, "text_seq_len": 64}, ["text_seq_len is 64", "no text_data"]),
+        ({"itm_likelihood": True}, ["itm_likelihood is on", "Write text_loss_weight 1"]),
         ({**BOTH, "text_loss_weight": 0.0}, ["text_data is data/text", "Write text_loss_weight 1"]),
         ({**BOTH, "tokenizer": "train"}, ["tokenizer is train", "ids of a tokenizer", "babylm_text.py"]),
         ({**BOTH, "streaming": True}, ["streaming", "mapped pairs", "Write streaming False"]),

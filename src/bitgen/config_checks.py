@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "max_bad_fraction": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "memory_alpha": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "queue_weight": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "temperature": (lambda value: 0.01 <= value <= 1, "from 0.01 to 1"),
     "text_ratio": (lambda value: 0 < value < 1, "above 0 and below 1"),
     "text_seq_len": (lambda value: value >= 3, "at least 3 (BOS, a token, EOS)"),
@@ -157,6 +158,11 @@ def _check_model(config: Config) -> None:
     if tokenizer == "train" and model.vocab_size < BPE_BYTES:
         raise ConfigError(
             f"vocab_size is {model.vocab_size}, but a byte-level BPE starts with {BPE_BYTES} tokens. Write 1000."
+        )
+    if model.itm_likelihood and not objective.text_loss_weight:
+        raise ConfigError(
+            "itm_likelihood is on, but text_loss_weight is 0: a model that never learned to write finds no caption "
+            "likely. Write text_loss_weight 1, or itm_likelihood False."
         )
     weights = ("contrastive_weight", "itm_weight", "memory_kl_weight", "text_loss_weight")
     if not any(getattr(objective, name) for name in weights):

@@ -139,6 +139,11 @@ class ModelSettings:
     image_pooling: Literal["attention", "mean"] = setting(
         "attention", "How image tokens become one image vector: a learned attention over them, or their mean."
     )
+    itm_likelihood: bool = setting(
+        False,
+        "Match by how much likelier the image makes the caption, and by the cosine that hard pairs are picked by, "
+        "instead of by the last token. Needs text_loss_weight; captions are then learned without their image too.",
+    )
     dropout: float = setting(0.1, "Dropout of the text stack.")
 
 
@@ -179,6 +184,11 @@ class ObjectiveSettings:
         0.1,
         "Share of the contrastive loss taken over batch + queue instead of the batch alone. The queue has no momentum "
         "encoder: high shares learn slower (docs/lab_log.md). 0 keeps the queue for hard negatives only.",
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of the contrastive target that goes to all candidates evenly: small data is then learned by heart "
+        "less soon.",
     )
     temperature: float = setting(
         0.5, "Temperature the contrastive loss starts from; it is learned, within 0.01 to 1. 0.07 learns much faster."
@@ -240,7 +250,9 @@ class TrainingSettings:
     init_from: str | None = setting(
         None,
         "A run's folder, or one of its checkpoints, whose weights this run starts from (averaged ones where it has "
-        "them): a second stage with other data or losses. The same sizes and tokenizer; counters start at 0.",
+        "them): a second stage with other data or losses. The same sizes and tokenizer; counters start at 0. Or a YAML "
+        "file: its objective, training and checkpoint settings are run first, on this run's data and network and "
+        "whatever flags say of this run's training, into first/ of output_dir.",
     )
     resume: str | None = setting(None, "'auto': go on from the newest whole checkpoint of output_dir; or a folder.")
     max_nonfinite_steps: int = setting(10, "Stop after this many steps in a row with a loss that is not finite.")

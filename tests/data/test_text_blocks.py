@@ -20,8 +20,8 @@ from bitgen.data.text_shards import (
     write_text_info,
 )
 from bitgen.data.tokenizer import load_tokenizer, train_bpe
+from bitgen.model.likelihood import next_token_labels
 from bitgen.model.processing_bitgen import BitGenProcessor
-from bitgen.objectives.language import next_token_labels
 
 BOS, EOS = 0, 1
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bitgen.evaluation.encode import Runner
+from bitgen.evaluation.matching import score_candidates
 from bitgen.evaluation.memory import memory_metrics, read_split
 from bitgen.evaluation.retrieval import rank_split
 from bitgen.evaluation.validation import validate
@@ -39,7 +40,7 @@ def dataset() -> MadeUpSplit:
     return MadeUpSplit()
 
 
-def build(use_memory: bool = True) -> BitGenModel:
+def build(use_memory: bool = True, **changes) -> BitGenModel:
     torch.manual_seed(0)
     config = BitGenConfig(
         feature_dim=WIDTH,
@@ -56,6 +57,7 @@ def build(use_memory: bool = True) -> BitGenModel:
         use_memory=use_memory,
         memory_size=4,
         memory_dim=16,
+        **changes,
     )
     model = BitGenModel(config)
     # Gates start at 0: open them, or neither image nor memory would reach the logits.
@@ -66,9 +68,12 @@ def build(use_memory: bool = True) -> BitGenModel:
     return model
 
 
-def test_every_caption_and_pair_is_computed_as_alone(dataset):
+@pytest.mark.parametrize("itm_likelihood", [False, True])
+def test_every_caption_and_pair_is_computed_as_alone(dataset, itm_likelihood):
     """Sorting by length, padding and batching must leave no trace: compare with one caption at a time."""
-    model = build().eval()
+    model = build(itm_likelihood=itm_likelihood).eval()
+    with torch.no_grad():
+        model.itm_head.weight[1] += 0.5  # the weight of a likelihood starts at 0
     encoded = Runner(model, batch_size=4).encode(dataset)
     texts = torch.tensor([0, 7, 7, 20, 3])
     images = torch.tensor([5, 0, 10, 2, 3])
@@ -87,6 +92,25 @@ def test_every_caption_and_pair_is_computed_as_alone(dataset):
             assert score == pytest.approx((logits[1] - logits[0]).item(), abs=2e-3)
     assert scores[1] != scores[2], "the image must matter to the matching score"
     assert encoded.caption_image.tolist() == [row for row, count in enumerate(dataset.counts) for _ in range(count)]
+
+
+def test_the_likelihood_is_discounted_for_cosine_in_hard_pairs_and_orders_alone(dataset):
+    model = build(itm_likelihood=True).eval()
+    with torch.no_grad():
+        model.itm_head.weight.copy_(torch.tensor([[0.1, 0.3], [0.3, -0.2]]))
+        model.itm_head.bias.copy_(torch.tensor([0.0, 0.5]))
+    runner = Runner(model, batch_size=3)
+    encoded = runner.encode(dataset)
+    texts, images = torch.tensor([0, 7, 7, 20, 3]), torch.tensor([5, 0, 10, 2, 3])
+    evidence = runner.text_evidence(encoded, texts, images)
+    cosines = (encoded.text_features[texts] * encoded.image_features[images]).sum(dim=1)
+    expected = 0.2 * evidence + 0.5 - 0.5 * (cosines - 0.5) / 0.02
+    torch.testing.assert_close(runner.match(encoded, texts, images), expected, rtol=0, atol=0.1)  # of rounded tokens
+    ranking = rank_split(encoded, top_k=3)
+    scores, _ = score_candidates(runner, encoded, ranking)
+    every = torch.arange(encoded.num_texts).repeat_interleave(3)
+    expected = runner.text_evidence(encoded, every, ranking.text_candidates.flatten())
+    torch.testing.assert_close(scores.flatten(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_batch_size_workers_and_max_images_change_nothing_else(dataset):

@@ -13,7 +13,7 @@ from bitgen.evaluation import language
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.generation import language_model
 from bitgen.evaluation.language import caption_loss, split_by_source, text_perplexities
-from bitgen.evaluation.matching import RerankWeights, score_candidates, text_evidence
+from bitgen.evaluation.matching import RerankWeights, score_candidates
 from bitgen.evaluation.retrieval import rank_split
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
@@ -172,7 +172,7 @@ def test_the_captioner_s_evidence_is_what_the_image_adds_to_the_likelihood(token
         for text, row in zip(texts.tolist(), images.tolist(), strict=True)
     ]
     runner = Runner(model, 2)
-    found = text_evidence(runner, runner.encode(split), texts, images)
+    found = runner.text_evidence(runner.encode(split), texts, images)
     assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
@@ -185,5 +185,5 @@ def test_re_ranking_by_the_captioner_alone_orders_by_likelihood(tokenizer) -> No
     ranking = rank_split(encoded, top_k=3)
     scores, _ = score_candidates(runner, encoded, ranking, RerankWeights(text=2.0))
     texts = torch.arange(encoded.num_texts).repeat_interleave(3)
-    expected = 2 * text_evidence(runner, encoded, texts, ranking.text_candidates.flatten())
+    expected = 2 * runner.text_evidence(encoded, texts, ranking.text_candidates.flatten())
     torch.testing.assert_close(scores.flatten(), expected, rtol=1e-4, atol=1e-4)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import random_vision_config
+from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
-from bitgen.objectives.language import IGNORED
 from bitgen.objectives.stage1 import Stage1Objective
 
 BOS, EOS, FIRST_WORD = 0, 1, 3
@@ -31,6 +31,7 @@ class Weights:
     memory_kl_weight: float = 0.1
     text_loss_weight: float = 0.25
     queue_weight: float = 0.4
+    label_smoothing: float = 0.0
     temperature: float = 0.5
     itm_temperature: float = 0.07
     itm_temperature_start: float | None = None

@@ -73,6 +73,21 @@ def test_the_seeds_temperature_has_a_floor_of_6_35_below_a_chance_of_8_35() -> N
     assert loss(same[:rows], same) == pytest.approx(math.log(candidates), abs=1e-4) == pytest.approx(8.35, abs=0.01)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_smoothed_targets_are_torch_s_where_each_row_has_one_positive(smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    images, texts = F.normalize(torch.randn(2, 6, 8, generator=generator), dim=-1)
+    ids, temperature = torch.arange(6), torch.tensor(0.3)
+    found = contrastive_loss(images, texts, ids, images, texts, ids, temperature, smoothing).loss
+    logits = images @ texts.T / temperature
+    expected = [F.cross_entropy(part, ids, label_smoothing=smoothing) for part in (logits, logits.T)]
+    torch.testing.assert_close(found, sum(expected) / 2)
+    shared = contrastive_loss(images, texts, ids // 2, images, texts, ids // 2, temperature, smoothing).loss
+    targets = (1 - smoothing) * (ids[:, None] // 2 == ids // 2) / 2 + smoothing / 6
+    expected = [F.cross_entropy(part, targets) for part in (logits, logits.T)]
+    torch.testing.assert_close(shared, sum(expected) / 2)
+
+
 def test_gradients_reach_both_sides_and_the_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     images, texts = (

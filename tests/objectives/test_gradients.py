@@ -93,6 +93,16 @@ def test_rotary_positions_and_swiglu_are_reached_too(
     assert recorder.seen_tokens <= recorder.rows_reached["token"] and not recorder.rows_reached["position"]
 
 
+@pytest.mark.parametrize("itm_weight", [0.0, 0.5])
+def test_a_head_that_reads_the_likelihood_is_reached_too(
+    make_objective, make_batch, make_queue, generator, weights, itm_weight: float
+) -> None:
+    objective = make_objective(weights(itm_weight=itm_weight), itm_likelihood=True)
+    expected = _names(objective)
+    assert ("model.itm_head.weight" in expected) == (itm_weight > 0)
+    assert not expected - Recorder(objective, make_batch, make_queue, generator(1)).steps()
+
+
 def _subsets() -> list[tuple[str, ...]]:
     all_of_them = (kept for count in range(1, 5) for kept in itertools.combinations(LOSSES, count))
     return [kept for kept in all_of_them if kept != ("memory_kl_weight",)]  # refused: it trains no encoder

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitgen.model.likelihood import IGNORED, next_token_labels
 from bitgen.objectives import language
-from bitgen.objectives.language import IGNORED, language_loss, next_token_labels
+from bitgen.objectives.language import language_loss
 from bitgen.objectives.stage1 import drop_tokens
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.objectives import stage1
+from bitgen.objectives import matching_pass, stage1
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective
 
@@ -92,10 +93,11 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(step, weights, fusion: str) -
         assert (parts[name] in off.metrics) == (name == "memory_kl_weight")
 
 
-def test_the_contrastive_gradient_flows_through_queries_and_candidates(step, weights) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_contrastive_gradient_flows_through_queries_and_candidates(step, weights, smoothing: float) -> None:
     """Every gradient equals that of the formula written out for distinct images: keys of the batch carry a gradient in
     the term without the queue, no key does in the term with it."""
-    only = weights(itm_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0)
+    only = weights(itm_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0, label_smoothing=smoothing)
     objective, batch, queue = step(only, use_memory=False)
     _run(objective, batch, queue).loss.backward()
     found = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
@@ -105,12 +107,13 @@ def test_the_contrastive_gradient_flows_through_queries_and_candidates(step, wei
     past, target, temperature = queue.valid(), torch.arange(5), objective.log_temperature.exp()
     weight, loss = objective.settings.queue_weight, 0.0
     assert 0 < weight < 1
+    cross_entropy = partial(torch.nn.functional.cross_entropy, label_smoothing=smoothing)
     for queries, keys, old in ((images, texts, past.text_features), (texts, images, past.image_features)):
         moved = torch.stack([key - old.mean(dim=0) + keys.detach().mean(dim=0) for key in old])
         moved = moved / moved.norm(dim=1, keepdim=True)
         with_queue = torch.cat((queries @ keys.detach().T, queries @ moved.T), dim=1)
-        loss = loss + (1 - weight) / 2 * torch.nn.functional.cross_entropy(queries @ keys.T / temperature, target)
-        loss = loss + weight / 2 * torch.nn.functional.cross_entropy(with_queue / temperature, target)
+        loss = loss + (1 - weight) / 2 * cross_entropy(queries @ keys.T / temperature, target)
+        loss = loss + weight / 2 * cross_entropy(with_queue / temperature, target)
     loss.backward()
     expected = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
@@ -247,8 +250,8 @@ def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(step,
     def only_hard_images_count(logits, labels, weights):
         return real_loss(logits, labels, torch.cat((torch.zeros(10), torch.ones(5), torch.zeros(5))))
 
-    real_loss = stage1.matching_loss
-    monkeypatch.setattr(stage1, "matching_loss", only_hard_images_count)
+    real_loss = matching_pass.matching_loss
+    monkeypatch.setattr(matching_pass, "matching_loss", only_hard_images_count)
     for index, reached in (([1, 0, 1, 0, 1], {0, 1}), ([5, 6, 7, 8, 9], set()), ([4, 11, 3, 5, 6], {3, 4})):
         objective, batch, queue = step(only)
         queue.entries.image_tokens.requires_grad_(True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitgen.objectives.language import IGNORED
+from bitgen.model.likelihood import IGNORED
 from bitgen.objectives.stage1 import Stage1Objective
 
 BOS, EOS = 0, 1

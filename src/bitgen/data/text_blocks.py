@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.text_shards import TextShard, read_text_info, tokenizer_sha256
-from bitgen.objectives.language import IGNORED
+from bitgen.model.likelihood import IGNORED
 
 PADDING_DOCUMENT = -1
 
@@ -33,7 +33,7 @@ class TextBlocks(Dataset):
     each; only the last sequence has padding. A document that a cut divides goes on in the next sequence without what
     was before: its first token there is nobody's label, positions start from 0 again.
 
-    A label is the token that follows, as in :func:`bitgen.objectives.language.next_token_labels`. A document's last
+    A label is the token that follows, as in :func:`bitgen.model.likelihood.next_token_labels`. A document's last
     word has its EOS as label; the EOS has none (-100), so that no label crosses from a document to the next.
 
     Args:

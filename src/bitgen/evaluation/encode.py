@@ -161,12 +161,43 @@ class Runner:
 
     def match(self, encoded: EncodedSplit, texts: Tensor, images: Tensor) -> Tensor:
         """ITM logit difference, match minus no match, [S] float32 of the pairs (texts[s], images[s]) of rows."""
+        if self.model.config.itm_likelihood:
+            cosines = (self._pooled_features(encoded)[images] * encoded.text_features[texts]).sum(dim=1)
+            evidence = self.text_evidence(encoded, texts, images)
+            logits = self.model.evidence_logits(evidence.to(self.device), cosines.to(self.device))
+            return (logits[:, 1] - logits[:, 0]).detach().cpu()
         scores = torch.empty(len(texts))
-        with self.evaluating():
-            for part, mask, fused in self.fuse(encoded, texts, images):
+        for part, mask, fused in self.fuse(encoded, texts, images):
+            with self.evaluating():
                 logits = self.model.itm_logits(fused.hidden_states, mask)
-                scores[part] = (logits[:, 1] - logits[:, 0]).cpu()
+            scores[part] = (logits[:, 1] - logits[:, 0]).cpu()
         return scores
+
+    def _pooled_features(self, encoded: EncodedSplit) -> Tensor:
+        """Normalised features [N, D] of the pooled tokens, which matching sees; on 7 x 7 patches the encoded ones."""
+        with self.evaluating():
+            return torch.cat(
+                [
+                    self.model.image_features(tokens.to(self.device).float()).cpu()
+                    for tokens in encoded.image_tokens.split(self.batch_size)
+                ]
+            )
+
+    def text_evidence(self, encoded: EncodedSplit, texts: Tensor, images: Tensor) -> Tensor:
+        """`log p(caption | image) - log p(caption)`, [S] float32 nats, of the pairs (texts[s], images[s]) of rows."""
+        evidence = torch.empty(len(texts))
+        for part, mask, fused in self.fuse(encoded, texts, images):
+            evidence[part] = self._log_likelihood(encoded, texts[part], mask, fused).cpu()
+        judged, where = texts.unique(return_inverse=True)
+        alone = torch.empty(len(judged))
+        for part, mask, read in self.read(encoded, judged):
+            alone[part] = self._log_likelihood(encoded, judged[part], mask, read).cpu()
+        return evidence - alone[where]
+
+    def _log_likelihood(self, encoded: EncodedSplit, texts: Tensor, mask: Tensor, output: StackOutput) -> Tensor:
+        ids = encoded.tokens_of(texts)[0].to(mask.device)
+        with self.evaluating():
+            return self.model.log_likelihood(output.hidden_states, ids, mask)
 
     def fuse(
         self, encoded: EncodedSplit, texts: Tensor, images: Tensor
@@ -185,11 +216,11 @@ class Runner:
                 fused = self.model.run_stack(ids, mask, tokens, reader)
             yield part, mask, fused
 
-    def read(self, encoded: EncodedSplit) -> Iterator[tuple[Tensor, Tensor, StackOutput]]:
-        """Passes over all captions without an image; yields as :meth:`fuse` does."""
+    def read(self, encoded: EncodedSplit, texts: Tensor) -> Iterator[tuple[Tensor, Tensor, StackOutput]]:
+        """Passes over captions ``texts [S]`` without an image; yields as :meth:`fuse` does."""
         reader = self.memory_reader()
-        for part in encoded.lengths.argsort(stable=True).split(self.batch_size):
-            ids, mask = (tensor.to(self.device) for tensor in encoded.tokens_of(part))
+        for part in encoded.lengths[texts].argsort(stable=True).split(self.batch_size):
+            ids, mask = (tensor.to(self.device) for tensor in encoded.tokens_of(texts[part]))
             with self.evaluating():
                 output = self.model.run_stack(ids, mask, reader=reader)
             yield part, mask, output

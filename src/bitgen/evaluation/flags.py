@@ -85,21 +85,22 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         metavar="X",
         help="re-rank by matching logit + X * cosine (default: 1 / itm_temperature of the run. Negatives were drawn in "
-        "proportion to exp(cosine / itm_temperature), so the head learned what that leaves over)",
+        "proportion to exp(cosine / itm_temperature), so the head learned what that leaves over). An itm_likelihood "
+        "run re-ranks by evidence + X * cosine (default: 1 / temperature, as contrast starts from it)",
     )
     parser.add_argument(
         "--rerank_text_weight",
         type=float,
         metavar="X",
         help="and + X * (log p(caption | image) - log p(caption)), what the image adds to the caption's likelihood in "
-        "nats; with both weights 0 the matching head alone decides (default: 1 with --captioner or if the run had a "
-        "text_loss_weight, else 0)",
+        "nats; with both weights 0 matching alone decides (default: 1 with --captioner or if the run had a "
+        "text_loss_weight, else 0, as with itm_likelihood, whose own evidence is there already)",
     )
     parser.add_argument(
         "--captioner",
         metavar="PATH",
-        help="a run whose model judges how likely a caption is, in re-ranking and itm_acc_calibrated, instead of the "
-        "checkpoint's own: a model trained to write alone knows most about it",
+        help="a run whose model judges how likely a caption is, in re-ranking and itm_acc_calibrated: a model "
+        "trained to write alone knows most about it",
     )
     parser.add_argument(
         "--bootstrap",

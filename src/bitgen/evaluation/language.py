@@ -8,8 +8,9 @@ import torch
 
 from bitgen.data.text_blocks import TextBlocks, causal_document_mask, collate_blocks
 from bitgen.evaluation.encode import EncodedSplit, Runner
+from bitgen.model.likelihood import IGNORED, next_token_labels
 from bitgen.model.sequence_layout import SequenceLayout
-from bitgen.objectives.language import IGNORED, language_loss, next_token_labels
+from bitgen.objectives.language import language_loss
 
 SEQUENCES = 64  # of a source at most: some thousand tokens each settle a perplexity to a few per cent
 

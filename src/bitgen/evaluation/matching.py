@@ -13,8 +13,6 @@ from torch import Tensor
 from bitgen.evaluation.calibration import cross_fitted
 from bitgen.evaluation.encode import EncodedSplit, Runner
 from bitgen.evaluation.retrieval import Ranking, pair_cosines, recall_metrics
-from bitgen.model.modeling_bitgen import StackOutput
-from bitgen.objectives.language import next_token_labels, sequence_log_probs
 
 
 class HardPairs(NamedTuple):
@@ -26,7 +24,7 @@ class HardPairs(NamedTuple):
 
 
 class RerankWeights(NamedTuple):
-    """Added to the matching logit in re-ranking: `cosine * cos + text * (log p(caption | image) - log p(caption))`.
+    """Added to what matching says: `cosine * cos + text * (log p(caption | image) - log p(caption))`.
 
     The last term is the captioner's evidence (in nats): for a caption's images its likelihood alone decides, for an
     image's captions what the image adds to it.
@@ -56,37 +54,23 @@ def score_candidates(
     """Scores of the kept candidates: [M, k] for each caption's images, [N, k] for each image's captions.
 
     A pair that is a candidate in both directions passes the model once. Without a captioner, the captions' evidence is
-    the model's own.
+    the model's own. Matching says its logit, or, where the head reads the likelihood, the evidence itself: what the
+    head takes off for cosine is for pairs that were picked by it, and wrong.
     """
     texts = torch.cat([_repeat_rows(ranking.text_candidates), ranking.image_candidates.flatten()])
     images = torch.cat([ranking.text_candidates.flatten(), _repeat_rows(ranking.image_candidates)])
     pairs, where = torch.unique(texts * encoded.num_images + images, return_inverse=True)
     pair_texts, pair_images = pairs // encoded.num_images, pairs % encoded.num_images
-    scores = runner.match(encoded, pair_texts, pair_images)
+    by_likelihood = runner.model.config.itm_likelihood
+    scores = (runner.text_evidence if by_likelihood else runner.match)(encoded, pair_texts, pair_images)
     if weights.cosine:
         scores += weights.cosine * pair_cosines(encoded, pair_texts, pair_images)
     if weights.text:
-        scores += weights.text * text_evidence(*(captioner or (runner, encoded)), pair_texts, pair_images)
+        judge, seen = captioner or (runner, encoded)
+        scores += weights.text * judge.text_evidence(seen, pair_texts, pair_images)
     scores = scores[where]
     split = ranking.text_candidates.numel()
     return scores[:split].view_as(ranking.text_candidates), scores[split:].view_as(ranking.image_candidates)
-
-
-def text_evidence(runner: Runner, encoded: EncodedSplit, texts: Tensor, images: Tensor) -> Tensor:
-    """`log p(caption | image) - log p(caption)` in nats, [S] float32, of the pairs (texts[s], images[s]) of rows."""
-    evidence = torch.empty(len(texts))
-    for part, mask, fused in runner.fuse(encoded, texts, images):
-        evidence[part] = _log_probs(runner, encoded, texts[part], mask, fused)
-    alone = torch.empty(encoded.num_texts)
-    for part, mask, read in runner.read(encoded):
-        alone[part] = _log_probs(runner, encoded, part, mask, read)
-    return evidence - alone[texts]
-
-
-def _log_probs(runner: Runner, encoded: EncodedSplit, texts: Tensor, mask: Tensor, output: StackOutput) -> Tensor:
-    labels = next_token_labels(encoded.tokens_of(texts)[0].to(mask.device), mask)
-    with runner.evaluating():
-        return sequence_log_probs(output.hidden_states, runner.model.embeddings.token.weight, labels).cpu()
 
 
 def _repeat_rows(candidates: Tensor) -> Tensor:
@@ -175,7 +159,7 @@ def matching_metrics(
     cosines = pair_cosines(encoded, pairs.texts, pairs.images)
     scores = [cosines, logits]
     if captioner is not None:
-        scores.append(text_evidence(*captioner, pairs.texts, pairs.images))
+        scores.append(captioner.runner.text_evidence(captioner.encoded, pairs.texts, pairs.images))
     return {
         "itm_acc": balanced_accuracy(logits > 0, logits <= 0, pairs.labels),
         "itm_acc_cosine": best_threshold_accuracy(cosines, pairs.labels),

@@ -18,9 +18,13 @@ from .configuration_bitgen import MAX_POOLED_GRID, BitGenConfig
 from .cross_modal_fusion import build_fusion
 from .episodic_memory import MemoryLayer, MemoryReader
 from .feature_compressor import FeatureCompressor, TokenPooling
+from .likelihood import next_token_labels, sequence_log_probs
 from .sequence_layout import SequenceLayout
 from .text_decoder import TextDecoder, TextEmbeddings
 from .vision_encoder import VisionEncoder
+
+# Cosines of hard pairs end at 0.6 to 0.8, some 0.05 apart: shifted and scaled, or weight and bias would learn slowly.
+COSINE_CENTRE, COSINE_UNIT = 0.5, 0.02
 
 
 class ImageEncoding(NamedTuple):
@@ -72,7 +76,10 @@ class BitGenModel(PreTrainedModel):
         self.final_norm = nn.LayerNorm(width)
         self.image_projection = nn.Linear(width, width)
         self.text_projection = nn.Linear(width, width)
-        self.itm_head = nn.Linear(width, 2)
+        self.itm_head = nn.Linear(2 if config.itm_likelihood else width, 2)
+        if config.itm_likelihood:  # what a nat and a cosine are worth, from nothing
+            nn.init.zeros_(self.itm_head.weight)
+            nn.init.zeros_(self.itm_head.bias)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -104,8 +111,7 @@ class BitGenModel(PreTrainedModel):
         if not torch.is_autocast_enabled(vision_features.device.type):
             vision_features = vision_features.to(self.image_projection.weight.dtype)  # stored ones may be bfloat16
         image_tokens = self.compressor(vision_features)
-        projected = self.image_projection(self.image_pooling(image_tokens))
-        return ImageEncoding(image_tokens, F.normalize(projected.float(), dim=-1))
+        return ImageEncoding(image_tokens, self.image_features(image_tokens))
 
     def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``[B, 3, H, W]`` to what the compressor takes, ``[B, P, C]``: the tower's patches, averaged to a grid of
@@ -121,8 +127,9 @@ class BitGenModel(PreTrainedModel):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, reader: MemoryReader | None = None
     ) -> torch.Tensor:
         """``[B, T]`` ids (BOS ... EOS, padded on the right) and mask -> normalised ``text_features [B, D]``."""
-        hidden = self.run_stack(input_ids, attention_mask, reader=reader).hidden_states
-        return F.normalize(self.text_projection(last_token(hidden, attention_mask)).float(), dim=-1)
+        return self.text_features(
+            self.run_stack(input_ids, attention_mask, reader=reader).hidden_states, attention_mask
+        )
 
     def pool_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """``[B, P, D] -> [B, P', D]``: average-pooled to at most 7 x 7 and rounded to bfloat16.
@@ -151,8 +158,11 @@ class BitGenModel(PreTrainedModel):
     ) -> torch.Tensor:
         """Image-text matching logits ``[B, 2]`` (index 1: they belong together) of pooled image tokens
         ``[B, P', D]`` and captions ``[B, T]``."""
-        fused = self.run_stack(input_ids, attention_mask, pooled_tokens, reader)
-        return self.itm_logits(fused.hidden_states, attention_mask)
+        fused = self.run_stack(input_ids, attention_mask, pooled_tokens, reader).hidden_states
+        if not self.config.itm_likelihood:
+            return self.itm_logits(fused, attention_mask)
+        alone = self.run_stack(input_ids, attention_mask, reader=reader).hidden_states
+        return self.evidence_logits(*self.pair_evidence(fused, alone, input_ids, attention_mask, pooled_tokens))
 
     def forward(
         self,
@@ -211,9 +221,53 @@ class BitGenModel(PreTrainedModel):
         mask = attention_mask[..., None].to(hidden.dtype)
         return self.memory.code((hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1))
 
+    def image_features(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Normalised ``[B, D]`` of image tokens ``[B, P, D]``, pooled ones or all."""
+        return F.normalize(self.image_projection(self.image_pooling(image_tokens)).float(), dim=-1)
+
+    def text_features(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Normalised ``[B, D]`` of captions that the stack read without an image."""
+        return F.normalize(self.text_projection(last_token(hidden_states, attention_mask)).float(), dim=-1)
+
     def itm_logits(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Matching logits ``[B, 2]`` read at the last real token."""
+        """Matching logits ``[B, 2]``, read at the last real token."""
         return self.itm_head(last_token(hidden_states, attention_mask)).float()
+
+    @torch.no_grad()
+    def pair_evidence(
+        self,
+        fused: torch.Tensor,
+        alone: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pooled_tokens: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What an ``itm_likelihood`` head reads of B pairs, from the stack's outputs ``[B, T, D]`` on their captions
+        with the image and ``alone``: for :meth:`evidence_logits`, ``[B]`` each."""
+        prior = self.log_likelihood(alone, input_ids, attention_mask)
+        cosines = (self.image_features(pooled_tokens) * self.text_features(alone, attention_mask)).sum(dim=-1)
+        return self.log_likelihood(fused, input_ids, attention_mask) - prior, cosines
+
+    def evidence_logits(self, evidence: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
+        """Matching logits ``[B, 2]`` of a head with ``itm_likelihood``.
+
+        Args:
+            evidence: ``[B]``, log p(caption | image) - log p(caption) in nats (VisualGPTScore, arXiv 2306.01879,
+                section 3): a comparison word by word.
+            cosines: ``[B]``, of the two features. Hard pairs are picked by it, wrong ones for being similar, and the
+                head learns how much to take off for that.
+        """
+        inputs = torch.stack((evidence.float(), (cosines.float() - COSINE_CENTRE) / COSINE_UNIT), dim=1)
+        with torch.autocast(inputs.device.type, enabled=False):  # it would round the nats
+            return F.linear(inputs, self.itm_head.weight.float(), self.itm_head.bias.float())
+
+    def log_likelihood(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """log p of captions ``[B, T]`` after their BOS, EOS included, from the stack's output on them: ``[B]`` nats,
+        float32, without a gradient."""
+        labels = next_token_labels(input_ids, attention_mask)
+        return sequence_log_probs(hidden_states, self.embeddings.token.weight, labels)
 
     def lm_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The output head, tied to the token embedding: ``[..., D] -> [..., V]``."""

@@ -18,13 +18,14 @@ class ContrastiveOutput(NamedTuple):
     acc_t2i: torch.Tensor
 
 
-def soft_target_cross_entropy(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of ``logits [B, N]`` against the uniform distribution over ``positives [B, N]`` (bool).
+def soft_target_cross_entropy(logits: torch.Tensor, positives: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Mean cross-entropy of ``logits [B, N]`` against the uniform distribution over ``positives [B, N]`` (bool), of
+    which ``smoothing`` goes to all candidates alike.
 
     Every row must have at least one positive.
     """
     positives = positives.to(logits.dtype)
-    targets = positives / positives.sum(dim=1, keepdim=True)
+    targets = (1 - smoothing) * positives / positives.sum(dim=1, keepdim=True) + smoothing / logits.shape[1]
     return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
@@ -37,6 +38,7 @@ def contrastive_loss(
     candidate_text_features: torch.Tensor,
     candidate_ids: torch.Tensor,
     temperature: torch.Tensor,
+    smoothing: float = 0.0,
 ) -> ContrastiveOutput:
     """Symmetric cross-entropy in which all pairs that share an ``image_id`` are positives of each other.
 
@@ -46,6 +48,8 @@ def contrastive_loss(
         candidate_*: what they are compared with, ``[N, D]`` and ``[N]``: the gathered batch (with gradient), then the
             filled part of the queue (detached). Must contain the rows themselves.
         temperature: scalar tensor.
+        smoothing: share of each row's target that goes to all its candidates (Szegedy et al., arXiv 1512.00567,
+            section 7).
     """
     positives = image_ids[:, None] == candidate_ids[None, :]  # (B, N)
     losses, accuracies = [], []
@@ -54,7 +58,7 @@ def contrastive_loss(
         (text_features, candidate_image_features),
     ):
         logits = queries.float() @ candidates.float().T / temperature
-        losses.append(soft_target_cross_entropy(logits, positives))
+        losses.append(soft_target_cross_entropy(logits, positives, smoothing))
         best = logits.detach().argmax(dim=1, keepdim=True)
         accuracies.append(positives.gather(1, best).float().mean())
     return ContrastiveOutput((losses[0] + losses[1]) / 2, *accuracies)

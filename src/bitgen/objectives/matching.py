@@ -46,6 +46,24 @@ def draw_hard_negatives(
     return HardNegatives(index.squeeze(1), has_candidate.float(), rank)
 
 
+def interleave(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
+    """``[ceil(N / 2)]`` and ``[floor(N / 2)]`` to the ``[N]`` whose rows 0, 2, .. and 1, 3, .. they are."""
+    joined = even.new_empty(len(even) + len(odd))
+    joined[::2], joined[1::2] = even, odd
+    return joined
+
+
+def select(local: torch.Tensor, past: torch.Tensor, negatives: HardNegatives) -> torch.Tensor:
+    """Rows of ``cat(local, past)``, keeping gradients into ``local`` and copying only what is drawn of ``past``."""
+    rows, index = len(local), negatives.index
+    from_local = local[index.clamp_max(rows - 1)]
+    if not len(past):
+        return from_local
+    from_past = past[(index - rows).clamp_min(0)].to(local.dtype)
+    is_local = (index < rows).view(-1, *[1] * (local.dim() - 1))
+    return torch.where(is_local, from_local, from_past)
+
+
 class MatchingOutput(NamedTuple):
     """Scalars: weighted cross-entropy and balanced accuracy."""
 

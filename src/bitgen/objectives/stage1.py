@@ -1,7 +1,8 @@
 """Stage 1: a model and a batch in, the losses of vision-language training out.
 
 Of image-caption pairs: ``contrastive_weight * ITC + itm_weight * ITM + memory_kl_weight * KL + text_loss_weight * LM``,
-of packed text ``text_loss_weight * LM`` alone.
+of packed text ``text_loss_weight * LM`` alone. Where matching reads likelihoods, LM is over captions without their
+image too.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from torch import nn
 
 from bitgen.data.text_blocks import causal_document_mask
 from bitgen.model.episodic_memory import MemoryReader, readback_error, slot_utilization
+from bitgen.model.likelihood import next_token_labels
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
 from bitgen.model.sequence_layout import SequenceLayout
 from bitgen.objectives.contrastive import ContrastiveOutput, contrastive_loss, recentre
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries, pad_to
 from bitgen.objectives.gather import gather_rows
-from bitgen.objectives.language import language_loss, next_token_labels
-from bitgen.objectives.matching import HardNegatives, draw_hard_negatives, matching_loss
+from bitgen.objectives.language import language_loss
+from bitgen.objectives.matching import HardNegatives, draw_hard_negatives, interleave, select
+from bitgen.objectives.matching_pass import Pairs, match_by_likelihood, match_by_token
 
 TEMPERATURE_RANGE = (0.01, 1.0)
 
@@ -33,6 +36,7 @@ class ObjectiveSettings(Protocol):
     memory_kl_weight: float
     text_loss_weight: float
     queue_weight: float
+    label_smoothing: float
     temperature: float
     itm_temperature: float
     itm_temperature_start: float | None
@@ -157,12 +161,17 @@ class Stage1Objective(nn.Module):
         temperature = self.log_temperature.exp()
         metrics: dict[str, torch.Tensor] = {"temperature": temperature.detach()}
         loss = images.image_features.new_zeros(())
-        entries = None
-        if settings.contrastive_weight or settings.itm_weight:
-            contrast_ids, contrast_mask = input_ids, mask
-            if self.training and settings.token_dropout > 0:
-                contrast_ids, contrast_mask = drop_tokens(input_ids, mask, settings.token_dropout)
-            text_features = model.encode_text(contrast_ids, contrast_mask, reader)
+        entries = alone = None
+        contrasts = bool(settings.contrastive_weight or settings.itm_weight)
+        drops = self.training and settings.token_dropout > 0
+        weighs = model.config.itm_likelihood and settings.itm_weight > 0
+        if weighs or (contrasts and not drops):
+            alone = model.run_stack(input_ids, mask, reader=reader).hidden_states
+        if contrasts:
+            if drops:
+                text_features = model.encode_text(*drop_tokens(input_ids, mask, settings.token_dropout), reader)
+            else:
+                text_features = model.text_features(alone, mask)
             entries = QueueEntries(
                 images.image_features.detach(),
                 text_features.detach(),
@@ -180,7 +189,7 @@ class Stage1Objective(nn.Module):
         posterior = None
         if self._fuses():
             if settings.itm_weight:
-                fused, itm = self._matching_pass(entries, pooled, input_ids, mask, past, reader)
+                fused, itm = self._matching_pass(entries, pooled, input_ids, mask, past, reader, alone)
                 loss = loss + settings.itm_weight * itm["itm_loss"]
                 metrics.update(itm)
             else:
@@ -196,6 +205,11 @@ class Stage1Objective(nn.Module):
                 caption_loss = language_loss(fused.hidden_states, model.embeddings.token.weight, labels)
                 loss = loss + settings.text_loss_weight * caption_loss
                 metrics["caption_loss"] = caption_loss
+                if weighs:  # a nat of evidence is one more than without the image
+                    labels = next_token_labels(input_ids, mask)
+                    prior_loss = language_loss(alone, model.embeddings.token.weight, labels)
+                    loss = loss + settings.text_loss_weight * prior_loss
+                    metrics["caption_prior_loss"] = prior_loss
         metrics["loss"] = loss
         return Stage1Output(loss, {name: value.detach() for name, value in metrics.items()}, entries, posterior)
 
@@ -214,8 +228,10 @@ class Stage1Objective(nn.Module):
         ``queue_weight`` is 0).
         """
         images, texts, ids = gather_rows(image_features), gather_rows(text_features), gather_rows(image_ids)
-        in_batch = contrastive_loss(image_features, text_features, image_ids, images, texts, ids, temperature)
-        weight = self.settings.queue_weight
+        smoothing, weight = self.settings.label_smoothing, self.settings.queue_weight
+        in_batch = contrastive_loss(
+            image_features, text_features, image_ids, images, texts, ids, temperature, smoothing
+        )
         if not weight or not len(past.image_ids):
             return in_batch
         images, texts = images.detach(), texts.detach()
@@ -227,6 +243,7 @@ class Stage1Objective(nn.Module):
             torch.cat((texts, recentre(past.text_features, texts))),
             torch.cat((ids, past.image_ids)),
             temperature,
+            smoothing,
         )
         return with_queue._replace(loss=(1 - weight) * in_batch.loss + weight * with_queue.loss)
 
@@ -238,14 +255,13 @@ class Stage1Objective(nn.Module):
         mask: torch.Tensor,
         past: QueueEntries,
         reader: MemoryReader | None,
+        alone: torch.Tensor | None,
     ) -> tuple[StackOutput, dict[str, torch.Tensor]]:
-        """One fused pass of B true pairs and, with a partner drawn for each, B (image, partner's text), B (partner's
-        image, text) and B (partner's image and text); the first B rows of it, and the metrics.
+        """A partner for each of the B pairs, and what the head says of true and wrong pairs: the true pairs' output for
+        the losses that follow, and the metrics.
 
-        Half of the rows draw the text that is hard for their image, half the image that is hard for their text. The
-        partner comes as a true pair as well, so that each picture and each caption is in as many true pairs as wrong
-        ones. Otherwise one side alone tells the label: partners are hubs, and image tokens from the queue are of
-        earlier weights.
+        Half of the rows draw the text that is hard for their image, half the image that is hard for their text.
+        ``alone [B, T, D]``: the captions as the stack read them without an image, for a head that reads likelihoods.
         """
         candidate_ids = torch.cat((local.image_ids, past.image_ids))
         temperature = self.itm_temperature()
@@ -263,29 +279,22 @@ class Stage1Objective(nn.Module):
             candidate_ids,
             temperature,
         )
-        partner = HardNegatives(*(interleave(even, odd) for even, odd in zip(by_image, by_text, strict=True)))
-        partner_ids = _select(local.input_ids, past.input_ids, partner)
-        partner_mask = _select(local.attention_mask, past.attention_mask, partner)
+        drawn = HardNegatives(*(interleave(even, odd) for even, odd in zip(by_image, by_text, strict=True)))
+        partner_ids = select(local.input_ids, past.input_ids, drawn)
+        partner_mask = select(local.attention_mask, past.attention_mask, drawn)
         width = max(mask.shape[1], int(partner_mask.sum(dim=1).max()))  # the longest caption drawn, not max_seq_len
-        input_ids, mask = pad_to(input_ids, width), pad_to(mask, width)
-        partner_ids, partner_mask = partner_ids[:, :width].to(input_ids), partner_mask[:, :width].to(mask)
-        partner_tokens = _select(pooled, past.image_tokens, partner)
-
-        all_mask = torch.cat((mask, partner_mask, mask, partner_mask))
-        fused = self.model.run_stack(
-            torch.cat((input_ids, partner_ids, input_ids, partner_ids)),
-            all_mask,
-            torch.cat((pooled, pooled, partner_tokens, partner_tokens)),
-            reader,
+        own = Pairs(pad_to(input_ids, width), pad_to(mask, width), pooled)
+        partner = Pairs(
+            partner_ids[:, :width].to(input_ids),
+            partner_mask[:, :width].to(mask),
+            select(pooled, past.image_tokens, drawn),
         )
-        logits = self.model.itm_logits(fused.hidden_states, all_mask)
-        rows = len(input_ids)
-        labels = torch.tensor([1, 0, 0, 1], device=logits.device).repeat_interleave(rows)
-        weights = torch.cat((torch.ones_like(partner.weight), partner.weight.repeat(3)))
-        itm = matching_loss(logits, labels, weights)
-        median = partner.rank.float().masked_fill(partner.weight == 0, torch.nan).nanmedian().nan_to_num(0.0)
-        metrics = {"itm_loss": itm.loss, "itm_acc": itm.accuracy, "itm_negative_rank": median}
-        return StackOutput(*(None if part is None else part[:rows] for part in fused)), metrics
+        if self.model.config.itm_likelihood:
+            fused, itm = match_by_likelihood(self.model, own, partner, drawn.weight, alone, reader)
+        else:
+            fused, itm = match_by_token(self.model, own, partner, drawn.weight, reader)
+        median = drawn.rank.float().masked_fill(drawn.weight == 0, torch.nan).nanmedian().nan_to_num(0.0)
+        return fused, {"itm_loss": itm.loss, "itm_acc": itm.accuracy, "itm_negative_rank": median}
 
     def _write_episode(self, fused: StackOutput, mask: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Write the gathered batch as one episode into the prior; the posterior mean and the metrics."""
@@ -310,21 +319,3 @@ def drop_tokens(input_ids: torch.Tensor, mask: torch.Tensor, rate: float) -> tup
     kept = mask.bool() & (protected | (torch.rand(mask.shape, device=mask.device) >= rate))
     order = torch.sort(kept.to(torch.uint8), dim=1, descending=True, stable=True).indices
     return input_ids.gather(1, order), kept.gather(1, order).to(mask.dtype)
-
-
-def interleave(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
-    """``[ceil(N / 2)]`` and ``[floor(N / 2)]`` to the ``[N]`` whose rows 0, 2, .. and 1, 3, .. they are."""
-    joined = even.new_empty(len(even) + len(odd))
-    joined[::2], joined[1::2] = even, odd
-    return joined
-
-
-def _select(local: torch.Tensor, past: torch.Tensor, negatives: HardNegatives) -> torch.Tensor:
-    """Rows of ``cat(local, past)``, keeping gradients into ``local`` and copying only what is drawn of ``past``."""
-    rows, index = len(local), negatives.index
-    from_local = local[index.clamp_max(rows - 1)]
-    if not len(past):
-        return from_local
-    from_past = past[(index - rows).clamp_min(0)].to(local.dtype)
-    is_local = (index < rows).view(-1, *[1] * (local.dim() - 1))
-    return torch.where(is_local, from_local, from_past)

@@ -12,6 +12,7 @@ _TRAIN_ROWS = (
     ("matching loss (ITM)", "train/itm_loss"),
     ("memory KL", "train/memory_kl_loss"),
     ("caption loss", "train/caption_loss"),
+    ("caption loss, no image", "train/caption_prior_loss"),
     ("text loss", "train/text_loss"),
     ("ITM accuracy", "train/itm_acc"),
     ("temperature", "train/temperature"),
