@@ -9,6 +9,7 @@ from contextlib import closing
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bitgen.config import Config, ConfigError, exit_on_config_error, parse_config
+from bitgen.first_stage import split_first_stage
 from bitgen.run import build_trainer, finish
 from bitgen.training.distributed import start_processes, stop_processes
 from bitgen.training.reporting import TrainingDiverged, message_of
@@ -17,33 +18,41 @@ from bitgen.training.run_logging import FILE_ONLY
 logger = logging.getLogger("bitgen.train")
 
 
-def train(config: Config) -> int:
-    """Build and fit; returns the exit status."""
+def train(config: Config, purpose: str | None = None) -> bool:
+    """Build and fit; returns whether the run came to its end unasked. Exits with status 1 where it could not go on."""
     processes = start_processes(config)
     try:
         trainer = build_trainer(config, processes)
     except ValueError as error:  # what a person asked for cannot be
         raise ConfigError(str(error)) from error
     with closing(trainer.monitor):
+        if purpose is not None:
+            logger.info(purpose)
         try:
             finished = trainer.fit()
         except (TrainingDiverged, ValueError) as error:  # a disk that is full, a record that cannot be read
             logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
             logger.error("%s", message_of(error))
-            return 1
+            sys.exit(1)
         if finished:
             finish(trainer)
-    return 0
+            if trainer.stopped and purpose is not None:
+                logger.info("Stopped between the two runs. Go on with:\n  %s", trainer.resume_command)
+    return finished and not trainer.stopped
 
 
 def main() -> int:
-    """Read the configuration and train."""
+    """Read the configuration and train, first the run that it starts from where it names one to be trained."""
     with exit_on_config_error():
-        config = parse_config()
+        first, config = split_first_stage(parse_config())
         try:
-            return train(config)
+            if first is None or train(
+                first, f"The first of two runs: {config.output.output_dir} starts from its weights"
+            ):
+                train(config)
         finally:
             stop_processes()
+    return 0
 
 
 if __name__ == "__main__":

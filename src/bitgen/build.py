@@ -253,6 +253,8 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
             f"tokenizer {resolve_checkpoint(path).parent / TOKENIZER_FOLDER}."
         )
     theirs, ours = source.model.state_dict(), model.state_dict()
+    if not source.config.objective.itm_weight:  # its matching head was never trained, and this run's may be another
+        theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("itm_head.")}
     differing = [name for name in {**ours, **theirs} if not _same_shape(ours.get(name), theirs.get(name))]
     if differing:
         raise ConfigError(

@@ -109,7 +109,9 @@ def _assemble(
     elif config.training.resume is not None:
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
 
-    tokenizer, train, val, text_val, model = build_parts(config, processes)
+    # A run that goes on has its weights: those it started from may be gone.
+    fresh = config if checkpoint is None else config.replace(init_from=None)
+    tokenizer, train, val, text_val, model = build_parts(fresh, processes)
     objective = Stage1Objective(model, config.objective, sees_pairs=config.data.train_data is not None)
     precision = resolve_precision(config, processes.device)
     table = count_parameters(model, {"temperature": [objective.log_temperature]})

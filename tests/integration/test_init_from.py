@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,12 @@ import torch
 
 from bitgen.build import load_model
 from bitgen.config import ConfigError
+from bitgen.first_stage import split_first_stage
+from bitgen.run import build_trainer
+from bitgen.training import snapshot
+from bitgen.training.checkpoint import checkpoint_folders, step_of
+from bitgen.training.distributed import start_processes
+from bitgen.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -52,6 +62,94 @@ def test_another_network_is_refused(build, first_stage: str, changed: dict, mess
         build("second", init_from=first_stage, **changed)
 
 
+def test_a_captioner_s_untrained_matching_head_may_be_another(build, fit_until) -> None:
+    alone = dict(contrastive_weight=0.0, itm_weight=0.0, text_loss_weight=1.0)
+    first = build("first", max_steps=2, **alone)
+    first.fit()
+    second = build("second", init_from=first.config.output.output_dir, itm_likelihood=True, text_loss_weight=1.0)
+    trained, started = (trainer.objective.model.state_dict() for trainer in (first, second))
+    assert torch.equal(started["final_norm.weight"], trained["final_norm.weight"])
+    assert started["itm_head.weight"].shape == (2, 2) and not started["itm_head.weight"].any()
+
+
 def test_a_missing_folder_is_named(build, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere.*no such folder"):
         build("second", init_from=str(tmp_path / "nowhere"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """A first run as its file says it: captions alone, of another length."""
+    path = tmp_path / "captions.yaml"
+    path.write_text(
+        "objective: {contrastive_weight: 0, itm_weight: 0, text_loss_weight: 1}\n"
+        "training: {max_steps: 5, batch_size: 4, grad_accum_steps: 1, learning_rate: 1e-3, warmup_steps: 1, seed: 7}\n"
+        "output: {save_steps: 2, output_dir: elsewhere}\n"
+    )
+    return str(path)
+
+
+def test_a_file_is_a_run_to_train_first(tiny_config, recipe: str) -> None:
+    config = tiny_config(init_from=recipe, ffn_dim=48, seed=3, resume="auto")
+    first, then = split_first_stage(config)
+    assert then.training.init_from == first.output.output_dir == f"{config.output.output_dir}/first"
+    assert first.output.log_dir == f"{config.output.log_dir}/first" and first.output.save_steps == 2
+    assert (first.training.max_steps, first.training.batch_size, first.objective.contrastive_weight) == (5, 4, 0)
+    assert (first.training.seed, first.training.device, first.training.resume) == (3, "cpu", "auto")
+    assert first.model == config.model and first.data == config.data and first.training.init_from is None
+    assert split_first_stage(tiny_config(init_from="runs/a")) == (None, tiny_config(init_from="runs/a"))
+
+
+@pytest.mark.parametrize("cut_in", ["first", "second"])
+def test_an_interrupted_pair_of_runs_ends_as_an_uninterrupted_one(
+    tiny_config, recipe: str, main, fit_until, same_checkpoint, cut_in: str
+) -> None:
+    assert main("whole", init_from=recipe)[0] == 0
+    for config in split_first_stage(tiny_config("cut", init_from=recipe)):
+        trainer = build_trainer(config, start_processes(config))
+        with closing(trainer.monitor):
+            if (cut_in == "first") == config.output.output_dir.endswith("first"):
+                fit_until(trainer, 3)
+                break
+            trainer.fit()
+    if cut_in == "second":  # what it started from is no longer needed
+        shutil.rmtree(f"{tiny_config('cut').output.output_dir}/first")
+    assert main("cut", init_from=recipe, resume="auto")[0] == 0
+    for part in ("", "/first")[: 2 if cut_in == "first" else 1]:
+        same_checkpoint(*(tiny_config(run).output.output_dir + part for run in ("whole", "cut")))
+    status, message = main("cut", init_from=recipe)
+    assert status == 2 and "holds checkpoints of another run" in message
+
+
+def test_a_signal_in_the_last_step_of_the_first_run_stops_both(
+    tiny_config, recipe: str, main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_at_a_signal(trainer: Trainer, *arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        snapshot.save(trainer, *arguments)
+
+    Path(recipe).write_text(Path(recipe).read_text().replace("save_steps: 2", "save_steps: 1000"))
+    monkeypatch.setattr("bitgen.training.trainer.save", save_at_a_signal)
+    assert main(init_from=recipe)[0] == 0
+    monkeypatch.undo()
+    output = tiny_config().output.output_dir
+    assert checkpoint_folders(f"{output}/first") and not checkpoint_folders(output)
+
+
+def test_two_processes_train_both_runs(tiny_config, recipe: str, command, execute) -> None:
+    likelihood = dict(itm_likelihood=True, text_loss_weight=1.0)
+    config = tiny_config("two", init_from=recipe, max_steps=4, batch_size=4, lora_warmup_steps=2, **likelihood)
+    done = execute(command(config, processes=2))  # whose ranks are compared at each checkpoint
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [step_of(folder) for folder in checkpoint_folders(config.output.output_dir)] == [4]
+
+
+def test_a_first_run_that_cannot_be_is_refused_before_anything_is_trained(tiny_config, recipe: str, main) -> None:
+    Path(recipe).write_text("training: {init_from: more.yaml}")
+    status, message = main(init_from=recipe)
+    assert status == 2 and "one run before another" in message
+    Path(recipe).write_text("objective: {contrastive_weight: -1}")
+    status, message = main(init_from=recipe)
+    assert status == 2 and "captions.yaml, trained first on this run's data and network" in message
+    status, message = main(init_from="nowhere.yaml")
+    assert status == 2 and "nowhere.yaml" in message

@@ -93,6 +93,7 @@ class Trainer:
         self.restored_moments: dict[str, Any] = {}
         self.wrapped: nn.Module = self.objective
         self.phase = 0
+        self.stopped = False  # whether a signal came, in the last step or after it perhaps
         # Identical models on all ranks, then dropout and negatives of each rank's own.
         seed_everything(training.seed + self.processes.rank)
         if self.checkpoint is not None:
@@ -130,6 +131,7 @@ class Trainer:
                 self._run(stop)
             finally:
                 self.batches.stop()
+            self.stopped = any(gather_objects(stop.received is not None, self.processes))
         return progress.step == self.plan.total_steps  # which a budget may have cut
 
     def _prepare_cache(self, owed: bool) -> None:
