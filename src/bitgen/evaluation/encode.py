@@ -173,6 +173,13 @@ class Runner:
             scores[part] = (logits[:, 1] - logits[:, 0]).cpu()
         return scores
 
+    def order(self, encoded: EncodedSplit, texts: Tensor, images: Tensor) -> Tensor:
+        """What matching orders candidates by, [S] float32: its logit, or the evidence in nats that it reads.
+
+        What a likelihood head takes off for cosine is for pairs whose wrong half was picked by it: not here.
+        """
+        return (self.text_evidence if self.model.config.itm_likelihood else self.match)(encoded, texts, images)
+
     def _pooled_features(self, encoded: EncodedSplit) -> Tensor:
         """Normalised features [N, D] of the pooled tokens, which matching sees; on 7 x 7 patches the encoded ones."""
         with self.evaluating():

@@ -54,15 +54,13 @@ def score_candidates(
     """Scores of the kept candidates: [M, k] for each caption's images, [N, k] for each image's captions.
 
     A pair that is a candidate in both directions passes the model once. Without a captioner, the captions' evidence is
-    the model's own. Matching says its logit, or, where the head reads the likelihood, the evidence itself: what the
-    head takes off for cosine is for pairs that were picked by it, and wrong.
+    the model's own.
     """
     texts = torch.cat([_repeat_rows(ranking.text_candidates), ranking.image_candidates.flatten()])
     images = torch.cat([ranking.text_candidates.flatten(), _repeat_rows(ranking.image_candidates)])
     pairs, where = torch.unique(texts * encoded.num_images + images, return_inverse=True)
     pair_texts, pair_images = pairs // encoded.num_images, pairs % encoded.num_images
-    by_likelihood = runner.model.config.itm_likelihood
-    scores = (runner.text_evidence if by_likelihood else runner.match)(encoded, pair_texts, pair_images)
+    scores = runner.order(encoded, pair_texts, pair_images)
     if weights.cosine:
         scores += weights.cosine * pair_cosines(encoded, pair_texts, pair_images)
     if weights.text:
