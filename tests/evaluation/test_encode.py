@@ -124,8 +124,9 @@ def test_batch_size_workers_and_max_images_change_nothing_else(dataset):
     assert torch.allclose(some.text_features, whole.text_features[: some.num_texts], atol=1e-5)
 
 
-def test_validating_leaves_the_model_and_the_random_state_as_they_were(dataset):
-    model = build().train()
+@pytest.mark.parametrize("itm_likelihood", [False, True])
+def test_validating_leaves_the_model_and_the_random_state_as_they_were(dataset, itm_likelihood):
+    model = build(itm_likelihood=itm_likelihood).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()
     result = validate(model, dataset, temperature=0.07, batch_size=4, num_workers=1)
@@ -147,9 +148,11 @@ def test_validation_names_what_the_monitor_shows(dataset):
     assert not any("memory" in name or "contrastive" in name for name in without)
 
 
-def test_the_matching_sample_keeps_partners_from_the_whole_split(dataset):
+@pytest.mark.parametrize("itm_likelihood", [False, True])
+def test_the_matching_sample_keeps_partners_from_the_whole_split(dataset, itm_likelihood):
     """With few images sampled, the scores must be those of the same pairs in the full evaluation."""
-    model = build()
+    model = build(itm_likelihood=itm_likelihood)
+    torch.nn.init.normal_(model.itm_head.weight)
     everything = validate(model, dataset, itm_images=dataset.image_count)
     same = validate(model, dataset, itm_images=1000)
     few = validate(model, dataset, itm_images=2)

@@ -146,12 +146,13 @@ def test_a_model_on_features_knows_no_second_phase(written_run):
     assert "one: nothing of a vision tower is trained" in card and "phase 1" not in card
 
 
-def test_unmerged_adapters_stay_and_load(written_run, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"itm_likelihood": True}])
+def test_unmerged_adapters_stay_and_load(written_run, tmp_path, changes):
     """transformers renames DINOv2's weights as it writes and reads them, and must find the adapted ones again."""
-    folder = run_export(written_run(), tmp_path / "model")
+    folder = run_export(written_run(**changes), tmp_path / "model")
     loaded, report = BitGenForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
-    trained = load_model(written_run()).model.state_dict()
+    trained = load_model(written_run(**changes)).model.state_dict()
     assert set(trained) == set(loaded.state_dict())
     assert all(torch.equal(tensor, trained[name]) for name, tensor in loaded.state_dict().items())
     assert [name for name in load_file(folder / "model.safetensors") if "lora_A" in name]

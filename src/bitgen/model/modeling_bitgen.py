@@ -23,7 +23,7 @@ from .sequence_layout import SequenceLayout
 from .text_decoder import TextDecoder, TextEmbeddings
 from .vision_encoder import VisionEncoder
 
-# Cosines of hard pairs end at 0.6 to 0.8, some 0.05 apart: shifted and scaled, or weight and bias would learn slowly.
+# Cosines of hard pairs end at 0.4 to 0.8, some 0.05 apart: shifted and scaled, or weight and bias would learn slowly.
 COSINE_CENTRE, COSINE_UNIT = 0.5, 0.02
 
 
