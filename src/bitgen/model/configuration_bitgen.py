@@ -30,7 +30,7 @@ class BitGenConfig(PretrainedConfig):
         embed_dim (D), vision_embed_dim: text and image token width; they must be equal, since both meet in attention.
         positions: ``learned`` (a table of max_seq_len rows) | ``rope`` (rotary attention, no parameters).
         feed_forward: ``gelu`` | ``swiglu``, which has 1.5 times the parameters at equal ``ffn_dim``.
-        itm_likelihood: whether matching logits read how much likelier the image makes the caption, not the last token.
+        itm_likelihood: matching reads how much likelier the image makes the caption and the cosine, not the last token.
         fusion: ``concat_mlp`` | ``cross_attention`` | ``backbone`` (FIBER, arXiv 2206.07643, section 3).
         memory_size (K), memory_dim (C): slots and code width of the episodic memory (Larimar, arXiv 2403.11901).
 
