@@ -53,9 +53,9 @@ from memory_training import fine_tuning
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitgen.build import load_model
 from bitgen.memory.associative import IMAGE, TEXT
 from bitgen.memory.whitening import Whitening, training_whitening
+from bitgen.trained import load_model
 from evaluate import load_split
 
 PARTS = ("training", "costs", "pseudo_inverse", "edits", "widening", "cue_noise", "recall")

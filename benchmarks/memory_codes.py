@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitgen.build import LoadedModel
 from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.encode import Runner
 from bitgen.memory.associative import AddressSpace, AssociativeMemory
 from bitgen.memory.whitening import Whitening
+from bitgen.trained import LoadedModel
 
 # Cues of a figure, at least: small memories are drawn anew until there are as many.
 CUES = 512

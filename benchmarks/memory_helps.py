@@ -34,7 +34,6 @@ from memory_ways import ALONE, WAYS, Compared, gate_closed, reader_of, reading_f
 from pycocoevalcap.cider.cider import Cider
 from torch import Tensor
 
-from bitgen.build import LoadedModel, build_text, load_model
 from bitgen.data.dataset import PairDataset
 from bitgen.data.text_blocks import causal_document_mask, collate_blocks
 from bitgen.evaluation.caption_metrics import words
@@ -42,11 +41,13 @@ from bitgen.evaluation.encode import EncodedSplit, Runner, image_batches, image_
 from bitgen.evaluation.generation import LONGEST, generate_texts, language_model
 from bitgen.evaluation.language import SEQUENCES, split_by_source
 from bitgen.evaluation.matching import hard_pairs, reranked
-from bitgen.evaluation.memory import read_split
+from bitgen.evaluation.memory_metrics import read_split
 from bitgen.evaluation.retrieval import Ranking, rank_split
 from bitgen.model.episodic_memory import MemoryReader
 from bitgen.model.likelihood import IGNORED, next_token_labels, sequence_log_probs
 from bitgen.model.sequence_layout import SequenceLayout
+from bitgen.tasks.stage1_parts import build_text
+from bitgen.trained import LoadedModel, load_model
 from evaluate import load_split
 
 BATCH, NEAREST, RESAMPLES = 128, 16, 200

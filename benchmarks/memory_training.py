@@ -14,11 +14,11 @@ from memory_costs import seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitgen.build import LoadedModel
 from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.encode import Runner, image_input
 from bitgen.memory.associative import IMAGE, TEXT
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.trained import LoadedModel
 
 # The likeliest first: a run stops once it costs more than the cheapest so far.
 LEARNING_RATES = (1e-3, 3e-4, 3e-3, 1e-4)

@@ -39,14 +39,14 @@ from cached_sections import Split, cached_batches, random_cache
 from measuring import CACHED, FLOOR_OF, LIVE, measure, profile
 
 from bitgen.config import Config
+from bitgen.feature_cache.phase import drop_base
+from bitgen.machine.devices import Precision, choose_device, resolve_precision
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import DINOV2_BASE, random_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.vision_encoder import resolve_lora_targets
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective
-from bitgen.training.cached_phase import drop_base
-from bitgen.training.distributed import Precision, choose_device, resolve_precision
 from bitgen.training.optimizer import build_optimizer
 
 logger = logging.getLogger("stage1_throughput")
@@ -251,7 +251,7 @@ def main() -> None:
 
     config = Config().replace(precision=flags.precision, device=flags.device)
     device = choose_device(config.training.device)
-    precision = resolve_precision(config, device)
+    precision = resolve_precision(config.training.precision, device)
     batch_size = flags.batch_size or (128 if device.type == "cuda" else 16)
     torch.manual_seed(0)
     vision = DINOV2_BASE if flags.vision == "base" else random_vision_config(96, 4, 4, 14, 224)

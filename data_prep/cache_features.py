@@ -10,11 +10,12 @@ import argparse
 import logging
 
 from _common.flags import run  # puts src on the path
-from bitgen.build import build_parts
 from bitgen.config import ConfigError, parse_config
 from bitgen.data.collate import Collator
-from bitgen.training.cached_phase import OFF, CachedPhase, uncachable
-from bitgen.training.distributed import resolve_precision, start_processes, stop_processes
+from bitgen.feature_cache.phase import OFF, CachedPhase, uncachable
+from bitgen.machine.devices import resolve_precision, start_processes
+from bitgen.machine.ranks import stop_processes
+from bitgen.tasks.stage1_parts import build_parts
 
 EXAMPLE = """\
   python data_prep/cache_features.py --train_data data/coco/train --val_data data/coco/val \\
@@ -42,14 +43,15 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("feature_cache is off. Write --feature_cache DIR (or auto, for output_dir/feature_cache).")
     if config.data.train_data is None:
         raise ConfigError("train_data is not set. Write --train_data with a folder that data_prep/ wrote.")
-    processes = start_processes(config)
+    processes = start_processes(config.training.device, config.training.use_ddp)
     try:
         parts = build_parts(config, processes)
         reason = uncachable(config, parts.train, parts.val)
         if reason is not None:
             raise ConfigError(f"there is nothing to cache: {reason}.")
         cached = CachedPhase(config, parts.train, parts.val, Collator(parts.tokenizer.pad_token_id))
-        cached.prepare(parts.model.to(processes.device), processes, resolve_precision(config, processes.device))
+        precision = resolve_precision(config.training.precision, processes.device)
+        cached.prepare(parts.model.to(processes.device), processes, precision)
         logger.info("phase 1 can read %s", cached.parent)
     finally:
         stop_processes()

@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
-from bitgen.build import SCENES, LoadedModel, load_model
+from bitgen.checkpoint.format import DamagedCheckpoint, resolve_checkpoint, verify
 from bitgen.config import Config, ConfigError, exit_on_config_error
 from bitgen.data.dataset import PairDataset
 from bitgen.data.scenes import ScenesDataset
@@ -27,14 +27,16 @@ from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RETRIEVAL, parse_flags
 from bitgen.evaluation.generation import load_export
 from bitgen.evaluation.matching import Captioner, RerankWeights, matching_metrics, rerank_metrics
-from bitgen.evaluation.memory import memory_metrics
-from bitgen.evaluation.results import Results, check_writable, write_results
+from bitgen.evaluation.memory_metrics import memory_metrics
+from bitgen.evaluation.results import Results, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
 from bitgen.evaluation.tables import tables
 from bitgen.export.folder import check_tokenizer
+from bitgen.machine.devices import Precision, choose_device, resolve_precision
+from bitgen.machine.files import check_writable
 from bitgen.model.processing_bitgen import BitGenProcessor
-from bitgen.training.checkpoint import DamagedCheckpoint, resolve_checkpoint, verify
-from bitgen.training.distributed import Precision, choose_device, resolve_precision
+from bitgen.tasks.stage1_parts import SCENES
+from bitgen.trained import LoadedModel, load_model
 
 logger = logging.getLogger("evaluate")
 
@@ -143,7 +145,7 @@ def how_to_run(
     loaded: LoadedModel, dataset: PairDataset, device: torch.device, flags: argparse.Namespace
 ) -> tuple[Precision, int]:
     """The precision, and the number of processes that decode images."""
-    precision = resolve_precision(loaded.config.replace(precision=flags.precision), device)
+    precision = resolve_precision(flags.precision, device)
     if flags.num_workers is not None:
         return precision, flags.num_workers
     return precision, loaded.config.data.num_workers if dataset.kind == "images" else 0
@@ -212,7 +214,7 @@ def load_captioner(flags: argparse.Namespace, device: torch.device) -> Captioner
     loaded = load_checkpoint(flags.captioner)
     if not loaded.config.objective.text_loss_weight:
         raise ConfigError(f"--captioner {flags.captioner} never learned to write (text_loss_weight was 0).")
-    precision = resolve_precision(loaded.config.replace(precision=flags.precision), device)
+    precision = resolve_precision(flags.precision, device)
     runner = Runner(loaded.model.to(device), flags.batch_size, device, precision.autocast, flags.num_workers or 0)
     with naming_bad_records():
         return Captioner(runner, runner.encode(load_split(flags.data, loaded, flags.max_images)))

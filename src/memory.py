@@ -11,10 +11,10 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bitgen.config import ConfigError, exit_on_config_error
-from bitgen.evaluation.results import check_writable
+from bitgen.machine.devices import choose_device
+from bitgen.machine.files import check_writable
 from bitgen.memory import EpisodicMemory, open_model, training_whitening
 from bitgen.memory.picture import write_picture
-from bitgen.training.distributed import choose_device
 
 _HELP = """\
 Teach a trained model pictures with texts, recall them, change and forget them: each in one closed-form step, without

@@ -9,18 +9,19 @@ from contextlib import closing
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bitgen.config import Config, ConfigError, exit_on_config_error, parse_config
-from bitgen.first_stage import split_first_stage
+from bitgen.machine.devices import start_processes
+from bitgen.machine.ranks import stop_processes
 from bitgen.run import build_trainer, finish
-from bitgen.training.distributed import start_processes, stop_processes
+from bitgen.show.run_logging import FILE_ONLY
+from bitgen.tasks.chain import split_first_stage
 from bitgen.training.reporting import TrainingDiverged, message_of
-from bitgen.training.run_logging import FILE_ONLY
 
 logger = logging.getLogger("bitgen.train")
 
 
 def train(config: Config, purpose: str | None = None) -> bool:
     """Build and fit; returns whether the run came to its end unasked. Exits with status 1 where it could not go on."""
-    processes = start_processes(config)
+    processes = start_processes(config.training.device, config.training.use_ddp)
     try:
         trainer = build_trainer(config, processes)
     except ValueError as error:  # what a person asked for cannot be

@@ -67,14 +67,14 @@ def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     gate is closed, no adapter zero and the memory's state not its prior. The same arguments give the same folder."""
     from dataclasses import asdict
 
+    from bitgen.checkpoint.format import split_state
+    from bitgen.checkpoint.store import CheckpointStore
     from bitgen.config import Config
     from bitgen.data.tokenizer import build_tokenizer
     from bitgen.model.configuration_bitgen import BitGenConfig
     from bitgen.model.factory import random_vision_config
     from bitgen.model.modeling_bitgen import BitGenModel
     from bitgen.objectives.feature_queue import FeatureQueue
-    from bitgen.training.checkpoint import split_state
-    from bitgen.training.checkpoint_store import CheckpointStore
     from bitgen.training.progress import Progress
 
     words = "a the cat dog mat hill sat runs on over red blue two and it is caption for this image".split()

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import evaluate
+from bitgen.checkpoint.format import split_state
+from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
@@ -17,8 +19,6 @@ from bitgen.evaluation.flags import parse_flags
 from bitgen.evaluation.results import write_results
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.training.checkpoint import split_state
-from bitgen.training.checkpoint_store import CheckpointStore
 
 TOKENS, WIDTH = 4, 6
 CAPTIONS = [

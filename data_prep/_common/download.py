@@ -12,7 +12,7 @@ from typing import NamedTuple
 import httpx2
 from tqdm import tqdm
 
-from bitgen.files import fsync
+from bitgen.machine.files import fsync
 
 logger = logging.getLogger("data_prep")
 

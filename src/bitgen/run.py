@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 
-from bitgen.build import build_parts
+from bitgen.checkpoint.format import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
+from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config, ConfigError
 from bitgen.data.collate import Collator
 from bitgen.data.dataset import PairDataset
 from bitgen.data.text_blocks import TextBlocks
-from bitgen.held_out import HeldOut, score_text
+from bitgen.data.word_count import WordCounter
+from bitgen.feature_cache.phase import plan_cached_phase
+from bitgen.machine.devices import resolve_precision
+from bitgen.machine.ranks import Processes, from_main, main_first
+from bitgen.machine.stopping import resume_command
 from bitgen.objectives.stage1 import Stage1Objective
+from bitgen.show.monitor import Monitor
+from bitgen.show.parameters import count_parameters
+from bitgen.tasks.stage1_parts import build_parts
+from bitgen.tasks.stage1_validation import HeldOut, score_text
 from bitgen.training.budget import REVISION_PREFIX, steps_per_pass
-from bitgen.training.cached_phase import plan_cached_phase
-from bitgen.training.checkpoint import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
-from bitgen.training.checkpoint_store import CheckpointStore
-from bitgen.training.counting import count_parameters
-from bitgen.training.distributed import Processes, from_main, main_first, resolve_precision
-from bitgen.training.monitor import Monitor
-from bitgen.training.stopping import resume_command
 from bitgen.training.trainer import Trainer
-from bitgen.training.words import WordCounter
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def _assemble(
     fresh = config if checkpoint is None else config.replace(init_from=None)
     tokenizer, train, val, text_val, model = build_parts(fresh, processes)
     objective = Stage1Objective(model, config.objective, sees_pairs=config.data.train_data is not None)
-    precision = resolve_precision(config, processes.device)
+    precision = resolve_precision(config.training.precision, processes.device)
     table = count_parameters(model, {"temperature": [objective.log_temperature]})
     if processes.is_main:
         table.write(config.output.output_dir)

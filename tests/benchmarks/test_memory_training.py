@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # behi
 
 from memory_training import Facts, Reached, Student
 
-from bitgen.build import load_model
+from bitgen.trained import load_model
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # behi
 
 from memory_ways import Compared, clustered_error, gate_closed, reader_of, reading_from, write_supports
 
-from bitgen.build import load_model
+from bitgen.trained import load_model
 
 OWNER = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3])
 

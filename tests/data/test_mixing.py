@@ -5,13 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitgen.config.sources import Source, parse_sources
 from bitgen.data.collate import Collator, build_loader
 from bitgen.data.dataset import PairDataset
 from bitgen.data.mixing import MixedBatchSampler, MixedDataset
+from bitgen.data.quotas import quotas
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.sampler import SampleKey
-from bitgen.data.sources import Source, parse_sources, quotas
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 import evaluate
-from bitgen.build import load_model
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.evaluation import captioning
@@ -18,6 +17,7 @@ from bitgen.evaluation.caption_metrics import caption_metrics
 from bitgen.evaluation.contact_sheet import choose_pictures, write_contact_sheet
 from bitgen.evaluation.generation import sample_captions
 from bitgen.export.revisions import export_run
+from bitgen.trained import load_model
 
 REFERENCES = [
     [f"a {thing} sat", f"the {thing} runs on"][: 1 + row % 2] for row, thing in enumerate("cat dog mat".split())

@@ -3,7 +3,7 @@ import torch
 
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.matching import score_candidates
-from bitgen.evaluation.memory import memory_metrics, read_split
+from bitgen.evaluation.memory_metrics import memory_metrics, read_split
 from bitgen.evaluation.retrieval import rank_split
 from bitgen.evaluation.validation import validate
 from bitgen.model.configuration_bitgen import BitGenConfig

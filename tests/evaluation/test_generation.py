@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitgen.build import load_model
 from bitgen.evaluation.generation import continue_text, language_model, load_export, sample_captions
 from bitgen.export.revisions import export_run
+from bitgen.trained import load_model
 
 
 class Images:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from transformers.dynamic_module_utils import check_imports, get_relative_import_files, get_relative_imports
 
 import export
-from bitgen.build import load_model
 from bitgen.data.tokenizer import train_bpe
 from bitgen.export import hub
 from bitgen.export.card import model_card
@@ -22,6 +21,7 @@ from bitgen.export.folder import AUTO_MAP, exported_model
 from bitgen.export.merge import merged_state
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.trained import load_model
 
 
 def run_export(source, output, *flags):

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from support import golden
 
 FORMAT_1 = golden.FOLDER / "format1"

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bitgen.checkpoint.format import find_checkpoint
 from bitgen.config import Config
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.tokenizer import train_bpe
-from bitgen.held_out import HeldOut
+from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
-from bitgen.training.checkpoint import find_checkpoint
-from bitgen.training.distributed import start_processes
+from bitgen.tasks.stage1_validation import HeldOut
 from bitgen.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -95,7 +95,7 @@ def build(tiny_config: Callable[..., Config]) -> Iterator[Build]:
         for trainer in trainers:
             trainer.monitor.close()
         config = tiny_config(run, **settings)
-        trainers.append(build_trainer(config, start_processes(config)))
+        trainers.append(build_trainer(config, start_processes(config.training.device, config.training.use_ddp)))
         return trainers[-1]
 
     yield make

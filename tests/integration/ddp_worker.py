@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from bitgen.config import Config
+from bitgen.machine.devices import start_processes
+from bitgen.machine.ranks import stop_processes
 from bitgen.run import build_trainer
-from bitgen.training.distributed import start_processes, stop_processes
 
 SETTINGS, OUTPUT, STOP_AT, NAN_AT = (*sys.argv[1:], "2")[:4]
 
@@ -25,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = Config.from_flat(json.loads(Path(SETTINGS).read_text()))
     config.validate()
-    processes = start_processes(config)
+    processes = start_processes(config.training.device, config.training.use_ddp)
     trainer = build_trainer(config, processes)
     forward = trainer.objective.forward
     gradients: dict[str, torch.Tensor] = {}

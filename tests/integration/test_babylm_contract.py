@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 from transformers.modeling_outputs import ModelOutput
 
-from bitgen.build import load_model
 from bitgen.export.revisions import export_run
+from bitgen.trained import load_model
 
 HERE = Path(__file__).parent
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bitgen.checkpoint import store as checkpoint_store
+from bitgen.checkpoint.format import checkpoint_folders
 from bitgen.data.scenes import ScenesDataset
-from bitgen.training import checkpoint_store
-from bitgen.training.checkpoint import checkpoint_folders
 
 
 def test_a_whole_run_ends_with_tables_the_best_checkpoint_and_what_to_do_next(main, tiny_config) -> None:

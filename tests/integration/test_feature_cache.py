@@ -16,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bitgen.build import load_model
+from bitgen.checkpoint.format import CheckpointError
 from bitgen.config import ConfigError
-from bitgen.data import feature_cache
 from bitgen.data.dataset import PairDataset
-from bitgen.data.feature_cache import CacheError
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
-from bitgen.held_out import HeldOut
-from bitgen.training.checkpoint import CheckpointError
+from bitgen.feature_cache import store as feature_cache
+from bitgen.feature_cache.store import CacheError
+from bitgen.tasks.stage1_validation import HeldOut
+from bitgen.trained import load_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("ddp_worker.py")
@@ -181,7 +181,7 @@ def test_full_tuning_reads_the_cache_and_keeps_its_weights(build, cached) -> Non
 
 
 def test_a_pooled_cache_pools_in_phase_2_and_afterwards(build, cached, monkeypatch) -> None:
-    monkeypatch.setattr("bitgen.config_checks.FEATURE_GRIDS", (2,))  # the tiny tower's grid is 4 x 4
+    monkeypatch.setattr("bitgen.config.checks.FEATURE_GRIDS", (2,))  # the tiny tower's grid is 4 x 4
     settings = {**cached, "feature_cache_pool": 2}
     trainer = build("cached", **settings, max_steps=6)
     assert trainer.objective.model.config.image_tokens == 4

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitgen.build import load_model
+from bitgen.checkpoint.format import checkpoint_folders, step_of
 from bitgen.config import ConfigError
-from bitgen.first_stage import split_first_stage
+from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
+from bitgen.tasks.chain import split_first_stage
+from bitgen.trained import load_model
 from bitgen.training import snapshot
-from bitgen.training.checkpoint import checkpoint_folders, step_of
-from bitgen.training.distributed import start_processes
 from bitgen.training.trainer import Trainer
 
 
@@ -106,7 +106,7 @@ def test_an_interrupted_pair_of_runs_ends_as_an_uninterrupted_one(
 ) -> None:
     assert main("whole", init_from=recipe)[0] == 0
     for config in split_first_stage(tiny_config("cut", init_from=recipe)):
-        trainer = build_trainer(config, start_processes(config))
+        trainer = build_trainer(config, start_processes(config.training.device, config.training.use_ddp))
         with closing(trainer.monitor):
             if (cut_in == "first") == config.output.output_dir.endswith("first"):
                 fit_until(trainer, 3)

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from bitgen.training.checkpoint import checkpoint_folders, find_checkpoint
+from bitgen.checkpoint.format import checkpoint_folders, find_checkpoint
 from bitgen.training.reporting import TrainingDiverged
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bitgen.build import load_model
-from bitgen.training.checkpoint import checkpoint_folders, split_state
+from bitgen.checkpoint.format import checkpoint_folders, split_state
+from bitgen.trained import load_model
 from bitgen.training.optimizer import state_by_name
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitgen.checkpoint.format import CheckpointError, checkpoint_folders, find_checkpoint
 from bitgen.config import ConfigError
-from bitgen.training.checkpoint import CheckpointError, checkpoint_folders, find_checkpoint
-from bitgen.training.randomness import random_state, random_state_kept, set_random_state
+from bitgen.machine.randomness import random_state, random_state_kept, set_random_state
 
 
 def losses(log_dir: str) -> dict[int, float]:

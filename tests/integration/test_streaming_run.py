@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from bitgen.checkpoint.format import CheckpointError
 from bitgen.config import ConfigError
 from bitgen.data.bad_records import Skipped
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
-from bitgen.training.checkpoint import CheckpointError
-from bitgen.training.distributed import Processes
+from bitgen.machine.ranks import Processes
 from bitgen.training.progress import Progress
 from bitgen.training.reporting import message_of
 from bitgen.training.skipped_records import SkippedRecords, TooManyBadRecords

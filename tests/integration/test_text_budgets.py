@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import export
-from bitgen.build import load_model
+from bitgen.checkpoint.format import checkpoint_folders
 from bitgen.run import finish
+from bitgen.trained import load_model
 from bitgen.training import budget
-from bitgen.training.checkpoint import checkpoint_folders
 
 NO_VALIDATION = dict(val_data=None, text_val_data=None)
 

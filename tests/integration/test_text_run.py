@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 import evaluate
 import export
-from bitgen.build import load_model
+from bitgen.checkpoint.format import CheckpointError
 from bitgen.data.tokenizer import load_tokenizer, train_bpe
 from bitgen.run import finish
-from bitgen.training.checkpoint import CheckpointError
+from bitgen.trained import load_model
 
 NO_VALIDATION = dict(val_data=None, text_val_data=None)
 

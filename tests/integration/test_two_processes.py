@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitgen.training.checkpoint import CheckpointError
-from bitgen.training.distributed import Processes, check_equal_on_ranks, digest
+from bitgen.checkpoint.format import CheckpointError
+from bitgen.machine.files import digest
+from bitgen.machine.ranks import Processes, check_equal_on_ranks
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 # Steps of one micro-batch: the worker counts forwards.
@@ -62,7 +63,7 @@ def test_the_ranks_stay_equal_and_resume_exactly(
 
 def test_ranks_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = ({"queue": "a", "phase": phase} for phase in "12")
-    monkeypatch.setattr("bitgen.training.distributed.gather_objects", lambda parts, processes: [one, other])
+    monkeypatch.setattr("bitgen.machine.ranks.gather_objects", lambda parts, processes: [one, other])
     with pytest.raises(RuntimeError, match="do not agree on: phase"):
         check_equal_on_ranks(Processes(0, 2, torch.device("cpu")), one)
 

@@ -7,9 +7,9 @@ import torch
 from scipy.linalg import fractional_matrix_power
 from torch.nn import functional as F
 
+from bitgen.checkpoint.format import read_checkpoint, resolve_checkpoint
 from bitgen.memory import EpisodicMemory, Whitening, open_model, training_whitening
 from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
-from bitgen.training.checkpoint import read_checkpoint, resolve_checkpoint
 
 HALF = 24
 

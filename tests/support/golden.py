@@ -122,9 +122,7 @@ def write_data(folder: Path) -> None:
         captions = [f"a {WORDS[number % 7]} image number {number}", f"the {WORDS[number % 5]} {WORDS[number % 11]}"]
         captions = captions[: 1 + number % 2]
         images.append(Record(f"{number}.png", buffer.getvalue(), captions))
-        features.append(
-            Record(f"{number}.jpg", random.standard_normal((4, 6)).astype(np.float32).tobytes(), captions)
-        )
+        features.append(Record(f"{number}.jpg", random.standard_normal((4, 6)).astype(np.float32).tobytes(), captions))
     write_dataset(folder / "images", images, DatasetInfo("images", "made up"))
     info = DatasetInfo("features", "made up", feature_shape=(4, 6), feature_dtype="float32")
     write_dataset(folder / "features", features, info)

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Dataset
 
 from bitgen.data.dataset import PairDataset
+from bitgen.data.quotas import quotas, source_passes
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
-from bitgen.data.sources import quotas, source_passes
 from bitgen.model.processing_bitgen import WHOLE, View
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bitgen.data.quotas import quotas, source_passes
 from bitgen.data.sampler import SampleKey
-from bitgen.data.sources import quotas, source_passes
 
 
 class Pieces(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitgen.files import fsync
+from bitgen.machine.files import fsync
 
 
 def check_output(folder: str | Path, overwrite: bool, sidecar: str, what: str = "dataset") -> None:

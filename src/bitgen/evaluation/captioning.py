@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from bitgen.build import LoadedModel
 from bitgen.config import ConfigError
 from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.caption_metrics import caption_metrics
 from bitgen.evaluation.generation import sample_captions
-from bitgen.training.distributed import Precision
+from bitgen.machine.devices import Precision
+from bitgen.trained import LoadedModel
 
 if TYPE_CHECKING:
     from bitgen.evaluation.contact_sheet import SheetPicture

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from bitgen.data.dataset import PairDataset
-from bitgen.evaluation.results import write_whole
+from bitgen.machine.files import write_whole
 from bitgen.model.image_decoding import decode_image
-from bitgen.training.drawing import (
+from bitgen.show.drawing import (
     QUIET,
     canvas,
     draw_folded,

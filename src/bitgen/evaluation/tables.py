@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitgen.evaluation.babylm.evaluation import summary_rows
 from bitgen.evaluation.results import Results
-from bitgen.training.tables import format_table
+from bitgen.show.tables import format_table
 
 DIRECTIONS = (("t2i", "text to image"), ("i2t", "image to text"))
 

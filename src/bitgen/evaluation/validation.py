@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from bitgen.evaluation.encode import EncodedSplit, Runner
 from bitgen.evaluation.matching import HardPairs, balanced_accuracy, hard_pairs
-from bitgen.evaluation.memory import memory_metrics
+from bitgen.evaluation.memory_metrics import memory_metrics
 from bitgen.evaluation.retrieval import Ranking, rank_split, retrieval_metrics
 from bitgen.model.modeling_bitgen import BitGenModel
 

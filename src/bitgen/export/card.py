@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bitgen.build import SCENES, LoadedModel
-from bitgen.data.sources import parse_sources
-from bitgen.training.counting import COMPONENTS, count_parameters
-from bitgen.training.tables import format_markdown
+from bitgen.config.sources import parse_sources
+from bitgen.show.parameters import COMPONENTS, count_parameters
+from bitgen.show.tables import format_markdown
+from bitgen.tasks.stage1_parts import SCENES
+from bitgen.trained import LoadedModel
 
 _SPLITS = ("train", "val", "dev", "test")
 _FRONT_MATTER = """\

@@ -10,14 +10,14 @@ from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import bitgen.model
-from bitgen.build import TOKENIZER_FOLDER, LoadedModel
 from bitgen.config import ConfigError
 from bitgen.data.tokenizer import kept_spec
 from bitgen.export.merge import merged_state
-from bitgen.files import apply_umask
+from bitgen.machine.files import apply_umask
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.trained import TOKENIZER_FOLDER, LoadedModel
 
 # `save_pretrained` writes the entry of the saved class alone, and a model is loaded through four.
 AUTO_MAP = {

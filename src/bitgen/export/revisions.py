@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bitgen.build import load_model
+from bitgen.checkpoint.format import MANIFEST_FILE, DamagedCheckpoint, read_checkpoint, resolve_checkpoint
 from bitgen.config import ConfigError
 from bitgen.export.card import model_card
 from bitgen.export.folder import check_tokenizer, write_folder
+from bitgen.trained import load_model
 from bitgen.training.budget import REVISION_PREFIX
-from bitgen.training.checkpoint import MANIFEST_FILE, DamagedCheckpoint, read_checkpoint, resolve_checkpoint
 
 _REVISION = re.compile(rf"{REVISION_PREFIX}(\d+)M")
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bitgen.build import load_model
+from bitgen.checkpoint.format import resolve_checkpoint, verify
 from bitgen.evaluation.generation import load_export
-from bitgen.memory.held import check_texts
+from bitgen.memory.episodes import check_texts
 from bitgen.model.image_decoding import ImageSource
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
-from bitgen.training.checkpoint import resolve_checkpoint, verify
+from bitgen.trained import load_model
 
 MemoryImage = str | Path | ImageSource | Tensor
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
 from bitgen.memory.encoder import MemoryImage, PairEncoder
+from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
 from bitgen.memory.files import exclusive, write_memory
-from bitgen.memory.held import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
 from bitgen.memory.whitening import Whitening
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bitgen.evaluation.results import write_whole
+from bitgen.machine.files import write_whole
 from bitgen.memory.whitening import Whitening
 
 FORMAT_VERSION = 2  # 1 had no whitening

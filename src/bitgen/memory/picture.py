@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitgen.evaluation.results import write_whole
+from bitgen.machine.files import write_whole
 from bitgen.memory.associative import IMAGE, TEXT
+from bitgen.memory.episodes import MemoryState
 from bitgen.memory.episodic_memory import EpisodicMemory
-from bitgen.memory.held import MemoryState
-from bitgen.training.drawing import DPI, FONT, render, shorten
+from bitgen.show.drawing import DPI, FONT, render, shorten
 
 _MOST_NAMES = 40
 

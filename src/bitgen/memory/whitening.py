@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitgen.training.checkpoint import read_checkpoint, resolve_checkpoint
+from bitgen.checkpoint.format import read_checkpoint, resolve_checkpoint
 
 # Of the mean variance, added to each direction's: those that hardly vary are mostly noise.
 _SHRINKAGE = 0.1

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from bitgen.machine.ranks import Processes
+from bitgen.objectives.feature_queue import QueueEntries
+
 
 class _GatherRows(torch.autograd.Function):
     """All-gather along dimension 0 whose backward sums every rank's gradient of this rank's rows.
@@ -52,3 +55,15 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 def rank_offset(rows: int) -> int:
     """Where this rank's rows start among the gathered ones."""
     return dist.get_rank() * rows if is_distributed() else 0
+
+
+def gather_entries(entries: QueueEntries, processes: Processes) -> QueueEntries:
+    """Every rank's queue entries, in the order of the ranks, whose token tensors the objective padded to one width."""
+    if not processes.is_distributed:
+        return entries
+    gathered = []
+    for tensor in entries:
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(processes.world_size)]
+        dist.all_gather(parts, tensor.contiguous())
+        gathered.append(torch.cat(parts))
+    return QueueEntries(*gathered)

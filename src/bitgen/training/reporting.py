@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from bitgen.data.text_and_pairs import TextAndPairs
+from bitgen.machine.ranks import mean_over_ranks
 from bitgen.objectives.stage1 import Stage1Output
-from bitgen.training.distributed import mean_over_ranks
 from bitgen.training.throughput import flops_per_sample, peak_flops
 
 if TYPE_CHECKING:

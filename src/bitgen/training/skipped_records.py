@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from bitgen.data.bad_records import Skipped
-from bitgen.training.distributed import Processes, gather_objects
+from bitgen.machine.ranks import Processes, gather_objects
 from bitgen.training.progress import Progress
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
-from bitgen.training.checkpoint import EMA_FILE, Checkpoint, CheckpointError, load_weights, split_state
-from bitgen.training.distributed import Processes, check_equal_on_ranks, digest, from_main, gather_objects
+from bitgen.checkpoint.format import EMA_FILE, Checkpoint, CheckpointError, load_weights, split_state
+from bitgen.machine.files import digest
+from bitgen.machine.randomness import random_state, set_random_state
+from bitgen.machine.ranks import Processes, check_equal_on_ranks, from_main, gather_objects
 from bitgen.training.optimizer import state_by_name
-from bitgen.training.randomness import random_state, set_random_state
 
 if TYPE_CHECKING:
     from bitgen.training.trainer import Trainer

@@ -14,29 +14,31 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
+from bitgen.checkpoint.format import Checkpoint
+from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config
 from bitgen.data.bad_records import Skipped
-from bitgen.data.cached_pairs import CachedSplit, as_it_is
 from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.evaluation.validation import HeldOutResult
+from bitgen.feature_cache.pairs import CachedSplit, as_it_is
+from bitgen.feature_cache.phase import CachedPhase, drop_base, restore_base
+from bitgen.machine.devices import Precision
+from bitgen.machine.randomness import random_state_kept, seed_everything
+from bitgen.machine.ranks import Processes, agree, from_main, gather_objects
+from bitgen.machine.stopping import StopSignals
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
+from bitgen.objectives.gather import gather_entries
 from bitgen.objectives.stage1 import Stage1Objective, Stage1Output
+from bitgen.show.monitor import Monitor
 from bitgen.training.averaging import WeightAverage
+from bitgen.training.batches import Batches
 from bitgen.training.budget import REVISION_PREFIX, milestone, within_budget
-from bitgen.training.cached_phase import CachedPhase, drop_base, restore_base
-from bitgen.training.checkpoint import Checkpoint
-from bitgen.training.checkpoint_store import CheckpointStore
-from bitgen.training.distributed import Precision, Processes, agree, from_main, gather_entries, gather_objects
-from bitgen.training.loading import Batches
-from bitgen.training.monitor import Monitor
 from bitgen.training.optimizer import build_optimizer, load_state_by_name, set_learning_rates, state_by_name
 from bitgen.training.phases import PhasePlan, plan_phases
 from bitgen.training.progress import Progress
-from bitgen.training.randomness import random_state_kept, seed_everything
 from bitgen.training.reporting import announce_phase, diverged, log_step, warn_of_skipped_step
 from bitgen.training.skipped_records import SkippedRecords
 from bitgen.training.snapshot import on_main, restore, save, store_base
-from bitgen.training.stopping import StopSignals
 from bitgen.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)

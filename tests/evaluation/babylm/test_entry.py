@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import evaluate
-from bitgen.build import load_model
 from bitgen.data.tokenizer import train_bpe
 from bitgen.evaluation.babylm.models import run_language_model
 from bitgen.evaluation.babylm.packing import TokenSequence
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.export.revisions import export_run
+from bitgen.trained import load_model
 
 
 def run(folder, eval_dir, output, *flags):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 
-from bitgen.build import LoadedModel
 from bitgen.data.tokenizer import check_vocabulary
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.export.folder import exported_model, exported_processor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.sequence_layout import SequenceLayout
+from bitgen.trained import LoadedModel
 
 
 class PackedInputs(NamedTuple):

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: their format, and the store that writes them."""

@@ -1,0 +1,281 @@
+"""Checkpoints: whole or absent, verified when read, and enough of them kept.
+
+A run's folder::
+
+    step-00001234/            model.safetensors     the model without its frozen base
+                              ema.safetensors       averaged weights, where ema_decay > 0
+                              training_state.pt     everything else that resuming needs; loads with weights_only=True
+                              config.yaml           the resolved configuration
+                              config.json           BitGenConfig
+                              manifest.json         sizes and SHA-256 of the files above
+    vision_base-<hash>.safetensors   the frozen base, once for all checkpoints
+    latest, best              relative links
+    tokenizer/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from bitgen.machine.files import digest, file_hash
+
+FORMAT_VERSION = 1
+MODEL_FILE, EMA_FILE, STATE_FILE, MANIFEST_FILE = (
+    "model.safetensors",
+    "ema.safetensors",
+    "training_state.pt",
+    "manifest.json",
+)
+STEP_PREFIX = "step-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, read or used; the message names the file and the remedy."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint is not what was written: a file is missing, cut short or changed."""
+
+
+@dataclass
+class Checkpoint:
+    """A verified checkpoint folder, and its training state once read."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    # Newer ones that were damaged and passed over, with what is wrong with each.
+    damaged: dict[Path, str] = field(default_factory=dict)
+
+
+def step_folder(step: int) -> str:
+    """Name of the checkpoint folder of a step."""
+    return f"{STEP_PREFIX}{step:08d}"
+
+
+def checkpoint_folders(output_dir: str | Path) -> list[Path]:
+    """All checkpoint folders of a run, newest first. Temporary ones are not among them."""
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and step_of(p) is not None]
+    return sorted(found, key=lambda p: -(step_of(p) or 0))
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint folder by its name; None for any other folder."""
+    digits = path.name.removeprefix(STEP_PREFIX)
+    return int(digits) if path.name.startswith(STEP_PREFIX) and digits.isdigit() else None
+
+
+# ---- what of a model goes where ----
+
+
+def split_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """``(own, base)``: state-dict entries of the model without its frozen base, and those of the base.
+
+    Under ``vision_tuning=full`` the base is trained, so it belongs to ``own``. A tensor under two names (tied weights)
+    is kept under the first.
+    """
+    base_names: set[str] = set()
+    encoder = model.vision_encoder
+    if encoder is not None and model.config.vision_tuning != "full":
+        base = {id(parameter) for _, parameter in encoder.base_parameters()}
+        base_names = {
+            name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in base
+        }
+    own: dict[str, torch.Tensor] = {}
+    base_state: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        (base_state if name in base_names else own)[name] = tensor.detach()
+    return own, base_state
+
+
+def load_tensors(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], expected: set[str], source: Path) -> None:
+    """Copy tensors into the model; their names must be exactly ``expected``, their shapes the model's.
+
+    Raises:
+        CheckpointError: naming what is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in sorted(expected - set(tensors))]
+    problems += [f"{name} is unknown to this model" for name in sorted(set(tensors) - expected)]
+    problems += [
+        f"{name} is {list(tensor.shape)} there and {list(own[name].shape)} here"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(
+            f"{source} does not fit this model: {'; '.join(problems[:4])}{more}. Use the sizes that it was trained "
+            f"with ({source.parent / 'config.yaml'}), or another --output_dir for a new run."
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def load_weights(model: torch.nn.Module, folder: Path, averaged: bool = False) -> None:
+    """Read a checkpoint's weights into a model, the frozen base included and verified.
+
+    Args:
+        averaged: take the averaged weights where the checkpoint has them: for evaluation, never to resume.
+    """
+    own, base = split_state(model)
+    if base:
+        base_hash = read_manifest(folder).get("vision_base")
+        load_tensors(model, read_base(folder.parent, base_hash), set(base), base_path(folder.parent, base_hash))
+    load_tensors(model, _read_tensors(folder / MODEL_FILE), set(own), folder / MODEL_FILE)
+    if averaged and (folder / EMA_FILE).exists():
+        tensors = _read_tensors(folder / EMA_FILE)
+        load_tensors(model, tensors, set(tensors) & set(own), folder / EMA_FILE)
+
+
+def base_path(folder: Path, base_hash: str | None) -> Path:
+    """Where a run's folder keeps the frozen base."""
+    return folder / f"vision_base-{base_hash}.safetensors"
+
+
+def read_base(folder: Path, base_hash: str | None) -> dict[str, torch.Tensor]:
+    """The frozen base that a run's folder keeps, verified.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = base_path(folder, base_hash)
+    tensors = _read_tensors(path)
+    if short_hash(tensors) != base_hash:
+        raise CheckpointError(
+            f"{path} is damaged: its weights do not have the hash in its name. Restore it from a copy."
+        )
+    return tensors
+
+
+def short_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The hash that names a stored base: independent of the order of its tensors."""
+    return digest(sorted(tensors.items()))[:16]
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"cannot read {path}: {error}") from error
+
+
+# ---- reading ----
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder."""
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpoint(f"cannot read {path}: {error}") from error
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {manifest.get('format_version')}, this BitGen reads {FORMAT_VERSION}: "
+            "use the version that wrote it."
+        )
+    return manifest
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of a checkpoint with its manifest; ``DamagedCheckpoint`` names the first that differs."""
+    for name, entry in read_manifest(folder)["files"].items():
+        path = folder / name
+        try:
+            if path.stat().st_size != entry["bytes"]:
+                raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, {entry['bytes']} were written")
+            if file_hash(path) != entry["sha256"]:
+                raise DamagedCheckpoint(f"{path} is not what was written (its SHA-256 differs)")
+        except OSError as error:
+            raise DamagedCheckpoint(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Verify a folder and read its training state."""
+    verify(folder)
+    path = folder / STATE_FILE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; what was written is verified above, so any of them is damage
+        raise DamagedCheckpoint(f"cannot read {path}: {error}") from error
+    return Checkpoint(folder, state["step"], state)
+
+
+def find_checkpoint(resume: str, output_dir: str | Path) -> Checkpoint | None:
+    """The checkpoint that ``--resume`` means: the newest whole one of ``output_dir`` (``auto``) or of a given folder.
+
+    A damaged one is passed over for the one before it, and listed in ``damaged``. None when ``auto`` finds no
+    checkpoint at all.
+
+    Raises:
+        CheckpointError: the path holds no checkpoint, or every one is damaged.
+    """
+    if resume == "auto":
+        candidates = checkpoint_folders(output_dir)
+        if not candidates:
+            return None
+    else:
+        given = Path(resume)
+        if not given.exists():
+            raise CheckpointError(
+                f"--resume {resume}: there is no such folder. Write --resume auto for the newest checkpoint."
+            )
+        given = given.resolve()
+        step = step_of(given)
+        if step is None:
+            candidates = checkpoint_folders(given)
+        else:
+            candidates = [p for p in checkpoint_folders(given.parent) if (step_of(p) or 0) <= step]
+        if not candidates:
+            raise CheckpointError(f"--resume {resume}: no checkpoint (a folder {STEP_PREFIX}NNNNNNNN) in there.")
+    damaged: dict[Path, str] = {}
+    for folder in candidates:
+        try:
+            checkpoint = read_checkpoint(folder)
+        except DamagedCheckpoint as error:
+            damaged[folder] = str(error)
+            continue
+        checkpoint.damaged = damaged
+        return checkpoint
+    raise CheckpointError(
+        f"None of the {len(candidates)} checkpoints in {candidates[0].parent} is usable: "
+        f"{'; '.join(damaged.values())}. Restore one from a copy, or start again with another --output_dir."
+    )
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The checkpoint folder that a path means: itself, or for a run's folder its ``best``, else its newest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if (path / MANIFEST_FILE).is_file():
+        return path.resolve()
+    if (path / "best" / MANIFEST_FILE).is_file():
+        return (path / "best").resolve()
+    folders = checkpoint_folders(path)
+    if not folders:
+        raise CheckpointError(
+            f"{path} is no checkpoint and holds none: give a run's --output_dir or one of its {STEP_PREFIX}NNNNNNNN "
+            "folders."
+        )
+    return folders[0].resolve()

@@ -1,0 +1,237 @@
+"""Writing checkpoints, so that a crash at any moment leaves the last whole one usable."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from bitgen.checkpoint.format import (
+    EMA_FILE,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    STATE_FILE,
+    CheckpointError,
+    checkpoint_folders,
+    short_hash,
+    step_folder,
+)
+from bitgen.config import Config, save_config
+from bitgen.machine.files import apply_umask, file_hash, fsync, replacing
+
+_TEMPORARY, _DELETING = ".tmp-", ".deleting-"
+
+
+class CheckpointStore:
+    """Writes a run's checkpoints on rank 0.
+
+    Args:
+        output_dir: the run's folder, made when missing; what an interrupted write left in it is removed.
+        keep: how many of the newest to keep, beside the best.
+        writes: False on all ranks but 0, which only ask what there is.
+
+    Raises:
+        CheckpointError: the folder cannot be made or written.
+    """
+
+    def __init__(self, output_dir: str | Path, keep: int, writes: bool = True) -> None:
+        self.folder = Path(output_dir)
+        self.keep = keep
+        self.writes = writes
+        if not writes:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob(f"{_DELETING}*")]:
+                _remove(leftover)
+            probe = self.folder / f"{_TEMPORARY}probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise CheckpointError(
+                f"--output_dir {self.folder}: cannot write there ({error.strerror or error}). Choose a folder that you "
+                "may write to, or free space and permissions on this one."
+            ) from error
+
+    @property
+    def best(self) -> Path | None:
+        """The best checkpoint so far, if there is one."""
+        link = self.folder / "best"
+        return link.resolve() if link.exists() else None
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint, if there is one."""
+        return next(iter(checkpoint_folders(self.folder)), None)
+
+    def store_base(self, tensors: Mapping[str, torch.Tensor]) -> str | None:
+        """Write the frozen base once under its hash; returns the hash, None when there is no base."""
+        if not tensors:
+            return None
+        name = short_hash(tensors)
+        target = self.folder / f"vision_base-{name}.safetensors"
+        if target.exists():
+            return name
+        try:
+            with replacing(target) as temporary:
+                _save_tensors(tensors, temporary)
+        except (OSError, SafetensorError) as error:
+            raise self._failure(target, error) from error
+        return name
+
+    def save(
+        self,
+        step: int,
+        model: Mapping[str, torch.Tensor],
+        state: dict[str, Any],
+        config: Config,
+        model_config: Any,
+        base: str | None = None,
+        averaged: Mapping[str, torch.Tensor] | None = None,
+        is_best: bool = False,
+    ) -> Path:
+        """Write the checkpoint of ``step`` under a temporary name, put it in place, move the links, drop old ones.
+
+        A crash at any moment leaves the checkpoints before it usable, and this one either whole or absent.
+
+        Raises:
+            CheckpointError: it could not be written; the ones before are untouched, what was begun is removed.
+        """
+        target = self.folder / step_folder(step)
+        temporary = self.folder / f"{_TEMPORARY}{step_folder(step)}"
+        try:
+            _remove(temporary)
+            temporary.mkdir()
+            _save_tensors(model, temporary / MODEL_FILE)
+            if averaged:
+                _save_tensors(averaged, temporary / EMA_FILE)
+            with open(temporary / STATE_FILE, "wb") as file:
+                torch.save(state, file)
+            save_config(config, temporary)
+            # Written by hand: PretrainedConfig.save_pretrained keeps only what differs from the defaults.
+            (temporary / "config.json").write_text(
+                json.dumps(model_config.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
+            self._write_manifest(temporary, step, base)
+            for path in temporary.iterdir():
+                fsync(path)
+            fsync(temporary)
+            if target.exists():
+                self._delete(target)
+            os.rename(temporary, target)
+            fsync(self.folder)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            _remove(temporary)
+            raise self._failure(target, error) from error
+        try:
+            self._link("latest", target)
+            if is_best:
+                self._link("best", target)
+            self._retain()
+        except OSError as error:
+            raise self._failure(target, error) from error
+        return target
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of ``step``."""
+        return (self.folder / step_folder(step)).is_dir()
+
+    def mark_best(self, step: int) -> None:
+        """Point ``best`` at the checkpoint of ``step``."""
+        self._link("best", self.folder / step_folder(step))
+
+    def keep_as(self, step: int, name: str) -> None:
+        """Keep the checkpoint of ``step`` under ``name`` besides, whatever becomes of it; nothing where it is kept.
+
+        Its files are linked, not copied, where the file system can.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        target, temporary = self.folder / name, self.folder / f"{_TEMPORARY}{name}"
+        if target.exists():
+            return
+        try:
+            _remove(temporary)
+            shutil.copytree(self.folder / step_folder(step), temporary, copy_function=_link_or_copy)
+            fsync(temporary)
+            os.rename(temporary, target)
+            fsync(self.folder)
+        except OSError as error:
+            _remove(temporary)
+            raise self._failure(target, error) from error
+
+    def set_aside(self, folder: Path) -> Path:
+        """Rename a damaged checkpoint of this run, so that it is neither resumed nor counted; returns its new path."""
+        target = folder.with_name(f"damaged-{folder.name}")
+        _remove(target)
+        os.rename(folder, target)
+        return target
+
+    def _write_manifest(self, folder: Path, step: int, base: str | None) -> None:
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(folder.iterdir())}
+        manifest = {"format_version": FORMAT_VERSION, "step": step, "vision_base": base, "files": files}
+        (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+    def _link(self, name: str, target: Path) -> None:
+        temporary = self.folder / f"{_TEMPORARY}{name}"
+        _remove(temporary)
+        os.symlink(target.name, temporary)
+        os.replace(temporary, self.folder / name)
+        fsync(self.folder)
+
+    def _retain(self) -> None:
+        best = self.best
+        for old in checkpoint_folders(self.folder)[self.keep :]:
+            if best is None or old.resolve() != best:
+                self._delete(old)
+
+    def _delete(self, folder: Path) -> None:
+        # Renamed first: a crash half-way through must not leave something that looks like a checkpoint.
+        doomed = folder.with_name(f"{_DELETING}{folder.name}")
+        _remove(doomed)
+        os.rename(folder, doomed)
+        _remove(doomed)
+
+    def _failure(self, target: Path, error: BaseException) -> CheckpointError:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            remedy = f"free space on the disk of {self.folder} (or lower --max_checkpoints_to_keep), then"
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            remedy = f"make {self.folder} writable, then"
+        else:
+            remedy = "remove the cause, then"
+        whole = checkpoint_folders(self.folder)
+        where = f"go on from {whole[0].name} with --resume auto" if whole else "start again"
+        return CheckpointError(
+            f"cannot write checkpoint {target}: {error}. Nothing before it is lost: {remedy} {where}."
+        )
+
+
+def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    apply_umask(path)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+        fsync(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists() or path.is_symlink():
+        path.unlink()

@@ -1,0 +1,37 @@
+"""What ``train_data`` names: one dataset, or several that are joined or mixed by weight.
+
+Several are written as ``DIR_A:2,DIR_B:1`` (in YAML also as a list or a mapping). Without weights they are joined:
+an epoch shows every sample of each. With weights, an epoch has as many samples as all of them together, and each source
+gives its share of it, exactly: from where the epoch before left off in its own endless sequence of shuffled passes. So
+a small source with a large weight comes round several times an epoch, and a large one with a small weight takes several
+epochs to be seen whole; no sample comes a second time before all others of its source had their turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+def quotas(sizes: Sequence[int], weights: Sequence[float | None]) -> np.ndarray:
+    """Samples that each source gives to an epoch, int64, ``sum(sizes)`` together, by the largest remainders."""
+    if weights[0] is None:
+        return np.array(sizes, dtype=np.int64)
+    total = sum(sizes)
+    shares = np.array(weights, dtype=np.float64) / sum(weights) * total
+    counts = np.floor(shares).astype(np.int64)
+    # Stable: of equal remainders the first named source's wins, on every machine.
+    largest = np.argsort(-(shares - counts), kind="stable")[: total - int(counts.sum())]
+    counts[largest] += 1
+    return counts
+
+
+def source_passes(size: int, quota: int, epoch: int) -> Iterator[tuple[int, int, int]]:
+    """(number, start, stop) of the passes through a source of ``size`` that make up its ``quota`` in ``epoch``."""
+    first, last = epoch * quota, (epoch + 1) * quota
+    while first < last:
+        number, start = divmod(first, size)
+        stop = min(size, start + last - first)
+        yield number, start, stop
+        first += stop - start

@@ -1,0 +1,196 @@
+"""Filling a feature cache: what it depends on, and the frozen tower over all images, shared by the ranks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from bitgen.data.bad_records import BadRecord
+from bitgen.data.dataset import PairDataset
+from bitgen.feature_cache.store import CacheDescription, CacheError, FeatureCache, gigabytes
+from bitgen.machine.devices import Precision
+from bitgen.machine.files import digest
+from bitgen.machine.ranks import Processes, from_main, gather_objects, main_first
+from bitgen.model.modeling_bitgen import BitGenModel
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+def describe(
+    model: BitGenModel, dataset: PairDataset, images: int, precision: Precision, dtype: str, encoder: str
+) -> CacheDescription:
+    """The cache of the first ``images`` of a dataset, as a frozen tower of fingerprint ``encoder`` sees it."""
+    config = model.config
+    return CacheDescription(
+        encoder=encoder,
+        preprocessing=dataset.processor.image_fingerprint,
+        data=dataset.reader.fingerprint,
+        compute=precision.name,
+        dtype=dtype,
+        shape=(images, config.image_tokens, config.vision_feature_dim),
+    )
+
+
+def encoder_fingerprint(model: BitGenModel) -> str:
+    """Hash of all that decides the tower's output in phase 1: configuration and weights.
+
+    Adapters that add nothing are left out, so that runs with other LoRA settings share a cache.
+    """
+    encoder = model.vision_encoder
+    without_adapters = encoder.tuning == "lora" and encoder.adapters_are_identity()
+    weights = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in encoder.state_dict().items()
+        if not (without_adapters and "lora_" in name)
+    }
+    config = {k: v for k, v in encoder.tower.config.to_dict().items() if k[0] != "_" and k != "transformers_version"}
+    text = json.dumps(config, sort_keys=True, default=str)
+    return digest([(text, torch.empty(0)), *sorted(weights.items())])
+
+
+class _Images(Dataset):
+    """Images of a dataset by row and whether they are bad, for a DataLoader to decode in parallel."""
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, bool]:
+        try:
+            return self.dataset.image_tensor(row), False
+        except BadRecord:
+            size = self.dataset.processor.image_size
+            return torch.zeros(3, size, size), True
+
+
+def fill(
+    cache: FeatureCache,
+    dataset: PairDataset,
+    model: BitGenModel,
+    processes: Processes,
+    precision: Precision,
+    batch_size: int,
+    num_workers: int,
+    show_progress: bool = True,
+) -> None:
+    """Compute what ``cache`` lacks: rank r every ``world_size``-th missing shard. All ranks call it together.
+
+    Raises:
+        CacheError: the disk is full, a feature is not finite; what is finished stays. On every rank.
+    """
+    with main_first(processes):
+        if processes.is_main:
+            cache.create()
+    missing: list[int] = from_main(cache.missing_shards() if processes.is_main else None, processes)
+    if not missing:
+        logger.info("feature cache %s is complete", cache.folder)
+        return
+    left = sum(len(cache.description.rows_of(shard)) for shard in missing)
+    logger.info("computing the features of %s images once, into %s", f"{left:,}", cache.folder)
+    started, error = time.monotonic(), None
+    try:
+        own = missing[processes.rank :: processes.world_size]
+        _fill_shards(cache, dataset, model, processes, precision, own, batch_size, num_workers, show_progress)
+    except ValueError as caught:
+        if not processes.is_distributed:
+            raise
+        error = str(caught)
+    except KeyboardInterrupt:
+        logger.error("stopped; %d shards of the feature cache are finished and stay", _finished(cache))
+        raise SystemExit(130) from None
+    problems = [problem for problem in gather_objects(error, processes) if problem is not None]
+    if problems:
+        raise CacheError(problems[0])
+    seconds = time.monotonic() - started
+    size = gigabytes(cache.description.total_bytes)
+    logger.info("feature cache ready: %s, %.0f images/s", size, left / max(seconds, 1e-9))
+
+
+def _finished(cache: FeatureCache) -> int:
+    return cache.description.shards - len(cache.missing_shards())
+
+
+def _fill_shards(
+    cache: FeatureCache,
+    dataset: PairDataset,
+    model: BitGenModel,
+    processes: Processes,
+    precision: Precision,
+    shards: list[int],
+    batch_size: int,
+    num_workers: int,
+    show_progress: bool,
+) -> None:
+    batches = [rows for shard in shards for rows in _batches(cache.description.rows_of(shard), batch_size)]
+    loader = DataLoader(
+        _Images(dataset),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=processes.device.type == "cuda",
+        generator=torch.Generator(),  # the global one must be untouched: a resumed run fills nothing
+    )
+    features = _features(loader, batches, dataset, model, processes, precision)
+    ticker = _Ticker(sum(len(rows) for rows in batches), show_progress and processes.is_main)
+    for shard in shards:
+        rows, parts, bad = cache.description.rows_of(shard), [], []
+        while sum(len(part) for part in bad) < len(rows):
+            part, is_bad = next(features)
+            parts.append(part)
+            bad.append(is_bad)
+            ticker.advance(len(part))
+        cache.write_shard(shard, torch.cat(parts), torch.cat(bad))
+        for row in torch.cat(bad).nonzero().flatten().tolist():
+            logger.warning("%s cannot be read, so it gets no features", dataset.record_of_image(rows[row]))
+    ticker.close()
+
+
+def _batches(rows: range, size: int) -> list[list[int]]:
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def _features(
+    loader: DataLoader,
+    batches: list[list[int]],
+    dataset: PairDataset,
+    model: BitGenModel,
+    processes: Processes,
+    precision: Precision,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The frozen tower's patch features ``[b, P, C]`` of each batch of rows, on the CPU, and which rows are bad."""
+    for rows, (pixel_values, bad) in zip(batches, loader, strict=True):
+        with torch.no_grad(), precision.autocast():
+            features = model.patch_features(pixel_values.to(processes.device, non_blocking=True)).cpu()
+        finite = features.isfinite().flatten(1).all(dim=1)
+        if not finite.all():
+            row = rows[int((~finite).nonzero()[0])]
+            raise CacheError(
+                f"{dataset.record_of_image(row)} has NaN or infinite features: look at this image and at the encoder's "
+                "weights, or try --precision fp32."
+            )
+        yield features, bad
+
+
+class _Ticker:
+    """A progress bar on a terminal, a line every half minute elsewhere."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, desc="features", unit=" images", disable=None if shown else True)
+        self._shown, self._total, self._done, self._said = shown, total, 0, time.monotonic()
+
+    def advance(self, images: int) -> None:
+        self._done += images
+        self._bar.update(images)
+        if self._shown and self._bar.disable and time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            logger.info("features of %s of %s images", f"{self._done:,}", f"{self._total:,}")
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,1 @@
+"""The machine: devices, ranks, random generators, files and signals."""

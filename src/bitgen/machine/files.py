@@ -1,0 +1,101 @@
+"""Files that are whole or absent: on the disk when a call returns, readable, and replaced in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+
+def fsync(path: str | Path) -> None:
+    """Wait until a file's content, or a folder's list of names, has reached the disk.
+
+    Raises:
+        OSError: the disk says no.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def apply_umask(path: str | Path) -> None:
+    """Give a file the rights that a plain ``open`` would have: safetensors makes it readable by its owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside ``path``; what the block writes there takes the place of ``path`` in one step.
+
+    The content has reached the disk when the block is left. A block that raises leaves ``path`` as it was, and nothing
+    beside it.
+
+    Raises:
+        OSError: the disk says no.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, target)
+        fsync(target.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write atomically: whoever reads the file sees the old content or the new one.
+
+    Raises:
+        ValueError: it cannot be written; a file that was there is then untouched.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write it ({error.strerror or error})") from error
+
+
+def digest(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors."""
+    sha = hashlib.sha256()
+    for name, tensor in named_tensors:
+        tensor = tensor.detach().cpu().contiguous()
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def check_writable(path: str) -> None:
+    """Find out before the work, not after it, that results cannot be written: then ValueError. Makes the folder."""
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot write there ({error.strerror or error}); name another file") from error

@@ -1,0 +1,122 @@
+"""The processes of a run: which one this is, and what they tell one another."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from bitgen.config.values import ConfigError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among all of them."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that logs and writes."""
+        return self.rank == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether there is anybody to talk to."""
+        return self.world_size > 1
+
+
+def stop_processes() -> None:
+    """Leave the process group, if this process is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# ---- what the ranks tell one another ----
+
+
+class StepReport(NamedTuple):
+    """What all ranks agree on after the backward of a step: sums over ranks."""
+
+    stop: bool
+    nonfinite: bool
+    words: int
+    samples: int
+    skipped: int
+
+
+def agree(processes: Processes, stop: bool, nonfinite: bool, words: int, samples: int, skipped: int) -> StepReport:
+    """One all-reduce a step, so that no rank skips or stops alone (and leaves the others in a collective)."""
+    if not processes.is_distributed:
+        return StepReport(stop, nonfinite, words, samples, skipped)
+    values = torch.tensor([stop, nonfinite, words, samples, skipped], dtype=torch.float64, device=processes.device)
+    dist.all_reduce(values)
+    stop_sum, nonfinite_sum, *sums = values.tolist()
+    return StepReport(stop_sum > 0, nonfinite_sum > 0, *map(int, sums))
+
+
+def mean_over_ranks(processes: Processes, scalars: dict[str, float]) -> dict[str, float]:
+    """Mean of each scalar over the ranks, which must all give the same names in the same order."""
+    if not processes.is_distributed or not scalars:
+        return scalars
+    values = torch.tensor(list(scalars.values()), dtype=torch.float64, device=processes.device)
+    dist.all_reduce(values)
+    return dict(zip(scalars, (values / processes.world_size).tolist(), strict=True))
+
+
+def gather_objects(value: Any, processes: Processes) -> list[Any]:
+    """Every rank's value, in the order of the ranks."""
+    if not processes.is_distributed:
+        return [value]
+    values: list[Any] = [None] * processes.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: Any, processes: Processes) -> Any:
+    """Rank 0's value, on every rank."""
+    if not processes.is_distributed:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextlib.contextmanager
+def main_first(processes: Processes) -> Iterator[None]:
+    """Rank 0 runs the block before the others do: it writes what they then read. If it raises, they raise too."""
+    if processes.is_main:
+        error = None
+        try:
+            yield
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            from_main(str(error) if error is not None else None, processes)
+        return
+    message = from_main(None, processes)
+    if message is not None:
+        raise ConfigError(f"Rank 0 stopped: {message}")
+    yield
+
+
+def check_equal_on_ranks(processes: Processes, parts: dict[str, str]) -> None:
+    """Compare each part's hash over the ranks.
+
+    Raises:
+        RuntimeError: naming the parts that differ, on every rank.
+    """
+    everyones = gather_objects(parts, processes)
+    differing = [name for name in parts if len({other[name] for other in everyones}) > 1]
+    if differing:
+        raise RuntimeError(
+            f"The ranks do not agree on: {', '.join(differing)}. They were trained apart, so nothing was saved; "
+            "resume from the last checkpoint with --resume auto, and report this as a bug."
+        )

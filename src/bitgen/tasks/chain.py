@@ -1,0 +1,49 @@
+"""A run that starts from another one which it trains itself: ``init_from`` names that run's YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from bitgen.checkpoint.format import checkpoint_folders
+from bitgen.config import Config, ConfigError, load_config
+
+FOLDER = "first"
+# Of the training settings, those that say where to train and not what.
+_MACHINE = ("precision", "device", "seed", "use_ddp", "num_gpus")
+
+
+def split_first_stage(config: Config) -> tuple[Config | None, Config]:
+    """The run to train before this one (None: there is none, or this one has begun), and this run as it then starts.
+
+    The first run has the file's objective, training and checkpoint settings, and everything else from this one: its
+    data, its network, its machine. It writes to ``first`` in this run's folders.
+
+    Raises:
+        ConfigError: the file cannot be read, starts from a file itself, or does not go with this run's data or network.
+    """
+    path = config.training.init_from
+    if path is None or not path.endswith((".yaml", ".yml")):
+        return None, config
+    theirs = load_config(path)
+    if (theirs.training.init_from or "").endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"init_from {path} is to start from {theirs.training.init_from}: one run before another is all."
+        )
+    machine = {name: getattr(config.training, name) for name in _MACHINE}
+    folders = {name: str(Path(getattr(config.output, name)) / FOLDER) for name in ("output_dir", "log_dir")}
+    first = replace(
+        config,
+        objective=theirs.objective,
+        training=replace(theirs.training, resume=config.training.resume, **machine),
+        output=replace(theirs.output, progress=config.output.progress, **folders),
+    )
+    then = config.replace(init_from=folders["output_dir"])
+    goes_on = config.training.resume not in (None, "auto")  # from a checkpoint elsewhere
+    if goes_on or checkpoint_folders(config.output.output_dir):
+        return None, then
+    try:
+        first.validate()
+    except ConfigError as error:
+        raise ConfigError(f"init_from {path}, trained first on this run's data and network: {error}") from error
+    return first, then

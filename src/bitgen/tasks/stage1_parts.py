@@ -1,0 +1,280 @@
+"""From a configuration to the things it describes, tokenizer, datasets, model; and from a checkpoint to its model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bitgen.checkpoint.format import resolve_checkpoint
+from bitgen.config import Config, ConfigError
+from bitgen.config.sources import parse_sources
+from bitgen.data.dataset import PairDataset
+from bitgen.data.mixing import MixedDataset
+from bitgen.data.records import RecordReader
+from bitgen.data.scenes import ScenesDataset, scene_captions
+from bitgen.data.shards import open_shards
+from bitgen.data.stream import StreamDataset, stream_captions
+from bitgen.data.text_and_pairs import TextAndPairs
+from bitgen.data.text_blocks import TextBlocks
+from bitgen.data.text_shards import tokenizer_sha256
+from bitgen.data.tokenizer import build_tokenizer
+from bitgen.machine.randomness import seed_everything
+from bitgen.machine.ranks import Processes, main_first
+from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.factory import (
+    build_model,
+    initialise_random_tower,
+    pretrained_vision_config,
+    random_vision_config,
+)
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.trained import TOKENIZER_FOLDER, load_model
+
+logger = logging.getLogger(__name__)
+
+SCENES, FEATURES, RANDOM = "scenes", "features", "random"
+
+
+class RunParts(NamedTuple):
+    """Tokenizer, data (``val``, ``text_val`` None: no such validation) and the model before its first step."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: PairDataset | MixedDataset | StreamDataset | TextAndPairs
+    val: PairDataset | None
+    text_val: TextBlocks | None
+    model: BitGenModel
+
+
+# ---- tokenizer and data ----
+
+
+def training_captions(config: Config) -> Iterator[str]:
+    """The captions that a tokenizer is trained on."""
+    if config.data.train_data == SCENES:
+        return scene_captions("train", config.data.scenes_train, config.training.seed)
+    paths = [source.path for source in parse_sources(config.data.train_data)]
+    if config.data.streaming:
+        return stream_captions([open_shards(path) for path in paths])
+    return chain.from_iterable(RecordReader(path).iter_captions() for path in paths)
+
+
+def build_run_tokenizer(config: Config, processes: Processes) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, trained and kept by rank 0 first where the configuration asks for that."""
+    folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
+    captions = training_captions(config) if config.data.tokenizer == "train" else None
+    with main_first(processes):
+        return build_tokenizer(config.data.tokenizer, captions, config.model.vocab_size, folder)
+
+
+def build_training_dataset(config: Config, processor: BitGenProcessor) -> PairDataset | MixedDataset | StreamDataset:
+    """What ``train_data`` names: one source or several, mapped or streamed.
+
+    Raises:
+        ValueError: a source is missing, damaged or empty, or its kind is not what the encoder takes.
+    """
+    data = config.data
+    sources = parse_sources(data.train_data)
+    paths, weights = [source.path for source in sources], [source.weight for source in sources]
+    if data.streaming:
+        dataset = StreamDataset(
+            [open_shards(path) for path in paths],
+            weights,
+            processor,
+            seed=config.training.seed,
+            caption_sampling=data.caption_sampling,
+            augment=data.image_augmentation,
+            lanes=max(data.num_workers, 1),
+            shuffle_buffer=data.shuffle_buffer,
+        )
+        _check_kind(config, data.train_data, dataset.kind)
+        return dataset
+    datasets = [build_dataset(config, path, "train", processor, is_training=True) for path in paths]
+    return MixedDataset(datasets, weights) if len(datasets) > 1 else datasets[0]
+
+
+def build_text(config: Config, folder: str, tokenizer: PreTrainedTokenizerBase) -> TextBlocks:
+    """A folder of text as packed sequences.
+
+    Raises:
+        ValueError: it is missing or damaged, or was made with another tokenizer than the run's.
+    """
+    length = config.data.text_seq_len or config.model.max_seq_len
+    return TextBlocks(folder, tokenizer, length, config.training.seed)
+
+
+def _check_kind(config: Config, source: str, kind: str) -> None:
+    if (kind == FEATURES) != (config.vision.vision_encoder == FEATURES):
+        wanted = FEATURES if kind == FEATURES else "an encoder (random, a folder or a hub id)"
+        raise ConfigError(
+            f"{source} holds {kind}, and vision_encoder is {config.vision.vision_encoder!r}: "
+            f"write vision_encoder {wanted}, or name another folder."
+        )
+
+
+def build_dataset(
+    config: Config, source: str, split: str, processor: BitGenProcessor, is_training: bool = False
+) -> PairDataset:
+    """The mapped dataset that ``source`` names: a folder, or ``scenes`` (then ``split`` is train or val).
+
+    Raises:
+        ValueError: the folder is missing or damaged, or its kind is not what the encoder takes.
+    """
+    data, vision = config.data, config.vision
+    if source == SCENES:
+        size = data.scenes_train if split == "train" else data.scenes_val
+        sampling = data.caption_sampling if is_training else "all"
+        return ScenesDataset(split, size, config.training.seed, processor, sampling)
+    dataset = PairDataset(
+        source,
+        processor,
+        seed=config.training.seed,
+        caption_sampling=data.caption_sampling if is_training else "all",
+        augment=data.image_augmentation and is_training,
+        feature_dim=vision.feature_dim,
+        feature_tokens=vision.feature_tokens,
+        replace_bad=is_training,
+    )
+    _check_kind(config, source, dataset.kind)
+    return dataset
+
+
+# ---- model ----
+
+
+def vision_config_of(config: Config) -> dict | None:
+    """The tower's configuration: of the hub or folder, from the five ``vision_*`` sizes, or None for features."""
+    vision = config.vision
+    if vision.vision_encoder == FEATURES:
+        return None
+    if vision.vision_encoder == RANDOM:
+        return random_vision_config(
+            vision.vision_hidden_size,
+            vision.vision_num_layers,
+            vision.vision_num_heads,
+            vision.vision_patch_size,
+            vision.image_size,
+        )
+    return pretrained_vision_config(vision.vision_encoder, vision.vision_revision)
+
+
+def model_config_of(
+    config: Config,
+    vision_config: dict | None,
+    feature_shape: tuple[int, int] | None = None,
+    vocab_size: int | None = None,
+) -> BitGenConfig:
+    """The network that a configuration describes; ``feature_shape [P, C]`` as the dataset declares it."""
+    vision, lora, memory = config.vision, config.lora, config.memory
+    tokens, dim = feature_shape if feature_shape is not None else (None, None)
+    return BitGenConfig(
+        vision_config=vision_config,
+        image_size=vision.image_size or (vision_config or {}).get("image_size", 224),
+        feature_dim=dim,
+        feature_tokens=tokens,
+        feature_pool=vision.feature_cache_pool,
+        vision_tuning="frozen" if vision_config is None else vision.vision_tuning,
+        lora_rank=lora.lora_rank,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        init_lora_weights=lora.peft_init,
+        lora_layers=lora.layer_indices,
+        use_gradient_checkpointing=vision.use_gradient_checkpointing,
+        **{**vars(config.model), "vocab_size": vocab_size or config.model.vocab_size},
+        use_memory=memory.use_memory,
+        memory_size=memory.memory_size,
+        memory_dim=memory.memory_dim,
+        direct_writing=memory.direct_writing,
+        memory_sigma=memory.memory_sigma,
+        pseudoinverse_steps=memory.pseudoinverse_steps,
+        pseudoinverse_tolerance=memory.pseudoinverse_tolerance,
+    )
+
+
+def build_untrained(config: Config, vision_config: dict | None, model_config: BitGenConfig) -> BitGenModel:
+    """The model before its first step, pretrained vision weights loaded where the configuration names some."""
+    is_pretrained = vision_config is not None and config.vision.vision_encoder != RANDOM
+    model = build_model(
+        model_config, config.vision.vision_encoder if is_pretrained else None, config.vision.vision_revision
+    )
+    if config.vision.vision_encoder == RANDOM:
+        initialise_random_tower(model)
+    if config.vision.compile and model.vision_encoder is not None:
+        model.vision_encoder.compile()
+    return model
+
+
+def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Give a new model the weights of a trained one.
+
+    Raises:
+        ConfigError: there is no such run, or its tokenizer or sizes are not this run's.
+        CheckpointError: its checkpoint is damaged.
+    """
+    if not Path(path).exists():
+        raise ConfigError(f"init_from is {path}, and there is no such folder. Write a run's output_dir.")
+    source = load_model(path)
+    if tokenizer_sha256(source.tokenizer) != tokenizer_sha256(tokenizer):
+        raise ConfigError(
+            f"init_from {path} was trained with another tokenizer: its embeddings would stand for other tokens. Write "
+            f"tokenizer {resolve_checkpoint(path).parent / TOKENIZER_FOLDER}."
+        )
+    theirs, ours = source.model.state_dict(), model.state_dict()
+    if not source.config.objective.itm_weight:  # its matching head was never trained, and this run's may be another
+        theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("itm_head.")}
+    differing = [name for name in {**ours, **theirs} if not _same_shape(ours.get(name), theirs.get(name))]
+    if differing:
+        raise ConfigError(
+            f"init_from {path} holds another network: {len(differing)} of its weights differ in shape or are missing, "
+            f"first {differing[0]}. Give this run the vision, lora, model and memory settings of its config.yaml."
+        )
+    model.load_state_dict(theirs)
+    logger.info("starting from the weights of %s", resolve_checkpoint(path))
+
+
+def _same_shape(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
+
+
+def build_parts(config: Config, processes: Processes) -> RunParts:
+    """Tokenizer, data and model of a configuration; the same weights on every rank and at every call.
+
+    Raises:
+        ValueError: what was asked for cannot be; the message says what to write instead.
+    """
+    vision_config = vision_config_of(config)
+    tokenizer = build_run_tokenizer(config, processes)
+    image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
+    processor = BitGenProcessor(
+        tokenizer, image_size, config.model.max_seq_len, max_image_pixels=config.data.max_image_pixels
+    )
+    data = config.data
+    pairs = build_training_dataset(config, processor) if data.train_data is not None else None
+    val = build_dataset(config, data.val_data, "val", processor) if data.val_data is not None else None
+    if val is not None and val.feature_shape != pairs.feature_shape:
+        raise ConfigError(
+            f"val_data {data.val_data} holds features of {val.feature_shape}, train_data of {pairs.feature_shape}: "
+            "prepare both with the same encoder."
+        )
+    train, text_val = pairs, None
+    if data.text_data is not None:
+        text = build_text(config, data.text_data, tokenizer)
+        train = TextAndPairs(text, pairs, data.text_ratio, config.training.text_batch_size)
+        text_val = build_text(config, data.text_val_data, tokenizer) if data.text_val_data is not None else None
+    seed_everything(config.training.seed)  # the same new weights on every rank
+    # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
+    vocab_size = min(config.model.vocab_size, len(tokenizer)) if config.data.tokenizer == "train" else None
+    shape = pairs.feature_shape if pairs is not None else (config.vision.feature_tokens, config.vision.feature_dim)
+    model_config = model_config_of(config, vision_config, shape, vocab_size)
+    model = build_untrained(config, vision_config, model_config)
+    if config.training.init_from is not None:
+        start_from(model, tokenizer, config.training.init_from)
+    return RunParts(tokenizer, train, val, text_val, model)

@@ -1,0 +1,86 @@
+"""What validation says of a model that reads and writes: its score, its texts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bitgen.config import Config
+from bitgen.data.text_blocks import TextBlocks
+from bitgen.data.tokenizer import train_bpe
+from bitgen.machine.devices import Precision
+from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.tasks.stage1_validation import HeldOut, score_text
+
+DOCUMENTS = ["a b c", "the cat sat on the mat", "the dog ran far away from here", "größe naïve größe naïve größe"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(DOCUMENTS[1:3], 280)
+
+
+@pytest.fixture
+def held_out(tokenizer, write_text_corpus, tmp_path):
+    """``held_out(context, *documents)`` validates on text alone; the second is a tiny model."""
+
+    def build(context: int, *documents: str) -> tuple[HeldOut, BitGenModel]:
+        text = TextBlocks(write_text_corpus(tmp_path / "val", tokenizer, {"a": list(documents)}), tokenizer, context)
+        config = Config().replace(max_seq_len=context, text_loss_weight=1.0, text_batch_size=4)
+        cpu = torch.device("cpu")
+        torch.manual_seed(0)
+        model = BitGenModel(
+            BitGenConfig(
+                feature_dim=4,
+                feature_tokens=4,
+                vision_tuning="frozen",
+                embed_dim=16,
+                vision_embed_dim=16,
+                compressor_dim=16,
+                num_layers=1,
+                num_heads=2,
+                ffn_dim=16,
+                vocab_size=len(tokenizer),
+                max_seq_len=context,
+                use_memory=False,
+            )
+        )
+        return HeldOut(config, None, text, tokenizer, cpu, Precision("fp32", "cpu")), model
+
+    return build
+
+
+def table(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+
+
+def test_text_alone_is_scored_by_its_loss_and_continued(held_out) -> None:
+    validate, model = held_out(64, *DOCUMENTS[1:3])
+    before = torch.get_rng_state()
+    result = validate(model, 0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(result.scalars) == {"val/text_loss", "val/perplexity", "val/perplexity_a"}
+    assert result.score == -result.scalars["val/text_loss"] and not result.pictures
+    assert score_text(result.score) == f"held-out loss {result.scalars['val/text_loss']:.3f}"
+    head, _, row = table(result.texts["samples/continuations"])
+    assert head == ["source", "prompt", "continuation"] and row[0] == "a"
+    assert any(document.startswith(row[1]) for document in DOCUMENTS[1:3])
+
+
+@pytest.mark.parametrize("context", [3, 4, 8, 13, 32])
+@pytest.mark.parametrize("document", [*DOCUMENTS, "ßß ßß"])
+def test_a_prompt_is_of_one_document_and_leaves_room(held_out, context: int, document: str) -> None:
+    """Short contexts, and characters of several tokens that the prompt's end may cut."""
+    validate, model = held_out(context, *[document] * 3)
+    _, _, row = table(validate(model, 0.5).texts["samples/continuations"])
+    assert document.startswith(row[1])
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(held_out) -> None:
+    validate, model = held_out(64, *DOCUMENTS[1:3])
+    with torch.no_grad():
+        model.final_norm.weight.fill_(math.nan)
+    assert validate(model, 0.5).score == -math.inf
