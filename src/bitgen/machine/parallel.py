@@ -47,7 +47,7 @@ class Parallel(Protocol):
         ...
 
     def wrap(self, objective: nn.Module, steady: bool) -> nn.Module:
-        """The module to call in place of ``objective``; at each phase start, after ``requires_grad`` was set. Collective.
+        """The module to call in place of ``objective``, at each phase start, with ``requires_grad`` set. Collective.
 
         The optimizer is built afterwards, from ``objective.named_parameters()``: the parameters may be other objects
         than before. Their names stay.
