@@ -1,37 +1,61 @@
-"""One run of stage 1: everything from a configuration to a trainer, and the summary after it."""
+"""One run of any task: from a configuration to a trainer, the training, and the summary after it."""
 
 from __future__ import annotations
 
 import logging
+import sys
+from contextlib import closing
+from typing import Any
 
 from bitgen.checkpoint.format import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
 from bitgen.checkpoint.store import CheckpointStore
-from bitgen.config import Config, ConfigError
-from bitgen.data.collate import Collator
-from bitgen.data.dataset import PairDataset
-from bitgen.data.text_blocks import TextBlocks
-from bitgen.data.word_count import WordCounter
-from bitgen.feature_cache.phase import plan_cached_phase
-from bitgen.machine.devices import resolve_precision
+from bitgen.config.values import ConfigError
+from bitgen.machine.devices import resolve_precision, start_processes
+from bitgen.machine.parallel import Replicated
 from bitgen.machine.ranks import Processes, from_main, main_first
 from bitgen.machine.stopping import resume_command
-from bitgen.objectives.stage1 import Stage1Objective
+from bitgen.protocols import Task
 from bitgen.show.monitor import Monitor
-from bitgen.show.parameters import count_parameters
-from bitgen.tasks.stage1_parts import build_parts
-from bitgen.tasks.stage1_validation import HeldOut, score_text
-from bitgen.training.budget import REVISION_PREFIX, steps_per_pass
+from bitgen.show.run_logging import FILE_ONLY
+from bitgen.training.budget import REVISION_PREFIX
+from bitgen.training.loop_settings import LoopSettings
+from bitgen.training.reporting import TrainingDiverged, message_of
 from bitgen.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-HOW_TO_GET_DATA = (
-    "train_data is not set. Prepare your own images with `python data_prep/image_folder.py --folder IMAGES "
-    "--output DIR`, or a known source with data_prep/flickr8k.py, coco.py, cc3m.py, localized_narratives.py or "
-    "babylm_multimodal.py (--help explains each), and write --train_data DIR --val_data DIR; the "
-    "encoder comes with `hf download facebook/dinov2-base --local-dir dinov2-base` and --vision_encoder dinov2-base. "
-    "To try everything with no data and no download: make quickstart."
-)
+# A configuration of any task: it has the groups `training` and `output`.
+Config = Any
+
+
+def train(task: Task, config: Config, purpose: str | None = None) -> bool:
+    """Build and fit; whether the run came to its end unasked. Exits with status 1 where it could not go on.
+
+    Args:
+        purpose: what the run is one of, for the log.
+
+    Raises:
+        ConfigError: what a person asked for cannot be.
+    """
+    ranks = start_processes(config.training.device, config.training.use_ddp)
+    try:
+        trainer = build_trainer(task, config, ranks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    with closing(trainer.monitor):
+        if purpose is not None:
+            logger.info(purpose)
+        try:
+            finished = trainer.fit()
+        except (TrainingDiverged, ValueError) as error:  # a disk that is full, a record that cannot be read
+            logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
+            logger.error("%s", message_of(error))
+            sys.exit(1)
+        if finished:
+            finish(trainer)
+            if trainer.stopped and purpose is not None:
+                logger.info("Stopped between the two runs. Go on with:\n  %s", trainer.resume_command)
+    return finished and not trainer.stopped
 
 
 def find_resume(config: Config, processes: Processes) -> Checkpoint | None:
@@ -80,145 +104,77 @@ def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore) -> None:
     logger.info("resuming from %s, after step %d", checkpoint.path, checkpoint.step)
 
 
-def build_trainer(config: Config, processes: Processes) -> Trainer:
+def build_trainer(task: Task, config: Config, ranks: Processes) -> Trainer:
     """Everything a run needs, from the log files to the first batch.
 
     Raises:
         ValueError: what was asked for cannot be; the message says what to write instead.
     """
-    if config.data.train_data is None and config.data.text_data is None:
-        raise ConfigError(HOW_TO_GET_DATA)
     output = config.output
-    checkpoint = find_resume(config, processes)
-    with main_first(processes):
-        store = CheckpointStore(output.output_dir, output.max_checkpoints_to_keep, writes=processes.is_main)
-    monitor = Monitor(
-        output.log_dir, processes.is_main, checkpoint.step if checkpoint is not None else None, output.progress
-    )
+    checkpoint = find_resume(config, ranks)
+    with main_first(ranks):
+        store = CheckpointStore(output.output_dir, output.max_checkpoints_to_keep, writes=ranks.is_main)
+    resume_step = checkpoint.step if checkpoint is not None else None
+    monitor = Monitor(output.log_dir, ranks.is_main, resume_step, output.progress)
     try:
-        return _assemble(config, processes, checkpoint, store, monitor)
+        return _assemble(task, config, ranks, checkpoint, store, monitor)
     except BaseException:
         monitor.close()
         raise
 
 
 def _assemble(
-    config: Config, processes: Processes, checkpoint: Checkpoint | None, store: CheckpointStore, monitor: Monitor
+    task: Task,
+    config: Config,
+    ranks: Processes,
+    checkpoint: Checkpoint | None,
+    store: CheckpointStore,
+    monitor: Monitor,
 ) -> Trainer:
     if checkpoint is not None:
         _announce_resume(checkpoint, store)
     elif config.training.resume is not None:
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
-
-    # A run that goes on has its weights: those it started from may be gone.
-    fresh = config if checkpoint is None else config.replace(init_from=None)
-    tokenizer, train, val, text_val, model = build_parts(fresh, processes)
-    objective = Stage1Objective(model, config.objective, sees_pairs=config.data.train_data is not None)
-    precision = resolve_precision(config.training.precision, processes.device)
-    table = count_parameters(model, {"temperature": [objective.log_temperature]})
-    if processes.is_main:
-        table.write(config.output.output_dir)
-
-    held_out = val is not None or text_val is not None
-    trainer = Trainer(
-        config=config,
-        objective=objective,
-        dataset=train,
-        collate=Collator(tokenizer.pad_token_id),
-        monitor=monitor,
-        store=store,
-        processes=processes,
-        precision=precision,
-        count_words=WordCounter(tokenizer),
-        held_out=HeldOut(config, val, text_val, tokenizer, processes.device, precision) if held_out else None,
-        checkpoint=checkpoint,
-        resume_command=resume_command(world_size=processes.world_size),
-    )
-    trainer.cached = plan_cached_phase(trainer, train, val)
-    monitor.total_steps = trainer.plan.total_steps
-    plan = trainer.plan
-    rows = [
-        ("device", f"{processes.device} ({processes.world_size} process{'es' if processes.world_size > 1 else ''})"),
-        ("precision", precision.name),
-        ("training data", f"{_names(config.data.text_data, config.data.train_data)}: {train.describe()}"),
-        ("held-out data", _held_out_text(config, val, text_val)),
-        ("batch", _batch_text(config, processes)),
-        ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
-        ("feature cache", f"phase 1 reads {trainer.cached.parent}" if trainer.cached is not None else "none"),
-        ("phase 2", f"from step {plan.boundary + 1:,}" if plan.boundary is not None else f"none: {plan.reason}"),
-        ("checkpoints", config.output.output_dir),
-    ]
-    monitor.banner(rows, table.to_text())
-    if plan.boundary is not None and plan.boundary >= plan.total_steps:
-        logger.warning("phase 2 would start at step %d, after the run's end: LoRA never trains", plan.boundary + 1)
+    run = task.build(config, ranks, fresh=checkpoint is None)
+    precision = resolve_precision(config.training.precision, ranks.device)
+    command = resume_command(world_size=ranks.world_size)
+    trainer = Trainer(run, _loop_settings(config), monitor, store, Replicated(ranks), precision, checkpoint, command)
+    monitor.total_steps = run.stage.steps
+    monitor.banner(run.banner, run.parameters)
     return trainer
 
 
-def _names(*sources: str | None) -> str:
-    return " and ".join(source for source in sources if source is not None)
-
-
-def _held_out_text(config: Config, val: PairDataset | None, text_val: TextBlocks | None) -> str:
-    parts = [f"{config.data.val_data}: {val.image_count:,} images"] if val is not None else []
-    parts += [f"{config.data.text_val_data}: {text_val.num_words:,} words"] if text_val is not None else []
-    return "; ".join(parts) or "none"
-
-
-def _batch_text(config: Config, processes: Processes) -> str:
-    training, data = config.training, config.data
-    kinds = [f"{training.text_batch_size} sequences"] if data.text_data is not None else []
-    kinds += [f"{training.batch_size} pairs"] if data.train_data is not None else []
-    text = " or ".join(kinds)
-    text += f" ({data.text_ratio:.0%} of the batches are text)" if len(kinds) > 1 else ""
-    text += f" x {processes.world_size} processes" if processes.world_size > 1 else ""
-    return text + (f" x {training.grad_accum_steps} accumulated" if training.grad_accum_steps > 1 else "")
+def _loop_settings(config: Config) -> LoopSettings:
+    training, output = config.training, config.output
+    return LoopSettings(
+        seed=training.seed,
+        max_grad_norm=training.max_grad_norm,
+        ema_decay=training.ema_decay,
+        max_nonfinite_steps=training.max_nonfinite_steps,
+        max_words_seen=training.max_words_seen,
+        max_bad_fraction=config.data.max_bad_fraction,
+        save_steps=output.save_steps,
+        eval_steps=output.eval_steps,
+        log_steps=output.log_steps,
+        words_seen_checkpoints=output.words_seen_checkpoints,
+    )
 
 
 def finish(trainer: Trainer) -> None:
     """The end of a run: tables, the path of the best checkpoint, and what to try next."""
-    config, progress, best = trainer.config, trainer.progress, trainer.store.best
+    run, progress, store = trainer.run, trainer.progress, trainer.store
     rows: list[tuple[str, object]] = [
         ("steps", f"{progress.step:,}" + (f" ({progress.skipped_steps} skipped)" if progress.skipped_steps else "")),
         ("seen", f"{progress.samples_seen:,} samples, {progress.words_seen:,} words"),
+        *run.summary(progress.step, progress.words_seen),
     ]
-    training = config.training
-    if training.max_words_seen is not None:
-        share = progress.words_seen / training.max_words_seen
-        rows.append(("budget of words", f"{share:.1%} of max_words_seen {training.max_words_seen:,}"))
-    if training.max_epochs is not None:
-        passes = progress.step / steps_per_pass(trainer.plan, trainer.sampler)
-        rows.append(("budget of passes", f"{passes:.2f} of max_epochs {training.max_epochs}"))
     if progress.milestone:
-        rows.append(
-            ("checkpoints by words", f"{config.output.output_dir}/{REVISION_PREFIX}*M, the last {progress.milestone}M")
-        )
+        rows.append(("checkpoints by words", f"{store.folder}/{REVISION_PREFIX}*M, the last {progress.milestone}M"))
     if progress.bad_records:
         rows.append(("skipped records", "; ".join(f"{n:,} x {reason}" for reason, n in progress.bad_records.items())))
-    if best is not None and progress.best_score is not None:
-        rows.append(("best checkpoint", f"{best} (step {progress.best_step:,}, {score_text(progress.best_score)})"))
-    elif trainer.store.newest is not None:
-        rows.append(("last checkpoint", str(trainer.store.newest)))
-    trainer.monitor.summary(rows, _next_commands(config))
-
-
-def _next_commands(config: Config) -> list[tuple[str, str]]:
-    run, data = config.output.output_dir, config.data
-    commands = []
-    if data.train_data is not None and config.objective.contrastive_weight:
-        commands.append(
-            (
-                "how good it is",
-                f"python src/evaluate.py --checkpoint {run} --data {data.val_data or 'DIR'} --output results.json",
-            )
-        )
-    if data.train_data is not None and config.objective.text_loss_weight:
-        held_out = data.val_data or "DIR"
-        commands.append(
-            ("its captions", f"python src/evaluate.py --checkpoint {run} --task captioning --data {held_out}")
-        )
-    if data.text_data is not None:
-        commands += [
-            ("its grammar", f"python src/evaluate.py --checkpoint {run} --task babylm --eval_dir DIR"),
-            ("for everybody", f"python src/export.py --checkpoint {run} --output DIR"),
-        ]
-    return commands
+    if store.best is not None and progress.best_score is not None:
+        score = run.score_text(progress.best_score)
+        rows.append(("best checkpoint", f"{store.best} (step {progress.best_step:,}, {score})"))
+    elif store.newest is not None:
+        rows.append(("last checkpoint", str(store.newest)))
+    trainer.monitor.summary(rows, run.next_commands)

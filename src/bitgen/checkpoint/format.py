@@ -16,7 +16,7 @@ A run's folder::
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from safetensors.torch import load_file
 
 from bitgen.machine.files import digest, file_hash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# 1: temperature and queue lay beside the step, the schedule under `plan` and the place in the data under `sampler`.
+READABLE = (1, FORMAT_VERSION)
 MODEL_FILE, EMA_FILE, STATE_FILE, MANIFEST_FILE = (
     "model.safetensors",
     "ema.safetensors",
@@ -79,19 +81,19 @@ def step_of(path: Path) -> int | None:
 # ---- what of a model goes where ----
 
 
-def split_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def split_state(
+    model: torch.nn.Module, base_names: Collection[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """``(own, base)``: state-dict entries of the model without its frozen base, and those of the base.
 
-    Under ``vision_tuning=full`` the base is trained, so it belongs to ``own``. A tensor under two names (tied weights)
-    is kept under the first.
+    A tensor under two names (tied weights) is kept under the first.
+
+    Args:
+        base_names: parameters that no run changes; another name of the same tensor belongs to them too.
     """
-    base_names: set[str] = set()
-    encoder = model.vision_encoder
-    if encoder is not None and model.config.vision_tuning != "full":
-        base = {id(parameter) for _, parameter in encoder.base_parameters()}
-        base_names = {
-            name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in base
-        }
+    named = dict(model.named_parameters(remove_duplicate=False))
+    base = {id(named[name]) for name in base_names}
+    base_names = {name for name, parameter in named.items() if id(parameter) in base}
     own: dict[str, torch.Tensor] = {}
     base_state: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
@@ -135,7 +137,7 @@ def load_weights(model: torch.nn.Module, folder: Path, averaged: bool = False) -
     Args:
         averaged: take the averaged weights where the checkpoint has them: for evaluation, never to resume.
     """
-    own, base = split_state(model)
+    own, base = split_state(model, model.base_names())
     if base:
         base_hash = read_manifest(folder).get("vision_base")
         load_tensors(model, read_base(folder.parent, base_hash), set(base), base_path(folder.parent, base_hash))
@@ -187,9 +189,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"cannot read {path}: {error}") from error
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if manifest.get("format_version") not in READABLE:
         raise CheckpointError(
-            f"{path} has format version {manifest.get('format_version')}, this BitGen reads {FORMAT_VERSION}: "
+            f"{path} has format version {manifest.get('format_version')}, this BitGen reads up to {FORMAT_VERSION}: "
             "use the version that wrote it."
         )
     return manifest
@@ -216,7 +218,26 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; what was written is verified above, so any of them is damage
         raise DamagedCheckpoint(f"cannot read {path}: {error}") from error
-    return Checkpoint(folder, state["step"], state)
+    return Checkpoint(folder, state["step"], upgrade(state))
+
+
+def upgrade(state: dict[str, Any]) -> dict[str, Any]:
+    """The training state of a checkpoint of any format as today's."""
+    if "plan" not in state:
+        return state
+    state = dict(state)
+    plan = state.pop("plan")
+    state["total_steps"] = plan["total_steps"]
+    # There was one optimizer before there was a choice, and its name was not written.
+    state["run"] = {
+        "optimizer": "adamw",
+        **state["run"],
+        "steps per epoch": plan["steps_per_epoch"],
+        "first step of phase 2 (lora_warmup_epochs, _steps)": plan["boundary"],
+    }
+    state["source"] = state.pop("sampler")
+    state["objective"] = {name: state.pop(name) for name in ("log_temperature", "queue")}
+    return state
 
 
 def find_checkpoint(resume: str, output_dir: str | Path) -> Checkpoint | None:

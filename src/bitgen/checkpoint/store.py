@@ -25,7 +25,6 @@ from bitgen.checkpoint.format import (
     short_hash,
     step_folder,
 )
-from bitgen.config import Config, save_config
 from bitgen.machine.files import apply_umask, file_hash, fsync, replacing
 
 _TEMPORARY, _DELETING = ".tmp-", ".deleting-"
@@ -93,8 +92,7 @@ class CheckpointStore:
         step: int,
         model: Mapping[str, torch.Tensor],
         state: dict[str, Any],
-        config: Config,
-        model_config: Any,
+        files: Mapping[str, str],
         base: str | None = None,
         averaged: Mapping[str, torch.Tensor] | None = None,
         is_best: bool = False,
@@ -116,11 +114,8 @@ class CheckpointStore:
                 _save_tensors(averaged, temporary / EMA_FILE)
             with open(temporary / STATE_FILE, "wb") as file:
                 torch.save(state, file)
-            save_config(config, temporary)
-            # Written by hand: PretrainedConfig.save_pretrained keeps only what differs from the defaults.
-            (temporary / "config.json").write_text(
-                json.dumps(model_config.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-            )
+            for name, content in files.items():
+                (temporary / name).write_text(content, encoding="utf-8")
             self._write_manifest(temporary, step, base)
             for path in temporary.iterdir():
                 fsync(path)

@@ -237,8 +237,13 @@ def save_config(config: Config, folder: str | Path) -> Path:
     """Write ``config`` as ``config.yaml`` into ``folder``, which is made when missing; returns the file's path."""
     path = Path(folder) / CONFIG_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(config_text(config), encoding="utf-8")
     return path
+
+
+def config_text(config: Config) -> str:
+    """All settings as YAML."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ same samples; the sample carries a :class:`Skipped`, which travels with its batc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+
+from bitgen.protocols import Skipped
 
 NOT_FINITE = "features are NaN or infinite"
 WRONG_SIZE = "features of another size than declared"
@@ -23,13 +24,6 @@ class BadRecord(ValueError):
     def __init__(self, message: str, reason: str = "unusable record") -> None:
         super().__init__(message)
         self.reason = reason
-
-
-class Skipped(NamedTuple):
-    """A record that was replaced: why, and the message that names it."""
-
-    reason: str
-    message: str
 
 
 def load_or_replace(load: Callable[[int], dict], candidates: Iterable[int]) -> dict:

@@ -15,6 +15,7 @@ from bitgen.data.bad_records import NOT_FINITE, WRONG_SIZE, BadRecord, load_or_r
 from bitgen.data.records import DatasetInfo, RecordReader
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.views import random_view
+from bitgen.data.word_count import caption_words_per_batch
 from bitgen.model.image_decoding import ImageError
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor, View
 
@@ -71,6 +72,8 @@ class PairDataset(Dataset):
     ``ValueError`` naming dataset, record and remedy for whatever cannot be read; ``BadRecord`` where it is the record's
     fault alone.
     """
+
+    steady = True
 
     def __init__(
         self,
@@ -170,6 +173,15 @@ class PairDataset(Dataset):
     def captions_of(self, image_index: int) -> list[str]:
         """All captions of an image."""
         return self.reader.captions(image_index)
+
+    @property
+    def why_uncached(self) -> str | None:
+        """Why the features of its images cannot be computed once; None: they can."""
+        return "the data holds features computed earlier" if self.kind == "features" else None
+
+    def words_per_batch(self, sampler: ResumableBatchSampler) -> float:
+        """Mean words of a batch."""
+        return caption_words_per_batch(self.iter_captions(), sampler.batch_size)
 
     def iter_captions(self) -> Iterator[str]:
         """All captions, image by image."""

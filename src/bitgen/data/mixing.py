@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from bitgen.data.dataset import PairDataset
-from bitgen.data.quotas import quotas, source_passes
+from bitgen.data.quotas import most_passes, quotas, source_passes
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
+from bitgen.data.word_count import caption_words_per_batch
 from bitgen.model.processing_bitgen import WHOLE, View
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,11 @@ class MixedBatchSampler(ResumableBatchSampler):
         shuffled = self.permutation(epoch)
         return torch.cat(indices)[shuffled], torch.cat(passes)[shuffled]
 
+    @property
+    def passes_per_epoch(self) -> float:
+        """As of :class:`ResumableBatchSampler`: that of the source with the largest share for its size."""
+        return most_passes(self.quotas, self.sizes)
+
     def identity(self) -> dict[str, int | str]:
         """Sizes and weights."""
         return {"sizes of the mixed sources": str(self.sizes), "weights of the mixed sources": str(self.weights)}
@@ -72,6 +78,9 @@ class MixedDataset(Dataset):
 
     Raises ``ValueError`` for sources that do not go together.
     """
+
+    steady = True
+    why_uncached = "only one mapped data folder is cached, not several mixed and not a stream"
 
     def __init__(self, datasets: Sequence[PairDataset], weights: Sequence[float | None]) -> None:
         assert len(datasets) == len(weights) > 0
@@ -147,6 +156,10 @@ class MixedDataset(Dataset):
         """All captions of an image."""
         source, own = self._locate(self._first_image, image_index)
         return self.datasets[source].captions_of(own)
+
+    def words_per_batch(self, sampler: ResumableBatchSampler) -> float:
+        """Mean words of a batch."""
+        return caption_words_per_batch(self.iter_captions(), sampler.batch_size)
 
     def iter_captions(self) -> Iterator[str]:
         """All captions, source by source."""

@@ -27,6 +27,11 @@ def quotas(sizes: Sequence[int], weights: Sequence[float | None]) -> np.ndarray:
     return counts
 
 
+def most_passes(quota_of: np.ndarray, sizes: Sequence[int]) -> float:
+    """Passes an epoch through the source that comes round most often."""
+    return max(quota / size for quota, size in zip(quota_of.tolist(), sizes, strict=True))
+
+
 def source_passes(size: int, quota: int, epoch: int) -> Iterator[tuple[int, int, int]]:
     """(number, start, stop) of the passes through a source of ``size`` that make up its ``quota`` in ``epoch``."""
     first, last = epoch * quota, (epoch + 1) * quota

@@ -45,6 +45,11 @@ class ResumableBatchSampler:
         self.rank, self.world_size = rank, world_size
         self.seed, self.start_batch = seed, start_batch
 
+    @property
+    def passes_per_epoch(self) -> float:
+        """How often an epoch shows the part of the data that it shows most often."""
+        return 1.0
+
     def __len__(self) -> int:
         """Batches an epoch."""
         return self.dataset_len // (self.batch_size * self.world_size)

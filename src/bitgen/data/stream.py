@@ -17,6 +17,7 @@ from bitgen.data.sampler import SampleKey
 from bitgen.data.shards import Shards
 from bitgen.data.stream_order import StreamBatchSampler
 from bitgen.data.views import random_view
+from bitgen.data.word_count import caption_words_per_batch
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor
 
 # Captions that a tokenizer is trained on: those of the first shards, as many as its training profits from.
@@ -52,6 +53,9 @@ class StreamDataset(Dataset):
     used is replaced by the next one, and the sample carries ``skipped``. Raises ``ValueError`` for a shard that cannot
     be read.
     """
+
+    steady = True
+    why_uncached = "only one mapped data folder is cached, not several mixed and not a stream"
 
     def __init__(
         self,
@@ -109,6 +113,10 @@ class StreamDataset(Dataset):
         return StreamBatchSampler(
             self._chunks, self.weights, batch_size, rank, world_size, self.lanes, self.shuffle_buffer, self.seed
         )
+
+    def words_per_batch(self, sampler: StreamBatchSampler) -> float:
+        """Mean words of a batch, by the captions that a tokenizer would be trained on."""
+        return caption_words_per_batch(self.iter_captions(), sampler.batch_size)
 
     def iter_captions(self) -> Iterator[str]:
         """Captions to train a tokenizer on; see :func:`stream_captions`."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitgen.data.quotas import quotas, source_passes
+from bitgen.data.quotas import most_passes, quotas, source_passes
 from bitgen.data.sampler import SampleKey
 
 
@@ -87,6 +87,11 @@ class StreamBatchSampler:
     def __len__(self) -> int:
         """Batches an epoch, on every rank."""
         return sum(self.sizes) // (self.batch_size * self.world_size)
+
+    @property
+    def passes_per_epoch(self) -> float:
+        """How often an epoch shows the source that it shows most often."""
+        return most_passes(self.quotas, self.sizes)
 
     def identity(self) -> dict[str, int | str]:
         """What else must be the same for a resumed run to see the same order."""

@@ -11,6 +11,7 @@ from bitgen.data.dataset import PairDataset
 from bitgen.data.mixing import MixedDataset
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.text_blocks import TextBlocks
+from bitgen.data.word_count import caption_words_per_batch
 
 
 class TextKey(NamedTuple):
@@ -38,6 +39,13 @@ class TextAndPairsSampler:
     def __len__(self) -> int:
         """Batches an epoch."""
         return len(self.text) + self.pair_batches
+
+    @property
+    def passes_per_epoch(self) -> float:
+        """How often an epoch shows the part of the data that it shows most often: the text once."""
+        if self.pairs is None:
+            return 1.0
+        return max(1.0, self.pair_batches / len(self.pairs) * self.pairs.passes_per_epoch)
 
     def is_pairs(self, batch: int) -> bool:
         """Whether a batch of an epoch, counted from 0, holds pairs."""
@@ -80,6 +88,9 @@ class TextAndPairs(Dataset):
         text_batch_size: sequences of a batch of text on each process.
     """
 
+    steady = False  # a batch of text leaves out what sees images
+    why_uncached = "with text beside the pairs, phase 1 is not cached"
+
     def __init__(
         self, text: TextBlocks, pairs: PairDataset | MixedDataset | None, text_ratio: float, text_batch_size: int
     ) -> None:
@@ -105,6 +116,14 @@ class TextAndPairs(Dataset):
         return TextAndPairsSampler(
             self.text.batch_sampler(self.text_batch_size, rank, world_size), pairs, self.text_ratio
         )
+
+    def words_per_batch(self, sampler: TextAndPairsSampler) -> float:
+        """Mean words of a batch, text and pairs in their ratio."""
+        share = (len(sampler) - sampler.pair_batches) / len(sampler)
+        words = share * self.text.num_words / len(self.text) * self.text_batch_size
+        if self.pairs is not None:
+            words += (1 - share) * caption_words_per_batch(self.pairs.iter_captions(), sampler.pairs.batch_size)
+        return words
 
     def __getitem__(self, key: TextKey | SampleKey) -> dict:
         if not isinstance(key, TextKey):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -27,3 +29,9 @@ class WordCounter:
         # Neither BOS, nor the first word's token (counted by the row), nor what the mask hides.
         inner = attention_mask[:, 2:].bool()
         return int((self.starts[input_ids[:, 2:]] & inner).sum()) + len(input_ids)
+
+
+def caption_words_per_batch(captions: Iterable[str], batch_size: int) -> float:
+    """Mean words of a batch of captions."""
+    counts = [len(caption.split()) for caption in captions]
+    return sum(counts) / max(len(counts), 1) * batch_size

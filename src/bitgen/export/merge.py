@@ -18,6 +18,9 @@ def merged_state(model: BitGenModel) -> dict[str, torch.Tensor]:
     for module in merged.modules():
         if hasattr(module, "lora_A"):
             module.merge(safe_merge=True)  # safe: raises on weights that are not finite
+    adapters = merged.adapter_names()
     return {
-        name.replace(".base_layer.", "."): tensor for name, tensor in merged.state_dict().items() if "lora_" not in name
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in merged.state_dict().items()
+        if name not in adapters
     }

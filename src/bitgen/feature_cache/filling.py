@@ -45,10 +45,11 @@ def encoder_fingerprint(model: BitGenModel) -> str:
     """
     encoder = model.vision_encoder
     without_adapters = encoder.tuning == "lora" and encoder.adapters_are_identity()
+    left_out = {name for name, _ in encoder.adapter_parameters()} if without_adapters else set()
     weights = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in encoder.state_dict().items()
-        if not (without_adapters and "lora_" in name)
+        if name not in left_out
     }
     config = {k: v for k, v in encoder.tower.config.to_dict().items() if k[0] != "_" and k != "transformers_version"}
     text = json.dumps(config, sort_keys=True, default=str)

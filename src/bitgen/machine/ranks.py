@@ -61,6 +61,15 @@ def agree(processes: Processes, stop: bool, nonfinite: bool, words: int, samples
     return StepReport(stop_sum > 0, nonfinite_sum > 0, *map(int, sums))
 
 
+def sum_over_ranks(processes: Processes, value: int) -> int:
+    """Sum of a whole number over the ranks."""
+    if not processes.is_distributed:
+        return value
+    total = torch.tensor([value], dtype=torch.int64, device=processes.device)
+    dist.all_reduce(total)
+    return int(total)
+
+
 def mean_over_ranks(processes: Processes, scalars: dict[str, float]) -> dict[str, float]:
     """Mean of each scalar over the ranks, which must all give the same names in the same order."""
     if not processes.is_distributed or not scalars:

@@ -68,7 +68,7 @@ def training_whitening(path: str | Path) -> Whitening:
             f"{path} is an export and holds none of the pairs it was trained on, which whitening needs: name the run, "
             "or whiten in a program by pairs of your own (Whitening.fit)"
         )
-    queue = read_checkpoint(resolve_checkpoint(path)).state["queue"]
+    queue = read_checkpoint(resolve_checkpoint(path)).state["objective"]["queue"]
     features = [queue[name][: queue["filled"]] for name in ("image_features", "text_features")]
     try:
         return Whitening.fit(torch.cat(features, dim=1))

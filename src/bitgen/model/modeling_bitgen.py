@@ -19,6 +19,7 @@ from .cross_modal_fusion import build_fusion
 from .episodic_memory import MemoryLayer, MemoryReader
 from .feature_compressor import FeatureCompressor, TokenPooling
 from .likelihood import next_token_labels, sequence_log_probs
+from .parameter_roles import ADAPTER_KINDS, BASE, ParameterRole, roles_of
 from .sequence_layout import SequenceLayout
 from .text_decoder import TextDecoder, TextEmbeddings
 from .vision_encoder import VisionEncoder
@@ -275,23 +276,9 @@ class BitGenModel(PreTrainedModel):
 
     # --- bookkeeping ---------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def component_of(name: str) -> str:
-        """The component that a parameter (by its name in this model) is counted under."""
-        if "lora_" in name:
-            return "lora"
-        if "fusion" in name:
-            return "fusion"
-        first = name.split(".", 1)[0]
-        return {
-            "vision_encoder": "vision_base",
-            "compressor": "compressor",
-            "image_pooling": "heads",
-            "embeddings": "embeddings",
-            "memory": "memory",
-            "decoder": "decoder",
-            "final_norm": "decoder",
-        }.get(first, "heads")
+    def roles(self) -> dict[str, ParameterRole]:
+        """What each parameter is, by its name here."""
+        return roles_of(self.named_parameters(), self.config.vision_tuning)
 
     def set_adapters_trainable(self, trainable: bool) -> None:
         """Freeze or unfreeze what phase 2 trains of the vision tower; nothing to do for features computed earlier."""
@@ -299,7 +286,9 @@ class BitGenModel(PreTrainedModel):
             self.vision_encoder.set_adapters_trainable(trainable)
 
     def adapter_names(self) -> set[str]:
-        """Names, in this model, of the parameters that phase 2 unfreezes."""
-        if self.vision_encoder is None:
-            return set()
-        return {f"vision_encoder.{name}" for name, _ in self.vision_encoder.adapter_parameters()}
+        """Names of the parameters that phase 2 unfreezes."""
+        return {name for name, role in self.roles().items() if role.kind in ADAPTER_KINDS}
+
+    def base_names(self) -> set[str]:
+        """Names of the pretrained weights that no run changes."""
+        return {name for name, role in self.roles().items() if role.kind == BASE}

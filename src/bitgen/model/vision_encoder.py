@@ -10,13 +10,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from .configuration_bitgen import BitGenConfig
+from .parameter_roles import ADAPTER_KINDS, VISION, ParameterRole, role_of
 
 # DINOv2's attention names its projections differently across transformers releases (renamed between 5.16 and 5.19).
 QUERY_VALUE_NAMES = (("q_proj", "v_proj"), ("query", "value"))
-
-# Weights of the tower that can get no gradient here: the mask token serves masked pre-training alone, and a bias of
-# the keys moves all of a query's scores alike, which softmax undoes.
-GRADIENT_FREE = ("mask_token", "k_proj.bias", "key.bias")
 
 
 class VisionFeatures(NamedTuple):
@@ -53,7 +50,6 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: BitGenConfig) -> None:
         super().__init__()
         self.tuning = config.vision_tuning
-        self.trainable = False
         self._identity_check: tuple[tuple, bool] | None = None
         self._checkpointing = config.use_gradient_checkpointing
         self._compiled: tuple[nn.Module, ...] = ()  # in a tuple it is no submodule, and adds no state-dict keys
@@ -98,23 +94,26 @@ class VisionEncoder(nn.Module):
 
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What phase 2 unfreezes: LoRA's weights, or with ``full`` every weight that an image reaches."""
-        for name, parameter in self.named_parameters():
-            if self.tuning == "lora" and "lora_" in name:
-                yield name, parameter
-            elif self.tuning == "full" and not name.endswith(GRADIENT_FREE):
-                yield name, parameter
+        return ((name, p) for name, p in self.named_parameters() if self._role(name, p).kind in ADAPTER_KINDS)
 
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The pretrained weights."""
-        return ((name, p) for name, p in self.named_parameters() if "lora_" not in name)
+        return ((name, p) for name, p in self.named_parameters() if self._role(name, p).part == VISION)
 
     def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The pretrained weights under their names in the tower."""
-        return ((name, p) for name, p in self.tower.named_parameters() if "lora_" not in name)
+        return ((name.removeprefix("tower."), p) for name, p in self.base_parameters())
+
+    def _role(self, name: str, parameter: nn.Parameter) -> ParameterRole:
+        return role_of(f"vision_encoder.{name}", parameter.dim(), self.tuning)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether gradients go through the tower: some of its parameters train."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def set_adapters_trainable(self, trainable: bool) -> None:
         """Freeze (phase 1) or unfreeze (phase 2) exactly :meth:`adapter_parameters`."""
-        self.trainable = trainable
         for _, parameter in self.adapter_parameters():
             parameter.requires_grad_(trainable)
         self.train(self.training)
@@ -145,17 +144,19 @@ class VisionEncoder(nn.Module):
     def train(self, mode: bool = True) -> VisionEncoder:
         super().train(mode)
         self.tower.eval()
+        drops = mode and self.trainable
         for name, module in self.tower.named_modules():
             if "lora_dropout" in name:
-                module.train(mode and self.trainable)
+                module.train(drops)
             elif self._checkpointing and hasattr(module, "gradient_checkpointing"):
                 module.training = mode  # the block's own flag switches checkpointing on; its children stay in eval
         return self
 
     def forward(self, pixel_values: torch.Tensor) -> VisionFeatures:
         """``[B, 3, H, W]``, normalised -> patch features: the last hidden state without, and with only, CLS."""
-        skip_adapters = self.tuning == "lora" and not self.trainable and self.adapters_are_identity()
-        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+        trainable = self.trainable
+        skip_adapters = self.tuning == "lora" and not trainable and self.adapters_are_identity()
+        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
             if skip_adapters:
                 with _adapters_off(self.tower):
                     hidden = self._hidden(pixel_values)

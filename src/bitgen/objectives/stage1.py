@@ -8,67 +8,58 @@ image too.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from bitgen.data.text_blocks import causal_document_mask
+from bitgen.machine.ranks import Processes
 from bitgen.model.episodic_memory import MemoryReader, readback_error, slot_utilization
 from bitgen.model.likelihood import next_token_labels
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
 from bitgen.model.sequence_layout import SequenceLayout
 from bitgen.objectives.contrastive import ContrastiveOutput, contrastive_loss, recentre
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries, pad_to
-from bitgen.objectives.gather import gather_rows
+from bitgen.objectives.gather import gather_entries, gather_rows
 from bitgen.objectives.language import language_loss
 from bitgen.objectives.matching import HardNegatives, draw_hard_negatives, interleave, select
 from bitgen.objectives.matching_pass import Pairs, match_by_likelihood, match_by_token
+from bitgen.objectives.stage1_reach import Stage1Settings, unreached_by
+from bitgen.objectives.token_dropout import drop_tokens
+from bitgen.protocols import Counts, Output
+from bitgen.stages import Role
 
 TEMPERATURE_RANGE = (0.01, 1.0)
 
 
-class ObjectiveSettings(Protocol):
-    """The settings read here; ``bitgen.config`` documents them."""
+class Stage1Update(NamedTuple):
+    """What a micro-step leaves for the queue and the memory: this rank's ``entries`` (None where no loss reads the
+    queue), and the posterior mean ``[K, C]`` of the gathered batch's episode (None without a memory, and for text)."""
 
-    contrastive_weight: float
-    itm_weight: float
-    memory_kl_weight: float
-    text_loss_weight: float
-    queue_weight: float
-    label_smoothing: float
-    temperature: float
-    itm_temperature: float
-    itm_temperature_start: float | None
-    token_dropout: float
-
-
-class Stage1Output(NamedTuple):
-    """``loss`` and ``metrics`` (detached scalars); this rank's ``entries`` for the queue (None where no loss reads it);
-    the posterior mean ``[K, C]`` of the gathered batch's episode (None without a memory, and for text)."""
-
-    loss: torch.Tensor
-    metrics: dict[str, torch.Tensor]
     entries: QueueEntries | None
     posterior: torch.Tensor | None
 
 
 class Stage1Objective(nn.Module):
-    """What DistributedDataParallel wraps: the model, the learned temperature, and one forward a micro-step.
+    """The model, the learned temperature, the queue of past pairs, and one forward a micro-step.
 
-    ``progress`` is the share of the run that lies behind, which the trainer keeps up to date for schedules.
-
-    Queue and memory state are arguments: they belong to the trainer and are updated after the backward pass.
-    Parameters that no switched-on loss reaches are frozen here, so that each one left trainable gets a gradient.
+    Queue and running memory are read in a forward and updated in :meth:`advance`, after the optimizer's step, so that
+    no step sees its own pairs. Parameters that no switched-on loss reaches are frozen here, so that each one left
+    trainable gets a gradient.
 
     Args:
         sees_pairs: whether the run has image-caption pairs; without them no loss reaches what reads images.
+        memory_alpha: share of a step's posterior in the running memory.
 
     Raises:
         ValueError: no loss is on that trains the encoders.
     """
 
-    def __init__(self, model: BitGenModel, settings: ObjectiveSettings, sees_pairs: bool = True) -> None:
+    def __init__(
+        self, model: BitGenModel, settings: Stage1Settings, sees_pairs: bool = True, memory_alpha: float = 0.0
+    ) -> None:
         super().__init__()
         if not (settings.contrastive_weight or settings.itm_weight or settings.text_loss_weight):
             raise ValueError(
@@ -78,34 +69,71 @@ class Stage1Objective(nn.Module):
         self.model = model
         self.settings = settings
         self.sees_pairs = sees_pairs
-        self.progress = 1.0
+        self.memory_alpha = memory_alpha
+        self.done = 1.0
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
+        sizes = model.config
+        # No buffers: they would be broadcast by DistributedDataParallel and be part of the model's weights.
+        self.queue = FeatureQueue(settings.queue_size, sizes.embed_dim, sizes.max_seq_len, sizes.pooled_tokens)
         for _, parameter in self.unreached_parameters():
             parameter.requires_grad_(False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Stage1Objective:
+        """``to(device)`` moves the queue along."""
+        super()._apply(fn, recurse)
+        self.queue.to(self.log_temperature.device)
+        return self
+
+    # --- what the training loop asks -----------------------------------------------------------------------------
+
+    def begin(self, done: float) -> None:
+        """Before a step: the share of the run that lies behind, for the temperature of drawing negatives."""
+        self.done = done
+
+    @torch.no_grad()
+    def advance(self, updates: Sequence[Stage1Update], ranks: Processes) -> None:
+        """After a step: temperature into its range, pairs into the queue, posteriors into the running memory."""
+        self.clamp_temperature_()
+        for entries, posterior in updates:
+            if entries is not None:
+                self.queue.enqueue(gather_entries(QueueEntries(*entries), ranks))
+            if posterior is not None:
+                self.model.memory.consolidate_(posterior, self.memory_alpha)
+
+    def roles(self) -> dict[str, Role]:
+        """What every parameter is, and whether a loss that is on reaches it."""
+        unreached = {name for name, _ in self.unreached_parameters()}
+        roles = {
+            f"model.{name}": Role(*role, f"model.{name}" not in unreached) for name, role in self.model.roles().items()
+        }
+        return {"log_temperature": Role("temperature", "weight", False, "log_temperature" not in unreached), **roles}
+
+    def base_names(self) -> set[str]:
+        """Pretrained weights of the model that no run changes."""
+        return self.model.base_names()
+
+    def state(self) -> dict[str, Any]:
+        """Temperature and queue; the running memory is among the model's weights."""
+        return {"log_temperature": self.log_temperature.detach(), "queue": self.queue.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state` gave.
+
+        Raises:
+            ValueError: a queue of other sizes.
+        """
+        with torch.no_grad():
+            self.log_temperature.copy_(state["log_temperature"])
+        self.queue.load_state_dict(state["queue"])
+
+    def flops(self, counts: Counts, phase: int) -> float | None:
+        """None: not estimated yet."""
+        return None
+
     def unreached_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that get no gradient from the losses that are switched on, apart from those of adapters."""
-        settings, prefixes = self.settings, []
-        has_memory, pairs = self.model.memory is not None, self.sees_pairs
-        if not (pairs and settings.contrastive_weight):
-            prefixes += ["log_temperature", "model.image_pooling", "model.image_projection", "model.text_projection"]
-        if not (pairs and settings.itm_weight):
-            prefixes += ["model.itm_head"]
-        if has_memory and not (pairs and settings.memory_kl_weight):
-            prefixes += ["model.memory.gpm"]
-        if not pairs:
-            prefixes += ["model.compressor", "model.vision_encoder"]
-        single_token = ()
-        if self.model.config.image_tokens == 1:  # a softmax over one token has no gradient for its scores
-            single_token = ("image_pooling.scores", "fusion.norm", "fusion.attention.query")
-        fused = self._fuses()
-        return [
-            (name, p)
-            for name, p in self.named_parameters()
-            if name.startswith(tuple(prefixes))
-            or (not fused and ".fusion." in name)
-            or any(part in name for part in single_token)
-        ]
+        unreached = unreached_by(self.model, self.settings, self.sees_pairs, self._fuses())
+        return [(name, parameter) for name, parameter in self.named_parameters() if unreached(name)]
 
     def _fuses(self) -> bool:
         settings = self.settings
@@ -116,45 +144,49 @@ class Stage1Objective(nn.Module):
         """Today's temperature of drawing negatives: from its start to its end value in equal ratios."""
         end = self.settings.itm_temperature
         start = self.settings.itm_temperature_start or end
-        return start * (end / start) ** self.progress
+        return start * (end / start) ** self.done
 
     @torch.no_grad()
     def clamp_temperature_(self) -> None:
-        """Keep T in [0.01, 1]; called after each optimizer step."""
+        """Keep T in [0.01, 1]."""
         self.log_temperature.clamp_(*(math.log(limit) for limit in TEMPERATURE_RANGE))
 
-    def forward(self, batch: dict[str, torch.Tensor], queue: FeatureQueue, memory: torch.Tensor | None) -> Stage1Output:
-        """One micro-step.
+    # --- one micro-step ------------------------------------------------------------------------------------------
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> Output:
+        """The losses of one micro-step, whose ``update`` is a :class:`Stage1Update`.
 
         Args:
             batch: ``pixel_values`` or ``vision_features``, ``input_ids, attention_mask [B, T]``, ``image_ids [B]``; or
                 packed text as ``collate_blocks`` gives it.
-            queue: read only.
-            memory: the running memory mean ``[K, C]``, as it was before this step; read only.
         """
         with self.model.embeddings.one_gradient():
             if "document_ids" in batch:
-                return self._read_text(batch, memory)
-            return self._see_pairs(batch, queue, memory)
+                return self._read_text(batch)
+            return self._see_pairs(batch)
 
-    def _read_text(self, batch: dict[str, torch.Tensor], memory: torch.Tensor | None) -> Stage1Output:
+    def _reader(self) -> MemoryReader | None:
+        """The running memory as it was before this step."""
+        memory = self.model.memory
+        return memory.reader(memory.state) if memory is not None else None
+
+    def _read_text(self, batch: dict[str, torch.Tensor]) -> Output:
         """Next-token prediction in packed documents, none of which sees another. The memory is read, not written: it
         holds what was seen."""
         model = self.model
-        reader = model.memory.reader(memory) if model.memory is not None else None
+        reader = self._reader()
         allowed = causal_document_mask(batch["document_ids"])
         layout = SequenceLayout(batch["position_ids"], allowed, batch["attention_mask"])
         hidden = model.run_stack(batch["input_ids"], layout.real, reader=reader, layout=layout).hidden_states
         text_loss = language_loss(hidden, model.embeddings.token.weight, batch["labels"])
         loss = self.settings.text_loss_weight * text_loss
-        return Stage1Output(loss, {"text_loss": text_loss.detach(), "loss": loss.detach()}, None, None)
+        metrics = {"text_loss": text_loss.detach(), "loss": loss.detach()}
+        return Output(loss, metrics, Stage1Update(None, None))
 
-    def _see_pairs(
-        self, batch: dict[str, torch.Tensor], queue: FeatureQueue, memory: torch.Tensor | None
-    ) -> Stage1Output:
+    def _see_pairs(self, batch: dict[str, torch.Tensor]) -> Output:
         model, settings = self.model, self.settings
         input_ids, mask, image_ids = batch["input_ids"], batch["attention_mask"], batch["image_ids"]
-        reader = model.memory.reader(memory) if model.memory is not None else None
+        reader, queue = self._reader(), self.queue
         images = model.encode_image(batch.get("pixel_values"), batch.get("vision_features"))
         pooled = model.pool_image_tokens(images.image_tokens)
         past = queue.valid()
@@ -211,7 +243,8 @@ class Stage1Objective(nn.Module):
                     loss = loss + settings.text_loss_weight * prior_loss
                     metrics["caption_prior_loss"] = prior_loss
         metrics["loss"] = loss
-        return Stage1Output(loss, {name: value.detach() for name, value in metrics.items()}, entries, posterior)
+        detached = {name: value.detach() for name, value in metrics.items()}
+        return Output(loss, detached, Stage1Update(entries, posterior))
 
     def _contrast(
         self,
@@ -309,13 +342,3 @@ class Stage1Objective(nn.Module):
             "memory_utilization": slot_utilization(fused.read_weights, mask),
             "memory_quality": 1 - readback_error(codes.detach(), reader),
         }
-
-
-def drop_tokens(input_ids: torch.Tensor, mask: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Delete inner tokens at random and close the gaps; BOS and EOS always stay. ``[B, T]`` in and out."""
-    lengths = mask.sum(dim=1, keepdim=True)
-    positions = torch.arange(mask.shape[1], device=mask.device)[None]
-    protected = (positions == 0) | (positions == lengths - 1)
-    kept = mask.bool() & (protected | (torch.rand(mask.shape, device=mask.device) >= rate))
-    order = torch.sort(kept.to(torch.uint8), dim=1, descending=True, stable=True).indices
-    return input_ids.gather(1, order), kept.gather(1, order).to(mask.dtype)

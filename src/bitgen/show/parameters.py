@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from bitgen.model.parameter_roles import ADAPTER_KINDS, VISION
+
 from .tables import format_markdown, format_table
 
 if TYPE_CHECKING:
@@ -100,14 +102,15 @@ def count_parameters(model: BitGenModel, extra: Mapping[str, Iterable[nn.Paramet
             that the sum is what the optimizer holds.
     """
     total, phase1, phase2 = Counter(), Counter(), Counter()
-    adapters = model.adapter_names()
+    roles = model.roles()
     for name, parameter in model.named_parameters():
-        component, size = model.component_of(name), parameter.numel()
+        role, size = roles[name], parameter.numel()
+        component = role.part
         assert component in COMPONENTS, f"{name} is counted under the unknown component {component!r}"
         total[component] += size
-        if name in adapters:
+        if role.kind in ADAPTER_KINDS:
             phase2[component] += size
-        elif component != "vision_base" and parameter.requires_grad:
+        elif component != VISION and parameter.requires_grad:
             phase1[component] += size
             phase2[component] += size
     for component, parameters in (extra or {}).items():

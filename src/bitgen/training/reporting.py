@@ -1,20 +1,18 @@
-"""What a trainer says of its steps: scalars, phases, and what went wrong."""
+"""What a training loop says of its steps: scalars, phases, and what went wrong."""
 
 from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from bitgen.data.text_and_pairs import TextAndPairs
-from bitgen.machine.ranks import mean_over_ranks
-from bitgen.objectives.stage1 import Stage1Output
-from bitgen.training.throughput import flops_per_sample, peak_flops
-
-if TYPE_CHECKING:
-    from bitgen.training.trainer import Trainer
+from bitgen.machine.ranks import Processes, mean_over_ranks
+from bitgen.protocols import Batch, Output, Run
+from bitgen.show.monitor import Monitor
+from bitgen.training.progress import Progress
+from bitgen.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -32,78 +30,93 @@ def message_of(error: Exception) -> str:
     return text.strip()
 
 
-def announce_phase(trainer: Trainer) -> None:
-    """The lines of the log that say which phase begins and what trains in it."""
-    count = f"{sum(p.numel() for p in trainer.objective.parameters() if p.requires_grad):,}"
-    logger.info("Phase %d", trainer.phase)
-    if not trainer.adapters:
-        logger.info("No LoRA adapters | Trainable params: %s", count)
-        logger.info("Training stays in phase 1: %s", trainer.plan.reason)
-        return
-    what = "Vision tower" if trainer.objective.model.config.vision_tuning == "full" else "LoRA adapters"
-    logger.info("%s %s | Trainable params: %s", what, "FROZEN" if trainer.phase == 1 else "UNFROZEN", count)
-
-
-def log_step(
-    trainer: Trainer, outputs: list[Stage1Output], rates: dict[str, float], grad_norm: float, tokens: float
-) -> None:
-    """Tell the monitor of a finished step, with its scalars every ``log_steps``.
+class Reporter:
+    """Tells the monitor and the log how a run goes.
 
     Args:
-        outputs: of its micro-steps.
-        rates: learning rates by group.
-        tokens: padded length of its captions.
+        log_steps: optimizer steps between logged scalars.
     """
-    progress, plan, processes = trainer.progress, trainer.plan, trainer.processes
-    # A step's own values, not a window's, so that a resumed run logs the same numbers; of a loss that this step did not
-    # take (text or pairs), those of the last step that did.
-    for name in sorted({name for output in outputs for name in output.metrics}):
-        values = [output.metrics[name].float() for output in outputs if name in output.metrics]
-        trainer.latest_metrics[name] = torch.stack(values).mean()
-    if progress.step % trainer.config.output.log_steps and progress.step != plan.total_steps:
-        trainer.monitor.step(progress.step, trainer.phase)
-        return
-    means = {name: value.item() for name, value in trainer.latest_metrics.items()}
-    scalars = {f"train/{name}": value for name, value in mean_over_ranks(processes, means).items()}
-    scalars["train/grad_norm"] = grad_norm
-    scalars |= {f"train/lr/{kind}": rate for kind, rate in rates.items()}
-    scalars |= {"train/samples_seen": progress.samples_seen, "train/words_seen": progress.words_seen}
-    scalars["train/epoch"] = progress.step / plan.steps_per_epoch
-    scalars["train/skipped_steps"] = progress.skipped_steps
-    scalars["train/bad_records"] = sum(progress.bad_records.values())
-    speed = trainer.throughput.report()
-    peak = peak_flops(processes.device, trainer.precision.name)
-    if peak is not None and not isinstance(trainer.dataset, TextAndPairs):  # the estimate is one of pairs
-        per_sample = flops_per_sample(trainer.objective.model, trainer.phase, tokens)
-        speed["perf/mfu"] = speed["perf/samples_per_sec"] * per_sample / (peak * processes.world_size)
-    trainer.monitor.step(progress.step, trainer.phase, {**scalars, **speed})
 
+    def __init__(self, run: Run, monitor: Monitor, ranks: Processes, throughput: Throughput, log_steps: int) -> None:
+        self.run, self.monitor, self.ranks, self.throughput, self.log_steps = run, monitor, ranks, throughput, log_steps
+        self.latest: dict[str, torch.Tensor] = {}
 
-def warn_of_skipped_step(trainer: Trainer, indices: list[torch.Tensor], finite: list[bool]) -> None:
-    """Name the records of a step that all ranks agreed to skip.
+    def phase(self, number: int) -> None:
+        """The lines of the log that say which phase begins and what trains in it."""
+        phase, objective = self.run.stage.phases[number - 1], self.run.objective
+        assert isinstance(objective, nn.Module)
+        count = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+        logger.info("Phase %d", number)
+        logger.info("%s | Trainable params: %s", phase.says, f"{count:,}")
+        if phase.note:
+            logger.info("%s", phase.note)
 
-    Args:
-        indices: of the samples of each micro-batch of this rank.
-        finite: of each micro-batch's loss, and then of the gradient's norm.
-    """
-    bad = [index for index, ok in zip(indices, finite, strict=False) if not ok] or indices
-    if all(finite):
-        what = "loss on another process"
-    else:
-        what = "gradient" if all(finite[: len(indices)]) else "loss"
-    logger.warning(
-        "step %d skipped, its %s is not finite (%d in a row). Its records: %s",
-        trainer.progress.step + 1,
-        what,
-        trainer.progress.nonfinite_in_row,
-        "; ".join(trainer.dataset.record_name(index) for part in bad for index in part.tolist()),
-    )
+    def epoch(self, step: int) -> None:
+        """A new epoch begins, or goes on after a resume, at ``step``."""
+        stage = self.run.stage
+        epoch, per_epoch = stage.epoch_at(step), stage.steps_per_epoch
+        left = min(per_epoch, stage.steps - epoch * per_epoch)
+        self.monitor.start_epoch(epoch, left, step - epoch * per_epoch, -(-stage.steps // per_epoch))
 
+    def step(
+        self,
+        progress: Progress,
+        phase: int,
+        outputs: list[Output],
+        rates: dict[str, float],
+        grad_norm: float,
+        last: int,
+    ) -> None:
+        """A finished step, with its scalars every ``log_steps``.
 
-def diverged(trainer: Trainer) -> TrainingDiverged:
-    """The error that ends a run whose loss stays non-finite."""
-    return TrainingDiverged(
-        f"{trainer.progress.nonfinite_in_row} steps in a row had a loss or gradient that is not finite, so training "
-        f"stopped after step {trainer.progress.step}. The last good checkpoint is {trainer.store.newest}. The log "
-        "names the records: check them, or try a lower --learning_rate, a smaller --max_grad_norm or --precision fp32."
-    )
+        Args:
+            outputs: of its micro-steps.
+            rates: learning rates by group.
+            last: the stage's last step, which is always logged.
+        """
+        # A step's own values, not a window's, so that a resumed run logs the same numbers; of a loss that this step did
+        # not take (text or pairs), those of the last step that did.
+        for name in sorted({name for output in outputs for name in output.metrics}):
+            values = [output.metrics[name].float() for output in outputs if name in output.metrics]
+            self.latest[name] = torch.stack(values).mean()
+        if progress.step % self.log_steps and progress.step != last:
+            self.monitor.step(progress.step, phase)
+            return
+        means = {name: value.item() for name, value in self.latest.items()}
+        scalars = {f"train/{name}": value for name, value in mean_over_ranks(self.ranks, means).items()}
+        scalars["train/grad_norm"] = grad_norm
+        scalars |= {f"train/lr/{group}": rate for group, rate in rates.items()}
+        scalars |= {"train/samples_seen": progress.samples_seen, "train/words_seen": progress.words_seen}
+        scalars["train/epoch"] = progress.step / self.run.stage.steps_per_epoch
+        scalars["train/skipped_steps"] = progress.skipped_steps
+        scalars["train/bad_records"] = sum(progress.bad_records.values())
+        self.monitor.step(progress.step, phase, {**scalars, **self.throughput.report()})
+
+    def skipped(self, progress: Progress, drawn: list[Batch], finite: list[bool]) -> None:
+        """Name the records of a step that all ranks agreed to skip.
+
+        Args:
+            finite: of each micro-batch's loss, and then of the gradient's norm.
+        """
+        bad = [batch.indices for batch, ok in zip(drawn, finite, strict=False) if not ok]
+        bad = bad or [batch.indices for batch in drawn]
+        if all(finite):
+            what = "loss on another process"
+        else:
+            what = "gradient" if all(finite[: len(drawn)]) else "loss"
+        logger.warning(
+            "step %d skipped, its %s is not finite (%d in a row). Its records: %s",
+            progress.step + 1,
+            what,
+            progress.nonfinite_in_row,
+            "; ".join(self.run.source.name_of(index) for part in bad for index in part.tolist()),
+        )
+
+    @staticmethod
+    def diverged(progress: Progress, newest: object) -> TrainingDiverged:
+        """The error that ends a run whose loss stays non-finite; ``newest``: the last checkpoint."""
+        return TrainingDiverged(
+            f"{progress.nonfinite_in_row} steps in a row had a loss or gradient that is not finite, so training "
+            f"stopped after step {progress.step}. The last good checkpoint is {newest}. The log names the records: "
+            "check them, or try a lower --learning_rate, a smaller --max_grad_norm or --precision fp32."
+        )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from bitgen.data.bad_records import Skipped
 from bitgen.machine.ranks import Processes, gather_objects
+from bitgen.protocols import Skipped
 from bitgen.training.progress import Progress
 
 logger = logging.getLogger(__name__)

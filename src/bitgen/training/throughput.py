@@ -8,8 +8,6 @@ import time
 
 import torch
 
-from bitgen.model.modeling_bitgen import BitGenModel
-
 # Dense bf16/fp16 peaks of the vendors' data sheets, FLOP/s, by a part of the device's name; first match counts.
 PEAK_FLOPS = (("H200", 989e12), ("H100 PCIe", 756e12), ("H100", 989e12), ("A100", 312e12), ("L40S", 362e12))
 PEAK_FLOPS += (("L4", 121e12), ("A10", 125e12), ("V100", 125e12), ("T4", 65e12), ("4090", 165e12), ("3090", 71e12))
@@ -23,36 +21,22 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return next((peak for part, peak in PEAK_FLOPS if part in name), None)
 
 
-def flops_per_sample(model: BitGenModel, phase: int, text_tokens: float) -> float:
-    """Estimate of one pair's forward and backward: 2 FLOP a weight and token forward, twice that backward.
-
-    The tower's backward computes activations' gradients only with LoRA, everything with full tuning, nothing in
-    phase 1. Attention's own products are left out (a few per cent at 257 tokens); the text stack runs four times
-    (contrast, true pair, two hard pairs).
-    """
-    sizes: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        part = model.component_of(name)
-        sizes[part] = sizes.get(part, 0) + parameter.numel()
-    tokens = model.config.image_tokens
-    tower_tokens = (model.config.tower_grid or 0) ** 2
-    backward = 0 if phase == 1 else {"lora": 1, "full": 2}.get(model.config.vision_tuning, 0)
-    tower = 2 * (1 + backward) * (sizes.get("vision_base", 0) + sizes.get("lora", 0)) * (tower_tokens + 1)
-    connector = 6 * sizes.get("compressor", 0) * tokens
-    text = 6 * (sizes.get("decoder", 0) + sizes.get("fusion", 0)) * 4 * text_tokens
-    return float(tower + connector + text)
-
-
 class Throughput:
-    """Sums over the steps since the last report; validation and saving are not part of a step."""
+    """Sums over the steps since the last report; validation and saving are not part of a step.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        precision: the run's number format, which decides the device's peak.
+    """
+
+    def __init__(self, device: torch.device, precision: str) -> None:
         self.device = device
+        self.peak = peak_flops(device, precision)
         self._reset()
 
     def _reset(self) -> None:
         self.samples = self.words = 0
-        self.seconds = 0.0
+        self.seconds = self.flops = 0.0
+        self.counts_flops = True
         self.waited = 0.0
 
     def start_step(self) -> None:
@@ -62,9 +46,17 @@ class Throughput:
         """All that the step has done so far was to wait for its batches."""
         self.waited += time.perf_counter() - self._started
 
-    def end_step(self, samples: int, words: int) -> None:
+    def end_step(self, samples: int, words: int, flops: float | None) -> None:
+        """A step is done.
+
+        Args:
+            samples, words: of all processes.
+            flops: of this one; None: nobody estimates them.
+        """
         self.samples += samples
         self.words += words
+        self.counts_flops &= flops is not None
+        self.flops += flops or 0.0
         self.seconds += time.perf_counter() - self._started
 
     def report(self) -> dict[str, float]:
@@ -76,6 +68,8 @@ class Throughput:
             "perf/data_wait_fraction": self.waited / seconds,
             "perf/peak_memory_gb": self._peak_memory() / 1e9,
         }
+        if self.peak is not None and self.counts_flops:
+            scalars["perf/mfu"] = self.flops / seconds / self.peak
         self._reset()
         return scalars
 

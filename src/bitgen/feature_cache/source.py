@@ -1,28 +1,26 @@
-"""Phase 1 from a feature cache: whether it can, and what of the trainer's differs while it does."""
+"""Phase 1 from a feature cache: whether it can, and a source of batches that reads it."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import nn
+from torch.utils.data import Dataset
 
-from bitgen.checkpoint.format import read_base
+from bitgen.checkpoint.format import read_base, short_hash, split_state
 from bitgen.config import Config
 from bitgen.data.dataset import PairDataset
-from bitgen.data.text_and_pairs import TextAndPairs
+from bitgen.data.loader_source import LoaderSource
 from bitgen.feature_cache.filling import describe, encoder_fingerprint, fill
-from bitgen.feature_cache.pairs import CachedPairs, CachedSplit
+from bitgen.feature_cache.pairs import CachedPairs, CachedSplit, as_it_is
 from bitgen.feature_cache.store import CacheError, FeatureCache
 from bitgen.machine.devices import Precision
 from bitgen.machine.ranks import Processes, from_main
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.training.phases import PhasePlan
-
-if TYPE_CHECKING:
-    from bitgen.training.trainer import Trainer
+from bitgen.stages import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +28,10 @@ AUTO, OFF = "auto", "off"
 AUTO_FOLDER = "feature_cache"
 
 
-def uncachable(config: Config, train: PairDataset, val: PairDataset | None) -> str | None:
+def uncachable(config: Config, train: Dataset, val: PairDataset | None) -> str | None:
     """Why the data's features cannot be computed once; None: they can."""
-    if isinstance(train, TextAndPairs):
-        return "with text beside the pairs, phase 1 is not cached"
-    if not isinstance(train, PairDataset):
-        return "only one mapped data folder is cached, not several mixed and not a stream"
-    if train.kind == "features":
-        return "the data holds features computed earlier"
+    if train.why_uncached is not None:
+        return train.why_uncached
     if config.data.image_augmentation:
         return "image_augmentation shows an image differently each time, so phase 1 runs the encoder"
     if train.images_vary or (val is not None and val.images_vary):
@@ -45,9 +39,9 @@ def uncachable(config: Config, train: PairDataset, val: PairDataset | None) -> s
     return None
 
 
-def _useless(config: Config, plan: PhasePlan, train: PairDataset) -> str | None:
+def useless(config: Config, stage: Stage, train: PairDataset) -> str | None:
     """Why phase 1 gains nothing from a cache; None: it does, or a folder for one was named."""
-    steps = plan.total_steps if plan.boundary is None else min(plan.boundary, plan.total_steps)
+    steps = min([stage.steps, *(phase.start for phase in stage.phases[1:])])
     if steps == 0:
         return "the run has no phase 1"
     training = config.training
@@ -57,8 +51,8 @@ def _useless(config: Config, plan: PhasePlan, train: PairDataset) -> str | None:
     return None
 
 
-class CachedPhase:
-    """What a trainer asks where phase 1 reads a feature cache. See :meth:`prepare`.
+class RunCaches:
+    """The feature caches of a run's two splits. See :meth:`prepare`.
 
     Args:
         collate: samples without images to a batch.
@@ -112,27 +106,73 @@ def _no_room(caches: list[FeatureCache]) -> str | None:
     return None
 
 
-def plan_cached_phase(trainer: Trainer, train: PairDataset, val: PairDataset | None) -> CachedPhase | None:
-    """The cached phase 1 that the configuration asks for, or None, with the reason in the log."""
-    config = trainer.config
-    if config.vision.feature_cache == OFF:
-        return None
-    reason = uncachable(config, train, val) or _useless(config, trainer.plan, train)
-    if reason is not None:
-        logger.warning("feature cache off: %s", reason)
-        return None
-    return CachedPhase(config, train, val, trainer.collate)
+class CachedSource(LoaderSource):
+    """A source whose phase 1 reads a feature cache, and later ones the images themselves.
+
+    While it does, the frozen base of the tower is given up, and read back from the run's folder where phase 1 ends.
+
+    Args:
+        caches: filled by :meth:`prepare`, on all ranks together.
+        model: whose tower the features are of; on its device.
+        run_folder: where the base is kept.
+        The rest: as of :class:`LoaderSource`.
+    """
+
+    def __init__(
+        self,
+        caches: RunCaches,
+        model: BitGenModel,
+        ranks: Processes,
+        precision: Precision,
+        run_folder: Path,
+        *arguments: Any,
+        **settings: Any,
+    ) -> None:
+        super().__init__(*arguments, **settings)
+        self.caches, self.model, self.ranks, self.precision = caches, model, ranks, precision
+        self.run_folder = run_folder
+        self.is_cached = False
+        self._base_hash: str | None = None
+
+    def prepare(self, stage: Stage, step: int, validates: bool) -> None:
+        """Fill the caches where phase 1, or a validation owed to it, will read them."""
+        trains = step < stage.steps and stage.phase_at(step) == 1
+        owed = validates and stage.phase_at(step - 1) == 1
+        self.is_cached = (trains or owed) and self.caches.prepare(self.model, self.ranks, self.precision)
+
+    def enter(self, phase: int) -> None:
+        """Give up the base in phase 1; read it back where a later phase begins."""
+        if not self.is_cached:
+            return
+        if phase == 1:
+            self._base_hash = drop_base(self.model) or self._base_hash
+        else:
+            restore_base(self.model, self.run_folder, self._base_hash)
+
+    def reads(self, phase: int) -> tuple[Dataset, Callable]:
+        """In phase 1 the cache."""
+        return (self.caches.pairs, as_it_is) if self.is_cached and phase == 1 else super().reads(phase)
+
+    def held_out_in(self, phase: int) -> CachedSplit | None:
+        """The held-out images as features, where a phase reads those; None: as images."""
+        return self.caches.held_out if self.is_cached and phase == 1 else None
 
 
 # ---- the tower's weights, which phase 1 then need not hold ----
 
 
-def drop_base(model: BitGenModel) -> None:
-    """Give up the memory of the frozen base, in place. With ``full`` tuning checkpoints hold it, so it is kept."""
-    if model.config.vision_tuning == "full":
-        return
-    for _, parameter in model.vision_encoder.base_parameters():
-        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+def drop_base(model: BitGenModel) -> str | None:
+    """Give up the memory of the frozen base, in place; the hash it is kept under, None where there is none or it is
+    gone already. With ``full`` tuning checkpoints hold it, so it is kept."""
+    base = split_state(model, model.base_names())[1]
+    if not any(tensor.numel() for tensor in base.values()):
+        return None
+    kept = short_hash(base)
+    names = model.base_names()
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    return kept
 
 
 def restore_base(model: BitGenModel, folder: Path, base_hash: str | None) -> None:
@@ -141,13 +181,10 @@ def restore_base(model: BitGenModel, folder: Path, base_hash: str | None) -> Non
     Raises:
         CheckpointError: the stored base is missing or damaged.
     """
-    dropped = {f"vision_encoder.{name}": p for name, p in model.vision_encoder.base_parameters() if not p.numel()}
+    names = model.base_names()
+    dropped = {name: p for name, p in model.named_parameters() if name in names and not p.numel()}
     if not dropped:
         return
     tensors = read_base(folder, base_hash)
     for name, parameter in dropped.items():
-        _refill(parameter, tensors[name])
-
-
-def _refill(parameter: nn.Parameter, tensor: torch.Tensor) -> None:
-    parameter.data = tensor.to(device=parameter.device, dtype=parameter.dtype)
+        parameter.data = tensors[name].to(device=parameter.device, dtype=parameter.dtype)

@@ -1,0 +1,21 @@
+"""What the training loop itself is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop itself is told; ``bitgen.config`` documents each."""
+
+    seed: int
+    max_grad_norm: float
+    ema_decay: float
+    max_nonfinite_steps: int
+    max_words_seen: int | None
+    max_bad_fraction: float
+    save_steps: int
+    eval_steps: int
+    log_steps: int
+    words_seen_checkpoints: bool
