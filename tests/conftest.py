@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,7 @@ def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     from bitgen.checkpoint.format import split_state
     from bitgen.checkpoint.store import CheckpointStore
     from bitgen.config import Config
+    from bitgen.config.stage1 import config_text
     from bitgen.data.tokenizer import build_tokenizer
     from bitgen.model.configuration_bitgen import BitGenConfig
     from bitgen.model.factory import random_vision_config
@@ -92,14 +94,15 @@ def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
                     parameter.mul_(20)
             if model.memory is not None:
                 model.memory.state.normal_()
-        own, base = split_state(model)
+        own, base = split_state(model, model.base_names())
         queue = FeatureQueue(64, sizes.embed_dim, sizes.max_seq_len, sizes.pooled_tokens)
         for features in (queue.entries.image_features, queue.entries.text_features):
             features[:50].normal_()
         queue.filled = queue.position = 50
         progress = asdict(Progress(step=step, words_seen=1_234_567))
-        state = {"step": step, "phase": 2, "progress": progress, "queue": queue.state_dict()}
-        return store.save(step, own, state, config, sizes, store.store_base(base))
+        state = {"step": step, "phase": 2, "progress": progress, "objective": {"queue": queue.state_dict()}}
+        files = {"config.yaml": config_text(config), "config.json": json.dumps(sizes.to_dict())}
+        return store.save(step, own, state, files, store.store_base(base))
 
     def build(features: bool = False, **changes: object) -> Path:
         key = repr((features, sorted(changes.items())))

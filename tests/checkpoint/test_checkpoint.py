@@ -11,6 +11,7 @@ from torch import nn
 
 from bitgen.checkpoint import store as checkpoint_store
 from bitgen.checkpoint.format import (
+    FORMAT_VERSION,
     MODEL_FILE,
     STATE_FILE,
     CheckpointError,
@@ -25,17 +26,15 @@ from bitgen.checkpoint.format import (
 )
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config
+from bitgen.config.stage1 import config_text
 
-
-class ModelConfig:
-    def to_dict(self) -> dict:
-        return {"model_type": "bitgen"}
+FILES = {"config.yaml": config_text(Config()), "config.json": '{"model_type": "bitgen"}'}
 
 
 def save(store: CheckpointStore, step: int, is_best: bool = False) -> Path:
     weights = {"weight": torch.full((3,), float(step))}
     state = {"step": step, "nested": {"moments": torch.ones(2) * step, "list": [1, 2.5, None, "x"]}}
-    return store.save(step, weights, state, Config(), ModelConfig(), is_best=is_best)
+    return store.save(step, weights, state, FILES, is_best=is_best)
 
 
 def names(folder: Path) -> list[str]:
@@ -84,7 +83,7 @@ def crash(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", ["save_file", "save_config", "file_hash", "fsync"])
+@pytest.mark.parametrize("at", ["save_file", "file_hash", "file_hash", "fsync"])
 def test_a_crash_while_saving_leaves_the_one_before(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -112,7 +111,7 @@ def test_a_crash_between_rename_and_links_leaves_the_new_one_usable(
 @pytest.mark.parametrize(
     ("number", "remedy"), [(errno.ENOSPC, "free space"), (errno.EACCES, "writable"), (errno.EIO, "remove the cause")]
 )
-@pytest.mark.parametrize("at", ["save_file", "save_config", "fsync"])
+@pytest.mark.parametrize("at", ["save_file", "file_hash", "fsync"])
 def test_a_failing_disk_is_a_clear_error_that_costs_nothing(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str, at: str
 ) -> None:
@@ -140,7 +139,7 @@ def test_writers_that_run_out_of_room(store: CheckpointStore, large: str) -> Non
         tensors = {"weights": torch.zeros(3), "state": torch.zeros(3)}
         tensors[large] = torch.zeros(200_000)
         with pytest.raises(CheckpointError, match="cannot write checkpoint .*step-00000002"):
-            store.save(2, {"weight": tensors["weights"]}, {"step": 2, "t": tensors["state"]}, Config(), ModelConfig())
+            store.save(2, {"weight": tensors["weights"]}, {"step": 2, "t": tensors["state"]}, FILES)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(store.folder) == ["latest", step_folder(1)]
@@ -233,7 +232,7 @@ def test_the_base_is_stored_once_under_its_hash(store: CheckpointStore) -> None:
 
 def test_another_format_is_refused_not_called_damage(store: CheckpointStore) -> None:
     manifest = save(store, 1) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 99'))
+    manifest.write_text(manifest.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 99'))
     with pytest.raises(CheckpointError, match="format version 99") as caught:
         read_checkpoint(manifest.parent)
     assert not isinstance(caught.value, DamagedCheckpoint)

@@ -22,6 +22,7 @@ from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.tokenizer import train_bpe
 from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
+from bitgen.tasks import TASKS
 from bitgen.tasks.stage1_validation import HeldOut
 from bitgen.training.trainer import Trainer
 
@@ -95,7 +96,10 @@ def build(tiny_config: Callable[..., Config]) -> Iterator[Build]:
         for trainer in trainers:
             trainer.monitor.close()
         config = tiny_config(run, **settings)
-        trainers.append(build_trainer(config, start_processes(config.training.device, config.training.use_ddp)))
+        trainers.append(
+            build_trainer(TASKS["stage1"], config, start_processes(config.training.device, config.training.use_ddp))
+        )
+        trainers[-1].config = config  # for tests to look at
         return trainers[-1]
 
     yield make
@@ -105,7 +109,7 @@ def build(tiny_config: Callable[..., Config]) -> Iterator[Build]:
 
 def _fit_until(trainer: Trainer, step: int) -> bool:
     """Train until SIGTERM arrives in the middle of optimizer step ``step`` (counted from 1)."""
-    count_words = trainer.count_words
+    count_words = trainer.source.count_words
     sent = []
 
     def count_and_signal(ids: torch.Tensor, mask: torch.Tensor) -> int:
@@ -114,7 +118,7 @@ def _fit_until(trainer: Trainer, step: int) -> bool:
             os.kill(os.getpid(), 15)
         return count_words(ids, mask)
 
-    trainer.count_words = count_and_signal
+    trainer.source.count_words = count_and_signal
     return trainer.fit()
 
 

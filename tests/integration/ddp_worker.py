@@ -18,6 +18,7 @@ from bitgen.config import Config
 from bitgen.machine.devices import start_processes
 from bitgen.machine.ranks import stop_processes
 from bitgen.run import build_trainer
+from bitgen.tasks import TASKS
 
 SETTINGS, OUTPUT, STOP_AT, NAN_AT = (*sys.argv[1:], "2")[:4]
 
@@ -27,7 +28,7 @@ def main() -> None:
     config = Config.from_flat(json.loads(Path(SETTINGS).read_text()))
     config.validate()
     processes = start_processes(config.training.device, config.training.use_ddp)
-    trainer = build_trainer(config, processes)
+    trainer = build_trainer(TASKS["stage1"], config, processes)
     forward = trainer.objective.forward
     gradients: dict[str, torch.Tensor] = {}
     calls = []
@@ -62,7 +63,7 @@ def main() -> None:
         "finished": finished,
         "parameters": dict(trainer.objective.state_dict()),
         "gradients": gradients,
-        "queue": dict(trainer.queue.state_dict()),
+        "queue": dict(trainer.objective.queue.state_dict()),
         "random": torch.get_rng_state(),
     }
     torch.save(holds, f"{OUTPUT}.{processes.rank}")

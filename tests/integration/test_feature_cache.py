@@ -127,7 +127,7 @@ def test_phase_1_neither_runs_nor_holds_the_tower_nor_decodes_an_image(build, ca
     image_tensor = PairDataset.image_tensor
 
     def spy(self: PairDataset, *arguments: object) -> torch.Tensor:
-        decoded.append(trainer.phase if self is trainer.dataset else 0)
+        decoded.append(trainer.phase if self is trainer.source.dataset else 0)
         return image_tensor(self, *arguments)
 
     monkeypatch.setattr(PairDataset, "image_tensor", spy)

@@ -15,9 +15,9 @@ from bitgen.checkpoint.format import checkpoint_folders, step_of
 from bitgen.config import ConfigError
 from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
+from bitgen.tasks import TASKS
 from bitgen.tasks.chain import split_first_stage
 from bitgen.trained import load_model
-from bitgen.training import snapshot
 from bitgen.training.trainer import Trainer
 
 
@@ -106,7 +106,9 @@ def test_an_interrupted_pair_of_runs_ends_as_an_uninterrupted_one(
 ) -> None:
     assert main("whole", init_from=recipe)[0] == 0
     for config in split_first_stage(tiny_config("cut", init_from=recipe)):
-        trainer = build_trainer(config, start_processes(config.training.device, config.training.use_ddp))
+        trainer = build_trainer(
+            TASKS["stage1"], config, start_processes(config.training.device, config.training.use_ddp)
+        )
         with closing(trainer.monitor):
             if (cut_in == "first") == config.output.output_dir.endswith("first"):
                 fit_until(trainer, 3)
@@ -124,12 +126,14 @@ def test_an_interrupted_pair_of_runs_ends_as_an_uninterrupted_one(
 def test_a_signal_in_the_last_step_of_the_first_run_stops_both(
     tiny_config, recipe: str, main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    save = Trainer.save
+
     def save_at_a_signal(trainer: Trainer, *arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        snapshot.save(trainer, *arguments)
+        save(trainer, *arguments)
 
     Path(recipe).write_text(Path(recipe).read_text().replace("save_steps: 2", "save_steps: 1000"))
-    monkeypatch.setattr("bitgen.training.trainer.save", save_at_a_signal)
+    monkeypatch.setattr(Trainer, "save", save_at_a_signal)
     assert main(init_from=recipe)[0] == 0
     monkeypatch.undo()
     output = tiny_config().output.output_dir

@@ -27,7 +27,7 @@ def poison(trainer, steps: set[int]) -> None:
 
 
 def everything(trainer) -> list[torch.Tensor]:
-    tensors = [*trainer.objective.state_dict().values(), *trainer.queue.entries]
+    tensors = [*trainer.objective.state_dict().values(), *trainer.objective.queue.entries]
     return [tensor.detach().clone() for tensor in tensors]
 
 
@@ -99,7 +99,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(build, caplog) -> None:
 def test_nan_in_an_image_goes_all_the_way_through_and_is_skipped(build, caplog) -> None:
     """Every part of the forward must carry a NaN to the loss instead of raising on it: drawing, solving, attention."""
     trainer = build(max_steps=3)
-    collate, calls = trainer.collate, []
+    collate, calls = trainer.source.collate, []
 
     def broken(samples: list[dict]) -> dict:
         batch = collate(samples)
@@ -108,7 +108,7 @@ def test_nan_in_an_image_goes_all_the_way_through_and_is_skipped(build, caplog) 
             batch["pixel_values"][0, 0, 0, 0] = torch.nan
         return batch
 
-    trainer.collate = broken
+    trainer.source.collate = broken
     with caplog.at_level(logging.WARNING):
         trainer.fit()
     assert trainer.progress.step == 3 and trainer.progress.skipped_steps == 1

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from bitgen.checkpoint.format import checkpoint_folders, split_state
+from bitgen.machine.parallel import state_by_name
 from bitgen.trained import load_model
-from bitgen.training.optimizer import state_by_name
 
 
 def weights(trainer, part: str) -> dict[str, torch.Tensor]:
     model = trainer.objective.model
-    named = model.named_parameters()
-    return {name: p.detach().clone() for name, p in named if model.component_of(name) == part}
+    named, roles = model.named_parameters(), model.roles()
+    return {name: p.detach().clone() for name, p in named if roles[name].part == part}
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
@@ -49,9 +49,9 @@ def test_the_optimizer_carries_its_moments_over_the_boundary(build) -> None:
         state = state_by_name(trainer.optimizer) if trainer.optimizer is not None else {}
         return {name: {key: value.clone() for key, value in moments.items()} for name, moments in state.items()}
 
-    def spy(phase: int) -> None:
+    def spy() -> None:
         before = moments_now()
-        enter(phase)
+        enter()
         seen.append((before, moments_now()))
 
     trainer._enter_phase = spy
@@ -110,7 +110,7 @@ def test_full_tuning_moves_the_base_in_phase_2_and_keeps_it_in_the_checkpoint(bu
     # A key's bias shifts all logits of a query alike, so that softmax gives it no gradient but rounding.
     without_gradient = ("mask_token", "k_proj.bias", "key.bias")
     assert {name for name in before if not name.endswith(without_gradient)} <= moved
-    own, base = split_state(trainer.objective.model)
+    own, base = split_state(trainer.objective.model, trainer.objective.base_names())
     assert not base and any("vision_encoder" in name for name in own)
     same = load_model(trainer.store.folder).model.state_dict()
     assert not changed(trainer.objective.model.state_dict(), same)
@@ -176,10 +176,11 @@ def test_validation_after_each_phase_chooses_the_best_and_counts_what_was_seen(b
 def test_accumulated_micro_batches_are_averaged_and_entered_after_the_step(build) -> None:
     trainer = build(max_steps=1, queue_size=40)
     lengths = []
-    enqueue = trainer.queue.enqueue
-    trainer.queue.enqueue = lambda entries: (lengths.append(len(trainer.queue)), enqueue(entries))
+    queue = trainer.objective.queue
+    enqueue = queue.enqueue
+    queue.enqueue = lambda entries: (lengths.append(len(queue)), enqueue(entries))
     trainer.fit()
-    assert lengths == [0, 8] and len(trainer.queue) == 16
+    assert lengths == [0, 8] and len(queue) == 16
 
 
 def test_every_trainable_parameter_gets_a_gradient_within_three_steps_of_each_phase(build) -> None:

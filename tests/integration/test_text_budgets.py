@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import export
 from bitgen.checkpoint.format import checkpoint_folders
+from bitgen.data.loader_source import LoaderSource
+from bitgen.protocols import Batch
 from bitgen.run import finish
 from bitgen.trained import load_model
 from bitgen.training import budget
@@ -22,14 +24,15 @@ NO_VALIDATION = dict(val_data=None, text_val_data=None)
 @pytest.mark.parametrize("estimated", [True, False], ids=["planned", "by counting alone"])
 def test_the_budget_of_words_is_kept_and_the_run_ends_whole(build, both, monkeypatch, caplog, estimated) -> None:
     if not estimated:  # as with a stream, whose words nobody knows before
-        monkeypatch.setattr(budget, "words_per_batch", lambda *_: None)
+        monkeypatch.setattr(LoaderSource, "words_per_step", lambda *_: 0)
     settings = both | dict(max_words_seen=2000, max_steps=100)
     trainer = build(**settings)
     step_words: list[int] = []
     step = trainer._step
-    trainer._step = lambda drawn, stop: (step_words.append(sum(batch["words"] for batch in drawn)), step(drawn, stop))[
-        1
-    ]
+    trainer._step = lambda drawn, stop: (
+        step_words.append(sum(batch.counts.words for batch in drawn)),
+        step(drawn, stop),
+    )[1]
     assert trainer.fit()
     progress = trainer.progress
     assert progress.words_seen == sum(step_words) <= 2000
@@ -58,16 +61,16 @@ def test_max_epochs_cuts_at_the_part_that_is_seen_most_often(build, both, ratio:
     seen: dict[int, int] = {}
     step = trainer._step
 
-    def count(drawn: list[dict], stop: object) -> bool:
+    def count(drawn: list[Batch], stop: object) -> bool:
         for batch in drawn:
-            for index in batch["indices"].tolist():
+            for index in batch.indices.tolist():
                 seen[index] = seen.get(index, 0) + 1
         return step(drawn, stop)
 
     trainer._step = count
     assert trainer.fit()
     assert max(seen.values()) == 2
-    assert trainer.progress.step == trainer.plan.total_steps < 50 * trainer.plan.steps_per_epoch
+    assert trainer.progress.step == trainer.stage.steps < 50 * trainer.stage.steps_per_epoch
 
 
 # ---- checkpoints by words ----

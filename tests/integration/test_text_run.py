@@ -74,11 +74,11 @@ def test_words_are_those_of_the_source_and_of_the_captions_shown(build, both) ->
     settings = dict(max_steps=None, num_epochs=9, grad_accum_steps=1, batch_size=3, text_batch_size=43)
     trainer = build(**both | NO_VALIDATION | settings)
     trainer.fit()
-    text, pairs = trainer.dataset.text, trainer.sampler.pairs
+    text, pairs = trainer.source.dataset.text, trainer.source.sampler.pairs
     assert len(text) % 43 == 0, "no sequence is dropped"
-    captions = list(trainer.dataset.pairs.iter_captions())
+    captions = list(trainer.source.dataset.pairs.iter_captions())
     shown = [key.index for epoch in range(9) for batch in pairs.epoch(epoch) for key in batch]
-    words = sum(len(captions[index].split()) for index in shown[: 9 * trainer.sampler.pair_batches * 3])
+    words = sum(len(captions[index].split()) for index in shown[: 9 * trainer.source.sampler.pair_batches * 3])
     assert trainer.progress.words_seen == 9 * text.num_words + words
 
 

@@ -66,7 +66,7 @@ def test_without_lora_no_adapter_is_built(tiny_config):
 
 def test_component_names_cover_every_parameter(tiny_config):
     model = BitGenModel(tiny_config(vision_tuning="lora"))
-    counted = Counter(model.component_of(name) for name, _ in model.named_parameters())
+    counted = Counter(role.part for role in model.roles().values())
     assert counted.keys() == {
         "vision_base", "lora", "compressor", "fusion", "memory", "decoder", "embeddings", "heads"
     }  # fmt: skip

@@ -12,10 +12,10 @@ from transformers.cache_utils import DynamicCache
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.parameter_roles import MATRIX, WEIGHT
 from bitgen.model.rotary import rotate, rotations
 from bitgen.model.sequence_layout import SequenceLayout
 from bitgen.model.text_decoder import CausalSelfAttention, SwiGLU
-from bitgen.training.optimizer import NEW, parameter_groups
 
 PLAIN = {"positions": "learned", "feed_forward": "gelu"}
 COMBINATIONS = [{"positions": p, "feed_forward": f} for p in ("learned", "rope") for f in ("gelu", "swiglu")]
@@ -163,10 +163,10 @@ def test_what_each_option_adds_and_takes_away(build):
 def test_swiglus_matrices_train_and_decay_as_others_do(build):
     """No name of theirs may look like the fusion's and memory's gates, which have a rate of their own."""
     model = build(**COMBINATIONS[-1])
-    groups = parameter_groups(model.named_parameters(), set(), 0.1)
-    found = {n: (g["kind"], g["weight_decay"]) for g in groups for n in g["names"] if "feed_forward" in n}
-    assert {found[n] for n, p in model.named_parameters() if n in found and p.ndim == 2} == {(NEW, 0.1)}
-    assert {kind for kind, _ in found.values()} == {NEW}
+    found = {name: role for name, role in model.roles().items() if "feed_forward" in name}
+    matrices = {found[n] for n, p in model.named_parameters() if n in found and p.ndim == 2}
+    assert matrices == {("decoder", MATRIX, True)}
+    assert {role.kind for role in found.values()} == {MATRIX, WEIGHT}
 
 
 def test_a_configuration_from_before_the_options_is_the_plain_stack(tiny_config, build):

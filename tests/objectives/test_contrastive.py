@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitgen.objectives.contrastive import contrastive_loss, recentre
+from support.stage1 import make_objective, weights
 
 
 def _by_hand(
@@ -118,7 +119,7 @@ def test_similarities_stay_float32_under_autocast() -> None:
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
 
 
-def test_clamp_keeps_the_temperature_between_a_hundredth_and_one(make_objective, weights) -> None:
+def test_clamp_keeps_the_temperature_between_a_hundredth_and_one() -> None:
     objective = make_objective(weights())
     assert objective.log_temperature.exp().item() == pytest.approx(0.5)
     for wild, kept in ((-9.0, 0.01), (2.0, 1.0), (math.log(0.3), 0.3)):

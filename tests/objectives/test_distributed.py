@@ -25,7 +25,7 @@ class Results(NamedTuple):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join(filter(None, (str(SOURCE), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(SOURCE), str(WORKER.parents[1]), os.environ.get("PYTHONPATH"))))
     environment = dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS="1")
     processes = [
         subprocess.Popen(

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.stage1 import advance, forward, generator, make_batch, make_objective, make_queue
+
 GOLDEN = Path(__file__).with_name("golden_stage1.txt")
 COLUMNS = ("loss", "contrastive_loss", "itm_loss", "memory_kl_loss", "caption_loss", "memory_quality", "temperature")
 
@@ -37,7 +39,7 @@ def _is_norm(name: str) -> bool:
 def _train(make_objective, make_batch, make_queue, generator) -> list[list[float]]:
     objective = make_objective(fusion="backbone")
     _fill(objective)
-    config, memory = objective.model.config, objective.model.memory
+    config = objective.model.config
     queue, random = make_queue(config, 20), generator(21)
     batches = [
         make_batch(config, 6, random, image_ids=torch.tensor([3, 1, 3, 5, 7, 1]) + 2 * step) for step in range(20)
@@ -46,18 +48,16 @@ def _train(make_objective, make_batch, make_queue, generator) -> list[list[float
     torch.manual_seed(22)  # the drawn negatives and the noise of reading
     rows = []
     for batch in batches:
-        output = objective(batch, queue, memory.state)
+        output = forward(objective, batch, queue)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        objective.clamp_temperature_()
-        queue.enqueue(output.entries)
-        memory.consolidate_(output.posterior, 0.2)
+        advance(objective, output)
         rows.append([output.metrics[name].item() for name in COLUMNS])
     return rows
 
 
-def test_twenty_steps(make_objective, make_batch, make_queue, generator) -> None:
+def test_twenty_steps() -> None:
     found = _train(make_objective, make_batch, make_queue, generator)
     if os.environ.get("BITGEN_WRITE_GOLDEN"):
         lines = [" ".join(COLUMNS), *(" ".join(f"{value:.7g}" for value in row) for row in found)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bitgen.objectives.stage1 import Stage1Objective
+from support.stage1 import advance, forward, generator, make_batch, make_objective, make_queue, weights
 
 FUSIONS = ("concat_mlp", "cross_attention", "backbone")
 LOSSES = ("contrastive_weight", "itm_weight", "memory_kl_weight", "text_loss_weight")
@@ -26,7 +27,7 @@ class Recorder:
         self.objective.train()
 
     def steps(self, count: int = 3) -> set[str]:
-        objective, memory = self.objective, self.objective.model.memory
+        objective = self.objective
         trainable = {name: p for name, p in objective.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2)
         reached: set[str] = set()
@@ -35,7 +36,7 @@ class Recorder:
         self.longest = 0
         for _ in range(count):
             batch = self.make_batch(objective.model.config, 6, self.random)
-            output = objective(batch, self.queue, memory.state if memory is not None else None)
+            output = forward(objective, batch, self.queue)
             optimizer.zero_grad(set_to_none=True)
             output.loss.backward()
             for name, parameter in trainable.items():
@@ -49,10 +50,7 @@ class Recorder:
             self.seen_tokens |= set(batch["input_ids"][batch["attention_mask"].bool()].tolist())
             self.longest = max(self.longest, int(batch["attention_mask"].sum(dim=1).max()))
             optimizer.step()
-            if output.entries is not None:
-                self.queue.enqueue(output.entries)
-            if output.posterior is not None:
-                memory.consolidate_(output.posterior, 0.2)
+            advance(objective, output)
         return reached
 
 
@@ -64,9 +62,7 @@ def _names(objective: Stage1Objective) -> set[str]:
 @pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
 @pytest.mark.parametrize("use_memory", [True, False])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_everything_trainable_is_reached_in_each_phase(
-    make_objective, make_batch, make_queue, generator, fusion: str, use_memory: bool, tuning: str
-) -> None:
+def test_everything_trainable_is_reached_in_each_phase(fusion: str, use_memory: bool, tuning: str) -> None:
     objective = make_objective(tower=True, fusion=fusion, use_memory=use_memory, vision_tuning=tuning)
     recorder = Recorder(objective, make_batch, make_queue, generator(1))
     for phase in (1, 2):
@@ -83,9 +79,7 @@ def test_everything_trainable_is_reached_in_each_phase(
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_rotary_positions_and_swiglu_are_reached_too(
-    make_objective, make_batch, make_queue, generator, fusion: str
-) -> None:
+def test_rotary_positions_and_swiglu_are_reached_too(fusion: str) -> None:
     objective = make_objective(fusion=fusion, positions="rope", feed_forward="swiglu")
     expected = _names(objective)
     recorder = Recorder(objective, make_batch, make_queue, generator(1))
@@ -94,9 +88,7 @@ def test_rotary_positions_and_swiglu_are_reached_too(
 
 
 @pytest.mark.parametrize("itm_weight", [0.0, 0.5])
-def test_a_head_that_reads_the_likelihood_is_reached_too(
-    make_objective, make_batch, make_queue, generator, weights, itm_weight: float
-) -> None:
+def test_a_head_that_reads_the_likelihood_is_reached_too(itm_weight: float) -> None:
     objective = make_objective(weights(itm_weight=itm_weight), itm_likelihood=True)
     expected = _names(objective)
     assert ("model.itm_head.weight" in expected) == (itm_weight > 0)
@@ -111,9 +103,7 @@ def _subsets() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("kept", _subsets(), ids="+".join)
 @pytest.mark.parametrize("use_memory", [True, False])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_frozen_are_exactly_those_that_no_loss_reaches(
-    make_objective, make_batch, make_queue, generator, weights, fusion: str, use_memory: bool, kept: tuple[str, ...]
-) -> None:
+def test_frozen_are_exactly_those_that_no_loss_reaches(fusion: str, use_memory: bool, kept: tuple[str, ...]) -> None:
     settings = weights(**{name: 0.0 for name in LOSSES if name not in kept})
     objective = make_objective(settings, fusion=fusion, use_memory=use_memory, memory_dim=8)
     frozen = {name for name, p in objective.named_parameters() if not p.requires_grad}
@@ -128,9 +118,7 @@ def test_frozen_are_exactly_those_that_no_loss_reaches(
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("image_pooling", ["attention", "mean"])
-def test_one_vector_an_image_leaves_nothing_trained_in_vain(
-    make_objective, make_batch, make_queue, generator, fusion: str, image_pooling: str
-) -> None:
+def test_one_vector_an_image_leaves_nothing_trained_in_vain(fusion: str, image_pooling: str) -> None:
     """With a single image token attention over the image is constant: what only shapes it cannot learn."""
     objective = make_objective(feature_tokens=1, fusion=fusion, image_pooling=image_pooling)
     expected = _names(objective)

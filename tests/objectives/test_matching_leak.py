@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitgen.model.modeling_bitgen import BitGenModel
+from support.stage1 import forward, generator, make_batch, make_objective, make_queue, weights
 
 GRID, BATCH, STEPS, WARM_UP = 10, 16, 70, 10
 UNIFORM, USUAL = 100.0, 0.07  # temperatures of drawing negatives
@@ -60,7 +61,7 @@ def _held_out_accuracy(features: Tensor, labels: Tensor) -> float:
 
 
 @pytest.fixture
-def advantage(make_objective, make_batch, make_queue, generator, weights, monkeypatch) -> Callable:
+def advantage(monkeypatch) -> Callable:
     """Trains, captures what enters every matching pass, and returns how far above chance a classifier of the image
     tokens gets: over the whole pass, and of the batch's own true pairs against hard images."""
 
@@ -95,7 +96,7 @@ def advantage(make_objective, make_batch, make_queue, generator, weights, monkey
             rows = torch.randperm(len(pictures), generator=random)[:BATCH]
             batch = make_batch(model.config, BATCH, random, image_ids=rows)
             batch["vision_features"] = pictures[rows]
-            output = objective(batch, queue, None)
+            output = forward(objective, batch, queue)
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()

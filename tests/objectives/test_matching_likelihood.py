@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from bitgen.objectives import stage1
 from bitgen.objectives.stage1 import Stage1Objective
+from support.stage1 import Seen, forward, generator, make_batch, make_objective, make_queue, weights
 
 PARTNERS = [1, 0, 3, 4, 2]  # of the batch itself: row i is paired with row PARTNERS[i]
 
 
 @pytest.fixture
-def step(make_objective, make_batch, make_queue, generator, monkeypatch) -> Callable:
+def step(monkeypatch) -> Callable:
     """An objective with open gates in eval mode, a batch of 5, and the partners that it will draw."""
 
     def build(weights=None, **model) -> tuple[Stage1Objective, dict, object]:
@@ -34,9 +35,8 @@ def step(make_objective, make_batch, make_queue, generator, monkeypatch) -> Call
     return build
 
 
-def run(objective: Stage1Objective, batch: dict, queue) -> stage1.Stage1Output:
-    memory = objective.model.memory
-    return objective(batch, queue, memory.state if memory is not None else None)
+def run(objective: Stage1Objective, batch: dict, queue) -> Seen:
+    return forward(objective, batch, queue)
 
 
 @pytest.mark.parametrize("fusion", ["concat_mlp", "cross_attention", "backbone"])
@@ -79,7 +79,7 @@ def test_the_losses_are_those_written_out_pair_by_pair(step, fusion: str) -> Non
     assert output.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_matching_reads_the_likelihood_and_does_not_teach_it(step, weights) -> None:
+def test_matching_reads_the_likelihood_and_does_not_teach_it(step) -> None:
     only = weights(contrastive_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0)
     objective, batch, queue = step(only)
     torch.nn.init.constant_(objective.model.itm_head.weight[1], 0.5)
@@ -88,7 +88,7 @@ def test_matching_reads_the_likelihood_and_does_not_teach_it(step, weights) -> N
     assert reached == {"model.itm_head.weight", "model.itm_head.bias"}
 
 
-def test_deleted_tokens_change_the_contrastive_pass_alone(step, weights) -> None:
+def test_deleted_tokens_change_the_contrastive_pass_alone(step) -> None:
     objective, batch, queue = step(
         weights(token_dropout=0.9), use_memory=False
     )  # reading a memory in training adds noise
@@ -101,7 +101,7 @@ def test_deleted_tokens_change_the_contrastive_pass_alone(step, weights) -> None
     torch.testing.assert_close(dropped["itm_loss"], whole["itm_loss"], rtol=1e-4, atol=1e-5)
 
 
-def test_captions_alone_are_learned_for_matching_only(step, weights) -> None:
+def test_captions_alone_are_learned_for_matching_only(step) -> None:
     objective, batch, queue = step(weights(contrastive_weight=0.0, itm_weight=0.0))
     output = run(objective, batch, queue)
     assert output.entries is None and "caption_prior_loss" not in output.metrics

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from support.stage1 import advance, forward, generator, make_batch, make_objective, make_queue, weights
 
-def test_the_memory_does_something_after_500_steps(make_objective, make_batch, make_queue, generator, weights) -> None:
+
+def test_the_memory_does_something_after_500_steps() -> None:
     """On a tiny problem: the posterior is away from its prior and the prior's variances are off their clamp."""
     objective = make_objective(weights(text_loss_weight=0.0))
     model, memory = objective.model, objective.model.memory
@@ -14,13 +16,11 @@ def test_the_memory_does_something_after_500_steps(make_objective, make_batch, m
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=2e-3)
     for _ in range(500):
         rows = torch.randperm(64, generator=random)[:8]
-        output = objective({name: value[rows] for name, value in pool.items()}, queue, memory.state)
+        output = forward(objective, {name: value[rows] for name, value in pool.items()}, queue)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        objective.clamp_temperature_()
-        queue.enqueue(output.entries)
-        memory.consolidate_(output.posterior, 0.2)
+        advance(objective, output)
     with torch.no_grad():
         pooled = model.pool_image_tokens(model.encode_image(None, pool["vision_features"]).image_tokens)
         codes = model.run_stack(pool["input_ids"], pool["attention_mask"], pooled).codes

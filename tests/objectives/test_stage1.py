@@ -12,6 +12,7 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives import matching_pass, stage1
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective
+from support.stage1 import forward, generator, make_batch, make_entries, make_objective, make_queue, weights
 
 FUSIONS = ("concat_mlp", "cross_attention", "backbone")
 
@@ -43,7 +44,7 @@ def _spy_on_stack(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
 
 @pytest.fixture
-def step(make_objective, make_batch, make_queue, make_entries, generator) -> Callable:
+def step() -> Callable:
     """An objective with open gates, a batch of 5 and a queue holding 7 of 10."""
 
     def build(weights=None, filled: int = 7, seed: int = 0, batch_options: dict | None = None, **model):
@@ -62,13 +63,11 @@ def _run(
     objective: Stage1Objective, batch: dict, queue: FeatureQueue, memory: torch.Tensor | None = None, seed: int = 3
 ):
     torch.manual_seed(seed)
-    if memory is None and objective.model.memory is not None:
-        memory = objective.model.memory.state
-    return objective(batch, queue, memory)
+    return forward(objective, batch, queue, memory)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_the_loss_is_the_weighted_sum_of_its_parts(step, weights, fusion: str) -> None:
+def test_the_loss_is_the_weighted_sum_of_its_parts(step, fusion: str) -> None:
     asked = {"contrastive_weight": 0.7, "itm_weight": 0.3, "memory_kl_weight": 0.2, "text_loss_weight": 0.11}
     parts = {"contrastive_weight": "contrastive_loss", "itm_weight": "itm_loss"}
     parts |= {"memory_kl_weight": "memory_kl_loss", "text_loss_weight": "caption_loss"}
@@ -94,7 +93,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(step, weights, fusion: str) -
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_the_contrastive_gradient_flows_through_queries_and_candidates(step, weights, smoothing: float) -> None:
+def test_the_contrastive_gradient_flows_through_queries_and_candidates(step, smoothing: float) -> None:
     """Every gradient equals that of the formula written out for distinct images: keys of the batch carry a gradient in
     the term without the queue, no key does in the term with it."""
     only = weights(itm_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0, label_smoothing=smoothing)
@@ -126,7 +125,7 @@ def test_without_a_memory_there_is_no_kl_and_no_posterior(step) -> None:
     assert output.posterior is None and not any(name.startswith("memory") for name in output.metrics)
 
 
-def test_matching_sees_true_hard_text_hard_image_and_partner_pairs(step, monkeypatch, weights) -> None:
+def test_matching_sees_true_hard_text_hard_image_and_partner_pairs(step, monkeypatch) -> None:
     objective, batch, queue = step(weights(itm_temperature=100.0), batch_options={"longest": 6})
     queue.entries.attention_mask[:, :10] = 1  # longer than any of the batch
     calls = _spy_on_stack(monkeypatch)
@@ -180,7 +179,7 @@ def test_half_of_the_partners_are_drawn_by_the_image_and_half_by_the_text(step, 
     assert torch.equal(images, torch.cat((entries.image_features, past.image_features)))
 
 
-def test_negatives_are_drawn_from_easy_to_hard_in_equal_ratios(step, weights, monkeypatch) -> None:
+def test_negatives_are_drawn_from_easy_to_hard_in_equal_ratios(step, monkeypatch) -> None:
     objective, batch, queue = step(weights(itm_temperature=0.05, itm_temperature_start=0.2))
     asked: list[float] = []
     plain = stage1.draw_hard_negatives
@@ -190,7 +189,7 @@ def test_negatives_are_drawn_from_easy_to_hard_in_equal_ratios(step, weights, mo
         return plain(queries, candidates, query_ids, candidate_ids, temperature)
 
     monkeypatch.setattr(stage1, "draw_hard_negatives", spy)
-    for objective.progress in (0.0, 0.5, 1.0):
+    for objective.done in (0.0, 0.5, 1.0):
         _run(objective, batch, queue)
     assert asked[::2] == asked[1::2] == pytest.approx([0.2, 0.1, 0.05])
     assert step()[0].itm_temperature() == 0.07  # without a start there is no schedule
@@ -203,7 +202,7 @@ def test_interleave_by_hand() -> None:
 
 @pytest.mark.parametrize("filled", [0, 7])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_batch_of_one_image_still_runs(step, make_entries, fusion: str, filled: int) -> None:
+def test_a_batch_of_one_image_still_runs(step, fusion: str, filled: int) -> None:
     """No row has a candidate (unless the queue has): weight 0 for hard pairs, finite loss, finite gradients."""
     objective, batch, queue = step(filled=filled, fusion=fusion, batch_options={"image_ids": torch.full((5,), 5000)})
     if filled:
@@ -225,7 +224,7 @@ def test_a_batch_of_one_image_still_runs(step, make_entries, fusion: str, filled
     torch.testing.assert_close(quiet.metrics["itm_loss"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(step, weights, monkeypatch) -> None:
+def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(step, monkeypatch) -> None:
     """Only the hard images count here, so image tokens get a gradient where a row was drawn as one."""
     only = weights(contrastive_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0)
     kept: dict[str, torch.Tensor] = {}
@@ -264,7 +263,7 @@ def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(step,
 
 def test_forward_changes_neither_queue_nor_memory_nor_batch(step) -> None:
     objective, batch, queue = step()
-    memory = objective.model.memory.state + 0.1
+    memory = objective.model.memory.state.add_(0.1)
     before = [t.clone() for t in (*queue.entries, memory, objective.model.memory.state, *batch.values())]
     place = (queue.position, len(queue))
     output = _run(objective, batch, queue, memory)
@@ -297,9 +296,8 @@ def test_every_pass_reads_the_memory_it_was_given_and_not_its_own_write(step, mo
     first = _run(objective, batch, queue, given)
     assert len(calls) == 2 and all(torch.equal(call["reader"].mean, given) for call in calls)
     assert not torch.allclose(first.posterior, given, atol=1e-3)
-    # What the model holds as its state is not looked at; what is passed in is.
-    objective.model.memory.state.add_(1.0)
-    again = _run(objective, batch, queue, given)
+    # A forward leaves the state as it was: the next one gives the same.
+    again = _run(objective, batch, queue)
     assert torch.equal(first.loss, again.loss) and torch.equal(first.posterior, again.posterior)
     other = _run(objective, batch, queue, first.posterior)
     assert not torch.isclose(first.metrics["contrastive_loss"], other.metrics["contrastive_loss"], rtol=1e-5)
@@ -339,9 +337,7 @@ def test_the_posterior_is_the_write_of_the_true_pairs_codes(step, fusion: str) -
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("itm_weight", [0.0, 0.5])
-def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(
-    step, weights, fusion: str, itm_weight: float
-) -> None:
+def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(step, fusion: str, itm_weight: float) -> None:
     """Every hard caption is longer than the batch's longest: padding must add nothing to the language loss."""
     objective, batch, queue = step(weights(itm_weight=itm_weight), fusion=fusion, batch_options={"longest": 4})
     objective.eval()
@@ -357,7 +353,7 @@ def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(
     torch.testing.assert_close(output.metrics["caption_loss"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_token_dropout_touches_the_contrastive_pass_in_training_only(step, weights, monkeypatch) -> None:
+def test_token_dropout_touches_the_contrastive_pass_in_training_only(step, monkeypatch) -> None:
     objective, batch, queue = step(weights(token_dropout=0.9))
     calls = _spy_on_stack(monkeypatch)
     entries = _run(objective, batch, queue).entries

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bitgen.model.likelihood import IGNORED
 from bitgen.objectives.stage1 import Stage1Objective
+from support.stage1 import advance, forward, generator, make_batch, make_objective, make_queue, make_text_batch, weights
 
 BOS, EOS = 0, 1
 FUSIONS = ("concat_mlp", "cross_attention", "backbone")
@@ -40,8 +41,7 @@ def _open(objective: Stage1Objective) -> Stage1Objective:
 
 
 def _run(objective: Stage1Objective, batch: dict[str, Tensor]):
-    memory = objective.model.memory
-    return objective(batch, None, memory.state if memory is not None else None)
+    return forward(objective, batch)
 
 
 def _alone(objective: Stage1Objective, ids: list[int]) -> Tensor:
@@ -53,9 +53,7 @@ def _alone(objective: Stage1Objective, ids: list[int]) -> Tensor:
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 @pytest.mark.parametrize("use_memory", [True, False])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_the_loss_is_the_mean_over_documents_read_one_by_one(
-    make_objective, make_text_batch, generator, weights, fusion: str, use_memory: bool, positions: str
-) -> None:
+def test_the_loss_is_the_mean_over_documents_read_one_by_one(fusion: str, use_memory: bool, positions: str) -> None:
     objective = make_objective(weights(text_loss_weight=0.3), fusion=fusion, use_memory=use_memory, positions=positions)
     objective = _open(objective).eval()
     rows = _documents(generator(1), (4, 5, 3), (12,), (2, 2, 3))
@@ -76,9 +74,7 @@ def test_the_loss_is_the_mean_over_documents_read_one_by_one(
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 @pytest.mark.parametrize("changed", [0, 2])
-def test_a_document_does_not_feel_another_one_in_its_row(
-    make_objective, make_text_batch, generator, positions: str, changed: int
-) -> None:
+def test_a_document_does_not_feel_another_one_in_its_row(positions: str, changed: int) -> None:
     """The loss of the middle one, and its gradients, as the one before or behind it becomes another."""
     objective = _open(make_objective(positions=positions)).eval()
     row, other = _documents(generator(1), (4, 5, 3), (4, 5, 3))
@@ -97,7 +93,7 @@ def test_a_document_does_not_feel_another_one_in_its_row(
         assert torch.equal(gradient, other_gradients[name]), name
 
 
-def test_the_memory_is_read_and_not_written(make_objective, make_text_batch, generator) -> None:
+def test_the_memory_is_read_and_not_written() -> None:
     objective = _open(make_objective()).eval()
     batch = make_text_batch(_documents(generator(1), (5, 7)), 12)
     state = objective.model.memory.state.clone()
@@ -109,7 +105,7 @@ def test_the_memory_is_read_and_not_written(make_objective, make_text_batch, gen
 
 def _reached(objective: Stage1Objective, kinds: str, make_batch, make_text_batch, make_queue, random) -> set[str]:
     """Parameters that ever have a gradient in six steps, each on a batch of pairs (p) or of text (t) in turn."""
-    config, memory = objective.model.config, objective.model.memory
+    config = objective.model.config
     trainable = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2)
     queue = make_queue(config, 24)
@@ -119,16 +115,13 @@ def _reached(objective: Stage1Objective, kinds: str, make_batch, make_text_batch
             batch = make_text_batch(_documents(random, (4, 8), (7, 5)), 12)
         else:
             batch = make_batch(config, 6, random)
-        output = objective(batch, queue, memory.state if memory is not None else None)
+        output = forward(objective, batch, queue)
         optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         grads = {name: p.grad for name, p in trainable.items() if p.grad is not None}
         reached |= {name for name, grad in grads.items() if grad.abs().max() > ROUNDING}
         optimizer.step()
-        if output.entries is not None:
-            queue.enqueue(output.entries)
-        if output.posterior is not None:
-            memory.consolidate_(output.posterior, 0.2)
+        advance(objective, output)
     return reached
 
 
@@ -139,9 +132,7 @@ def _frozen(objective: Stage1Objective) -> set[str]:
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 @pytest.mark.parametrize("memory", [{}, {"memory_dim": 8}, {"use_memory": False}], ids=["memory", "narrow", "none"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_text_alone_freezes_exactly_what_it_does_not_reach(
-    make_objective, make_batch, make_text_batch, make_queue, generator, fusion: str, memory: dict, positions: str
-) -> None:
+def test_text_alone_freezes_exactly_what_it_does_not_reach(fusion: str, memory: dict, positions: str) -> None:
     objective = make_objective(sees_pairs=False, fusion=fusion, positions=positions, **memory)
     frozen = _frozen(objective)
     assert frozen == {name for name, _ in objective.unreached_parameters()}
@@ -154,7 +145,7 @@ def test_text_alone_freezes_exactly_what_it_does_not_reach(
     )
 
 
-def test_text_alone_leaves_a_tower_alone(make_objective) -> None:
+def test_text_alone_leaves_a_tower_alone() -> None:
     objective = make_objective(sees_pairs=False, tower=True)
     assert not [name for name, p in objective.named_parameters() if p.requires_grad and "vision_encoder" in name]
 
@@ -166,9 +157,7 @@ def _subsets() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("kept", _subsets(), ids=lambda kept: "+".join(kept) or "text alone")
 @pytest.mark.parametrize("use_memory", [True, False])
-def test_text_and_pairs_together_reach_what_is_trained(
-    make_objective, make_batch, make_text_batch, make_queue, generator, weights, use_memory: bool, kept: tuple[str, ...]
-) -> None:
+def test_text_and_pairs_together_reach_what_is_trained(use_memory: bool, kept: tuple[str, ...]) -> None:
     settings = weights(**{name: 0.0 for name in LOSSES[:-1] if name not in kept})
     objective = make_objective(settings, use_memory=use_memory, memory_dim=8)
     frozen = _frozen(objective)
@@ -180,9 +169,7 @@ def test_text_and_pairs_together_reach_what_is_trained(
     )
 
 
-def test_the_tower_s_adapters_are_reached_through_captions(
-    make_objective, make_batch, make_text_batch, make_queue, generator, weights
-) -> None:
+def test_the_tower_s_adapters_are_reached_through_captions() -> None:
     """Captions alone: neither contrastive nor matching."""
     objective = _open(make_objective(weights(contrastive_weight=0.0, itm_weight=0.0), tower=True))
     objective.model.set_adapters_trainable(True)

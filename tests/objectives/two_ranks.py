@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from bitgen.objectives.gather import gather_rows, is_distributed
-from conftest import Weights, queue_for, random_entries, tiny_batch, tiny_objective
+from support.stage1 import Weights, forward, make_batch, make_entries, make_objective, make_queue
 
 WORLD, PAIRS = 2, 8
 CASES = ("contrastive", "memory-equal", "memory", "text-equal", "all")
@@ -52,23 +52,23 @@ def gather_case(rank: int) -> dict:
 def objective_case(case: str, rank: int, world: int) -> dict:
     """One forward and backward in training mode, as the trainer runs it, with this rank's share of one batch."""
     weights, _, lengths = case.partition("-")
-    objective = tiny_objective(LOSS_WEIGHTS[weights], tower=True, fusion="backbone")
+    objective = make_objective(LOSS_WEIGHTS[weights], tower=True, fusion="backbone")
     objective.model.set_adapters_trainable(True)
     _wake(objective)
     config, random = objective.model.config, torch.Generator().manual_seed(5)
     ids = torch.tensor([3, 1, 4, 1, 5, 9, 3, 6])  # positives across the two ranks
-    batch = tiny_batch(config, PAIRS, random, ids)
+    batch = make_batch(config, PAIRS, random, ids)
     if lengths == "equal":
         batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
-    queue = queue_for(config, 16)
-    queue.enqueue(random_entries(config, 10, random))
+    queue = make_queue(config, 16)
+    queue.enqueue(make_entries(config, 10, random))
     queue.entries.image_ids[3] = 9  # and in the queue
     share = PAIRS // world
     local = {name: value[rank * share : (rank + 1) * share] for name, value in batch.items()}
     module = DistributedDataParallel(objective, broadcast_buffers=False) if world > 1 else objective
     torch.manual_seed(50 + rank)
     with mock.patch("torch.randn_like", torch.zeros_like):  # the noise of reading would differ between the ranks
-        output = module(local, queue, objective.model.memory.state)
+        output = forward(module, local, queue)
     output.loss.backward()
     gradients = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
     return {"gradients": gradients, "metrics": dict(output.metrics), "posterior": output.posterior}

@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from dataclasses import replace
 from itertools import chain, islice
 
 import pytest
@@ -10,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitgen.config import Config
+from bitgen.data.loader_source import LoaderSource
 from bitgen.data.mixing import MixedBatchSampler
 from bitgen.data.sampler import ResumableBatchSampler
 from bitgen.data.text_and_pairs import TextAndPairs, TextAndPairsSampler, TextKey
-from bitgen.training.budget import MILLION, milestone, steps_per_pass, within_budget
-from bitgen.training.phases import PhasePlan, plan_phases
+from bitgen.data.word_count import caption_words_per_batch
+from bitgen.stages import Stage
+from bitgen.tasks.stage1 import plan_stage
+from bitgen.training.budget import MILLION, milestone
 
 SCHEDULE = [*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100)]
 
@@ -42,25 +44,31 @@ class Rows:
     def batch_sampler(self, batch_size: int, rank: int = 0, world_size: int = 1) -> ResumableBatchSampler:
         return ResumableBatchSampler(self.size, batch_size, rank, world_size)
 
+    def words_per_batch(self, sampler: ResumableBatchSampler) -> float:
+        return caption_words_per_batch(self.iter_captions(), sampler.batch_size)
+
     def iter_captions(self):
         return (" ".join(["word"] * self.each) for _ in range(self.size))
 
 
-def shown(sampler, plan: PhasePlan, accumulate: int) -> Counter:
+def shown(sampler, plan: Stage, accumulate: int) -> Counter:
     """How often each sample is seen, by walking through the run as a trainer does."""
     seen: Counter = Counter()
     steps = 0
-    while steps < plan.total_steps:
-        count = min(plan.steps_per_epoch, plan.total_steps - steps)
+    while steps < plan.steps:
+        count = min(plan.steps_per_epoch, plan.steps - steps)
         batches = islice(sampler.epoch(steps // plan.steps_per_epoch), count * accumulate)
         seen.update((type(key), key.index) for key in chain.from_iterable(batches))
         steps += count
     return seen
 
 
-def planned(config: Config, dataset, sampler) -> PhasePlan:
-    plan = plan_phases(config, len(sampler))
-    return within_budget(plan, config, dataset, sampler)
+def source_of(config: Config, dataset, sampler) -> LoaderSource:
+    return LoaderSource(dataset, sampler, None, None, config.training.grad_accum_steps)
+
+
+def planned(config: Config, dataset, sampler) -> Stage:
+    return plan_stage(config, source_of(config, dataset, sampler))[0]
 
 
 @given(
@@ -80,7 +88,8 @@ def test_no_part_of_the_data_is_passed_more_often_than_max_epochs(text, pairs, r
     seen = shown(sampler, plan, accumulate)
     assert max(seen.values()) <= max_epochs
     # And it is used up: as many steps again as one pass takes go beyond it.
-    longer = replace(plan, total_steps=plan.total_steps + int(steps_per_pass(plan, sampler)) + plan.steps_per_epoch)
+    one_pass = int(source_of(config, dataset, sampler).steps_per_pass())
+    longer = plan.cut(plan.steps + one_pass + plan.steps_per_epoch)
     assert max(shown(sampler, longer, accumulate).values()) > max_epochs
 
 
@@ -90,7 +99,7 @@ def test_batches_that_no_step_takes_buy_no_further_passes(batches: int, accumula
     accumulate = min(accumulate, batches)
     config = Config().replace(grad_accum_steps=accumulate, num_epochs=20, max_epochs=max_epochs)
     plan = planned(config, Rows(batches, 1), sampler)
-    assert plan.total_steps == max_epochs * (batches // accumulate)
+    assert plan.steps == max_epochs * (batches // accumulate)
     assert max(shown(sampler, plan, accumulate).values()) <= max_epochs
 
 
@@ -98,12 +107,12 @@ def test_a_source_that_is_mixed_in_more_often_counts() -> None:
     sampler = MixedBatchSampler([30, 10], [1, 3], 4)  # an epoch passes through the second source three times
     config = Config().replace(grad_accum_steps=1, num_epochs=50, max_epochs=6)
     plan = planned(config, Rows(40, 1), sampler)
-    assert plan.total_steps == 2 * len(sampler)
+    assert plan.steps == 2 * len(sampler)
     seen = Counter(index for _, index in shown(sampler, plan, 1).elements())
     assert {seen[index] for index in range(30, 40)} == {6}
     text = ResumableBatchSampler(20, 1)
     both = TextAndPairsSampler(text, sampler, 0.5)  # 20 batches of pairs an epoch, which are two epochs of theirs
-    assert steps_per_pass(PhasePlan(40, 400, None), both) == pytest.approx(40 / 6)
+    assert source_of(config, Rows(40, 1), both).steps_per_pass() == pytest.approx(40 / 6)
 
 
 def test_the_plan_fits_the_words_and_says_so(caplog) -> None:
@@ -119,7 +128,7 @@ def test_the_plan_fits_the_words_and_says_so(caplog) -> None:
     )
     per_step = 0.8 * 100 + 0.2 * 21
     assert 20_000 - 2 * per_step < words <= 20_000 + per_step
-    assert f"max_words_seen 20,000: the run is planned for {plan.total_steps} steps instead of" in caplog.text
+    assert f"max_words_seen 20,000: the run is planned for {plan.steps} steps instead of" in caplog.text
 
 
 def test_words_of_all_processes_count() -> None:
@@ -127,18 +136,22 @@ def test_words_of_all_processes_count() -> None:
     data = Rows(80, 5)
     alone = planned(config, data, data.batch_sampler(4))
     two = planned(config.replace(num_gpus=2, use_ddp=True), data, data.batch_sampler(4, 0, 2))
-    assert (alone.total_steps, two.total_steps) == (100, 50)
+    assert (alone.steps, two.steps) == (100, 50)
 
 
 def test_a_shorter_run_is_left_as_it_is() -> None:
     data = Rows(80, 5)
     config = Config().replace(batch_size=4, max_steps=7, max_epochs=3, max_words_seen=10**9)
-    assert planned(config, data, data.batch_sampler(4)) == plan_phases(config, 20)
+    assert planned(config, data, data.batch_sampler(4)).steps == 7
 
 
 def test_data_that_cannot_say_its_words_is_cut_by_counting_alone() -> None:
+    class Untold(Rows):
+        def words_per_batch(self, sampler: ResumableBatchSampler) -> None:
+            return None
+
     config = Config().replace(batch_size=4, num_epochs=2, max_words_seen=1)
-    assert planned(config, object(), ResumableBatchSampler(80, 4)).total_steps == 20
+    assert planned(config, Untold(80, 5), ResumableBatchSampler(80, 4)).steps == 20
 
 
 @pytest.mark.parametrize("settings", [{"max_words_seen": 9}, {"max_words_seen": 39}])

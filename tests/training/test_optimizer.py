@@ -8,22 +8,16 @@ from torch import nn
 
 from bitgen.config import Config
 from bitgen.config.settings import TrainingSettings
+from bitgen.machine.parallel import load_state_by_name, state_by_name
+from bitgen.stages import Phase, Role, Stage
+from bitgen.tasks.stage1 import groups
 from bitgen.training.optimizer import (
-    GATE,
-    LORA_A,
-    LORA_B,
-    MATRIX,
-    NEW,
-    TEMPERATURE,
-    TOWER,
     build_optimizer,
     check_groups,
-    load_state_by_name,
+    freeze_and_unfreeze,
     parameter_groups,
     set_learning_rates,
-    state_by_name,
 )
-from bitgen.training.phases import PhasePlan
 
 
 class Toy(nn.Module):
@@ -45,37 +39,65 @@ class Toy(nn.Module):
         return sum((parameter**2).sum() + parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
 
 
-ADAPTERS = {"lora_A.default.weight", "lora_B.default.weight", "tower.weight", "tower.bias"}
+ROLES = {
+    "norm.weight": Role("decoder", "weight", False),
+    "norm.bias": Role("decoder", "weight", False),
+    "linear.weight": Role("decoder", "matrix", True),
+    "linear.bias": Role("decoder", "weight", False),
+    "embeddings.weight": Role("embeddings", "weight", False),
+    "gate": Role("fusion", "gate", False),
+    "prior_mean": Role("memory", "weight", False),
+    "log_temperature": Role("temperature", "weight", False),
+    "lora_A.default.weight": Role("lora", "a", True),
+    "lora_B.default.weight": Role("lora", "b", True),
+    "tower.weight": Role("vision_base", "tower", True),
+    "tower.bias": Role("vision_base", "tower", False),
+}
+ADAPTERS = {name for name in ROLES if name.startswith(("lora_", "tower"))}
 FROZEN_IN_PHASE_1 = ("lora_", "tower")
+BOUNDARY = 5
+
+
+def stage_of(config: Config | None = None) -> Stage:
+    """Stage 1's groups: the adapters start at step 5 of 50."""
+    config = config or Config()
+    phases = (Phase(0), Phase(BOUNDARY))
+    return Stage("stage1", groups(config, BOUNDARY), 50, 10, config.training.warmup_steps, phases=phases)
+
+
+def build(module: Toy, config: Config | None = None) -> torch.optim.Optimizer:
+    return build_optimizer(module, ROLES, stage_of(config))
+
+
+def groups_of(module: Toy, config: Config | None = None) -> list[dict]:
+    return parameter_groups(module, ROLES, stage_of(config))
 
 
 def toy(phase: int) -> Toy:
     torch.manual_seed(0)
     module = Toy()
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(phase == 2 or not name.startswith(FROZEN_IN_PHASE_1))
+    freeze_and_unfreeze(module, ROLES, stage_of(), 0 if phase == 1 else BOUNDARY)
     return module
 
 
 def kinds(module: Toy) -> dict[str, tuple[str, bool]]:
-    groups = parameter_groups(module.named_parameters(), ADAPTERS, 0.02)
-    return {name: (g["kind"], g["weight_decay"] > 0) for g in groups for name in g["names"]}
+    return {name: (g["group"].name, g["weight_decay"] > 0) for g in groups_of(module) for name in g["names"]}
 
 
-def test_what_each_parameter_is_and_whether_it_decays() -> None:
+def test_each_parameter_s_group_and_whether_it_decays() -> None:
     assert kinds(toy(2)) == {
-        "norm.weight": (NEW, False),
-        "norm.bias": (NEW, False),
-        "linear.weight": (NEW, True),
-        "linear.bias": (NEW, False),
-        "embeddings.weight": (NEW, False),
-        "gate": (GATE, False),
-        "prior_mean": (NEW, False),
-        "log_temperature": (TEMPERATURE, False),
-        "lora_A.default.weight": (LORA_A, True),
-        "lora_B.default.weight": (LORA_B, True),
-        "tower.weight": (TOWER, True),
-        "tower.bias": (TOWER, False),
+        "norm.weight": ("new", False),
+        "norm.bias": ("new", False),
+        "linear.weight": ("new", True),
+        "linear.bias": ("new", False),
+        "embeddings.weight": ("new", False),
+        "gate": ("gate", False),
+        "prior_mean": ("new", False),
+        "log_temperature": ("temperature", False),
+        "lora_A.default.weight": ("lora_a", True),
+        "lora_B.default.weight": ("lora_b", True),
+        "tower.weight": ("tower", True),
+        "tower.bias": ("tower", False),
     }
 
 
@@ -86,7 +108,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 @pytest.mark.parametrize("phase", [1, 2])
 def test_every_trainable_parameter_is_in_exactly_one_group(phase: int) -> None:
     module = toy(phase)
-    optimizer = build_optimizer(module, ADAPTERS, Config())
+    optimizer = build(module)
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(p) for p in module.parameters() if p.requires_grad}
@@ -94,22 +116,22 @@ def test_every_trainable_parameter_is_in_exactly_one_group(phase: int) -> None:
 
 def test_a_parameter_left_out_or_doubled_is_named() -> None:
     module = toy(2)
-    groups = parameter_groups(module.named_parameters(), ADAPTERS, 0.02)
-    group = next(g for g in groups if "linear.weight" in g["names"])
+    found = groups_of(module)
+    group = next(g for g in found if "linear.weight" in g["names"])
     group["params"] = [p for p in group["params"] if p is not module.linear.weight]
     with pytest.raises(ValueError, match=r"linear\.weight \(in 0\)"):
-        check_groups(module, groups)
+        check_groups(module, found)
     group["params"] += [module.linear.weight, module.linear.weight]
     with pytest.raises(ValueError, match=r"linear\.weight \(in 2\)"):
-        check_groups(module, groups)
+        check_groups(module, found)
 
 
 def test_a_frozen_parameter_in_a_group_is_refused() -> None:
     module = toy(2)
-    groups = parameter_groups(module.named_parameters(), ADAPTERS, 0.02)
+    found = groups_of(module)
     module.linear.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="frozen"):
-        check_groups(module, groups)
+        check_groups(module, found)
 
 
 def take_step(module: Toy, optimizer: torch.optim.Optimizer) -> None:
@@ -121,13 +143,12 @@ def take_step(module: Toy, optimizer: torch.optim.Optimizer) -> None:
 def test_moments_are_carried_by_name_into_other_groups() -> None:
     """Across the boundary the groups change their number and order; each parameter keeps its own moments."""
     module = toy(1)
-    optimizer = build_optimizer(module, ADAPTERS, Config())
+    optimizer = build(module)
     for _ in range(3):
         take_step(module, optimizer)
     before = {n: {k: v.clone() for k, v in s.items()} for n, s in state_by_name(optimizer).items()}
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
-    rebuilt = build_optimizer(module, ADAPTERS, Config())
+    freeze_and_unfreeze(module, ROLES, stage_of(), BOUNDARY)
+    rebuilt = build(module)
     fresh = load_state_by_name(rebuilt, state_by_name(optimizer))
     assert set(fresh) == ADAPTERS
     after = state_by_name(rebuilt)
@@ -144,13 +165,13 @@ def test_moments_are_carried_by_name_into_other_groups() -> None:
 def test_a_rebuilt_optimizer_continues_like_the_one_it_replaces(optimizer: str, kept: set[str]) -> None:
     config = Config(training=TrainingSettings(optimizer=optimizer))
     straight, rebuilt = toy(2), toy(2)
-    one, other = (build_optimizer(module, ADAPTERS, config) for module in (straight, rebuilt))
+    one, other = (build(module, config) for module in (straight, rebuilt))
     for step in range(6):
         take_step(straight, one)
         if step == 3:
             state = state_by_name(other)
             assert set(state["linear.weight"]) == kept
-            other = build_optimizer(rebuilt, ADAPTERS, config)
+            other = build(rebuilt, config)
             assert load_state_by_name(other, state) == []
         take_step(rebuilt, other)
     for (name, a), b in zip(straight.named_parameters(), rebuilt.parameters(), strict=True):
@@ -159,12 +180,12 @@ def test_a_rebuilt_optimizer_continues_like_the_one_it_replaces(optimizer: str, 
 
 def test_moments_of_another_shape_are_refused() -> None:
     module = toy(1)
-    optimizer = build_optimizer(module, ADAPTERS, Config())
+    optimizer = build(module)
     take_step(module, optimizer)
     state = state_by_name(optimizer)
     state["linear.weight"]["exp_avg"] = torch.zeros(2, 2)
     with pytest.raises(ValueError, match=r"linear\.weight"):
-        load_state_by_name(build_optimizer(module, ADAPTERS, Config()), state)
+        load_state_by_name(build(module), state)
 
 
 def muon_config(**training: object) -> Config:
@@ -173,9 +194,9 @@ def muon_config(**training: object) -> Config:
 
 def test_muon_takes_the_new_matrices_and_nothing_else() -> None:
     module = toy(2)
-    groups = parameter_groups(module.named_parameters(), ADAPTERS, 0.02, muon=True)
-    assert {name for group in groups if group["kind"] == MATRIX for name in group["names"]} == {"linear.weight"}
-    check_groups(module, groups)
+    found = groups_of(module, muon_config())
+    assert {name for group in found if group["group"].name == "matrix" for name in group["names"]} == {"linear.weight"}
+    check_groups(module, found)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -183,8 +204,8 @@ def test_muon_and_adamw_step_as_each_by_itself(weight_decay: float) -> None:
     """Against AdamW alone for what is no matrix; for the matrix against the definition, by singular values."""
     both, alone = toy(2), toy(2)
     config = muon_config(weight_decay=weight_decay, muon_learning_rate=0.05, learning_rate=0.01)
-    one = build_optimizer(both, ADAPTERS, config)
-    other = build_optimizer(alone, ADAPTERS, Config(training=replace(config.training, optimizer="adamw")))
+    one = build(both, config)
+    other = build(alone, Config(training=replace(config.training, optimizer="adamw")))
     weight = both.linear.weight.detach().clone()
     gradient = 2 * weight + 1
     take_step(both, one)
@@ -203,7 +224,7 @@ def test_muon_and_adamw_step_as_each_by_itself(weight_decay: float) -> None:
 def test_loss_scaling_reaches_and_an_overflow_stops_muon_and_adamw_alike(overflows: bool) -> None:
     """As the trainer goes about it in fp16; fused AdamW would take scaled gradients by itself, Muon would not."""
     scaled, plain, start = toy(2), toy(2), toy(2)
-    one, other = (build_optimizer(module, ADAPTERS, muon_config()) for module in (scaled, plain))
+    one, other = (build(module, muon_config()) for module in (scaled, plain))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # a power of two: no rounding
     scaler.scale(scaled()).backward()
     if overflows:
@@ -219,11 +240,11 @@ def test_loss_scaling_reaches_and_an_overflow_stops_muon_and_adamw_alike(overflo
 
 
 def test_the_rate_set_for_a_step_is_the_one_that_muon_uses() -> None:
-    module, plan = toy(2), PhasePlan(steps_per_epoch=10, total_steps=50, boundary=None)
+    module = toy(2)
     config = muon_config(muon_learning_rate=0.03, learning_rate=1e-3, warmup_steps=10)
-    optimizer = build_optimizer(module, ADAPTERS, config)
-    rates = set_learning_rates(optimizer, 4, plan, config)
-    assert rates[MATRIX] == pytest.approx(0.015) and rates[NEW] == pytest.approx(5e-4)
-    assert [group["lr"] for part in optimizer.parts for group in part.param_groups if group["kind"] == MATRIX] == [
-        rates[MATRIX]
-    ]
+    optimizer = build(module, config)
+    rates = set_learning_rates(optimizer, stage_of(config), 4)
+    assert rates["matrix"] == pytest.approx(0.015) and rates["new"] == pytest.approx(5e-4)
+    assert [
+        group["lr"] for part in optimizer.parts for group in part.param_groups if group["group"].name == "matrix"
+    ] == [rates["matrix"]]

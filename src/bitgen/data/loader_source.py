@@ -133,9 +133,11 @@ class LoaderSource:
 
     # ---- for budgets ----
 
-    def words_per_step(self, world_size: int) -> float:
-        """Mean words of an optimizer step over all processes, estimated from the captions and the corpus."""
-        return self.dataset.words_per_batch(self.sampler) * world_size * self.batches_per_step
+    def words_per_step(self, world_size: int) -> float | None:
+        """Mean words of an optimizer step over all processes, estimated from the captions and the corpus; None where
+        the data cannot say."""
+        words = self.dataset.words_per_batch(self.sampler)
+        return None if words is None else words * world_size * self.batches_per_step
 
     def steps_per_pass(self) -> float:
         """Steps until some part of the data has been seen once: the part that an epoch shows most often."""

@@ -1,22 +1,21 @@
-"""Tiny models, objectives and batches for the objective tests, from configuration alone."""
+"""Tiny models, objectives and batches of stage 1, from configuration alone."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import pytest
 import torch
 from torch import Tensor
 
+from bitgen.machine.ranks import Processes
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import random_vision_config
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
-from bitgen.objectives.stage1 import Stage1Objective
+from bitgen.objectives.stage1 import Stage1Objective, Stage1Update
 
 BOS, EOS, FIRST_WORD = 0, 1, 3
 VOCAB, MAX_LENGTH, WIDTH, FEATURE_DIM = 37, 12, 16, 12
@@ -36,6 +35,7 @@ class Weights:
     itm_temperature: float = 0.07
     itm_temperature_start: float | None = None
     token_dropout: float = 0.0
+    queue_size: int = 32
 
 
 def tiny_config(tower: bool = False, **changes: Any) -> BitGenConfig:
@@ -64,7 +64,7 @@ def tiny_config(tower: bool = False, **changes: Any) -> BitGenConfig:
     return BitGenConfig(**(sizes | changes))
 
 
-def tiny_objective(
+def make_objective(
     weights: Weights | None = None, seed: int = 0, sees_pairs: bool = True, **model: Any
 ) -> Stage1Objective:
     """An objective in training mode around a tiny model; ``model`` goes to :func:`tiny_config`."""
@@ -72,7 +72,7 @@ def tiny_objective(
     return Stage1Objective(BitGenModel(tiny_config(**model)), weights or Weights(), sees_pairs).train()
 
 
-def tiny_batch(
+def make_batch(
     config: BitGenConfig, size: int, generator: torch.Generator, image_ids: Tensor | None = None, longest: int = 8
 ) -> dict[str, Tensor]:
     """Pairs with captions BOS words EOS of 3 to ``longest`` tokens, the first one being the longest."""
@@ -95,7 +95,7 @@ def tiny_batch(
     return batch
 
 
-def tiny_text_batch(documents: list[list[list[int]]], length: int, pad: int = EOS) -> dict[str, Tensor]:
+def make_text_batch(documents: list[list[list[int]]], length: int, pad: int = EOS) -> dict[str, Tensor]:
     """Rows of packed documents, each row a list of documents' ids, as ``collate_blocks`` gives them."""
     rows = []
     for row in documents:
@@ -113,14 +113,14 @@ def tiny_text_batch(documents: list[list[list[int]]], length: int, pad: int = EO
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
-def queue_for(config: BitGenConfig, size: int) -> FeatureQueue:
+def make_queue(config: BitGenConfig, size: int) -> FeatureQueue:
     """An empty queue of a model's sizes."""
     return FeatureQueue(size, config.embed_dim, config.max_seq_len, config.pooled_tokens)
 
 
-def random_entries(config: BitGenConfig, size: int, generator: torch.Generator, first_id: int = 5000) -> QueueEntries:
+def make_entries(config: BitGenConfig, size: int, generator: torch.Generator, first_id: int = 5000) -> QueueEntries:
     """Queue entries that no model made: unit features, random captions, image tokens that bfloat16 holds exactly."""
-    batch = tiny_batch(config, size, generator, longest=min(10, config.max_seq_len))
+    batch = make_batch(config, size, generator, longest=min(10, config.max_seq_len))
     features = torch.randn(2, size, config.embed_dim, generator=generator)
     tokens = torch.randn(size, config.pooled_tokens, config.embed_dim, generator=generator)
     return QueueEntries(
@@ -141,36 +141,47 @@ def _weights(**changes: float) -> Weights:
 
 
 # Helpers reach the tests as fixtures: with importlib's import mode test files cannot import one another.
-@pytest.fixture(scope="session")
-def generator() -> Callable[[int], torch.Generator]:
-    return _generator
 
 
-@pytest.fixture(scope="session")
-def weights() -> Callable[..., Weights]:
-    return _weights
+class Seen(NamedTuple):
+    """An output and the update in it, side by side."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    entries: QueueEntries | None
+    posterior: Tensor | None
 
 
-@pytest.fixture(scope="session")
-def make_objective() -> Callable[..., Stage1Objective]:
-    return tiny_objective
+def forward(
+    objective: torch.nn.Module,
+    batch: dict[str, Tensor],
+    queue: FeatureQueue | None = None,
+    memory: Tensor | None = None,
+) -> Seen:
+    """One forward that reads this queue, and this running memory where one is given.
+
+    ``objective`` may be wrapped, as by DistributedDataParallel.
+    """
+    inner = getattr(objective, "module", objective)
+    if queue is not None:
+        inner.queue = queue
+    if memory is not None:
+        inner.model.memory.state = memory
+    output = objective(batch)
+    return Seen(output.loss, output.metrics, *output.update)
 
 
-@pytest.fixture(scope="session")
-def make_batch() -> Callable[..., dict[str, Tensor]]:
-    return tiny_batch
+def advance(objective: Stage1Objective, seen: Seen, alpha: float = 0.2) -> None:
+    """What follows an optimizer's step, in one process."""
+    objective.memory_alpha = alpha
+    objective.advance([Stage1Update(seen.entries, seen.posterior)], Processes(0, 1, torch.device("cpu")))
 
 
-@pytest.fixture(scope="session")
-def make_text_batch() -> Callable[..., dict[str, Tensor]]:
-    return tiny_text_batch
+def generator(seed: int) -> torch.Generator:
+    """A seeded generator."""
+    return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(scope="session")
-def make_queue() -> Callable[..., FeatureQueue]:
-    return queue_for
-
-
-@pytest.fixture(scope="session")
-def make_entries() -> Callable[..., QueueEntries]:
-    return random_entries
+def weights(**changes: float) -> Weights:
+    """The objective's settings, some of them changed."""
+    return replace(Weights(), **changes)
