@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitgen.config import Config, ConfigError, load_config, parse_config, save_config
-from bitgen.config.settings import VisionSettings
+from bitgen.config.stage1_settings import VisionSettings
 from bitgen.config.values import coerce
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bitgen.config import Config
-from bitgen.config.settings import TrainingSettings
+from bitgen.config.common import TrainingSettings
 from bitgen.training.optimizer import (
     GATE,
     LORA_A,
