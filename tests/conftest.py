@@ -71,7 +71,6 @@ def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     from bitgen.checkpoint.format import split_state
     from bitgen.checkpoint.store import CheckpointStore
     from bitgen.config import Config
-    from bitgen.config.stage1 import config_text
     from bitgen.data.tokenizer import build_tokenizer
     from bitgen.model.configuration_bitgen import BitGenConfig
     from bitgen.model.factory import random_vision_config
@@ -101,7 +100,7 @@ def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         queue.filled = queue.position = 50
         progress = asdict(Progress(step=step, words_seen=1_234_567))
         state = {"step": step, "phase": 2, "progress": progress, "objective": {"queue": queue.state_dict()}}
-        files = {"config.yaml": config_text(config), "config.json": json.dumps(sizes.to_dict())}
+        files = {"config.yaml": config.to_yaml(), "config.json": json.dumps(sizes.to_dict())}
         return store.save(step, own, state, files, store.store_base(base))
 
     def build(features: bool = False, **changes: object) -> Path:

@@ -12,7 +12,6 @@ import evaluate
 from bitgen.checkpoint.format import split_state
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config
-from bitgen.config.stage1 import config_text
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.tokenizer import build_tokenizer
@@ -68,7 +67,7 @@ def run(tmp_path_factory):
         )
         model = BitGenModel(model_config)
         own, _ = split_state(model, model.base_names())
-        files = {"config.yaml": config_text(config), "config.json": json.dumps(model_config.to_dict())}
+        files = {"config.yaml": config.to_yaml(), "config.json": json.dumps(model_config.to_dict())}
         store.save(step, own, {"step": step}, files, is_best=step == 1)
     write_features(folder / "data")
     return folder

@@ -26,9 +26,8 @@ from bitgen.checkpoint.format import (
 )
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config
-from bitgen.config.stage1 import config_text
 
-FILES = {"config.yaml": config_text(Config()), "config.json": '{"model_type": "bitgen"}'}
+FILES = {"config.yaml": Config().to_yaml(), "config.json": '{"model_type": "bitgen"}'}
 
 
 def save(store: CheckpointStore, step: int, is_best: bool = False) -> Path:

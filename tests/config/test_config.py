@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitgen.config import Config, ConfigError, load_config, parse_config, save_config
-from bitgen.config.settings import VisionSettings
+from bitgen.config.stage1_settings import VisionSettings
 from bitgen.config.values import coerce
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -358,6 +358,7 @@ TEXT_ALONE = {**BOTH, "train_data": None, "feature_dim": 320, "feature_tokens": 
         ({**TEXT_ALONE, "feature_tokens": None}, ["text_data is trained alone", "feature_dim and feature_tokens"]),
         ({**TEXT, **RANDOM}, ["text_data is trained alone", "vision_encoder features"]),
         ({**TEXT_ALONE, "val_data": "data/val"}, ["val_data is data/val", "sees no images"]),
+        ({"parallel": "sharded"}, ["parallel is sharded", "queue", "memory", "Write parallel replicated"]),
     ],
 )
 def test_what_could_not_run_is_named(values: dict[str, Any], expected: list[str]) -> None:

@@ -181,7 +181,7 @@ def test_full_tuning_reads_the_cache_and_keeps_its_weights(build, cached) -> Non
 
 
 def test_a_pooled_cache_pools_in_phase_2_and_afterwards(build, cached, monkeypatch) -> None:
-    monkeypatch.setattr("bitgen.config.checks.FEATURE_GRIDS", (2,))  # the tiny tower's grid is 4 x 4
+    monkeypatch.setattr("bitgen.config.stage1.FEATURE_GRIDS", (2,))  # the tiny tower's grid is 4 x 4
     settings = {**cached, "feature_cache_pool": 2}
     trainer = build("cached", **settings, max_steps=6)
     assert trainer.objective.model.config.image_tokens == 4

@@ -140,9 +140,9 @@ def test_configuration_survives_json_and_the_empty_one_builds(tiny_config):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_heads": 3}, "num_heads=3 must divide embed_dim=16"),
-        ({"vision_embed_dim": 8}, "vision_embed_dim=8 must equal embed_dim=16"),
-        ({"image_size": 30}, "image_size=30 must be a multiple of patch_size=14"),
+        ({"num_heads": 3}, "num_heads is 3, which does not divide embed_dim 16. Write 2"),
+        ({"vision_embed_dim": 8}, "vision_embed_dim is 8 and embed_dim 16"),
+        ({"image_size": 30}, "image_size is 30, which is no multiple of patch_size 14. Write 28"),
         ({"fusion": "late"}, "fusion='late' is unknown"),
         ({"image_pooling": "max"}, "image_pooling='max' is unknown"),
         ({"vision_tuning": "half"}, "vision_tuning='half' is unknown"),

@@ -1,40 +1,31 @@
-"""The configuration of a run: YAML and flat flags in, one checked :class:`Config` out.
-
-A flag beats the file, and the file beats the default. Every mistake a person can make here is a :class:`ConfigError`
-that names the setting and says what to write instead.
-"""
+"""Stage 1, vision and language together: its configuration, and which of its settings contradict each other."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import os
-import sys
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from types import ModuleType
 
-import yaml
-
-from bitgen.config.checks import ENTRY, check_launch, check_settings
-from bitgen.config.settings import (
+from bitgen.config.common import OutputSettings, RunSchema, TrainingSettings
+from bitgen.config.sources import parse_sources
+from bitgen.config.stage1_settings import (
     DataSettings,
     LoraSettings,
     MemorySettings,
     ModelSettings,
     ObjectiveSettings,
-    OutputSettings,
-    TrainingSettings,
     VisionSettings,
 )
-from bitgen.config.values import ConfigError, coerce, flatten, read_yaml, split_optional, suggest
+from bitgen.config.values import ConfigError
 
-__all__ = ["Config", "ConfigError", "exit_on_config_error", "load_config", "parse_config", "save_config"]
-
-CONFIG_FILE = "config.yaml"
-DEFAULT_CONFIG = Path(__file__).resolve().parents[3] / "configs" / "stage1.yaml"
+ENTRY = "src/train_stage1_vision_language.py"
+BPE_BYTES = 259  # a byte-level BPE holds the 256 bytes and <s>, </s>, <pad> before it learns anything
+GPT2_VOCABULARY = 50257
+FEATURE_GRIDS = (16, 8, 7)
+_INIT_METHODS = ("true", "false", "gaussian")
 
 _DESCRIPTION = """\
 Train BitGen's stage 1, vision and language together, in two phases: first with the LoRA adapters
@@ -58,7 +49,7 @@ Settings that turn something on or off take True or False. 'none' empties a sett
 
 
 @dataclass
-class Config:
+class Config(RunSchema):
     """All settings of a run, one attribute a concern; the groups' own docstrings and help texts say the rest."""
 
     vision: VisionSettings = field(default_factory=VisionSettings)
@@ -70,191 +61,214 @@ class Config:
     data: DataSettings = field(default_factory=DataSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any], source: str = "The configuration") -> Config:
-        """Build from grouped settings, as :meth:`to_dict` gives them; what is left out keeps its default.
+    entry = ENTRY
+    description = _DESCRIPTION
+    examples = _EXAMPLES
+    default_file = Path(__file__).resolve().parents[3] / "configs" / "stage1.yaml"
+    # Settings that are gone, and the value at which they did nothing: checkpoints of earlier runs still hold them.
+    retired = {"text_first": 0.0}
 
-        Raises:
-            ConfigError: unknown groups or settings, or values of the wrong type; ``source`` names their origin.
-        """
-        return cls.from_flat(flatten(content, _hints(), source))
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for the first settings that contradict each other."""
+        check_settings(self)
 
-    @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> Config:
-        """Build from ``{setting: value}`` without groups.
-
-        Raises:
-            ConfigError: an unknown setting, or a value of the wrong type.
-        """
-        hints = _hints()
-        owner = {name: group for group, fields in hints.items() for name in fields}
-        config = cls()
-        for name, value in values.items():
-            if name not in owner:
-                raise ConfigError(f"There is no setting {name!r}.{suggest(name, owner)}")
-            setattr(getattr(config, owner[name]), name, coerce(hints[owner[name]][name], value, name))
-        return config
-
-    def replace(self, **values: Any) -> Config:
-        """A copy with some settings changed, each by its flat name."""
-        return Config.from_flat({**self.flat(), **values})
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """``{group: {setting: value}}`` of plain values, ready for YAML."""
-        return dataclasses.asdict(self)
-
-    def flat(self) -> dict[str, Any]:
-        """``{setting: value}`` over all groups; names are unique."""
-        return {name: value for group in self.to_dict().values() for name, value in group.items()}
-
-    def validate(self, world_size: int | None = None) -> None:
-        """Stop here with what could not run.
-
-        Args:
-            world_size: processes over all machines; None asks the launcher's environment (1 without a launcher).
-
-        Raises:
-            ConfigError: the first setting that is out of range, contradicts another or does not fit this machine.
-        """
-        launched = "WORLD_SIZE" in os.environ or (world_size or 1) > 1
-        check_settings(self, defaults=Config())
-        check_launch(self, launcher_world_size() if world_size is None else world_size, launched)
-
-
-def launcher_world_size() -> int:
-    """Processes that the launcher says it started, over all machines; 1 without a launcher.
-
-    Raises:
-        ConfigError: the launcher's WORLD_SIZE is no number.
-    """
-    return coerce(int, os.environ.get("WORLD_SIZE", 1), "The launcher's environment variable WORLD_SIZE")
-
-
-def _groups() -> dict[str, type]:
-    return get_type_hints(Config)
-
-
-def _hints() -> dict[str, dict[str, Any]]:
-    """Group -> setting -> type hint. Not ``Field.type``: HfArgumentParser rewrites it (``int | None`` to ``int``)."""
-    return {group: get_type_hints(settings) for group, settings in _groups().items()}
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults after each help text; description and examples as they are written."""
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    """The parser of all flags, made by ``HfArgumentParser`` from the dataclasses.
-
-    It leaves every value as text: :func:`coerce` reads flags and YAML alike, with one kind of error message.
-    """
-    from transformers import HfArgumentParser  # here, because it takes a second that reading a file need not
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise ConfigError(f"{message.removeprefix('argument ')}; write --name value. See --help.")
-
-    parser = Parser(
-        list(_groups().values()),
-        usage=f"python {ENTRY} [--config FILE] [--SETTING VALUE ...]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="YAML file of settings; without it configs/stage1.yaml, the defaults",
-    )
-    hints = {name: hint for fields in _hints().values() for name, hint in fields.items()}
-    for action in parser._actions:
-        if action.dest not in hints:
-            continue
-        # --batch-size is understood too, but help and messages show one spelling, the one of the YAML files.
-        action.option_strings = action.option_strings[:1]
-        if action.nargs != 0:  # 0 is the --no_<setting> form
-            action.type, action.choices, action.metavar = None, None, _metavar(hints[action.dest])
-    return parser
-
-
-def _metavar(hint: Any) -> str:
-    inner, _ = split_optional(hint)
-    if get_origin(inner) is Literal:
-        return "{" + ",".join(get_args(inner)) + "}"
-    return {bool: "BOOL", int: "N", float: "X", str: "TEXT"}[inner]
-
-
-def _unknown(arguments: list[str], known: list[str]) -> ConfigError:
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    if not flags:
-        return ConfigError(f"{arguments[0]!r} is no flag. Write settings as --name value; see --help.")
-    name = flags[0].split("=")[0].lstrip("-").replace("-", "_")
-    near = suggest(name, known).replace("mean ", "mean --")
-    return ConfigError(f"There is no flag {flags[0].split('=')[0]}.{near} See --help.")
-
-
-def parse_config(argv: list[str] | None = None) -> Config:
-    """Read the command line, and the YAML file it names, into a checked configuration.
-
-    Args:
-        argv: the arguments without the program's name; None takes the process's own.
-
-    Raises:
-        ConfigError: anything that could not run; entries wrap this in :func:`exit_on_config_error`.
-        SystemExit: after ``--help``.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    hints = {name: hint for fields in _hints().values() for name, hint in fields.items()}
-    parser = _build_parser()
-    found, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise _unknown(unknown, [*hints, "config"])
-    files = getattr(found, "config", [])
-    if len(files) > 1:
-        raise ConfigError(f"--config is given {len(files)} times ({', '.join(files)}); name one file.")
-    # A package installed without its repository has no configs folder; the dataclasses hold the same values.
-    base = load_config(files[0]) if files else load_config(DEFAULT_CONFIG) if DEFAULT_CONFIG.is_file() else Config()
-    parser.set_defaults(**base.flat())
-    values = vars(parser.parse_args(argv))
-    config = Config.from_flat({name: coerce(hint, values[name], f"--{name}") for name, hint in hints.items()})
-    config.validate()
-    return config
+    def check_batch(self, global_batch: int, how: str) -> None:
+        """Raise :class:`ConfigError` where the queue or the built-in data is smaller than the global batch."""
+        if self.objective.queue_size < global_batch:
+            raise ConfigError(
+                f"queue_size is {self.objective.queue_size}, smaller than the global batch of {global_batch} ({how}) "
+                f"that enters it at once. Write queue_size {global_batch} or more, or a smaller batch_size."
+            )
+        if self.data.train_data == "scenes" and self.data.scenes_train < global_batch:
+            raise ConfigError(
+                f"scenes_train is {self.data.scenes_train}, smaller than the global batch of {global_batch} ({how}). "
+                f"Write scenes_train {global_batch} or more, or a smaller batch_size."
+            )
 
 
 def load_config(path: str | Path) -> Config:
-    """Read a YAML file. Only types are checked: a checkpoint's file must load on a machine that could not train it.
+    """Read a YAML file of stage 1: :meth:`Schema.load <bitgen.config.schema.Schema.load>`."""
+    return Config.load(path)
+
+
+def parse_config(argv: list[str] | None = None) -> Config:
+    """Read the command line of stage 1: :meth:`Schema.parse <bitgen.config.schema.Schema.parse>`."""
+    return Config.parse(argv)
+
+
+def check_settings(config: Config) -> None:
+    """Check settings against each other: everything that depends on no machine.
 
     Raises:
-        ConfigError: the file is missing, a folder or broken, or holds unknown settings or wrong types.
+        ConfigError: the first setting that contradicts another.
     """
-    return Config.from_dict(read_yaml(path), source=str(path))
-
-
-def save_config(config: Config, folder: str | Path) -> Path:
-    """Write ``config`` as ``config.yaml`` into ``folder``, which is made when missing; returns the file's path."""
-    path = Path(folder) / CONFIG_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(config_text(config), encoding="utf-8")
-    return path
-
-
-def config_text(config: Config) -> str:
-    """All settings as YAML."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    _check_vision(config)
+    _check_lora(config)
+    _check_model(config)
+    _check_text(config)
+    _check_data(config)
+    _check_parallel(config)
 
 
 @contextmanager
-def exit_on_config_error() -> Iterator[None]:
-    """End the program with status 2 and one clean message, instead of a traceback, on a :class:`ConfigError`.
+def _network_rules() -> Iterator[ModuleType]:
+    """Which sizes fit together is written once, with the network; what breaks a rule is here a setting to change."""
+    from bitgen.model import configuration_bitgen  # here, because it takes seconds that reading a file need not
 
-    Of the processes that a launcher started, the first on each machine speaks for the others.
-    """
     try:
-        yield
-    except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        yield configuration_bitgen
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _check_vision(config: Config) -> None:
+    vision, data = config.vision, config.data
+    if vision.feature_cache_pool not in (None, *FEATURE_GRIDS):
+        raise ConfigError(
+            f"feature_cache_pool is {vision.feature_cache_pool}. Write 16, 8 or 7 (the side of the grid that patch "
+            "features are averaged to), or none."
+        )
+    if vision.feature_cache_pool is not None and vision.vision_encoder == "features":
+        raise ConfigError(
+            f"feature_cache_pool is {vision.feature_cache_pool}, but features computed earlier come as they are. Leave "
+            "it out."
+        )
+    if vision.vision_encoder == "random":
+        if vision.image_size is None:
+            raise ConfigError("image_size is none, but a random vision_encoder declares no size. Write 224.")
+        with _network_rules() as rules:
+            rules.check_heads(
+                vision.vision_num_heads, vision.vision_hidden_size, ("vision_num_heads", "vision_hidden_size")
+            )
+            rules.check_patches(vision.image_size, vision.vision_patch_size, "vision_patch_size")
+    if vision.vision_encoder != "features":
+        for name in ("feature_dim", "feature_tokens"):
+            if getattr(vision, name) is not None:
+                raise ConfigError(
+                    f"{name} is {getattr(vision, name)}, but it only has a meaning for features computed earlier. "
+                    "Leave it out, or write vision_encoder features."
+                )
+        return
+    if data.train_data is None and data.text_data is not None:
+        return
+    if data.train_data is None or data.train_data == "scenes" or data.val_data == "scenes":
+        raise ConfigError(
+            "vision_encoder is 'features', but there is no folder of features to read: write train_data (and val_data) "
+            "with the folders that data_prep/flickr8k.py --features or data_prep/babylm_multimodal.py wrote."
+        )
+    if vision.vision_tuning == "full":
+        raise ConfigError("vision_tuning is full, but features bring no tower to tune. Write vision_tuning frozen.")
+    if data.image_augmentation:
+        raise ConfigError("image_augmentation is on, but features bring no images. Write image_augmentation False.")
+
+
+def _check_lora(config: Config) -> None:
+    lora, layers = config.lora, config.vision.vision_num_layers
+    if lora.init_lora_weights not in _INIT_METHODS:
+        raise ConfigError(
+            f"init_lora_weights is {lora.init_lora_weights!r}. Write one of {', '.join(_INIT_METHODS)}; "
+            "methods that rewrite the pretrained weights (pissa, olora, orthogonal) are not offered."
+        )
+    if lora.lora_layers is None:
+        return
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", lora.lora_layers):
+        raise ConfigError(f"lora_layers is {lora.lora_layers!r}. Write numbers separated by commas, as 8,9,10,11.")
+    indices = lora.layer_indices
+    if len(set(indices)) < len(indices):
+        raise ConfigError(f"lora_layers is {lora.lora_layers!r}, which names a layer twice. Name each one once.")
+    # Other towers declare their number of layers only when they are loaded.
+    if config.vision.vision_encoder == "random" and max(indices) >= layers:
+        raise ConfigError(
+            f"lora_layers names layer {max(indices)}, but vision_num_layers is {layers}. "
+            f"Write numbers from 0 to {layers - 1}."
+        )
+
+
+def _check_model(config: Config) -> None:
+    model, objective = config.model, config.objective
+    with _network_rules() as rules:
+        rules.check_sizes(model.embed_dim, model.num_heads, model.vision_embed_dim, model.positions)
+    tokenizer = config.data.tokenizer
+    if tokenizer == "gpt2" and model.vocab_size < GPT2_VOCABULARY:
+        raise ConfigError(
+            f"vocab_size is {model.vocab_size}, but tokenizer gpt2 has {GPT2_VOCABULARY} tokens. "
+            f"Write vocab_size {GPT2_VOCABULARY}, or tokenizer train."
+        )
+    if tokenizer == "train" and model.vocab_size < BPE_BYTES:
+        raise ConfigError(
+            f"vocab_size is {model.vocab_size}, but a byte-level BPE starts with {BPE_BYTES} tokens. Write 1000."
+        )
+    if model.itm_likelihood and not objective.text_loss_weight:
+        raise ConfigError(
+            "itm_likelihood is on, but text_loss_weight is 0: a model that never learned to write finds no caption "
+            "likely. Write text_loss_weight 1, or itm_likelihood False."
+        )
+    weights = ("contrastive_weight", "itm_weight", "memory_kl_weight", "text_loss_weight")
+    if not any(getattr(objective, name) for name in weights):
+        raise ConfigError(f"{', '.join(weights)} are all 0: nothing is left to minimise. Write contrastive_weight 1.")
+
+
+def _check_text(config: Config) -> None:
+    data, vision, model = config.data, config.vision, config.model
+    if data.text_data is None:
+        for name in ("text_val_data", "text_seq_len"):
+            if getattr(data, name) is not None:
+                raise ConfigError(f"{name} is {getattr(data, name)}, but there is no text_data. Write it too.")
+        return
+    if not config.objective.text_loss_weight:
+        raise ConfigError(
+            f"text_data is {data.text_data}, but text_loss_weight is 0, so nothing would learn from it. Write "
+            "text_loss_weight 1."
+        )
+    if data.tokenizer == "train":
+        raise ConfigError(
+            f"tokenizer is train, but text_data {data.text_data} holds ids of a tokenizer that exists. Write its "
+            "folder, the --tokenizer that data_prep/babylm_text.py was given."
+        )
+    if data.streaming:
+        raise ConfigError("streaming is on, but text_data is mixed with mapped pairs alone. Write streaming False.")
+    if data.text_val_data == data.text_data:
+        raise ConfigError(
+            f"text_val_data is {data.text_val_data}, the training text itself. Write the --val_output of "
+            "data_prep/babylm_text.py, or leave it out."
+        )
+    if data.text_seq_len is not None and data.text_seq_len > model.max_seq_len:
+        raise ConfigError(
+            f"text_seq_len is {data.text_seq_len}, longer than max_seq_len {model.max_seq_len}. Write that or less."
+        )
+    if data.train_data is not None:
+        return
+    if vision.vision_encoder != "features" or not (vision.feature_dim and vision.feature_tokens):
+        raise ConfigError(
+            "text_data is trained alone (there is no train_data), so no images say what the model will see. Write "
+            "vision_encoder features with feature_dim and feature_tokens, or name pairs as train_data."
+        )
+    if data.val_data is not None:
+        raise ConfigError(f"val_data is {data.val_data}, but the run sees no images. Leave it out, or add train_data.")
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.train_data is None:
+        return
+    try:
+        sources = [source.path for source in parse_sources(data.train_data)]
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    if data.val_data is not None and data.val_data != "scenes" and data.val_data in sources:
+        raise ConfigError(
+            f"val_data is {data.val_data}, the training data itself, so its figures would say nothing. "
+            "Write the folder of a held-out split, or leave val_data out."
+        )
+    if "scenes" in sources and (data.streaming or len(sources) > 1):
+        how = "streamed" if data.streaming else "mixed with other data"
+        raise ConfigError(f"train_data is {data.train_data}, but the built-in scenes cannot be {how}. Leave that out.")
+
+
+def _check_parallel(config: Config) -> None:
+    if config.training.parallel == "sharded":
+        raise ConfigError(
+            "parallel is sharded, but stage 1 keeps its queue and its memory whole on every process, and checks that "
+            "all processes hold equal weights; a network that fits one GPU gains nothing from being split. Write "
+            "parallel replicated."
+        )

@@ -11,10 +11,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from bitgen.config.fields import Setting
+
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NONES = ("none", "null")
-# Settings that are gone, and the value at which they did nothing: the checkpoints of earlier runs still hold them.
-RETIRED = {"text_first": 0.0}
 
 
 class ConfigError(ValueError):
@@ -174,13 +174,16 @@ def read_yaml(path: str | Path) -> Any:
     return {} if content is None else content
 
 
-def flatten(content: Any, groups: Mapping[str, Mapping[str, Any]], source: str) -> dict[str, Any]:
+def flatten(
+    content: Any, groups: Mapping[str, Mapping[str, Setting]], source: str, retired: Mapping[str, Any]
+) -> dict[str, Any]:
     """Grouped settings -> flat, typed ones.
 
     Args:
         content: what the YAML file held, ``{group: {field: value}}``; groups and fields may be left out.
-        groups: group -> field -> type hint. Fields in ``RETIRED`` are passed over where they did nothing.
+        groups: group -> field -> what its type says.
         source: the file's name, for messages.
+        retired: fields that are gone, and the value at which they did nothing: these are passed over.
 
     Raises:
         ConfigError: an unknown group or field, a field under the wrong group, or a value of the wrong type.
@@ -201,28 +204,15 @@ def flatten(content: Any, groups: Mapping[str, Mapping[str, Any]], source: str) 
             raise ConfigError(f"{source}: {group} must hold settings (name: value), not {_kind(values)}.")
         for name, value in values.items():
             if name not in groups[group]:
-                if name in RETIRED and value == RETIRED[name]:
+                if name in retired and value == retired[name]:
                     continue
                 if name in owner:
                     raise ConfigError(f"{source}: {name} belongs under {owner[name]}:, not under {group}:.")
                 raise ConfigError(f"{source}: {group} has no setting {name!r}.{suggest(str(name), owner)}")
-            flat[name] = coerce(groups[group][name], _as_written(name, value), f"{source}: {group}.{name}")
+            field = groups[group][name]
+            text = field.written_as.text(value) if field.written_as is not None else value
+            flat[name] = coerce(field.hint, text, f"{source}: {group}.{name}")
     return flat
-
-
-def _as_written(name: str, value: Any) -> Any:
-    """Text for the settings whose natural YAML is something else: a bool, a list of layers, sources with weights."""
-    if name == "init_lora_weights" and isinstance(value, bool):
-        return str(value).lower()
-    if name == "lora_layers" and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if name == "lora_layers" and isinstance(value, list):
-        return ",".join(str(layer) for layer in value)
-    if name == "train_data" and isinstance(value, list) and all(isinstance(source, str) for source in value):
-        return ",".join(value)
-    if name == "train_data" and isinstance(value, Mapping):
-        return ",".join(f"{source}:{weight}" for source, weight in value.items())
-    return value
 
 
 def _kind(value: Any) -> str:

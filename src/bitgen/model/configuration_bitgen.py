@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -14,6 +15,35 @@ POSITION_KINDS = ("learned", "rope")
 FEED_FORWARDS = ("gelu", "swiglu")
 # In the queue and in every matching pass, image tokens are pooled to at most this many a side.
 MAX_POOLED_GRID = 7
+
+
+def check_heads(heads: int, width: int, names: tuple[str, str] = ("num_heads", "embed_dim")) -> None:
+    """Raise ``ValueError`` where attention heads do not divide the width; ``names`` of the two, for the message."""
+    if width % heads:
+        best = min((count for count in range(1, width + 1) if width % count == 0), key=lambda count: abs(count - heads))
+        raise ValueError(f"{names[0]} is {heads}, which does not divide {names[1]} {width}. Write {best}.")
+
+
+def check_patches(image_size: int, patch_size: int, name: str) -> None:
+    """Raise ``ValueError`` where an image is no whole number of patches a side; ``name`` of the patch size."""
+    if image_size % patch_size:
+        fitting = max(1, round(image_size / patch_size)) * patch_size
+        raise ValueError(f"image_size is {image_size}, which is no multiple of {name} {patch_size}. Write {fitting}.")
+
+
+def check_sizes(embed_dim: int, num_heads: int, vision_embed_dim: int, positions: str) -> None:
+    """Raise ``ValueError`` where the sizes of the text stack and of the image tokens do not fit together."""
+    check_heads(num_heads, embed_dim)
+    if positions == "rope" and embed_dim // num_heads % 2:
+        raise ValueError(
+            f"positions is rope, which turns pairs of channels, but embed_dim {embed_dim} and num_heads {num_heads} "
+            f"make heads of {embed_dim // num_heads}. Choose sizes that make it even, or write positions learned."
+        )
+    if vision_embed_dim != embed_dim:
+        raise ValueError(
+            f"vision_embed_dim is {vision_embed_dim} and embed_dim {embed_dim}, but image and text tokens meet in one "
+            f"attention. Write vision_embed_dim {embed_dim}."
+        )
 
 
 class BitGenConfig(PretrainedConfig):
@@ -126,6 +156,11 @@ class BitGenConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self._check()
 
+    @classmethod
+    def own_names(cls) -> set[str]:
+        """Names of the arguments above; settings of a run that bear them are passed on as they are."""
+        return set(inspect.signature(cls.__init__).parameters) - {"self", "kwargs"}
+
     @property
     def takes_features(self) -> bool:
         """Whether images arrive as features computed earlier, with no tower in the model."""
@@ -164,17 +199,9 @@ class BitGenConfig(PretrainedConfig):
             return  # transformers builds an empty configuration to find out which values differ from the defaults
         if self.takes_features and not (self.feature_tokens and self.feature_tokens > 0):
             raise ValueError("feature_tokens must say how many features an image has (1 for one vector an image).")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} must divide embed_dim={self.embed_dim}.")
-        if self.vision_embed_dim != self.embed_dim:
-            raise ValueError(
-                f"vision_embed_dim={self.vision_embed_dim} must equal embed_dim={self.embed_dim}: image tokens and "
-                "text tokens meet in one attention."
-            )
-        if self.vision_config is not None and self.image_size % self.vision_config["patch_size"]:
-            raise ValueError(
-                f"image_size={self.image_size} must be a multiple of patch_size={self.vision_config['patch_size']}."
-            )
+        check_sizes(self.embed_dim, self.num_heads, self.vision_embed_dim, self.positions)
+        if self.vision_config is not None:
+            check_patches(self.image_size, self.vision_config["patch_size"], "patch_size")
         for name, value, allowed in (
             ("fusion", self.fusion, FUSION_KINDS),
             ("image_pooling", self.image_pooling, IMAGE_POOLINGS),
@@ -184,8 +211,3 @@ class BitGenConfig(PretrainedConfig):
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}.")
-        if self.positions == "rope" and self.embed_dim // self.num_heads % 2:
-            raise ValueError(
-                f"positions='rope' turns pairs of channels, but embed_dim={self.embed_dim} and "
-                f"num_heads={self.num_heads} make heads of {self.embed_dim // self.num_heads}: choose even ones."
-            )

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bitgen.config import Config, ConfigError
-from bitgen.config.stage1 import config_text
 from bitgen.data.collate import Collator
 from bitgen.data.dataset import PairDataset
 from bitgen.data.loader_source import LoaderSource
@@ -69,7 +68,7 @@ class Stage1:
             stage,
             _validator(config, parts, source, ranks, precision),
             _identity(config, parts, source, stage),
-            {"config.yaml": config_text(config), "config.json": _model_config_text(parts)},
+            {"config.yaml": config.to_yaml(), "config.json": _model_parts.to_yaml()},
             _banner(config, parts, ranks, precision, stage, source, why_one_phase),
             table.to_text(),
             lambda step, words: _budget_rows(config, source, step, words),

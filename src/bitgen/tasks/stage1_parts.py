@@ -170,33 +170,26 @@ def model_config_of(
     feature_shape: tuple[int, int] | None = None,
     vocab_size: int | None = None,
 ) -> BitGenConfig:
-    """The network that a configuration describes; ``feature_shape [P, C]`` as the dataset declares it."""
-    vision, lora, memory = config.vision, config.lora, config.memory
+    """The network that a configuration describes; ``feature_shape [P, C]`` as the dataset declares it.
+
+    Settings that the network knows by the same name pass through; only the others stand here.
+    """
+    vision, lora = config.vision, config.lora
+    groups, known = (vision, lora, config.model, config.memory), BitGenConfig.own_names()
+    settings = {name: value for group in groups for name, value in vars(group).items() if name in known}
     tokens, dim = feature_shape if feature_shape is not None else (None, None)
-    return BitGenConfig(
-        vision_config=vision_config,
-        image_size=vision.image_size or (vision_config or {}).get("image_size", 224),
-        feature_dim=dim,
-        feature_tokens=tokens,
-        feature_pool=vision.feature_cache_pool,
-        vision_tuning="frozen" if vision_config is None else vision.vision_tuning,
-        lora_rank=lora.lora_rank,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        use_dora=lora.use_dora,
-        use_rslora=lora.use_rslora,
-        init_lora_weights=lora.peft_init,
-        lora_layers=lora.layer_indices,
-        use_gradient_checkpointing=vision.use_gradient_checkpointing,
-        **{**vars(config.model), "vocab_size": vocab_size or config.model.vocab_size},
-        use_memory=memory.use_memory,
-        memory_size=memory.memory_size,
-        memory_dim=memory.memory_dim,
-        direct_writing=memory.direct_writing,
-        memory_sigma=memory.memory_sigma,
-        pseudoinverse_steps=memory.pseudoinverse_steps,
-        pseudoinverse_tolerance=memory.pseudoinverse_tolerance,
-    )
+    settings |= {
+        "vision_config": vision_config,
+        "image_size": vision.image_size or (vision_config or {}).get("image_size", 224),
+        "feature_dim": dim,
+        "feature_tokens": tokens,
+        "feature_pool": vision.feature_cache_pool,
+        "vision_tuning": "frozen" if vision_config is None else vision.vision_tuning,
+        "init_lora_weights": lora.peft_init,
+        "lora_layers": lora.layer_indices,
+        "vocab_size": vocab_size or config.model.vocab_size,
+    }
+    return BitGenConfig(**settings)
 
 
 def build_untrained(config: Config, vision_config: dict | None, model_config: BitGenConfig) -> BitGenModel:

@@ -1,19 +1,37 @@
-"""Every setting of a stage-1 run: one dataclass a concern, each field with the help text that ``--help`` prints.
+"""The settings of stage 1: one dataclass a concern, each field with its range and the help text of ``--help``.
 
-Field names are unique over all groups, so that every field is also a flat command-line flag. Only `help` may stand in
-a field's metadata: transformers' ``HfArgumentParser`` hands the metadata to ``add_argument`` as it is. It also reads
+Field names are unique over all groups, so that every field is also a flat command-line flag. HfArgumentParser reads
 ``_argument_group_name``, the heading of a group's section in ``--help``, which is the group's name in YAML too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from bitgen.config.fields import AtLeastOne, NotNegative, Positive, Range, Rate, Share, WrittenAs, setting
 
 
-def setting(default: Any, help: str) -> Any:
-    """A dataclass field with its default and the text of ``--help``."""
-    return field(default=default, metadata={"help": help.replace("%", "%%")})
+def _init_text(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _layers_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return ",".join(str(layer) for layer in value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _sources_text(value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(source, str) for source in value):
+        return ",".join(value)
+    if isinstance(value, Mapping):
+        return ",".join(f"{source}:{weight}" for source, weight in value.items())
+    return value
+
+
+SequenceLength = Annotated[int, Range("at least 3 (BOS, a token, EOS)", lambda value: value >= 3)]
 
 
 @dataclass
@@ -28,11 +46,11 @@ class VisionSettings:
         "below with random weights; needs no download) or 'features' (train_data holds features computed earlier).",
     )
     vision_revision: str | None = setting(None, "Commit or tag of the hub id, to pin its weights; none: the newest.")
-    vision_hidden_size: int = setting(768, "Width of a 'random' tower; other towers declare their own.")
-    vision_num_layers: int = setting(12, "Layers of a 'random' tower.")
-    vision_num_heads: int = setting(12, "Attention heads of a 'random' tower; must divide vision_hidden_size.")
-    vision_patch_size: int = setting(14, "Patch side in pixels of a 'random' tower; must divide image_size.")
-    image_size: int | None = setting(
+    vision_hidden_size: AtLeastOne = setting(768, "Width of a 'random' tower; other towers declare their own.")
+    vision_num_layers: AtLeastOne = setting(12, "Layers of a 'random' tower.")
+    vision_num_heads: AtLeastOne = setting(12, "Attention heads of a 'random' tower; must divide vision_hidden_size.")
+    vision_patch_size: AtLeastOne = setting(14, "Patch side in pixels of a 'random' tower; must divide image_size.")
+    image_size: AtLeastOne | None = setting(
         224,
         "Side in pixels that images are resized to; gives (image_size / patch)^2 image tokens. none: the size that "
         "the hub's or folder's own configuration declares.",
@@ -44,10 +62,10 @@ class VisionSettings:
         False, "Recompute the tower's activations in the backward pass: about a third slower, far less memory."
     )
     compile: bool = setting(False, "Run the tower through torch.compile: slow first steps, faster ones afterwards.")
-    feature_dim: int | None = setting(
+    feature_dim: AtLeastOne | None = setting(
         None, "Only with 'features': width C of a feature vector; none: as the dataset declares."
     )
-    feature_tokens: int | None = setting(
+    feature_tokens: AtLeastOne | None = setting(
         None, "Only with 'features': vectors P of an image; none: as the dataset declares."
     )
     feature_cache: str = setting(
@@ -72,28 +90,30 @@ class LoraSettings:
 
     _argument_group_name = "lora"
 
-    lora_rank: int = setting(16, "Rank r of the adapters: parameters grow linearly with it.")
-    lora_alpha: int = setting(32, "Adapters are scaled by alpha / r; twice the rank is usual.")
-    lora_dropout: float = setting(0.1, "Dropout before each adapter, in training only.")
-    lora_warmup_epochs: int = setting(
+    lora_rank: AtLeastOne = setting(16, "Rank r of the adapters: parameters grow linearly with it.")
+    lora_alpha: AtLeastOne = setting(32, "Adapters are scaled by alpha / r; twice the rank is usual.")
+    lora_dropout: Rate = setting(0.1, "Dropout before each adapter, in training only.")
+    lora_warmup_epochs: NotNegative[int] = setting(
         5, "Epochs of phase 1, in which the adapters stay frozen while the new modules settle; 0: no phase 1."
     )
-    lora_warmup_steps: int | None = setting(
+    lora_warmup_steps: NotNegative[int] | None = setting(
         None, "Length of phase 1 in optimizer steps; none: lora_warmup_epochs times the steps of an epoch."
     )
     use_dora: bool = setting(False, "DoRA (arXiv 2402.09353): direction and magnitude separately; slower.")
     use_rslora: bool = setting(False, "Scale by alpha / sqrt(r), which keeps high ranks stable (arXiv 2312.03732).")
-    init_lora_weights: str = setting(
+    init_lora_weights: Annotated[str, WrittenAs(_init_text)] = setting(
         "true",
         "How PEFT initialises the adapters: true (A Kaiming-uniform, B zero: the identity at the start), gaussian "
         "or false (B random too). Methods that rewrite the base weights (pissa, olora) are refused.",
     )
-    lora_layers: str | None = setting(
+    lora_layers: Annotated[str, WrittenAs(_layers_text)] | None = setting(
         None, "Layers that get adapters, counted from 0 and separated by commas, as 8,9,10,11; none: all of them."
     )
-    lora_lr_factor: float = setting(1.0, "Learning rate of the adapters relative to learning_rate.")
-    lora_plus_ratio: float = setting(1.0, "LoRA+ (arXiv 2402.12354): learning rate of B over that of A; 1: equal.")
-    lora_lr_warmup_steps: int = setting(100, "Steps of the adapters' own linear warm-up at the start of phase 2.")
+    lora_lr_factor: NotNegative[float] = setting(1.0, "Learning rate of the adapters relative to learning_rate.")
+    lora_plus_ratio: Positive = setting(1.0, "LoRA+ (arXiv 2402.12354): learning rate of B over that of A; 1: equal.")
+    lora_lr_warmup_steps: NotNegative[int] = setting(
+        100, "Steps of the adapters' own linear warm-up at the start of phase 2."
+    )
 
     @property
     def layer_indices(self) -> list[int] | None:
@@ -112,10 +132,10 @@ class ModelSettings:
 
     _argument_group_name = "model"
 
-    embed_dim: int = setting(128, "Width D of the text stack and of the joint space.")
-    num_layers: int = setting(3, "Causal blocks of the text stack.")
-    num_heads: int = setting(4, "Attention heads of a block; must divide embed_dim.")
-    ffn_dim: int = setting(256, "Hidden width of a block's feed-forward part.")
+    embed_dim: AtLeastOne = setting(128, "Width D of the text stack and of the joint space.")
+    num_layers: AtLeastOne = setting(3, "Causal blocks of the text stack.")
+    num_heads: AtLeastOne = setting(4, "Attention heads of a block; must divide embed_dim.")
+    ffn_dim: AtLeastOne = setting(256, "Hidden width of a block's feed-forward part.")
     feed_forward: Literal["gelu", "swiglu"] = setting(
         "gelu",
         "A block's feed-forward part: gelu, or swiglu (arXiv 2002.05202), which has 1.5 times the parameters at equal "
@@ -126,11 +146,13 @@ class ModelSettings:
         "How the text stack knows positions: a learned table of max_seq_len rows, or rope, rotary attention (arXiv "
         "2104.09864, interleaved, base 10000), which has no parameters. max_seq_len is the context with either.",
     )
-    vision_embed_dim: int = setting(128, "Width of a compressed image token; must equal embed_dim.")
-    compressor_dim: int = setting(384, "Hidden width of the feature compressor.")
-    compressor_dropout: float = setting(0.1, "Dropout inside the feature compressor.")
-    vocab_size: int = setting(50257, "Tokens of the vocabulary; 50257 for gpt2, free with tokenizer: train.")
-    max_seq_len: int = setting(256, "Longest caption in tokens, BOS and EOS included; longer ones are truncated.")
+    vision_embed_dim: AtLeastOne = setting(128, "Width of a compressed image token; must equal embed_dim.")
+    compressor_dim: AtLeastOne = setting(384, "Hidden width of the feature compressor.")
+    compressor_dropout: Rate = setting(0.1, "Dropout inside the feature compressor.")
+    vocab_size: AtLeastOne = setting(50257, "Tokens of the vocabulary; 50257 for gpt2, free with tokenizer: train.")
+    max_seq_len: SequenceLength = setting(
+        256, "Longest caption in tokens, BOS and EOS included; longer ones are truncated."
+    )
     fusion: Literal["concat_mlp", "cross_attention", "backbone"] = setting(
         "backbone",
         "Where text meets image: concat_mlp (text tokens joined with the mean image token), cross_attention (one gated "
@@ -144,7 +166,7 @@ class ModelSettings:
         "Match by how much likelier the image makes the caption, and by the cosine that hard pairs are picked by, "
         "instead of by the last token. Needs text_loss_weight; captions are then learned without their image too.",
     )
-    dropout: float = setting(0.1, "Dropout of the text stack.")
+    dropout: Rate = setting(0.1, "Dropout of the text stack.")
 
 
 @dataclass
@@ -154,17 +176,17 @@ class MemorySettings:
     _argument_group_name = "memory"
 
     use_memory: bool = setting(True, "Build the episodic memory; without it the layer is left out.")
-    memory_size: int = setting(32, "Slots K of the memory.")
-    memory_dim: int = setting(128, "Width C of a slot.")
-    memory_alpha: float = setting(0.2, "Share of each step's posterior in the running state; 0: it never moves.")
+    memory_size: AtLeastOne = setting(32, "Slots K of the memory.")
+    memory_dim: AtLeastOne = setting(128, "Width C of a slot.")
+    memory_alpha: Share = setting(0.2, "Share of each step's posterior in the running state; 0: it never moves.")
     direct_writing: bool = setting(True, "Write an episode in one solve; False: one code at a time, same result.")
-    memory_sigma: float = setting(
+    memory_sigma: Positive = setting(
         1.0,
         "Standard deviation of the observation noise in a write, where a code element has 1. Small values make writes "
         "exact, and the KL so strong that it holds up early training (docs/lab_log.md).",
     )
-    pseudoinverse_steps: int = setting(30, "Newton-Schulz steps at most; the original's 3 are an ablation only.")
-    pseudoinverse_tolerance: float = setting(1e-5, "Relative residual at which the Newton-Schulz iteration stops.")
+    pseudoinverse_steps: AtLeastOne = setting(30, "Newton-Schulz steps at most; the original's 3 are an ablation only.")
+    pseudoinverse_tolerance: Positive = setting(1e-5, "Relative residual at which the Newton-Schulz iteration stops.")
 
 
 @dataclass
@@ -173,91 +195,41 @@ class ObjectiveSettings:
 
     _argument_group_name = "objective"
 
-    contrastive_weight: float = setting(1.0, "Weight of the contrastive loss (ITC).")
-    itm_weight: float = setting(0.5, "Weight of the image-text matching loss on hard negatives (ITM).")
-    memory_kl_weight: float = setting(0.1, "Weight of the memory's KL divergence, posterior against prior.")
-    text_loss_weight: float = setting(
+    contrastive_weight: NotNegative[float] = setting(1.0, "Weight of the contrastive loss (ITC).")
+    itm_weight: NotNegative[float] = setting(0.5, "Weight of the image-text matching loss on hard negatives (ITM).")
+    memory_kl_weight: NotNegative[float] = setting(
+        0.1, "Weight of the memory's KL divergence, posterior against prior."
+    )
+    text_loss_weight: NotNegative[float] = setting(
         0.0, "Weight of the language loss, on captions of images and on text_data; 0 in the coarse stage."
     )
-    queue_size: int = setting(4096, "Pairs kept as extra negatives; at least the global batch (batch_size x num_gpus).")
-    queue_weight: float = setting(
+    queue_size: AtLeastOne = setting(
+        4096, "Pairs kept as extra negatives; at least the global batch (batch_size x num_gpus)."
+    )
+    queue_weight: Share = setting(
         0.1,
         "Share of the contrastive loss taken over batch + queue instead of the batch alone. The queue has no momentum "
         "encoder: high shares learn slower (docs/lab_log.md). 0 keeps the queue for hard negatives only.",
     )
-    label_smoothing: float = setting(
+    label_smoothing: Annotated[float, Range("at least 0 and below 1", lambda value: 0 <= value < 1)] = setting(
         0.0,
         "Share of the contrastive target that goes to all candidates evenly: small data is then learned by heart "
         "less soon.",
     )
-    temperature: float = setting(
+    temperature: Annotated[float, Range("from 0.01 to 1", lambda value: 0.01 <= value <= 1)] = setting(
         0.5, "Temperature the contrastive loss starts from; it is learned, within 0.01 to 1. 0.07 learns much faster."
     )
-    temperature_lr_factor: float = setting(50.0, "Learning rate of the log-temperature relative to learning_rate.")
-    itm_temperature: float = setting(0.07, "Temperature of drawing hard negatives: lower draws harder ones.")
-    itm_temperature_start: float | None = setting(
+    temperature_lr_factor: NotNegative[float] = setting(
+        50.0, "Learning rate of the log-temperature relative to learning_rate."
+    )
+    itm_temperature: Positive = setting(0.07, "Temperature of drawing hard negatives: lower draws harder ones.")
+    itm_temperature_start: Positive | None = setting(
         0.5,
         "Where itm_temperature starts, to fall to its value by the end of the run; none: no schedule. Pairs that "
         "cannot be told apart yet teach nothing, and hold up the rest (docs/lab_log.md).",
     )
-    token_dropout: float = setting(
+    token_dropout: Rate = setting(
         0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
-    )
-
-
-@dataclass
-class TrainingSettings:
-    """How it is minimised: batches, steps, learning rate, numbers and devices."""
-
-    _argument_group_name = "training"
-
-    batch_size: int = setting(128, "Pairs of a micro-batch on each process.")
-    grad_accum_steps: int = setting(
-        2, "Micro-batches of an optimizer step. Each one is contrasted by itself: this does not add negatives."
-    )
-    optimizer: Literal["adamw", "muon"] = setting(
-        "adamw",
-        "muon: Muon updates what is new and a matrix, AdamW the rest. It learns language in fewer steps.",
-    )
-    learning_rate: float = setting(2e-4, "Peak learning rate of AdamW, after the warm-up.")
-    muon_learning_rate: float = setting(0.01, "Peak learning rate of Muon, on the same schedule.")
-    gate_lr_factor: float = setting(
-        10.0,
-        "Learning rate of the gates of fusion and memory relative to learning_rate: they start at 0, and what they let "
-        "through learns only as they open.",
-    )
-    weight_decay: float = setting(
-        0.02, "Decay of matrices, apart from the gradient; norms, biases, gates and temperature have none."
-    )
-    num_epochs: int = setting(50, "Passes over the training data; the schedule spans them.")
-    text_batch_size: int = setting(32, "Sequences of a micro-batch of text on each process.")
-    max_words_seen: int | None = setting(
-        None, "Budget of words, each time they are seen: the run ends before the step that would exceed it."
-    )
-    max_epochs: int | None = setting(
-        None, "Budget of passes through any part of the data: a longer run is cut, and its schedule with it."
-    )
-    max_steps: int | None = setting(None, "Stop after this many optimizer steps, which the schedule then spans.")
-    warmup_steps: int = setting(1000, "Steps of linear warm-up before the cosine decay to 1%.")
-    max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm.")
-    precision: Literal["auto", "bf16", "fp32", "fp16"] = setting(
-        "auto", "Autocast: auto takes bf16 where the device has it, else fp32. fp16 needs a GPU."
-    )
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where to train; auto: a GPU when there is one.")
-    seed: int = setting(42, "Every random draw derives from it.")
-    use_ddp: bool = setting(False, "Data parallel over several processes; start them with torchrun.")
-    num_gpus: int = setting(1, "Processes over all machines; must be the launcher's world size. On CPUs too.")
-    init_from: str | None = setting(
-        None,
-        "A run's folder, or one of its checkpoints, whose weights this run starts from (averaged ones where it has "
-        "them): a second stage with other data or losses. The same sizes and tokenizer; counters start at 0. Or a YAML "
-        "file: its objective, training and checkpoint settings are run first, on this run's data and network and "
-        "whatever flags say of this run's training, into first/ of output_dir.",
-    )
-    resume: str | None = setting(None, "'auto': go on from the newest whole checkpoint of output_dir; or a folder.")
-    max_nonfinite_steps: int = setting(10, "Stop after this many steps in a row with a loss that is not finite.")
-    ema_decay: float = setting(
-        0.0, "Decay of the averaged weights that evaluation and the best checkpoint use, as 0.999; 0: off."
     )
 
 
@@ -267,7 +239,7 @@ class DataSettings:
 
     _argument_group_name = "data"
 
-    train_data: str | None = setting(
+    train_data: Annotated[str, WrittenAs(_sources_text)] | None = setting(
         None,
         "Folder written by data_prep/, or 'scenes': built-in, rendered on the fly. Several: DIR_A,DIR_B joins them, "
         "DIR_A:2,DIR_B:1 mixes them by weight (in YAML also a list). With streaming also Parquet shards: a folder, a "
@@ -282,11 +254,11 @@ class DataSettings:
         "Needs text_loss_weight.",
     )
     text_val_data: str | None = setting(None, "Such a folder of held-out text: perplexity of each source.")
-    text_ratio: float = setting(
+    text_ratio: Annotated[float, Range("above 0 and below 1", lambda value: 0 < value < 1)] = setting(
         0.5,
         "Share of the batches that are text, where there are pairs too. An epoch is then one pass through the text.",
     )
-    text_seq_len: int | None = setting(
+    text_seq_len: SequenceLength | None = setting(
         None, "Tokens of a training sequence of text, into which documents are packed; none: max_seq_len."
     )
     streaming: bool = setting(
@@ -294,13 +266,13 @@ class DataSettings:
         "Read training shards as they come, at constant memory, in place of mapping the whole data. An epoch shows "
         "each image once; its captions take turns, epoch by epoch.",
     )
-    shuffle_buffer: int = setting(
+    shuffle_buffer: AtLeastOne = setting(
         1000, "With streaming: images that are shuffled together, and that each worker holds in memory, encoded."
     )
-    max_bad_fraction: float = setting(
+    max_bad_fraction: Share = setting(
         0.01, "Training stops when a larger share of the samples than this had to be replaced for bad records."
     )
-    max_image_pixels: int = setting(
+    max_image_pixels: AtLeastOne = setting(
         50_000_000, "Images of more pixels are refused before they are decoded (Pillow's own limit is 179 million)."
     )
     tokenizer: str = setting(
@@ -308,31 +280,15 @@ class DataSettings:
         "Hub id, a folder with vocab.json and merges.txt, or 'train': a byte-level BPE of vocab_size tokens is trained "
         "on the training captions at the first start and kept in output_dir/tokenizer.",
     )
-    num_workers: int = setting(2, "Worker processes that load data for each process; 0: load in the process itself.")
+    num_workers: NotNegative[int] = setting(
+        2, "Worker processes that load data for each process; 0: load in the process itself."
+    )
     caption_sampling: Literal["all", "one"] = setting(
         "all", "An epoch shows each caption once (all), or each image once with a caption drawn at random (one)."
     )
-    scenes_train: int = setting(20000, "Training scenes of the built-in data.")
-    scenes_val: int = setting(600, "Held-out scenes of the built-in data.")
+    scenes_train: AtLeastOne = setting(20000, "Training scenes of the built-in data.")
+    scenes_val: AtLeastOne = setting(600, "Held-out scenes of the built-in data.")
     image_augmentation: bool = setting(
         False, "Random crops of training images, mirrored where no caption says left or right."
     )
-    val_max_images: int | None = setting(None, "Validate on this many images at most; none: on all of them.")
-
-
-@dataclass
-class OutputSettings:
-    """What a run leaves behind, and how often."""
-
-    _argument_group_name = "output"
-
-    output_dir: str = setting("checkpoints/stage1", "Checkpoints, latest, best, and the tokenizer.")
-    log_dir: str = setting("logs/stage1", "training.log, metrics.jsonl and TensorBoard's files.")
-    save_steps: int = setting(1000, "Optimizer steps between checkpoints.")
-    eval_steps: int = setting(1000, "Optimizer steps between validations; one more at each epoch's end.")
-    words_seen_checkpoints: bool = setting(
-        False, "Keep chck_1M, 2M .. 10M, 20M .. 100M, 200M .. 1000M: the model after so many million words seen."
-    )
-    log_steps: int = setting(10, "Optimizer steps between logged scalars.")
-    max_checkpoints_to_keep: int = setting(5, "Newest checkpoints kept; the best one is kept besides.")
-    progress: bool = setting(True, "Show a progress bar on a terminal.")
+    val_max_images: AtLeastOne | None = setting(None, "Validate on this many images at most; none: on all of them.")
