@@ -13,13 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bitgen.machine.parallel import Parallel
 
-STEPS, ACCUMULATION, UNFROZEN_AT = 6, 2, 2
+STEPS, ACCUMULATION, UNFROZEN_AT = 4, 2, 2
+MAX_NORM = 0.1  # between the norms of the first steps and those of the last
 VOCABULARY, WIDTH, FEATURES = 64, 32, 8
 
 
 class Output(NamedTuple):
     loss: Tensor
-    logits: Tensor
 
 
 class TinyObjective(nn.Module):
@@ -28,7 +28,9 @@ class TinyObjective(nn.Module):
     ``dummy``: a batch without features runs the connector all the same, with weight zero.
     """
 
-    def __init__(self, seed: int = 0, tied: bool = False, dummy: bool = True, base: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, seed: int = 0, tied: bool = False, dummy: bool = True, base: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         torch.manual_seed(seed)
         config = LlamaConfig(
@@ -75,7 +77,7 @@ class TinyObjective(nn.Module):
             embedded = embedded + 0 * nothing
         logits = self.lm(inputs_embeds=embedded.to(self.lm.dtype)).logits[:, front:]
         loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-        return Output(loss, logits)
+        return Output(loss)
 
 
 def batch_of(step: int, micro: int, rank: int, features: bool = True) -> dict[str, Tensor]:
@@ -96,6 +98,7 @@ class Run:
     parts: tuple[int, ...]
     text_only: tuple[int, ...] = ()  # ranks whose batches have no features
     steady: bool = True
+    unfrozen_at: int = UNFROZEN_AT
     autocast: bool = False
     step: int = 0
     optimizer: torch.optim.Optimizer | None = None
@@ -108,7 +111,7 @@ class Run:
     def enter(self) -> None:
         """A phase starts, or the run: what trains changes, so wrapper and optimizer do."""
         moments = self.parallel.moments(self.optimizer) if self.optimizer is not None else self.restored
-        self.objective.unfreeze(self.step >= UNFROZEN_AT)
+        self.objective.unfreeze(self.step >= self.unfrozen_at)
         self.optimizer = self.wrapped = None
         self.wrapped = self.parallel.wrap(self.objective, self.steady)
         named = [(name, p) for name, p in self.objective.named_parameters() if p.requires_grad]
@@ -123,7 +126,7 @@ class Run:
         if self.wrapped is None:
             self.enter()
         while self.step < until:
-            if self.step == UNFROZEN_AT:
+            if self.step == self.unfrozen_at and self.step:
                 self.enter()
             self._step()
         return self
@@ -141,7 +144,7 @@ class Run:
         gradients = self.parallel.gather({name: p.grad for name, p in named if p.grad is not None})
         self.gradients = {name: gradient.clone() for name, gradient in gradients.items()}
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = self.parallel.clip(parameters, 0.5)
+        norm = self.parallel.clip(parameters, MAX_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(sum(losses) / len(losses))

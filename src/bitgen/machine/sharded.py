@@ -82,22 +82,21 @@ class Sharded:
         unfrozen since.
 
         Raises:
+            ConfigError: not ``steady``.
             ValueError: a parameter is empty, not of floating point, or used in two blocks; or those that train have
                 different formats.
         """
+        if not steady:
+            raise ConfigError(
+                "A sharded model takes batches that reach every trainable parameter, for ranks whose batches differ in "
+                "that would wait for one another for ever: run what a batch leaves out with weight zero, or do not "
+                "shard."
+            )
         dtypes = sorted({str(parameter.dtype) for parameter in objective.parameters() if parameter.requires_grad})
         if len(dtypes) > 1:
             raise ValueError(f"Parameters that train together must have one format, but they are {', '.join(dtypes)}.")
         if not isinstance(objective, FSDPModule):
             self._shard(objective)
-        # Parameters that a rank's batch does not reach get a gradient of zeros there, if another rank's does.
-        if hasattr(objective, "set_reduce_scatter_unused_params"):
-            objective.set_reduce_scatter_unused_params(not steady)
-        elif not steady:
-            raise ConfigError(
-                "Sharding a model whose batches do not reach all of it takes a newer torch, with "
-                "FSDPModule.set_reduce_scatter_unused_params."
-            )
         return objective
 
     def _shard(self, objective: nn.Module) -> None:
@@ -110,10 +109,10 @@ class Sharded:
         blocks = [module for module in reversed(names) if module in chosen and any(True for _ in module.parameters())]
         _check_parameters(objective, [names[block] for block in blocks])
         with torch.no_grad():
-            for tensor in (*objective.parameters(), *objective.buffers()):
-                whole = tensor.detach().contiguous()
+            for parameter in objective.parameters():
+                whole = parameter.detach().contiguous()
                 dist.broadcast(whole, src=0)
-                tensor.copy_(whole)
+                parameter.copy_(whole)
         how: dict[str, Any] = dict(
             mesh=init_device_mesh(self.ranks.device.type, (self.ranks.world_size,)),
             # Gathered again in the backward, the root too: between calls all parameters are shards, and no write to
