@@ -5,6 +5,7 @@ Usage: parallel_worker.py FOLDER. The file of rank R is FOLDER/R.pt.
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bitgen.machine.devices import start_processes
 from bitgen.machine.parallel import Parallel, Replicated
 from bitgen.machine.ranks import Processes, stop_processes
 from bitgen.machine.sharded import Sharded
-from support.parallel_runs import Run, TinyObjective, batch_of
+from support.parallel_runs import UNFROZEN_AT, Run, TinyObjective, batch_of
 
 FOLDER = Path(sys.argv[1])
 # Before and after the adapters were unfrozen.
@@ -33,6 +34,7 @@ RESUMED = (
 
 def main() -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # each wrapping collects garbage, for which it would go through all that was imported
     processes = start_processes("cpu", use_ddp=True)
     ways: dict[str, type] = {"sharded": Sharded, "replicated": Replicated}
     found: dict[str, Any] = {}
@@ -62,42 +64,56 @@ def main() -> None:
     without = dict(dummy=False, unfrozen_at=0)
     found["sharded text alone"] = run("sharded", text_only=(0, 1), **without).go().found()
     found["replicated unsteady"] = run("replicated", text_only=(1,), steady=False, **without).go().found()
-    found["generated"] = generate(run("sharded").go(until=3))
-    found["nonfinite"] = nonfinite(run("sharded").go(until=1), processes)
+    found["generated"] = generate(run("sharded").go(until=UNFROZEN_AT))
+    found["gradients"] = gradients(run("sharded").go(until=1), processes)
     found["old wrapper"] = old_wrapper(processes)
     torch.save(found, FOLDER / f"{processes.rank}.pt")
     stop_processes()
 
 
 def tied(run: Run) -> dict[str, Any]:
-    lm = run.go().objective.lm
-    assert lm.lm_head.weight is lm.get_input_embeddings().weight
-    return run.found()
+    objective = run.go().objective
+    embedding, head = "lm.model.embed_tokens.weight", "lm.lm_head.weight"
+    whole = run.parallel.gather(dict(objective.named_parameters(remove_duplicate=False)))
+    is_one = whole[embedding] is whole[head] and objective.lm.lm_head.weight is objective.lm.model.embed_tokens.weight
+    return {"is one": is_one, **run.found()}
 
 
 def generate(run: Run) -> dict[str, Any]:
-    """After validation in the middle of a run, training goes on as if there had been none."""
-    lm = run.objective.lm
+    """Validation between two steps, with other weights for a while; training goes on as if there had been none."""
+    parallel, lm = run.parallel, run.objective.lm
     prompt = batch_of(0, 0, 0)["input_ids"]
 
     def decode() -> torch.Tensor:
         return lm.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
 
+    def loss() -> float:
+        return run.wrapped(batch_of(9, 0, 0)).loss.item()
+
+    weights = run.weights()
     with torch.no_grad():
-        ids = run.parallel.call(run.wrapped, decode)
-        loss = run.wrapped(batch_of(9, 0, 0)).loss.item()
-    return {"weights": run.weights(), "ids": ids, "loss": loss, "end": run.go().found()}
+        ids, losses = parallel.call(run.wrapped, decode), [loss()]
+        parallel.scatter_(run.objective, {"connector.bias": torch.ones_like(weights["connector.bias"])})
+        losses.append(loss())
+    parallel.scatter_(run.objective, {"connector.bias": weights["connector.bias"]})
+    return {"weights": weights, "ids": ids, "losses": losses, "end": run.go().found()}
 
 
-def nonfinite(run: Run, processes: Processes) -> dict[str, float]:
-    """A value that is not finite in a shard of rank 1 alone, and in none: what clip says of each."""
-    parameter = run.objective.connector.weight
-    with run.parallel.accumulating(run.wrapped, True):
-        run.wrapped(batch_of(0, 0, processes.rank)).loss.backward()
-    clean = run.parallel.clip([parameter], 1.0)
+def gradients(run: Run, processes: Processes) -> dict[str, Any]:
+    """Which gradients are there after a micro-step that is not the last; then clip, with and without an infinity that
+    rank 1 alone holds."""
+    matrix, scalar = run.objective.connector.weight, run.objective.scale
+    for last in (False, True):
+        with run.parallel.accumulating(run.wrapped, last):
+            run.wrapped(batch_of(0, 0, processes.rank)).loss.backward()
+        if not last:
+            early = {"matrix": matrix.grad is None, "scalar": scalar.grad.item()}
+    late = scalar.grad.item()
+    clean = run.parallel.clip([matrix, scalar], 1.0)
     if processes.rank == 1:
-        parameter.grad.to_local()[0, 0] = torch.inf
-    return {"clean": clean.item(), "infinite": run.parallel.clip([parameter], 1.0).item()}
+        matrix.grad.to_local()[0, 0] = torch.inf
+    infinite = run.parallel.clip([matrix, scalar], 1.0)
+    return {"early": early, "late": late, "clean": clean, "infinite": infinite}
 
 
 def old_wrapper(processes: Processes) -> str:

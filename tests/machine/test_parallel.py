@@ -128,8 +128,9 @@ def test_one_way_resumes_the_checkpoint_of_the_other(found, way: str, other: str
 
 
 def test_tied_embeddings_train_as_one(found, alone) -> None:
-    same(found[0]["sharded tied"], alone(tied=True), CLOSE)
-    assert found[0]["sharded tied"]["gradients"]["lm.model.embed_tokens.weight"].any()
+    case = found[0]["sharded tied"]
+    same(case, alone(tied=True), CLOSE)
+    assert case["is one"] and case["gradients"]["lm.model.embed_tokens.weight"].any()
 
 
 def test_a_rank_without_features_takes_part(found, alone) -> None:
@@ -162,16 +163,28 @@ def test_generation_and_validation_between_two_steps(found) -> None:
     with torch.no_grad():
         prompt = batch_of(0, 0, 0)["input_ids"]
         ids = model.lm.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
-        loss = model(batch_of(9, 0, 0)).loss.item()
+        losses = [model(batch_of(9, 0, 0)).loss.item()]
+        model.connector.bias.fill_(1.0)
+        losses.append(model(batch_of(9, 0, 0)).loss.item())
     assert torch.equal(case["ids"], ids) and torch.equal(case["ids"], found[1]["generated"]["ids"])
-    assert case["loss"] == pytest.approx(loss, rel=0, abs=CLOSE)
+    assert case["losses"] == pytest.approx(losses, rel=0, abs=CLOSE) and abs(losses[0] - losses[1]) > 1e-3
     same(case["end"], found[0]["sharded"])
 
 
+def test_gradients_are_reduced_in_the_last_micro_step_alone(found) -> None:
+    first, second = (rank["gradients"] for rank in found)
+    assert first["early"]["matrix"] and second["early"]["matrix"]
+    early = [case["early"]["scalar"] for case in (first, second)]
+    assert early[0] != early[1]
+    # The same batch twice, then the mean over ranks.
+    assert first["late"] == second["late"] == pytest.approx(sum(early), rel=1e-5)
+
+
 def test_an_infinite_value_in_one_shard_is_every_ranks_affair(found) -> None:
-    first, second = (rank["nonfinite"] for rank in found)
-    assert first == second
-    assert 0 < first["clean"] < 1 and first["infinite"] == float("inf")
+    for which in ("clean", "infinite"):
+        first, second = (rank["gradients"][which] for rank in found)
+        assert type(first) is torch.Tensor and first.shape == () and torch.equal(first, second)
+    assert 0 < found[0]["gradients"]["clean"] < 1 and found[0]["gradients"]["infinite"] == float("inf")
 
 
 def test_a_forgotten_wrapper_is_found(found) -> None:

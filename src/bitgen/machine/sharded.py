@@ -163,17 +163,23 @@ class Sharded:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
         whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-        squares = [_norm(group, self.ranks.device).square() for group in (shards, whole)]
+        squares = [_square_of_norm(group, self.ranks.device) for group in (shards, whole)]
         dist.all_reduce(squares[0])
         norm = (squares[0] + squares[1]).sqrt()
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in (*shards, *whole):
-            gradient.mul_(factor.to(gradient.dtype))
+            gradient.mul_(factor)
         return norm
 
     def gather(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See ``Parallel``. The tensors come to the CPU one after another, for a GPU might not hold them all."""
-        return {name: _whole(tensor.detach()) for name, tensor in named.items()}
+        """See ``Parallel``. The tensors come to the CPU one after another, for a GPU might not hold them all.
+
+        Tied weights, one object under two names as ``named_parameters(remove_duplicate=False)`` gives them, are one
+        object again.
+        """
+        distinct = {id(tensor): tensor for tensor in named.values()}
+        whole = {key: _whole(tensor.detach()) for key, tensor in distinct.items()}
+        return {name: whole[id(tensor)] for name, tensor in named.items()}
 
     def scatter_(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """See ``Parallel``; before the first ``wrap`` it is a plain copy. Each rank takes its shard from its tensor."""
@@ -211,8 +217,10 @@ def _check_parameters(objective: nn.Module, blocks: list[str]) -> None:
             )
 
 
-def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:
-    return nn.utils.get_total_norm([gradient.float() for gradient in gradients]).to(device)
+def _square_of_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
+    zero = torch.zeros((), device=device)
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    return torch.stack([zero, *norms]).square().sum()
 
 
 def _whole(tensor: Tensor) -> Tensor:
