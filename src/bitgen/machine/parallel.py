@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -200,8 +200,15 @@ def state_by_name(optimizer: torch.optim.Optimizer) -> Moments:
     return state
 
 
-def load_state_by_name(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+def load_state_by_name(
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Mapping[str, Tensor]],
+    place: Callable[[Tensor, Tensor], Tensor] = lambda value, parameter: value.detach().to(parameter.device),
+) -> list[str]:
     """Give parameters their moments back by name; returns the names that start without any.
+
+    Args:
+        place: what to keep of a moment, given it and its parameter.
 
     Raises:
         ValueError: a moment's shape is not its parameter's.
@@ -218,6 +225,6 @@ def load_state_by_name(optimizer: torch.optim.Optimizer, state: Mapping[str, Map
                     raise ValueError(
                         f"Optimizer state of {name} is {list(value.shape)}, the parameter {list(parameter.shape)}."
                     )
-                moments[key] = value.detach().to(parameter.device)
+                moments[key] = place(value, parameter)
             optimizer.state[parameter] = moments
     return fresh
