@@ -68,7 +68,7 @@ class Stage1:
             stage,
             _validator(config, parts, source, ranks, precision),
             _identity(config, parts, source, stage),
-            {"config.yaml": config.to_yaml(), "config.json": _model_parts.to_yaml()},
+            {"config.yaml": config.to_yaml(), "config.json": _model_config_text(parts)},
             _banner(config, parts, ranks, precision, stage, source, why_one_phase),
             table.to_text(),
             lambda step, words: _budget_rows(config, source, step, words),
