@@ -92,8 +92,8 @@ class Objective(Protocol):
     def load_state(self, state: State) -> None:
         """Take over what :meth:`state` gave. Raises ``ValueError`` for that of another objective."""
 
-    def flops(self, counts: Counts, phase: int) -> float | None:
-        """Estimate of the operations of a micro-step, forward and backward; None: there is none."""
+    def flops(self, inputs: dict[str, Tensor]) -> float | None:
+        """Estimate of the operations of a micro-step on these inputs, forward and backward; None: there is none."""
 
 
 class BatchSource(Protocol):

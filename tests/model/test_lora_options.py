@@ -20,8 +20,8 @@ class FakeAttention(nn.Module):
 
 def test_query_and_value_are_found_under_both_spellings(tiny_config):
     for names, expected in (
-        (("query", "key", "value", "dense"), ["query", "value"]),
-        (("q_proj", "k_proj", "v_proj", "o_proj"), ["q_proj", "v_proj"]),
+        (("query", "key", "value", "dense"), ["0.query", "0.value"]),
+        (("q_proj", "k_proj", "v_proj", "o_proj"), ["0.q_proj", "0.v_proj"]),
     ):
         tower = nn.Sequential(FakeAttention(*names), nn.LayerNorm(2))
         assert resolve_lora_targets(tower) == expected

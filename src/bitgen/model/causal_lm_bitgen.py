@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .rotary import rotate as rotate
     from .text_decoder import TextDecoder as TextDecoder
     from .vision_encoder import VisionEncoder as VisionEncoder
+    from .vision_towers import TowerKind as TowerKind
 
 
 class BitGenTextModel(BitGenModel):

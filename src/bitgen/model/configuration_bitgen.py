@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from .vision_towers import check_vision_config
+
 FUSION_KINDS = ("concat_mlp", "cross_attention", "backbone")
 IMAGE_POOLINGS = ("attention", "mean")
 VISION_TUNINGS = ("frozen", "lora", "full")
@@ -50,7 +52,8 @@ class BitGenConfig(PretrainedConfig):
     """Configuration of :class:`BitGenModel`.
 
     Args:
-        vision_config: the DINOv2 configuration as a dict, or None when the model takes features computed earlier.
+        vision_config: the tower's configuration as a dict (see ``vision_towers`` for the kinds that fit), or None when
+            the model takes features computed earlier.
         image_size: side of the square input in pixels (the tower interpolates its position table when it differs).
         feature_dim, feature_tokens: C and P of features computed earlier; required when ``vision_config`` is None.
         feature_pool: side of the grid that the tower's patch features are averaged to before the compressor; None (or
@@ -197,6 +200,8 @@ class BitGenConfig(PretrainedConfig):
     def _check(self) -> None:
         if self.vision_config is None and self.feature_dim is None:
             return  # transformers builds an empty configuration to find out which values differ from the defaults
+        if self.vision_config is not None:
+            check_vision_config(self.vision_config)
         if self.takes_features and not (self.feature_tokens and self.feature_tokens > 0):
             raise ValueError("feature_tokens must say how many features an image has (1 for one vector an image).")
         check_sizes(self.embed_dim, self.num_heads, self.vision_embed_dim, self.positions)

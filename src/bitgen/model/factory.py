@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 
 from .configuration_bitgen import BitGenConfig
 from .modeling_bitgen import BitGenModel
+from .vision_towers import check_vision_config, square_sizes
 
 logger = logging.getLogger(__name__)
+
+# What transformers raises of a source that is missing, damaged, of an unknown type, or needs a package not installed.
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassError)
 
 # The published shape of facebook/dinov2-base (its position table is 37 x 37, for 518 pixels), for benchmarks and
 # parameter tables without a download.
@@ -38,12 +43,16 @@ def pretrained_vision_config(source: str, revision: str | None = None) -> dict[s
     """The configuration of a tower on the hub or in a local folder.
 
     Raises:
-        ValueError: neither is within reach; the message says what to download and how to point to it.
+        ValueError: neither is within reach, or it is no tower that fits; the message says what to do.
     """
     try:
-        return AutoConfig.from_pretrained(source, revision=revision).to_dict()
-    except (OSError, ValueError) as error:
+        # Without a word about remote code transformers would stop and ask.
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except _UNREADABLE as error:
         raise ValueError(_unreachable(source, error)) from error
+    vision_config = square_sizes(config.to_dict())
+    check_vision_config(vision_config, source)
+    return vision_config
 
 
 def build_model(config: BitGenConfig, pretrained: str | None = None, revision: str | None = None) -> BitGenModel:
@@ -51,12 +60,42 @@ def build_model(config: BitGenConfig, pretrained: str | None = None, revision: s
     loaded bit for bit.
 
     Raises:
-        ValueError: the weights cannot be found, or do not fit the configuration.
+        ValueError: the weights cannot be found, or do not fit the configuration; or the tower does not give the patch
+            features that the rest of the network was built for.
     """
     model = BitGenModel(config)
     if pretrained is not None and model.vision_encoder is not None:
         load_pretrained_tower(model, pretrained, revision)
+    if model.vision_encoder is not None:
+        check_patches(model, pretrained)
     return model
+
+
+@torch.no_grad()
+def check_patches(model: BitGenModel, source: str | None = None) -> None:
+    """Look at one blank image and count: the number of patches is computed from the configuration elsewhere.
+
+    Raises:
+        ValueError: the tower cannot look at an image of ``image_size``, or gives other patches than computed.
+    """
+    encoder, config = model.vision_encoder, model.config
+    name = f"vision_encoder={source!r}" if source is not None else "vision_config"
+    image = next(encoder.parameters()).new_zeros(1, 3, config.image_size, config.image_size)
+    try:
+        found = tuple(encoder(image).patches.shape[1:])
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} cannot look at images of image_size={config.image_size} ({_first_line(error)}). "
+            f"Write the size that it was trained with, image_size={config.vision_config['image_size']}."
+        ) from error
+    expected = (config.tower_grid**2, config.vision_feature_dim)
+    if found != expected:
+        raise ValueError(
+            f"{name} gives {found[0]} patches of width {found[1]} for images of image_size={config.image_size}, and "
+            f"{expected[0]} of width {expected[1]} were expected of its configuration "
+            f"({type(encoder.tower).__name__}, {encoder.prefix_tokens} tokens before the patches). Choose another "
+            "encoder."
+        )
 
 
 @torch.no_grad()
@@ -69,17 +108,17 @@ def load_pretrained_tower(model: BitGenModel, source: str, revision: str | None 
     encoder = model.vision_encoder
     try:
         pretrained, loading = AutoModel.from_pretrained(
-            source, revision=revision, dtype=torch.float32, output_loading_info=True
+            source, revision=revision, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ValueError(_unreachable(source, error)) from error
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"vision_encoder={source!r}: its weights cannot be read ({str(error).splitlines()[0][:200]}). Download the "
-            "folder again."
+            f"vision_encoder={source!r}: its weights cannot be read ({_first_line(error)}). Download the folder again."
         ) from error
     # transformers fills what a file lacks with random numbers; a tower like that must not pass for a pretrained one.
-    if lacking := sorted(loading["missing_keys"]):
+    unused = encoder.kind.unused
+    if lacking := sorted(name for name in loading["missing_keys"] if not name.startswith(unused)):
         raise ValueError(
             f"vision_encoder={source!r} lacks {len(lacking)} weights, {lacking[0]} among them. Download it again."
         )
@@ -93,7 +132,8 @@ def load_pretrained_tower(model: BitGenModel, source: str, revision: str | None 
             f"{shapes[1].get(name, 'absent')} here. Build the model from this encoder's own configuration."
         )
     for name, parameter in own.items():
-        parameter.copy_(weights[name])
+        # The unused ones that a file lacks: the same on every rank and in every run.
+        parameter.copy_(torch.zeros_like(parameter) if name in loading["missing_keys"] else weights[name])
     encoder.reset_magnitudes()
     logger.info("loaded %d pretrained vision tensors from %s", len(own), source)
 
@@ -129,5 +169,9 @@ def _unreachable(source: str, error: Exception) -> str:
         f"`hf download {source if not looks_local else 'facebook/dinov2-base'} --local-dir dinov2-base`, copy that "
         "folder here and pass `--vision_encoder dinov2-base` (a folder with config.json and model.safetensors). "
         "To try everything without it: `make quickstart`, or `--vision_encoder random`. "
-        f"({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+        f"({type(error).__name__}: {_first_line(error)})"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:200]

@@ -19,7 +19,7 @@ from .cross_modal_fusion import build_fusion
 from .episodic_memory import MemoryLayer, MemoryReader
 from .feature_compressor import FeatureCompressor, TokenPooling
 from .likelihood import next_token_labels, sequence_log_probs
-from .parameter_roles import ADAPTER_KINDS, BASE, ParameterRole, roles_of
+from .parameter_roles import ADAPTER_KINDS, BASE, ParameterRole, role_of
 from .sequence_layout import SequenceLayout
 from .text_decoder import TextDecoder, TextEmbeddings
 from .vision_encoder import VisionEncoder
@@ -278,7 +278,16 @@ class BitGenModel(PreTrainedModel):
 
     def roles(self) -> dict[str, ParameterRole]:
         """What each parameter is, by its name here."""
-        return roles_of(self.named_parameters(), self.config.vision_tuning)
+        tower, tuning = "vision_encoder.", self.config.vision_tuning
+        return {
+            name: role_of(
+                name,
+                parameter.dim(),
+                tuning,
+                not name.startswith(tower) or self.vision_encoder.reaches(name.removeprefix(tower)),
+            )
+            for name, parameter in self.named_parameters()
+        }
 
     def set_adapters_trainable(self, trainable: bool) -> None:
         """Freeze or unfreeze what phase 2 trains of the vision tower; nothing to do for features computed earlier."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
-
-from torch import nn
 
 # Parts that are named by the first word of a parameter's name; the rest are the decoder's.
 VISION, LORA, FUSION = "vision_base", "lora", "fusion"
@@ -25,10 +22,6 @@ NEW_PARTS = ("compressor", FUSION, "memory", "decoder", "embeddings", "heads")
 BASE, TOWER, FIXED, LORA_A, LORA_B = "base", "tower", "fixed", "a", "b"
 # GATE: starts at 0 and opens what is behind it. MATRIX: maps one space to another. WEIGHT: any other.
 GATE, MATRIX, WEIGHT = "gate", "matrix", "weight"
-
-# Weights of the tower that can get no gradient here: the mask token serves masked pre-training alone, and a bias of
-# the keys moves all of a query's scores alike, which softmax undoes.
-GRADIENT_FREE = ("mask_token", "k_proj.bias", "key.bias")
 
 # No weight decay beside every tensor of fewer than two dimensions (norms, biases, gates, temperature). Decay is
 # decoupled from the gradient, so a row that a batch does not touch would shrink all the same: an embedding of a rare
@@ -53,20 +46,21 @@ def part_of(name: str) -> str:
     return _PARTS.get(name.split(".", 1)[0], "decoder")
 
 
-def role_of(name: str, dimensions: int, tuning: str) -> ParameterRole:
+def role_of(name: str, dimensions: int, tuning: str, reached: bool = True) -> ParameterRole:
     """The role of a parameter.
 
     Args:
         name: in the model.
         dimensions: of its tensor.
         tuning: the model's ``vision_tuning``.
+        reached: of the tower's weights: whether patch features depend on it.
     """
     part = part_of(name)
     if part == LORA:
         return ParameterRole(part, LORA_B if "lora_B" in name else LORA_A, dimensions >= 2)
     decays = dimensions >= 2 and not any(word in name.lower() for word in NO_DECAY_WORDS)
     if part == VISION:
-        kind = BASE if tuning != "full" else FIXED if name.endswith(GRADIENT_FREE) else TOWER
+        kind = BASE if tuning != "full" else TOWER if reached else FIXED
     elif name.rsplit(".", 1)[-1] == "gate":
         kind = GATE
     else:
@@ -76,8 +70,3 @@ def role_of(name: str, dimensions: int, tuning: str) -> ParameterRole:
 
 # What a phase after the first unfreezes of the vision tower.
 ADAPTER_KINDS = (LORA_A, LORA_B, TOWER)
-
-
-def roles_of(named_parameters: Iterable[tuple[str, nn.Parameter]], tuning: str) -> dict[str, ParameterRole]:
-    """The role of each parameter by its name."""
-    return {name: role_of(name, parameter.dim(), tuning) for name, parameter in named_parameters}

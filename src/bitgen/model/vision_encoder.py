@@ -1,4 +1,4 @@
-"""DINOv2 with LoRA adapters: pixels to patch features."""
+"""A pretrained vision tower with LoRA adapters: pixels to patch features."""
 
 from __future__ import annotations
 
@@ -11,32 +11,48 @@ from transformers import AutoConfig, AutoModel
 
 from .configuration_bitgen import BitGenConfig
 from .parameter_roles import ADAPTER_KINDS, VISION, ParameterRole, role_of
+from .vision_towers import tower_kind
 
 # DINOv2's attention names its projections differently across transformers releases (renamed between 5.16 and 5.19).
 QUERY_VALUE_NAMES = (("q_proj", "v_proj"), ("query", "value"))
+# Under these names, which differ between kinds of towers, a configuration says what is dropped at random in training.
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "drop_path_rate")
 
 
 class VisionFeatures(NamedTuple):
-    """``patches [B, P, C]`` and the global ``cls [B, C]`` (None for features computed earlier)."""
+    """``patches [B, P, C]`` and the global ``cls [B, C]`` (None where the tower has no such token)."""
 
     patches: torch.Tensor
     cls: torch.Tensor | None
 
 
-def resolve_lora_targets(tower: nn.Module) -> list[str]:
-    """Names of the attention's query and value projections in the tower as it was built.
+def resolve_lora_targets(tower: nn.Module, layers: list[int] | None = None) -> list[str]:
+    """Full names of the attention's query and value projections in the tower as it was built.
+
+    Args:
+        layers: indices of the layers to adapt; None: all.
 
     Raises:
-        ValueError: no known pair of names occurs in the module.
+        ValueError: no known pair of names occurs in the module, or none of ``layers`` does.
     """
-    leaves = {name.rsplit(".", 1)[-1] for name, module in tower.named_modules() if isinstance(module, nn.Linear)}
-    for pair in QUERY_VALUE_NAMES:
-        if leaves.issuperset(pair):
-            return list(pair)
-    raise ValueError(
-        f"No query and value projections found in {type(tower).__name__}: expected one of {QUERY_VALUE_NAMES}, "
-        f"found linear layers {sorted(leaves)}. Add this encoder's names to QUERY_VALUE_NAMES."
-    )
+    linear = [name for name, module in tower.named_modules() if isinstance(module, nn.Linear)]
+    leaves = {name.rsplit(".", 1)[-1] for name in linear}
+    pair = next((names for names in QUERY_VALUE_NAMES if leaves.issuperset(names)), None)
+    if pair is None:
+        raise ValueError(
+            f"No query and value projections found in {type(tower).__name__}: expected one of {QUERY_VALUE_NAMES}, "
+            f"found linear layers {sorted(leaves)}. Add this encoder's names to QUERY_VALUE_NAMES."
+        )
+    targets = [name for name in linear if name.rsplit(".", 1)[-1] in pair]
+    if layers is None:
+        return targets
+    index = {name: next((int(part) for part in name.split(".") if part.isdigit()), None) for name in targets}
+    chosen = [name for name in targets if index[name] in layers]
+    if not chosen:
+        raise ValueError(
+            f"lora_layers={layers} names no layer of {type(tower).__name__}: it has {sorted(set(index.values()))}."
+        )
+    return chosen
 
 
 class VisionEncoder(nn.Module):
@@ -53,11 +69,16 @@ class VisionEncoder(nn.Module):
         self._identity_check: tuple[tuple, bool] | None = None
         self._checkpointing = config.use_gradient_checkpointing
         self._compiled: tuple[nn.Module, ...] = ()  # in a tuple it is no submodule, and adds no state-dict keys
-        tower_config = dict(config.vision_config)
-        tower_config.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, drop_path_rate=0.0)
-        self.tower = AutoModel.from_config(
-            AutoConfig.for_model(tower_config.pop("model_type", "dinov2"), **tower_config)
-        )
+        self.kind = tower_kind(config.vision_config)
+        settings = dict(config.vision_config)
+        tower_config = AutoConfig.for_model(settings.pop("model_type", "dinov2"), **settings)
+        for name in DROPOUTS:
+            if hasattr(tower_config, name):
+                setattr(tower_config, name, 0.0)
+        if tower_config.dtype is not None:  # what the pretrained weights were stored in, which may be half precision
+            tower_config.dtype = torch.get_default_dtype()
+        self.tower = AutoModel.from_config(tower_config)
+        self.prefix_tokens = self.kind.cls_tokens + getattr(self.tower.config, "num_register_tokens", 0)
         self.tower.requires_grad_(False)
         if self.tuning == "lora":
             self._inject_adapters(config)
@@ -65,7 +86,9 @@ class VisionEncoder(nn.Module):
             # Reentrant checkpointing gives the adapters no gradient when the block's input needs none.
             self.tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for module in self.modules():
-            module._is_hf_initialized = True  # the composite model's initialisation must leave the tower alone
+            # The composite model's initialisation must leave the tower alone. Loading through transformers, which
+            # builds without memory, is another matter: buffers that no file holds are computed then.
+            module._is_hf_initialized = not any(buffer.is_meta for buffer in module.buffers(recurse=False))
         self.set_adapters_trainable(False)
 
     def _inject_adapters(self, config: BitGenConfig) -> None:
@@ -83,11 +106,10 @@ class VisionEncoder(nn.Module):
                 r=config.lora_rank,
                 lora_alpha=config.lora_alpha,
                 lora_dropout=config.lora_dropout,
-                target_modules=resolve_lora_targets(self.tower),
+                target_modules=resolve_lora_targets(self.tower, config.lora_layers),
                 use_dora=config.use_dora,
                 use_rslora=config.use_rslora,
                 init_lora_weights=config.init_lora_weights,
-                layers_to_transform=config.lora_layers,
             ),
             self.tower,
         )
@@ -95,6 +117,11 @@ class VisionEncoder(nn.Module):
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What phase 2 unfreezes: LoRA's weights, or with ``full`` every weight that an image reaches."""
         return ((name, p) for name, p in self.named_parameters() if self._role(name, p).kind in ADAPTER_KINDS)
+
+    def reaches(self, name: str) -> bool:
+        """Whether a weight, by its name here, gets a gradient from the patch features."""
+        name = name.removeprefix("tower.")
+        return not name.endswith(self.kind.gradient_free) and not name.startswith(self.kind.unused)
 
     def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The pretrained weights."""
@@ -105,7 +132,7 @@ class VisionEncoder(nn.Module):
         return ((name.removeprefix("tower."), p) for name, p in self.base_parameters())
 
     def _role(self, name: str, parameter: nn.Parameter) -> ParameterRole:
-        return role_of(f"vision_encoder.{name}", parameter.dim(), self.tuning)
+        return role_of(f"vision_encoder.{name}", parameter.dim(), self.tuning, self.reaches(name))
 
     @property
     def trainable(self) -> bool:
@@ -153,7 +180,8 @@ class VisionEncoder(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor) -> VisionFeatures:
-        """``[B, 3, H, W]``, normalised -> patch features: the last hidden state without, and with only, CLS."""
+        """``[B, 3, H, W]``, normalised -> the last hidden state of the patches, and that of CLS. Register tokens are
+        dropped: they stand for no place in the image (arXiv 2309.16588)."""
         trainable = self.trainable
         skip_adapters = self.tuning == "lora" and not trainable and self.adapters_are_identity()
         with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
@@ -162,11 +190,12 @@ class VisionEncoder(nn.Module):
                     hidden = self._hidden(pixel_values)
             else:
                 hidden = self._hidden(pixel_values)
-        return VisionFeatures(patches=hidden[:, 1:], cls=hidden[:, 0])
+        return VisionFeatures(hidden[:, self.prefix_tokens :], hidden[:, 0] if self.kind.cls_tokens else None)
 
     def _hidden(self, pixel_values: torch.Tensor) -> torch.Tensor:
         run = self._compiled[0] if self._compiled else self.tower
-        return run(pixel_values).last_hidden_state
+        options = {"interpolate_pos_encoding": True} if self.kind.asks_to_interpolate else {}
+        return run(pixel_values, **options).last_hidden_state
 
 
 class _adapters_off:  # noqa: N801  (used as a context manager)

@@ -22,13 +22,14 @@ from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
 from bitgen.model.sequence_layout import SequenceLayout
 from bitgen.objectives.contrastive import ContrastiveOutput, contrastive_loss, recentre
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries, pad_to
+from bitgen.objectives.flops import pair_flops, text_flops
 from bitgen.objectives.gather import gather_entries, gather_rows
 from bitgen.objectives.language import language_loss
 from bitgen.objectives.matching import HardNegatives, draw_hard_negatives, interleave, select
 from bitgen.objectives.matching_pass import Pairs, match_by_likelihood, match_by_token
 from bitgen.objectives.stage1_reach import Stage1Settings, unreached_by
 from bitgen.objectives.token_dropout import drop_tokens
-from bitgen.protocols import Counts, Output
+from bitgen.protocols import Output
 from bitgen.stages import Role
 
 TEMPERATURE_RANGE = (0.01, 1.0)
@@ -126,9 +127,14 @@ class Stage1Objective(nn.Module):
             self.log_temperature.copy_(state["log_temperature"])
         self.queue.load_state_dict(state["queue"])
 
-    def flops(self, counts: Counts, phase: int) -> float | None:
-        """None: not estimated yet."""
-        return None
+    def flops(self, inputs: dict[str, torch.Tensor]) -> float:
+        """Estimate of a micro-step's operations, of the passes that its losses make; see ``flops.py``."""
+        rows, tokens = inputs["input_ids"].shape
+        if "document_ids" in inputs:
+            return rows * text_flops(self.model, tokens)
+        encoder = self.model.vision_encoder
+        adapts = encoder is not None and encoder.trainable
+        return rows * pair_flops(self.model, self.settings, adapts, tokens, runs_tower="pixel_values" in inputs)
 
     def unreached_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that get no gradient from the losses that are switched on, apart from those of adapters."""

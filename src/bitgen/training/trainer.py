@@ -225,7 +225,7 @@ class Trainer:
     def _flops(self, drawn: list[Batch]) -> float | None:
         if self.throughput.peak is None:
             return None
-        each = [self.objective.flops(batch.counts, self.phase) for batch in drawn]
+        each = [self.objective.flops(batch.inputs) for batch in drawn]
         return None if None in each else sum(each)
 
     # ---- validation and checkpoints ----

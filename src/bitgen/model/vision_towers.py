@@ -1,0 +1,98 @@
+"""The kinds of pretrained vision towers that the network can look through, and what is particular to each."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+_MASK = "embeddings.mask_token"
+# A key's bias moves all of a query's scores alike, which softmax undoes. The spelling depends on transformers' release.
+_KEY_BIASES = ("k_proj.bias", "key.bias")
+# Models of images and text, and the class that loads their half for images alone.
+_IMAGE_HALVES = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+_SIZES = ("hidden_size", "patch_size", "image_size")
+
+
+class TowerKind(NamedTuple):
+    """What must be known of a kind of tower beside its configuration.
+
+    Args:
+        cls_tokens: tokens before the patches, register tokens not counted.
+        gradient_free: ends of the names of weights that get no gradient, although the tower uses them otherwise.
+        unused: beginnings of the names of modules that the patch features do not pass through; checkpoints of other
+            tasks may lack them.
+        asks_to_interpolate: whether ``forward`` must be told that the image may have another size than the positions.
+    """
+
+    cls_tokens: int
+    gradient_free: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+    asks_to_interpolate: bool = False
+
+
+# By ``model_type``. In DINOv3 a key's bias is turned by its position, so softmax does not undo it.
+TOWER_KINDS = {
+    "dinov2": TowerKind(1, (_MASK, *_KEY_BIASES)),
+    "dinov2_with_registers": TowerKind(1, (_MASK, *_KEY_BIASES)),
+    "dinov3_vit": TowerKind(1, (_MASK,)),
+    "vit": TowerKind(1, (_MASK, *_KEY_BIASES), unused=("pooler.",), asks_to_interpolate=True),
+    "clip_vision_model": TowerKind(1, _KEY_BIASES, unused=("post_layernorm.",), asks_to_interpolate=True),
+    "siglip_vision_model": TowerKind(0, _KEY_BIASES, unused=("head.",), asks_to_interpolate=True),
+}
+
+
+def tower_kind(vision_config: dict[str, Any]) -> TowerKind:
+    """The kind of a configuration that :func:`check_vision_config` accepts."""
+    return TOWER_KINDS[vision_config.get("model_type", "dinov2")]
+
+
+def check_vision_config(vision_config: dict[str, Any], encoder: str | None = None) -> None:
+    """Refuse what is no supported tower.
+
+    Args:
+        encoder: the folder or hub id that it comes from, for the message.
+
+    Raises:
+        ValueError: the model is of another kind, or its images or patches are not square or not RGB.
+    """
+    kind = vision_config.get("model_type", "dinov2")
+    name = f"vision_encoder={encoder!r}" if encoder is not None else "vision_config"
+    if kind not in TOWER_KINDS:
+        raise ValueError(f"{name} is a {kind} model, which cannot be the vision tower. {_remedy(kind, encoder)}")
+    if missing := [field for field in _SIZES if field not in vision_config]:
+        raise ValueError(f"{name} lacks {', '.join(missing)}: copy the whole configuration of the {kind} model.")
+    for field in _SIZES:
+        if not isinstance(vision_config[field], int):
+            raise ValueError(
+                f"{name} has {field}={vision_config[field]!r}, and images and patches must be square, with one number "
+                "of pixels a side. Choose another encoder."
+            )
+    if vision_config.get("num_channels", 3) != 3:
+        raise ValueError(
+            f"{name} takes images of {vision_config['num_channels']} channels, and images here have 3 (RGB). Choose "
+            "another encoder."
+        )
+
+
+def square_sizes(vision_config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with one number where image or patch size are given as two equal ones."""
+    changed = {}
+    for field in ("image_size", "patch_size"):
+        size = vision_config.get(field)
+        if isinstance(size, (list, tuple)) and len(size) in (1, 2) and len(set(size)) == 1:
+            changed[field] = size[0]
+    return {**vision_config, **changed}
+
+
+def _remedy(kind: str, encoder: str | None) -> str:
+    supported = f"Supported types: {', '.join(TOWER_KINDS)}."
+    if kind in _IMAGE_HALVES:
+        source, loader = encoder or "the model", _IMAGE_HALVES[kind]
+        return (
+            f'It reads images and text; save its half for images with `python -c "from transformers import {loader}; '
+            f"{loader}.from_pretrained('{source}').save_pretrained('{kind}-vision')\"` and pass `--vision_encoder "
+            f"{kind}-vision`. {supported}"
+        )
+    return (
+        f"{supported} Pass a hub id or folder of one of them, for example `--vision_encoder facebook/dinov2-base`; or "
+        "compute features with your encoder beforehand and train with `--vision_encoder features`."
+    )

@@ -1,0 +1,67 @@
+"""Runs of the entry with ``--vision_encoder FOLDER``: what fits trains through both phases, the rest is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from bitgen.trained import load_model
+
+SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=7, image_size=28)
+FITTING = {
+    "dinov2_with_registers": SIZES | {"num_register_tokens": 4},
+    "siglip_vision_model": SIZES | {"intermediate_size": 48, "image_size": 14},
+}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """``save(kind, **sizes)``: the folder of a saved model with random weights."""
+
+    def write(kind: str, **sizes: object) -> Path:
+        torch.manual_seed(3)
+        folder = tmp_path / kind
+        AutoModel.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("kind", FITTING)
+def test_another_tower_trains_through_both_phases(main, tiny_config, save, kind, tuning) -> None:
+    folder = save(kind, **FITTING[kind])
+    status, said = main(vision_encoder=folder, vision_tuning=tuning, max_steps=6, lora_warmup_steps=3)
+    assert status == 0, said
+    assert "Phase 2" in said
+    model = load_model(tiny_config().output.output_dir).model
+    assert model.config.image_tokens == 16
+    plain = dict(AutoModel.from_pretrained(folder).named_parameters())
+    base = {name.replace(".base_layer.", "."): p for name, p in model.vision_encoder.tower_parameters()}
+    assert base.keys() == plain.keys()
+    moved = {name for name in plain if not torch.equal(base[name], plain[name])}
+    reached = {name.removeprefix("tower.") for name, _ in model.vision_encoder.adapter_parameters()}
+    assert moved == (reached if tuning == "full" else set())
+    if tuning == "lora":
+        adapters = dict(model.vision_encoder.adapter_parameters())
+        assert adapters and all(p.any() for p in adapters.values())
+
+
+@pytest.mark.parametrize(
+    "kind, sizes",
+    [
+        ("resnet", dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])),
+        ("bert", SIZES | {"intermediate_size": 48, "vocab_size": 40}),
+    ],
+)
+def test_a_model_that_is_no_tower_is_one_message_and_status_2(main, tiny_config, save, kind, sizes) -> None:
+    folder = save(kind, **sizes)
+    status, said = main(vision_encoder=folder)
+    assert status == 2
+    assert "Traceback" not in said and said.count("error: ") == 1
+    for part in (str(folder), f"a {kind} model", "dinov2_with_registers", "--vision_encoder facebook/dinov2-base"):
+        assert part in " ".join(said.split()), part
+    assert not Path(tiny_config().output.output_dir, "tokenizer").exists()  # before anything was made
