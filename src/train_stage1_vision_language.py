@@ -8,6 +8,10 @@ from contextlib import closing
 # Data workers are forked after the tokenizer was used; it would warn, and switch itself off, in each of them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from bitgen.machine.threads import threads_of_this_process
+
+os.environ.update(threads_of_this_process().variables)  # before torch is imported
+
 from bitgen.config import Config, ConfigError, exit_on_config_error, parse_config
 from bitgen.machine.devices import start_processes
 from bitgen.machine.ranks import stop_processes
@@ -29,6 +33,7 @@ def train(config: Config, purpose: str | None = None) -> bool:
     with closing(trainer.monitor):
         if purpose is not None:
             logger.info(purpose)
+        logger.info(threads_of_this_process().sentence)
         try:
             finished = trainer.fit()
         except (TrainingDiverged, ValueError) as error:  # a disk that is full, a record that cannot be read
