@@ -35,8 +35,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ENTRY = REPOSITORY / "src" / "train_stage1_vision_language.py"
 # With torch there already, the entry decides nothing: libgomp has read its variables.
 TORCH_FIRST = "import runpy, sys, torch; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-# Ends when its parent does: also after a kill that leaves the parent no time to stop it.
-BURNER = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100000))"
+# Ends when its parent does, also after a kill that leaves the parent no time to stop it. The parent's number is passed:
+# it may be gone before the burner could ask for it.
+BURNER = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100000))"
 CHOICES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 # What a kernel and this benchmark take by themselves on an idle machine.
 IDLE = 0.1
@@ -124,7 +125,7 @@ def burners(count: int) -> Iterator[None]:
     """Processes that only compute while the block runs."""
     with ExitStack() as started:
         for _ in range(count):
-            burner = subprocess.Popen([sys.executable, "-c", BURNER])
+            burner = subprocess.Popen([sys.executable, "-c", BURNER, str(os.getpid())])
             started.callback(burner.wait)
             started.callback(burner.kill)
         yield
