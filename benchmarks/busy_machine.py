@@ -4,14 +4,16 @@
 
 Runs the quickstart's first steps in processes of the real entry, in turn: `default` loads torch first, so that nothing
 is decided and no variable set; `bounded` is the entry as it is; `--also NAME=VALUE` adds a run with that variable set.
-Each process computes first on the machine as it is. Then `--burners` processes that only compute start beside it, while
-it runs: nothing decided at the start can have known of them. They end with the benchmark, whatever ends it.
+Each of them is started twice: on the machine as it is (`idle`), where `--burners` processes that only compute begin
+while it runs (`busy_later`: nothing decided at the start can have known of them), and beside burners (`busy`). They end
+with the benchmark, whatever ends it.
 
-Prints a JSON line for each way of waiting and each state of the machine, `idle` and `busy`:
+Prints a JSON line for each way of waiting and each state of the machine:
   samples_per_sec      median over the rounds of a process's median step,
   each_round           those medians,
   ratio_to_default     median over the rounds of the ratio to `default` in the same round,
-  worst_other_cores    cores' worth of time that other processes took while it was measured, in the worst round.
+  worst_other_cores    cores' worth of time that other processes took while it was measured, in the worst round,
+  threads              what the entry decided at the start, in the last round.
 On a machine that is really idle the last is below 0.1; a warning says where it was not. Linux alone.
 """
 
@@ -46,26 +48,18 @@ PATIENCE = 300.0
 logger = logging.getLogger("busy_machine")
 
 
+STATES = ("idle", "busy_later", "busy")
+
+
 class Part(NamedTuple):
-    """What one process did in one state of the machine: its median step, and what others took meanwhile."""
+    """What one process did in one state of the machine: its median step, what others took, and what it had decided."""
 
     samples_per_sec: float
     other_cores: float
+    threads: str = ""
 
 
-class Steps(NamedTuple):
-    """How many steps a process makes: uncounted ones, those of each state, and one between, in which burners start."""
-
-    warm: int
-    idle: int
-    busy: int
-
-    @property
-    def all(self) -> int:
-        return self.warm + self.idle + 1 + self.busy
-
-
-def command_of(way: str, folder: Path, steps: Steps) -> tuple[list[str], dict[str, str]]:
+def command_of(way: str, folder: Path, max_steps: int) -> tuple[list[str], dict[str, str]]:
     """The process of one way of waiting, and its environment."""
     environment = {name: value for name, value in os.environ.items() if name not in CHOICES}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ENTRY.parent), environment.get("PYTHONPATH"))))
@@ -80,7 +74,7 @@ def command_of(way: str, folder: Path, steps: Steps) -> tuple[list[str], dict[st
         "val_data": "none",
         "resume": "none",
         "log_steps": 1,
-        "max_steps": steps.all,
+        "max_steps": max_steps,
     }
     flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     return [*start, str(ENTRY), *flags], environment
@@ -131,37 +125,49 @@ def burners(count: int) -> Iterator[None]:
         yield
 
 
-def run(way: str, folder: Path, steps: Steps, beside: int) -> dict[str, Part]:
-    """Train in one process, first with the machine as it is and then beside burners."""
+def run(way: str, folder: Path, plan: dict[str, tuple[int, int]], beside: dict[str, int]) -> dict[str, Part]:
+    """Train in one process and measure it in each state of ``plan``.
+
+    Args:
+        way: as ``command_of``.
+        folder: a new one, for what the run writes.
+        plan: of each state in turn, the steps that are not counted and those that are.
+        beside: how many burners start with each state; those of the first state start before the run.
+    """
     folder.mkdir(parents=True)
     metrics = folder / "logs" / "metrics.jsonl"
-    command, environment = command_of(way, folder, steps)
+    # A step more than are counted: after its last one a run goes on to write its checkpoint, and may be gone.
+    command, environment = command_of(way, folder, sum(map(sum, plan.values())) + 1)
     parts: dict[str, Part] = {}
     with (folder / "said").open("wb") as said, ExitStack() as stack:
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-
-        def measure(state: str, first: int, last: int) -> None:
+        process, last = None, 0
+        for state, (uncounted, counted) in plan.items():
+            stack.enter_context(burners(beside[state]))
+            if process is None:
+                process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+            first, last = last + uncounted, last + uncounted + counted
             wait_for_step(first, metrics, process)
             before, started = ticks_of_others(process), time.monotonic()
             wait_for_step(last, metrics, process)
             ticks = (ticks_of_others(process) - before) / os.sysconf("SC_CLK_TCK")
-            speed = statistics.median(speeds_of(metrics)[first:last])
-            parts[state] = Part(speed, ticks / (time.monotonic() - started))
-            logger.info("%s, %s: %.1f samples/s, others took %.2f cores", way, state, *parts[state])
-
-        measure("idle", steps.warm, steps.warm + steps.idle)
-        with burners(beside):
-            # One step less than there are: at its last the run goes on to write its checkpoint, and may be gone.
-            measure("busy", steps.warm + steps.idle + 1, steps.all - 1)
+            others = ticks / (time.monotonic() - started)
+            parts[state] = Part(statistics.median(speeds_of(metrics)[first:last]), others, decided(folder / "said"))
+            logger.info("%s, %s: %.1f samples/s, others took %.2f cores", way, state, *parts[state][:2])
     return parts
+
+
+def decided(said: Path) -> str:
+    """The entry's line about its threads."""
+    lines = said.read_text(errors="replace").splitlines()
+    return next((line[line.index("threads: ") :] for line in lines if "threads: " in line), "")
 
 
 def results(rounds: list[dict[str, dict[str, Part]]]) -> list[dict[str, object]]:
     """A line for each way and state; ``rounds`` gives a way's parts by state."""
     lines: list[dict[str, object]] = []
-    for state in ("idle", "busy"):
+    for state in STATES:
         for way in rounds[0]:
             parts = [each[way][state] for each in rounds]
             ratios = [
@@ -176,6 +182,7 @@ def results(rounds: list[dict[str, dict[str, Part]]]) -> list[dict[str, object]]
                     "each_round": [round(part.samples_per_sec, 2) for part in parts],
                     "ratio_to_default": round(statistics.median(ratios), 3),
                     "worst_other_cores": round(max(part.other_cores for part in parts), 2),
+                    "threads": parts[-1].threads,
                 }
             )
             if state == "idle" and any(part.other_cores > IDLE for part in parts):
@@ -185,23 +192,28 @@ def results(rounds: list[dict[str, dict[str, Part]]]) -> list[dict[str, object]]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each way (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=15, help="steps on the machine as it is (default: %(default)s)")
-    parser.add_argument("--busy_steps", type=int, default=4, help="steps beside burners (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="how often all is run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=12, help="steps on the machine as it is (default: %(default)s)")
+    parser.add_argument("--busy_steps", type=int, default=2, help="steps beside burners (default: %(default)s)")
     parser.add_argument("--warm_steps", type=int, default=3, help="steps before those (default: %(default)s)")
     parser.add_argument("--burners", type=int, default=2, help="processes that compute beside (default: %(default)s)")
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=VALUE", help="a variable to try as well")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     ways = ["default", "bounded", *arguments.also]
-    steps = Steps(arguments.warm_steps, arguments.steps, arguments.busy_steps + 1)
+    warm, quiet, beside_burners = arguments.warm_steps, arguments.steps, arguments.busy_steps
+    beside = {"idle": 0, "busy_later": arguments.burners, "busy": arguments.burners}
+    # In the first step beside burners that begin later, part of the time is without them.
+    plans = ({"idle": (warm, quiet), "busy_later": (1, beside_burners)}, {"busy": (1, beside_burners)})
     rounds: list[dict[str, dict[str, Part]]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(arguments.rounds):
+            done: dict[str, dict[str, Part]] = {way: {} for way in ways}
             # Every other round backwards: what follows what must not matter.
-            order = ways if number % 2 == 0 else list(reversed(ways))
-            done = {way: run(way, Path(folder) / f"{number}-{way}", steps, arguments.burners) for way in order}
-            rounds.append({way: done[way] for way in ways})
+            for way in ways if number % 2 == 0 else reversed(ways):
+                for which, plan in enumerate(plans):
+                    done[way] |= run(way, Path(folder) / f"{number}-{which}-{way}", plan, beside)
+            rounds.append(done)
     for line in results(rounds):
         print(json.dumps(line), flush=True)
     return 0

@@ -11,14 +11,14 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # behind src, which has a memory.py too
 
-from busy_machine import CHOICES, ENTRY, Part, Steps, burners, command_of, results, speeds_of
+from busy_machine import CHOICES, ENTRY, Part, burners, decided, command_of, results, speeds_of
 
 
 def test_ratios_are_of_the_same_round(caplog: pytest.LogCaptureFixture) -> None:
     def one_round(default: float, bounded: float, others: float) -> dict[str, dict[str, Part]]:
         busy = {"default": Part(default / 10, 2.0), "bounded": Part(bounded / 2, 2.0)}
         idle = {"default": Part(default, 0.0), "bounded": Part(bounded, others)}
-        return {way: {"idle": idle[way], "busy": busy[way]} for way in idle}
+        return {way: {"idle": idle[way], "busy_later": busy[way], "busy": busy[way]} for way in idle}
 
     with caplog.at_level(logging.WARNING):
         lines = results([one_round(100, 99, 0.0), one_round(50, 60, 0.5), one_round(80, 80, 0.01)])
@@ -32,13 +32,12 @@ def test_ratios_are_of_the_same_round(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_persons_variables_reach_no_run_and_a_tried_one_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in CHOICES:
         monkeypatch.setenv(name, "1")
-    steps = Steps(1, 2, 3)
-    default, environment = command_of("default", tmp_path, steps)
+    default, environment = command_of("default", tmp_path, 7)
     assert default[1] == "-c" and str(ENTRY) in default and not set(CHOICES) & set(environment)
-    bounded, environment = command_of("bounded", tmp_path, steps)
+    bounded, environment = command_of("bounded", tmp_path, 7)
     assert bounded[1] == str(ENTRY) and not set(CHOICES) & set(environment)
     assert bounded[bounded.index("--max_steps") + 1] == "7"
-    _, environment = command_of("OMP_WAIT_POLICY=PASSIVE", tmp_path, steps)
+    _, environment = command_of("OMP_WAIT_POLICY=PASSIVE", tmp_path, 7)
     assert {name: environment[name] for name in CHOICES if name in environment} == {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -47,6 +46,13 @@ def test_a_line_that_is_half_written_is_not_read(tmp_path: Path) -> None:
     assert speeds_of(metrics) == []
     metrics.write_text('{"perf/samples_per_sec": 3.5}\n{"val/t2i_R@1": 1.0}\n{"perf/samples_per_sec": 4')
     assert speeds_of(metrics) == [3.5]
+
+
+def test_what_the_entry_decided_is_found_in_what_it_said(tmp_path: Path) -> None:
+    (tmp_path / "said").write_text("09:00:00 Parameters\n09:00:01 threads: 2 of 2 cores; waiting\nmore\n")
+    assert decided(tmp_path / "said") == "threads: 2 of 2 cores; waiting"
+    (tmp_path / "said").write_text("09:00:00 Parameters\n")
+    assert decided(tmp_path / "said") == ""
 
 
 def test_burners_end_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
