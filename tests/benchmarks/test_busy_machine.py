@@ -11,7 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # behind src, which has a memory.py too
 
-from busy_machine import CHOICES, ENTRY, Part, burners, decided, command_of, results, speeds_of
+from busy_machine import CHOICES, ENTRY, Part, burners, command_of, decided, results, speeds_of
 
 
 def test_ratios_are_of_the_same_round(caplog: pytest.LogCaptureFixture) -> None:
