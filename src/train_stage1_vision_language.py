@@ -6,6 +6,10 @@ import sys
 # Data workers are forked after the tokenizer was used; it would warn, and switch itself off, in each of them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from bitgen.machine.threads import threads_of_this_process
+
+os.environ.update(threads_of_this_process().variables)  # before torch is imported
+
 from bitgen.config import exit_on_config_error, parse_config
 from bitgen.machine.ranks import stop_processes
 from bitgen.run import train

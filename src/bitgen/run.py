@@ -14,6 +14,7 @@ from bitgen.machine.devices import resolve_precision, start_processes
 from bitgen.machine.parallel import Replicated
 from bitgen.machine.ranks import Processes, from_main, main_first
 from bitgen.machine.stopping import resume_command
+from bitgen.machine.threads import threads_of_this_process
 from bitgen.protocols import Task
 from bitgen.show.monitor import Monitor
 from bitgen.show.run_logging import FILE_ONLY
@@ -45,6 +46,7 @@ def train(task: Task, config: Config, purpose: str | None = None) -> bool:
     with closing(trainer.monitor):
         if purpose is not None:
             logger.info(purpose)
+        logger.info(threads_of_this_process().sentence)
         try:
             finished = trainer.fit()
         except (TrainingDiverged, ValueError) as error:  # a disk that is full, a record that cannot be read
