@@ -10,13 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bitgen.checkpoint.format import resolve_checkpoint, verify
-from bitgen.evaluation.generation import load_export
+from bitgen import trained
 from bitgen.memory.episodes import check_texts
 from bitgen.model.image_decoding import ImageSource
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
-from bitgen.trained import load_model
 
 MemoryImage = str | Path | ImageSource | Tensor
 
@@ -32,20 +30,8 @@ def open_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[Bi
     Raises:
         ValueError: there is no model, it is damaged or cannot be loaded; the message names the folder.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: there is no such folder. Give a run's --output_dir, a checkpoint or an export.")
-    if (path / "processor_config.json").is_file():
-        model, parts = load_export(path)
-        config, seen = model.config, parts.image_processor
-        mean_and_std = {} if seen is None else {"image_mean": seen.image_mean, "image_std": seen.image_std}
-        processor = BitGenProcessor(parts.tokenizer, config.image_size, config.max_seq_len, **mean_and_std)
-        return model.to(device), processor
-    folder = resolve_checkpoint(path)
-    verify(folder)
-    loaded = load_model(folder)
-    config = loaded.model.config
-    return loaded.model.to(device), BitGenProcessor(loaded.tokenizer, config.image_size, config.max_seq_len)
+    opened = trained.open_model(path, device)
+    return opened.model, opened.processor
 
 
 class PairEncoder:
@@ -83,11 +69,16 @@ class PairEncoder:
         parts = []
         for first in range(0, len(images), self.batch_size):
             chunk = range(first, min(first + self.batch_size, len(images)))
-            batch = torch.stack([self._tensor(images[position], position) for position in chunk])
+            batch = torch.stack([self.tensor(images[position], position) for position in chunk])
             parts.append(self.model.encode_image(**{name: batch.to(self.model.device)}).image_features.double())
         return torch.cat(parts)
 
-    def _tensor(self, image: MemoryImage, position: int) -> Tensor:
+    def tensor(self, image: MemoryImage, position: int = 0) -> Tensor:
+        """One image as the model takes it; ``position`` names it in messages.
+
+        Raises:
+            ValueError: as for :meth:`images`.
+        """
         if isinstance(image, Tensor):
             return image.float()
         if self.model.config.takes_features:
