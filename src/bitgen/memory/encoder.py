@@ -65,20 +65,26 @@ class PairEncoder:
         Raises:
             ValueError: an image that cannot be read (named), or of a kind that this model does not take.
         """
-        name = "vision_features" if self.model.config.takes_features else "pixel_values"
         parts = []
         for first in range(0, len(images), self.batch_size):
-            chunk = range(first, min(first + self.batch_size, len(images)))
-            batch = torch.stack([self.tensor(images[position], position) for position in chunk])
-            parts.append(self.model.encode_image(**{name: batch.to(self.model.device)}).image_features.double())
+            batch = self.inputs(images[first : first + self.batch_size], first)
+            parts.append(self.model.encode_image(**batch).image_features.double())
         return torch.cat(parts)
 
-    def tensor(self, image: MemoryImage, position: int = 0) -> Tensor:
-        """One image as the model takes it; ``position`` names it in messages.
+    def inputs(self, images: Sequence[MemoryImage] | Tensor, first: int = 0) -> dict[str, Tensor]:
+        """Images as :meth:`images` takes them to the input of ``encode_image``, on the model's device.
+
+        Args:
+            first: what messages number the first of them.
 
         Raises:
             ValueError: as for :meth:`images`.
         """
+        name = "vision_features" if self.model.config.takes_features else "pixel_values"
+        batch = torch.stack([self._tensor(image, first + position) for position, image in enumerate(images)])
+        return {name: batch.to(self.model.device)}
+
+    def _tensor(self, image: MemoryImage, position: int) -> Tensor:
         if isinstance(image, Tensor):
             return image.float()
         if self.model.config.takes_features:
@@ -103,11 +109,20 @@ class PairEncoder:
         check_texts(texts)
         parts = []
         for first in range(0, len(texts), self.batch_size):
-            with self._tokenizing:
-                inputs = self.processor.texts(texts[first : first + self.batch_size])
-            ids, mask = (inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+            ids, mask = self.tokens(texts[first : first + self.batch_size])
             parts.append(self.model.encode_text(ids, mask, self._reader).double())
         return torch.cat(parts)
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """``input_ids`` and ``attention_mask [B, T]`` of texts, on the model's device.
+
+        Raises:
+            ValueError: as for :meth:`texts`.
+        """
+        check_texts(texts)
+        with self._tokenizing:
+            inputs = self.processor.texts(texts)
+        return inputs["input_ids"].to(self.model.device), inputs["attention_mask"].to(self.model.device)
 
     @torch.no_grad()
     def probe(self) -> Tensor:
