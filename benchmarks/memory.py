@@ -53,10 +53,10 @@ from memory_training import fine_tuning
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitgen.commands.evaluate import load_split
 from bitgen.memory.associative import IMAGE, TEXT
 from bitgen.memory.whitening import Whitening, training_whitening
-from bitgen.trained import load_model
-from evaluate import load_split
+from bitgen.trained import open_model
 
 PARTS = ("training", "costs", "pseudo_inverse", "edits", "widening", "cue_noise", "recall")
 EPISODES, SLOTS = (1, 8, 16, 32, 64, 128, 512), (32, 128, 512)
@@ -203,7 +203,7 @@ def main() -> None:
     if unknown := sorted(set(wanted) - set(PARTS)):
         parser.error(f"--parts: {unknown[0]!r} is none of {', '.join(PARTS)}")
     torch.set_num_threads(1)
-    loaded = load_model(flags.model)
+    loaded = open_model(flags.model)
     dataset = load_split(flags.data, loaded, None)
     codes = codes_of(loaded, dataset)
     try:

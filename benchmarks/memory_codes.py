@@ -15,7 +15,7 @@ from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.encode import Runner
 from bitgen.memory.associative import AddressSpace, AssociativeMemory
 from bitgen.memory.whitening import Whitening
-from bitgen.trained import LoadedModel
+from bitgen.trained import Trained
 
 # Cues of a figure, at least: small memories are drawn anew until there are as many.
 CUES = 512
@@ -40,7 +40,7 @@ def _rounded(value: object) -> object:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def codes_of(loaded: LoadedModel, dataset: PairDataset) -> Codes:
+def codes_of(loaded: Trained, dataset: PairDataset) -> Codes:
     """The split's codes, in an order of their own."""
     encoded = Runner(loaded.model, 128).encode(dataset)
     first = torch.searchsorted(encoded.caption_image, torch.arange(encoded.num_images))

@@ -34,6 +34,7 @@ from memory_ways import ALONE, WAYS, Compared, gate_closed, reader_of, reading_f
 from pycocoevalcap.cider.cider import Cider
 from torch import Tensor
 
+from bitgen.commands.evaluate import load_split
 from bitgen.data.dataset import PairDataset
 from bitgen.data.text_blocks import causal_document_mask, collate_blocks
 from bitgen.evaluation.caption_metrics import words
@@ -47,8 +48,7 @@ from bitgen.model.episodic_memory import MemoryReader
 from bitgen.model.likelihood import IGNORED, next_token_labels, sequence_log_probs
 from bitgen.model.sequence_layout import SequenceLayout
 from bitgen.tasks.stage1_parts import build_text
-from bitgen.trained import LoadedModel, load_model
-from evaluate import load_split
+from bitgen.trained import Trained, open_model
 
 BATCH, NEAREST, RESAMPLES = 128, 16, 200
 
@@ -84,7 +84,7 @@ def first_hits(
     return ranks[0] == 1, ranks[1] == 1
 
 
-def matching(loaded: LoadedModel, dataset: PairDataset) -> None:
+def matching(loaded: Trained, dataset: PairDataset) -> None:
     """The matching head, and retrieval by cosine."""
     if loaded.model.config.itm_likelihood:
         raise SystemExit("--matching takes a run whose matching head reads the last token (itm_likelihood False).")
@@ -125,7 +125,7 @@ def matching(loaded: LoadedModel, dataset: PairDataset) -> None:
 # ---------------------------------------------------------------- captions
 
 
-def captions(loaded: LoadedModel, dataset: PairDataset) -> None:
+def captions(loaded: Trained, dataset: PairDataset) -> None:
     """Loss of captions, and captions written."""
     model, runner = loaded.model, Runner(loaded.model, BATCH)
     memory, encoded = model.memory, runner.encode(dataset)
@@ -168,7 +168,7 @@ def caption_losses(
 
 @torch.no_grad()
 def write_captions(
-    loaded: LoadedModel, dataset: PairDataset, readers: Callable[..., MemoryReader], first: Tensor
+    loaded: Trained, dataset: PairDataset, readers: Callable[..., MemoryReader], first: Tensor
 ) -> list[str]:
     """Greedy captions, in words, of all images; each reads from the memory of its image's first caption."""
     generator, texts = language_model(loaded.model, loaded.tokenizer), []
@@ -199,7 +199,7 @@ def bleu_change(texts: list[str], before: list[str], references: list[str]) -> t
 
 
 @torch.no_grad()
-def text(loaded: LoadedModel, folder: str) -> None:
+def text(loaded: Trained, folder: str) -> None:
     """Loss of packed text: at most so many sequences of each source as validation reads."""
     model, memory = loaded.model, loaded.model.memory
     sources = split_by_source(build_text(loaded.config, folder, loaded.tokenizer), loaded.tokenizer)
@@ -257,7 +257,7 @@ def main() -> None:
     for path, measure in ((flags.matching, matching), (flags.captions, captions), (flags.text, text)):
         if path is None:
             continue
-        loaded = load_model(path)
+        loaded = open_model(path)
         if loaded.model.memory is None:
             parser.error(f"{path} has no memory (use_memory was False)")
         measure(loaded, flags.text_data if measure is text else load_split(flags.data, loaded, flags.images))

@@ -18,7 +18,7 @@ from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.encode import Runner, image_input
 from bitgen.memory.associative import IMAGE, TEXT
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.trained import LoadedModel
+from bitgen.trained import Trained
 
 # The likeliest first: a run stops once it costs more than the cheapest so far.
 LEARNING_RATES = (1e-3, 3e-4, 3e-3, 1e-4)
@@ -130,7 +130,7 @@ def _optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
 
 
-def fine_tuning(loaded: LoadedModel, dataset: PairDataset, codes: Codes, count: int) -> None:
+def fine_tuning(loaded: Trained, dataset: PairDataset, codes: Codes, count: int) -> None:
     """Facts beside others, 128 in all or as many as the facts again: written, and trained."""
     held = max(128 - count, count)
     slots, widen = (128, False) if held + count <= 128 else (held + count, True)
@@ -154,7 +154,7 @@ def fine_tuning(loaded: LoadedModel, dataset: PairDataset, codes: Codes, count: 
 
 
 def one_teaching(
-    loaded: LoadedModel,
+    loaded: Trained,
     dataset: PairDataset,
     codes: Codes,
     count: int,

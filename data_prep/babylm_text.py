@@ -29,7 +29,8 @@ from bitgen.data.text_shards import (
     write_text_info,
 )
 from bitgen.data.tokenizer import load_tokenizer
-from bitgen.data.whole_folder import check_output, whole_folder
+from bitgen.data.whole_folder import check_output
+from bitgen.machine.files import replacing_folder
 
 EXAMPLE = """\
   python data_prep/train_tokenizer.py --text babylm_text --output data/tokenizer_16k
@@ -134,7 +135,7 @@ def prepare(args: Namespace) -> dict[str, TextInfo]:
     counts: dict[str, list[SourceCount]] = {"train": [], "val": []}
     outputs = {"train": args.output} | ({"val": args.val_output} if args.val_output else {})
     with ExitStack() as stack:
-        folders = {split: stack.enter_context(whole_folder(folder)) for split, folder in outputs.items()}
+        folders = {split: stack.enter_context(replacing_folder(folder)) for split, folder in outputs.items()}
         # With --limit nobody knows how many words that will be.
         with tqdm(total=None if args.limit else total, unit="word", unit_scale=True, disable=None) as progress:
             for path in files:

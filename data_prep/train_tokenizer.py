@@ -18,7 +18,8 @@ from babylm_text import add_text_flags
 from bitgen.data.records import RecordReader
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import train_bpe
-from bitgen.data.whole_folder import check_output, whole_folder
+from bitgen.data.whole_folder import check_output
+from bitgen.machine.files import replacing_folder
 
 EXAMPLE = """\
   python data_prep/train_tokenizer.py --text babylm_text --output data/tokenizer_16k
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         "captions": [folder.name for folder in args.captions],
         "speaker_marks": args.speaker_marks,
     }
-    with whole_folder(args.output) as folder:
+    with replacing_folder(args.output) as folder:
         tokenizer.save_pretrained(str(folder))
         (folder / SIDECAR).write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     captions = sum(reader.info.num_captions for reader in readers)

@@ -63,7 +63,7 @@ def write_text_corpus() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``written_run(features=True, **sizes)``: the checkpoint folder of a run whose model has every part switched on,
+    """``written_run(features=True, settings={}, **sizes)``: the folder of a run whose model has every part switched on,
     with a checkpoint ``step-00000007`` and two by words, ``chck_1M`` and ``chck_10M``; its weights are random, but no
     gate is closed, no adapter zero and the memory's state not its prior. The same arguments give the same folder."""
     from dataclasses import asdict
@@ -103,8 +103,8 @@ def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         files = {"config.yaml": config.to_yaml(), "config.json": json.dumps(sizes.to_dict())}
         return store.save(step, own, state, files, store.store_base(base))
 
-    def build(features: bool = False, **changes: object) -> Path:
-        key = repr((features, sorted(changes.items())))
+    def build(features: bool = False, settings: dict[str, object] | None = None, **changes: object) -> Path:
+        key = repr((features, settings, sorted(changes.items())))
         if key in made:
             return made[key]
         folder = tmp_path_factory.mktemp("written") / "run"
@@ -131,6 +131,7 @@ def written_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         )
         encoder = "features" if features else "random"
         config = Config().replace(vision_encoder=encoder, train_data="scenes", tokenizer="train", text_loss_weight=1.0)
+        config = config.replace(**(settings or {}))
         store = CheckpointStore(folder, keep=9)
         model_config = BitGenConfig(**{**sizes, **changes})
         for step, millions in ((1, 1), (2, 10)):

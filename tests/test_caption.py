@@ -7,10 +7,10 @@ import shutil
 import pytest
 from PIL import Image
 
-import caption
+from bitgen.commands import caption
 from bitgen.data.tokenizer import load_tokenizer, train_bpe
-from bitgen.evaluation.generation import load_export
 from bitgen.export.revisions import export_run
+from bitgen.trained import open_model
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,18 @@ def test_an_image_that_cannot_be_read_does_not_cost_the_others(exported, photo, 
     assert f"{tmp_path / 'broken.png'}: " in printed.err and f"{tmp_path / 'none.png'}: " in printed.err
 
 
-def test_a_checkpoint_is_no_export(written_run, photo, capsys):
-    assert "is no exported model" in refused(capsys, photo, "--model", written_run()).err
+def test_a_run_and_its_checkpoint_write_what_their_export_writes(written_run, exported, photo, capsys):
+    said = []
+    for model in (exported, written_run(), written_run() / "step-00000007"):
+        caption.main([str(photo), "--model", str(model), "--max_new_tokens", "5"])
+        said.append(capsys.readouterr().out)
+    assert len(set(said)) == 1 and said[0].startswith(f"{photo}\t")
+
+
+def test_a_model_that_never_learned_to_write_is_refused(written_run, photo, tmp_path, capsys):
+    run = written_run(settings={"text_loss_weight": 0.0})
+    for model in (run, export_run(str(run), str(tmp_path / "model"), False, False, {})):
+        assert "never learned to write" in refused(capsys, photo, "--model", model).err
 
 
 def test_a_model_on_features_cannot_look(written_run, photo, tmp_path, capsys):
@@ -67,12 +77,12 @@ def test_an_export_with_another_tokenizer_is_refused(size, exported, photo, tmp_
 
 def test_an_export_with_a_table_for_more_tokens_takes_their_tokenizer(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "model")
-    model, processor = load_export(folder)
-    tokenizer = processor.tokenizer
+    exported = open_model(folder)
+    model, tokenizer = exported.model, exported.tokenizer
     tokenizer.add_tokens(["<one>", "<two>"])
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match="not the one that the model was trained with"):
-        load_export(folder)
+        open_model(folder)
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(folder)
-    assert load_export(folder)[0].config.vocab_size == len(tokenizer)
+    assert open_model(folder).model.config.vocab_size == len(tokenizer)

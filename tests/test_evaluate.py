@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import evaluate
 from bitgen.checkpoint.format import split_state
 from bitgen.checkpoint.store import CheckpointStore
+from bitgen.commands import evaluate
 from bitgen.config import Config
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
@@ -42,6 +42,7 @@ def run(tmp_path_factory):
     flat = [caption for captions in CAPTIONS for caption in captions]
     tokenizer = build_tokenizer("train", flat, 280, checkpoints / "tokenizer")
     config = Config().replace(
+        train_data="pairs",
         vision_encoder="features",
         vision_tuning="frozen",
         embed_dim=16,
@@ -140,7 +141,7 @@ def test_another_run_may_judge_the_captions(run, monkeypatch, tmp_path, caplog):
     other = shutil.copytree(run / "checkpoints", tmp_path / "captioner", symlinks=True)
     for config in other.glob("step-*/config.yaml"):
         config.write_text(config.read_text().replace("text_loss_weight: 0.0", "text_loss_weight: 1.0"))
-    monkeypatch.setattr(evaluate, "verify", lambda folder: None)  # the manifest knows the old text
+    monkeypatch.setattr("bitgen.trained.verify", lambda folder: None)  # the manifest knows the old text
     run_evaluate(run, "--task", "retrieval", "--captioner", str(other))
     assert asked == [(1.0, True, sum(map(len, CAPTIONS)))]
 

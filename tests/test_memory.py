@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import memory
+from bitgen.commands import memory
 from bitgen.export.revisions import export_run
 
 

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from bitgen.machine.files import replacing
+
 
 class Outcome(NamedTuple):
     """What became of one URL: ``size`` bytes stored, or the ``reason`` (empty when stored) why not.
@@ -120,11 +122,7 @@ class Journal:
         if not failed:
             path.unlink(missing_ok=True)
             return
-        partial = path.with_name(f".{path.name}.part")
-        with open(partial, "w", encoding="utf-8", newline="") as file:
+        with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["url", "reason", "detail", "transient"])
             writer.writerows((o.url, o.reason, o.detail, o.transient) for o in failed)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)

@@ -1,3 +1,30 @@
-"""BitGen: a tiny multimodal language model that sees, reads, remembers and writes."""
+"""BitGen: a tiny multimodal language model that sees, reads, remembers and writes.
 
-__version__ = "0.1.0"
+``bitgen.train`` and ``bitgen.load`` are in ``bitgen.api``, which is imported when one of them is first used: it brings
+torch with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitgen.api import Model as Model
+    from bitgen.api import load as load
+    from bitgen.api import train as train
+
+__version__ = "0.2.0"
+
+_API = ("Model", "load", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _API:
+        from bitgen import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'bitgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_API])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from contextlib import closing
 from typing import Any
 
@@ -29,14 +28,19 @@ logger = logging.getLogger(__name__)
 Config = Any
 
 
+class RunFailed(RuntimeError):
+    """A run that could not go on: it diverged, the disk is full, or a record cannot be read."""
+
+
 def train(task: Task, config: Config, purpose: str | None = None) -> bool:
-    """Build and fit; whether the run came to its end unasked. Exits with status 1 where it could not go on.
+    """Build and fit; whether the run came to its end unasked.
 
     Args:
         purpose: what the run is one of, for the log.
 
     Raises:
         ConfigError: what a person asked for cannot be.
+        RunFailed: training could not go on; why is in the log.
     """
     ranks = start_processes(config.training.device, config.training.use_ddp)
     try:
@@ -52,7 +56,7 @@ def train(task: Task, config: Config, purpose: str | None = None) -> bool:
         except (TrainingDiverged, ValueError) as error:  # a disk that is full, a record that cannot be read
             logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
             logger.error("%s", message_of(error))
-            sys.exit(1)
+            raise RunFailed(message_of(error)) from error
         if finished:
             finish(trainer)
             if trainer.stopped and purpose is not None:

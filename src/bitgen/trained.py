@@ -1,41 +1,224 @@
-"""Opening what was trained: one verified way to a model, from a run's folder or one of its checkpoints."""
+"""Opening what was trained: one verified way to a model, from a run's folder, one of its checkpoints or an export."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import load_weights, resolve_checkpoint
-from bitgen.config import Config, load_config
-from bitgen.data.tokenizer import load_tokenizer
+from bitgen.checkpoint.format import (
+    MANIFEST_FILE,
+    STATE_FILE,
+    CheckpointError,
+    DamagedCheckpoint,
+    checkpoint_folders,
+    load_weights,
+    resolve_checkpoint,
+    step_of,
+    verify,
+)
+from bitgen.config import Config, ConfigError, load_config
+from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer
+from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
+from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import BitGenProcessor
 
 TOKENIZER_FOLDER = "tokenizer"
+CAPTIONS, MATCHING, RETRIEVAL = "captions", "matching", "retrieval"
+WHAT_TO_GIVE = "Give a run's --output_dir, one of its checkpoints or an export."
+# What an export keeps of the settings of its training: enough to say what the model never learned, and what evaluation
+# weighs its scores by.
+_KEPT_SETTINGS = ("contrastive_weight", "itm_weight", "text_loss_weight", "temperature", "itm_temperature")
 
 
-class LoadedModel(NamedTuple):
-    """A trained model in eval mode, the configuration it was trained with, and its tokenizer."""
+class Trained(NamedTuple):
+    """A trained model in eval mode, and all that goes with it.
+
+    ``config``: what it was trained with; of an export its objective alone, the rest are defaults.
+    ``processor``: images and texts to the model's inputs, as in training.
+    ``folder``: of the checkpoint or export itself.
+    ``untrained``: what the model never learned (``captions``, ``matching``, ``retrieval``), each with a sentence that
+    says so. Empty for exports that do not know.
+    """
 
     model: BitGenModel
     config: Config
     tokenizer: PreTrainedTokenizerBase
+    processor: BitGenProcessor
+    folder: Path
+    kind: Literal["checkpoint", "export"]
+    untrained: dict[str, str]
+
+    def require(self, what: str) -> None:
+        """Refuse to use the model for something that it never learned.
+
+        Raises:
+            ConfigError: with the sentence of ``untrained``.
+        """
+        if what in self.untrained:
+            raise ConfigError(f"{self.folder}: {self.untrained[what]}. Take a model that was trained for it.")
 
 
-def load_model(path: str | Path) -> LoadedModel:
-    """The model of a run's folder (its ``best``) or of one checkpoint, averaged weights where it has them.
+def open_model(path: str | Path, device: torch.device | str = "cpu") -> Trained:
+    """The model of a run's folder (its ``best``, else its newest checkpoint), of one checkpoint or of an export.
+
+    Every file of a checkpoint is compared with what was written; the averaged weights are taken where there are some.
+    The code that an export brings is not run.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
+        CheckpointError: there is no model, or it is damaged or incomplete; the message names the folder and the remedy.
+        ConfigError: the tokenizer beside the model is not the one that it was trained with.
     """
-    folder = resolve_checkpoint(path)
-    model_config = BitGenConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    model = BitGenModel(model_config)
-    load_weights(model, folder, averaged=True)
+    path = Path(path)
+    if not path.is_dir():
+        problem = "this is a file" if path.exists() else "there is no such folder"
+        raise CheckpointError(f"{path}: {problem}. {WHAT_TO_GIVE}")
+    if is_model_folder(path):
+        return _open_export(path, torch.device(device))
+    lost_its_manifest = (path / STATE_FILE).is_file() or step_of(path) is not None
+    if not lost_its_manifest and not checkpoint_folders(path) and not (path / MANIFEST_FILE).is_file():
+        raise CheckpointError(f"{path} holds no trained model. {WHAT_TO_GIVE}")
+    return _open_checkpoint(path.resolve() if lost_its_manifest else resolve_checkpoint(path), torch.device(device))
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether a folder holds a Hugging Face model, BitGen's or another, and not a run or one of its checkpoints."""
+    path = Path(path)
+    return (path / "config.json").is_file() and not any((path / name).is_file() for name in (MANIFEST_FILE, STATE_FILE))
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a folder is an exported BitGen model, whole or not."""
+    return is_model_folder(path) and _model_type(Path(path)) == BitGenConfig.model_type
+
+
+def kept_of_training(config: Config) -> dict[str, Any]:
+    """What an export records of its training, in its ``config.json``; :func:`open_model` reads it."""
+    flat = config.flat()
+    return {name: flat[name] for name in _KEPT_SETTINGS} | {"images": config.data.train_data is not None}
+
+
+# ---- runs and checkpoints ----
+
+
+def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
+    try:
+        verify(folder)
+        config = load_config(folder / "config.yaml")
+        model_config = BitGenConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        model = BitGenModel(model_config)
+        load_weights(model, folder, averaged=True)
+    except DamagedCheckpoint as error:
+        raise DamagedCheckpoint(
+            f"{folder} is damaged: {error}. Give another checkpoint of {folder.parent}, or restore it from a copy."
+        ) from error
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be used: {error}. Give another checkpoint, or use the BitGen that wrote it."
+        ) from error
     model.set_adapters_trainable(False)
-    return LoadedModel(
-        model.eval(), load_config(folder / "config.yaml"), load_tokenizer(folder.parent / TOKENIZER_FOLDER)
+    tokenizer = _run_tokenizer(folder, model_config, config)
+    processor = BitGenProcessor(
+        tokenizer,
+        model_config.image_size,
+        model_config.max_seq_len,
+        max_image_pixels=config.data.max_image_pixels,
     )
+    untrained = _untrained(kept_of_training(config))
+    return Trained(model.eval().to(device), config, tokenizer, processor, folder, "checkpoint", untrained)
+
+
+def _run_tokenizer(folder: Path, model_config: BitGenConfig, config: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer that a run keeps, refused where it is not the one whose ids the embeddings were trained for.
+
+    Training allows a loaded tokenizer that is smaller than ``vocab_size``; then the folder's own record of what was
+    loaded must agree with the run's configuration.
+    """
+    where, spec = folder.parent / TOKENIZER_FOLDER, config.data.tokenizer
+    if not where.is_dir():
+        raise CheckpointError(
+            f"{folder} has no tokenizer: {where} is missing. A checkpoint stays in its run's folder; put it back there."
+        )
+    tokenizer = load_tokenizer(where)
+    has, needs = len(tokenizer), model_config.vocab_size
+    if has > needs or (has < needs and (spec == "train" or kept_spec(where) != spec)):
+        raise ConfigError(
+            f"the tokenizer in {where} has {has:,} tokens and the checkpoint's vocabulary {needs:,}: it is not "
+            "the one that the model was trained with. Put that one back."
+        )
+    return tokenizer
+
+
+# ---- exports ----
+
+
+def _open_export(folder: Path, device: torch.device) -> Trained:
+    if not is_export(folder):
+        kind = _model_type(folder) or "no model_type"
+        raise CheckpointError(f"{folder} is no exported model of BitGen ({kind} in its config.json). {WHAT_TO_GIVE}")
+    try:
+        parts = BitGenAutoProcessor.from_pretrained(folder)
+        model, report = BitGenForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # missing or damaged files: transformers and safetensors raise many kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DamagedCheckpoint(
+            f"{folder} is a damaged or incomplete export ({reason}). Export the model again, or restore it from a copy."
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise DamagedCheckpoint(
+            f"{folder} is an incomplete export: it lacks {len(missing)} weights, first {missing[0]}, which would be "
+            "random. Export the model again, or restore it from a copy."
+        )
+    config = model.config
+    check_vocabulary(parts.tokenizer, config, folder)
+    seen = parts.image_processor
+    normalisation = {} if seen is None else {"image_mean": seen.image_mean, "image_std": seen.image_std}
+    processor = BitGenProcessor(parts.tokenizer, config.image_size, config.max_seq_len, **normalisation)
+    kept = getattr(config, "trained_with", None)
+    settings = {name: kept[name] for name in _KEPT_SETTINGS if name in kept} if kept is not None else {}
+    trained_with = Config().replace(itm_likelihood=config.itm_likelihood, **settings)
+    untrained = _untrained(kept) if kept is not None else {}
+    return Trained(model.eval().to(device), trained_with, parts.tokenizer, processor, folder, "export", untrained)
+
+
+def _model_type(folder: Path) -> str | None:
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+# ---- what was never learned ----
+
+
+def _untrained(kept: dict[str, Any]) -> dict[str, str]:
+    """By what :func:`kept_of_training` gives; what it leaves out counts as learned."""
+    if not kept.get("images", True):
+        blind = "the run had no pairs (train_data was none): the model has never seen an image"
+        return dict.fromkeys((CAPTIONS, MATCHING, RETRIEVAL), blind)
+    sentences = {
+        CAPTIONS: (
+            "text_loss_weight",
+            "text_loss_weight was 0 in training: the model never learned to write, its captions and their scores mean "
+            "nothing",
+        ),
+        MATCHING: (
+            "itm_weight",
+            "itm_weight was 0 in training: the matching head is untrained, its figures mean nothing",
+        ),
+        RETRIEVAL: (
+            "contrastive_weight",
+            "contrastive_weight was 0 in training: images and texts were never brought together, their similarities "
+            "mean nothing",
+        ),
+    }
+    return {what: sentence for what, (weight, sentence) in sentences.items() if not kept.get(weight, 1.0)}
+
+
+load_model = open_model  # its name until now

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # behi
 
 from memory_training import Facts, Reached, Student
 
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -28,7 +28,7 @@ def student(written_run) -> Student:
     texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     others = F.normalize(draw(6, 16, seed=2), dim=1)
     facts = Facts(3 * draw(2, 9, 6, seed=0), texts, 3 * draw(6, 9, 6, seed=1), others)
-    return Student(load_model(written_run(features=True)).model, "vision_features", facts)
+    return Student(open_model(written_run(features=True)).model, "vision_features", facts)
 
 
 def test_training_stops_where_the_facts_are_found_and_the_others_kept(student) -> None:

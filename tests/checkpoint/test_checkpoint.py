@@ -26,6 +26,7 @@ from bitgen.checkpoint.format import (
 )
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config
+from bitgen.machine import files
 
 FILES = {"config.yaml": Config().to_yaml(), "config.json": '{"model_type": "bitgen"}'}
 
@@ -70,7 +71,7 @@ def test_retention_keeps_the_newest_and_the_best(store: CheckpointStore) -> None
 
 def test_leftovers_of_a_killed_save_are_removed_at_the_start_and_never_resumed(store: CheckpointStore) -> None:
     save(store, 1)
-    for leftover in (".tmp-step-00000002", ".deleting-step-00000000"):
+    for leftover in (".tmp-step-00000002", ".tmp-chck_1M-ab12cd", ".deleting-step-00000000"):
         (store.folder / leftover).mkdir()
         (store.folder / leftover / "model.safetensors").write_bytes(b"half")
     assert find_checkpoint("auto", store.folder).step == 1
@@ -82,13 +83,18 @@ def crash(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", ["save_file", "file_hash", "file_hash", "fsync"])
+def home_of(name: str) -> object:
+    """The module whose function a save calls."""
+    return files if name == "fsync" else checkpoint_store
+
+
+@pytest.mark.parametrize("at", ["save_file", "file_hash", "fsync"])
 def test_a_crash_while_saving_leaves_the_one_before(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """KeyboardInterrupt stands for a kill: no handler of ours catches it."""
     save(store, 1)
-    monkeypatch.setattr(checkpoint_store, at, crash)
+    monkeypatch.setattr(home_of(at), at, crash)
     with pytest.raises(KeyboardInterrupt):
         save(store, 2)
     monkeypatch.undo()
@@ -119,7 +125,7 @@ def test_a_failing_disk_is_a_clear_error_that_costs_nothing(
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(checkpoint_store, at, fail)
+    monkeypatch.setattr(home_of(at), at, fail)
     with pytest.raises(CheckpointError, match=remedy) as caught:
         save(store, 2)
     monkeypatch.undo()
@@ -270,8 +276,8 @@ def test_a_milestone_without_hard_links_is_a_copy_on_disk(
 ) -> None:
     saved = contents(save(store, 1))
     synced: list[str] = []
-    fsync = checkpoint_store.fsync
-    monkeypatch.setattr(checkpoint_store, "fsync", lambda path: (synced.append(Path(path).name), fsync(path)))
+    fsync = files.fsync
+    monkeypatch.setattr(files, "fsync", lambda path: (synced.append(Path(path).name), fsync(path)))
 
     def unsupported(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -288,7 +294,7 @@ def test_a_crash_while_keeping_a_milestone_leaves_nothing_half_done(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     save(store, 1)
-    monkeypatch.setattr(checkpoint_store, at, crash)
+    monkeypatch.setattr(home_of(at), at, crash)
     with pytest.raises(KeyboardInterrupt):
         store.keep_as(1, "chck_1M")
     monkeypatch.undo()
@@ -310,7 +316,7 @@ def test_a_disk_that_fails_a_milestone_is_a_clear_error(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", fail)
-    monkeypatch.setattr(checkpoint_store.shutil if at == "copy2" else checkpoint_store, at, fail)
+    monkeypatch.setattr(checkpoint_store.shutil if at == "copy2" else files, at, fail)
     with pytest.raises(CheckpointError, match=remedy) as caught:
         store.keep_as(1, "chck_1M")
     monkeypatch.undo()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate
+from bitgen.commands import evaluate
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.evaluation import captioning
@@ -17,7 +17,7 @@ from bitgen.evaluation.caption_metrics import caption_metrics
 from bitgen.evaluation.contact_sheet import choose_pictures, write_contact_sheet
 from bitgen.evaluation.generation import sample_captions
 from bitgen.export.revisions import export_run
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 
 REFERENCES = [
     [f"a {thing} sat", f"the {thing} runs on"][: 1 + row % 2] for row, thing in enumerate("cat dog mat".split())
@@ -62,7 +62,7 @@ def test_scores_captions_and_sheet_of_a_run(written_run, features, tmp_path, cap
     found = run(folder, features, tmp_path, "--num_beams", "1", "--predictions", str(tmp_path / "said.json"))
     said = json.loads((tmp_path / "said.json").read_text())["captioning"]
     captions = [entry["caption"] for entry in said]
-    loaded = load_model(folder)
+    loaded = open_model(folder)
     dataset = evaluate.load_split(str(features), loaded, None)
     assert captions == sample_captions(loaded.model, dataset, range(3), loaded.tokenizer)
     assert [entry["image_id"] for entry in said] == ["0.png", "1.png", "2.png"]
@@ -110,12 +110,7 @@ def test_captioning_goes_with_other_tasks(written_run, features, tmp_path):
 
 
 def test_an_untrained_language_model_is_said(written_run, features, tmp_path, caplog):
-    folder = written_run(features=True)
-    loaded = load_model(folder)
-    untrained = loaded._replace(config=loaded.config.replace(text_loss_weight=0.0))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load_model", lambda _: untrained)
-        run(folder, features, tmp_path)
+    run(written_run(features=True, settings={"text_loss_weight": 0.0}), features, tmp_path)
     assert "text_loss_weight was 0 in training" in caplog.text
 
 
@@ -171,7 +166,7 @@ def test_a_sheet_that_cannot_be_written_costs_no_results(written_run, features, 
 
 
 def test_a_sheet_spreads_over_the_images(written_run, features, photos, tmp_path):
-    dataset = evaluate.load_split(str(features), load_model(written_run(features=True)), None)
+    dataset = evaluate.load_split(str(features), open_model(written_run(features=True)), None)
     assert [picture.row for picture in choose_pictures(dataset, wanted=2)] == [0, 2]
     with_files = choose_pictures(dataset, photos)
     assert [picture.row for picture in with_files] == [0, 2] and with_files[0].pixels.shape == (40, 80, 3)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.dynamic_module_utils import check_imports, get_relative_import_files, get_relative_imports
 
-import export
+from bitgen.commands import export
 from bitgen.data.tokenizer import train_bpe
 from bitgen.export import hub
 from bitgen.export.card import model_card
@@ -21,7 +21,7 @@ from bitgen.export.folder import AUTO_MAP, exported_model
 from bitgen.export.merge import merged_state
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 
 
 def run_export(source, output, *flags):
@@ -77,7 +77,7 @@ def test_each_entry_names_every_file_that_it_needs(exported):
 
 @pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True, "lora_layers": [1]}])
 def test_merged_adapters_give_the_same_features(written_run, changes):
-    model = load_model(written_run(**changes)).model
+    model = open_model(written_run(**changes)).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     settings = model.config.to_dict() | {"vision_tuning": "frozen"}
     settings.pop("model_type")
@@ -96,7 +96,7 @@ def test_merged_adapters_give_the_same_features(written_run, changes):
 
 
 def test_the_memorys_state_travels(written_run, exported):
-    state = load_model(written_run()).model.memory.state
+    state = open_model(written_run()).model.memory.state
     assert torch.equal(load_file(exported / "model.safetensors")["memory.state"], state)
 
 
@@ -118,7 +118,7 @@ def test_the_card_says_what_the_model_is(exported):
 
 
 def test_the_card_of_an_export_from_phase_1(written_run):
-    loaded = load_model(written_run())
+    loaded = open_model(written_run())
     card = model_card(loaded, {"step": 3, "phase": 1}, {"babylm": {"blimp_fast": 60.5}}, merge_lora=False)
     assert "exported before the vision tower's adapters began to train" in card
     assert "Exported in phase 1: the vision tower is exactly the pretrained one" in card
@@ -134,7 +134,7 @@ def test_the_card_of_an_export_from_phase_1(written_run):
     ],
 )
 def test_the_card_names_all_data_and_not_where_they_lay(written_run, train_data, text_data, named):
-    loaded = load_model(written_run(features=True))
+    loaded = open_model(written_run(features=True))
     config = loaded.config.replace(train_data=train_data, text_data=text_data)
     card = model_card(loaded._replace(config=config), {"step": 3, "phase": 1}, {}, merge_lora=False)
     assert all(row in card for row in named)
@@ -142,7 +142,7 @@ def test_the_card_names_all_data_and_not_where_they_lay(written_run, train_data,
 
 
 def test_a_model_on_features_knows_no_second_phase(written_run):
-    card = model_card(load_model(written_run(features=True)), {"step": 3, "phase": 1}, {}, merge_lora=False)
+    card = model_card(open_model(written_run(features=True)), {"step": 3, "phase": 1}, {}, merge_lora=False)
     assert "one: nothing of a vision tower is trained" in card and "phase 1" not in card
 
 
@@ -152,7 +152,7 @@ def test_unmerged_adapters_stay_and_load(written_run, tmp_path, changes):
     folder = run_export(written_run(**changes), tmp_path / "model")
     loaded, report = BitGenForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
-    trained = load_model(written_run(**changes)).model.state_dict()
+    trained = open_model(written_run(**changes)).model.state_dict()
     assert set(trained) == set(loaded.state_dict())
     assert all(torch.equal(tensor, trained[name]) for name, tensor in loaded.state_dict().items())
     assert [name for name in load_file(folder / "model.safetensors") if "lora_A" in name]
@@ -174,7 +174,7 @@ def test_an_empty_folder_is_filled_and_a_full_one_left_alone(written_run, tmp_pa
 
 def test_a_tokenizer_of_another_size_is_refused(written_run, tmp_path, capsys):
     run = shutil.copytree(written_run(features=True), tmp_path / "run", symlinks=True)
-    has = load_model(run).model.config.vocab_size
+    has = open_model(run).model.config.vocab_size
     for vocabulary in (259, 400):
         shutil.rmtree(run / "tokenizer")
         other = train_bpe([f"{a}{b}{c} {c}{a}" for a in "qwertz" for b in "uiopas" for c in "dfghjk"] * 3, vocabulary)
@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_refused(written_run, tmp_path, capsys):
 
 
 def test_exporting_leaves_the_loaded_model_alone(written_run):
-    loaded = load_model(written_run())
+    loaded = open_model(written_run())
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     exported_model(loaded, merge_lora=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.model.state_dict().items())

@@ -213,6 +213,11 @@ def verify(folder: Path) -> None:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Verify a folder and read its training state."""
     verify(folder)
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> Checkpoint:
+    """Read the training state of a checkpoint that is verified already."""
     path = folder / STATE_FILE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -25,7 +25,7 @@ from bitgen.checkpoint.format import (
     short_hash,
     step_folder,
 )
-from bitgen.machine.files import apply_umask, file_hash, fsync, replacing
+from bitgen.machine.files import apply_umask, file_hash, fsync, replacing, replacing_folder
 
 _TEMPORARY, _DELETING = ".tmp-", ".deleting-"
 
@@ -105,27 +105,17 @@ class CheckpointStore:
             CheckpointError: it could not be written; the ones before are untouched, what was begun is removed.
         """
         target = self.folder / step_folder(step)
-        temporary = self.folder / f"{_TEMPORARY}{step_folder(step)}"
         try:
-            _remove(temporary)
-            temporary.mkdir()
-            _save_tensors(model, temporary / MODEL_FILE)
-            if averaged:
-                _save_tensors(averaged, temporary / EMA_FILE)
-            with open(temporary / STATE_FILE, "wb") as file:
-                torch.save(state, file)
-            for name, content in files.items():
-                (temporary / name).write_text(content, encoding="utf-8")
-            self._write_manifest(temporary, step, base)
-            for path in temporary.iterdir():
-                fsync(path)
-            fsync(temporary)
-            if target.exists():
-                self._delete(target)
-            os.rename(temporary, target)
-            fsync(self.folder)
+            with replacing_folder(target, prefix=f"{_TEMPORARY}{target.name}-") as new:
+                _save_tensors(model, new / MODEL_FILE)
+                if averaged:
+                    _save_tensors(averaged, new / EMA_FILE)
+                with open(new / STATE_FILE, "wb") as file:
+                    torch.save(state, file)
+                for name, content in files.items():
+                    (new / name).write_text(content, encoding="utf-8")
+                self._write_manifest(new, step, base)
         except (OSError, SafetensorError, RuntimeError) as error:
-            _remove(temporary)
             raise self._failure(target, error) from error
         try:
             self._link("latest", target)
@@ -152,17 +142,14 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written.
         """
-        target, temporary = self.folder / name, self.folder / f"{_TEMPORARY}{name}"
+        target = self.folder / name
         if target.exists():
             return
         try:
-            _remove(temporary)
-            shutil.copytree(self.folder / step_folder(step), temporary, copy_function=_link_or_copy)
-            fsync(temporary)
-            os.rename(temporary, target)
-            fsync(self.folder)
+            with replacing_folder(target, replace=False, prefix=f"{_TEMPORARY}{name}-") as new:
+                source = self.folder / step_folder(step)
+                shutil.copytree(source, new, copy_function=_link_or_copy, dirs_exist_ok=True)
         except OSError as error:
-            _remove(temporary)
             raise self._failure(target, error) from error
 
     def set_aside(self, folder: Path) -> Path:
@@ -222,7 +209,6 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-        fsync(target)
 
 
 def _remove(path: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from bitgen.data.records import SIDECAR, DatasetInfo, Record
-from bitgen.data.whole_folder import check_output, whole_folder
+from bitgen.data.whole_folder import check_output
+from bitgen.machine.files import replacing_folder
 
 # A record batch is what a reader pages in at once; 8 MiB keeps writing at constant memory whatever the images' sizes.
 _BATCH_BYTES = 8 * 2**20
@@ -112,7 +113,7 @@ def write_dataset(
     taken ``folder``.
     """
     check_output(folder, overwrite, SIDECAR)
-    with whole_folder(folder) as complete:
+    with replacing_folder(folder) as complete:
         info = _write_rows(complete, records, info)
         if info.num_images == 0:
             raise ValueError(f"no usable record for {folder}: nothing was written")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
-import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +15,8 @@ from urllib.request import getproxies
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from bitgen.machine.files import replacing_folder
 
 logger = logging.getLogger(__name__)
 
@@ -254,20 +254,11 @@ class _CaptionDigest:
 
 def _keep(tokenizer: PreTrainedTokenizerFast, folder: Path, meta: dict, replace: bool) -> None:
     """Saves the tokenizer so that ``folder`` is whole at any moment; another process may be doing the same."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
-        tokenizer.save_pretrained(str(partial / "new"))
-        (partial / "new" / _TRAINING_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        if replace and folder.is_dir():
-            try:
-                os.rename(folder, partial / "old")
-            except FileNotFoundError:
-                pass  # another process has just moved it
-        try:
-            os.rename(partial / "new", folder)
-        except OSError:
-            if not (folder / _TRAINING_FILE).is_file():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with replacing_folder(folder, replace) as new:
+            tokenizer.save_pretrained(str(new))
+            (new / _TRAINING_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        another_was_first = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and (folder / _TRAINING_FILE).is_file()
+        if not another_was_first:
+            raise

@@ -12,7 +12,7 @@ from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.caption_metrics import caption_metrics
 from bitgen.evaluation.generation import sample_captions
 from bitgen.machine.devices import Precision
-from bitgen.trained import LoadedModel
+from bitgen.trained import Trained
 
 if TYPE_CHECKING:
     from bitgen.evaluation.contact_sheet import SheetPicture
@@ -45,7 +45,7 @@ def pictures_of_sheet(dataset: PairDataset, images: str | None) -> list[SheetPic
 
 
 def caption_dataset(
-    loaded: LoadedModel,
+    loaded: Trained,
     dataset: PairDataset,
     device: torch.device,
     precision: Precision,

@@ -25,10 +25,10 @@ tasks, separated by commas:
   memory     memory_utilization: how evenly the slots are read; memory_quality: how exactly an episode reads back.
   captioning BLEU-4, chrF, ROUGE-L and CIDEr of the captions that the model writes, against all captions of an image,
              on lower-case words without punctuation; as papers print them (CIDEr x 100). A contact sheet (PNG) shows 24
-             images with their captions. --checkpoint may also be an export.
+             images with their captions.
   babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, entity tracking, WUG, EWoK, reading), each item decided
-             as by the official pipeline; float32 whatever --precision says. --checkpoint may also be an export, or any
-             folder that AutoModelForCausalLM loads (code in it is run).
+             as by the official pipeline; float32 whatever --precision says. --checkpoint may also be any folder that
+             AutoModelForCausalLM loads (the code in a folder that is no export of BitGen is run).
 All figures but ranks, CIDEr and counts are percentages. Ties count against the model."""
 
 _EXAMPLES = """\
@@ -52,8 +52,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--checkpoint",
         required=True,
         metavar="PATH",
-        help="a run's --output_dir (its best, else its newest checkpoint) or one step-NNNNNNNN folder; for captioning "
-        "also an export, for babylm the folder of any Hugging Face model",
+        help="a run's --output_dir (its best, else its newest checkpoint), one step-NNNNNNNN folder or an export; for "
+        "babylm also the folder of any Hugging Face model",
     )
     parser.add_argument(
         "--data",
@@ -99,8 +99,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--captioner",
         metavar="PATH",
-        help="a run whose model judges how likely a caption is, in re-ranking and itm_acc_calibrated: a model "
-        "trained to write alone knows most about it",
+        help="a run, checkpoint or export whose model judges how likely a caption is, in re-ranking and "
+        "itm_acc_calibrated: a model trained to write alone knows most about it",
     )
     parser.add_argument(
         "--bootstrap",

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from bitgen.data.tokenizer import check_vocabulary
 from bitgen.evaluation.encode import Runner, image_batches, image_input
-from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.trained import Trained
 
 BATCH = 64
 LONGEST = 40
@@ -144,20 +142,23 @@ def continue_text(
     return continuations
 
 
-def load_export(folder: str | Path) -> tuple[BitGenForCausalLM, BitGenAutoProcessor]:
-    """Model, in eval mode, and processor of an exported folder; its own code is not run.
+def caption_of(
+    trained: Trained,
+    image: torch.Tensor,
+    prompt: str = "",
+    num_beams: int = 3,
+    max_new_tokens: int = LONGEST,
+) -> str:
+    """The caption of one image, the prompt included.
+
+    Args:
+        image: ``[1, 3, H, W]`` as the processor makes it, or of a model without a tower ``[1, P, C]``.
 
     Raises:
-        ValueError: it is no export, incomplete, or its tokenizer is not the model's.
+        ValueError: the prompt is as long as the context.
     """
-    if not (Path(folder) / "processor_config.json").is_file():
-        raise ValueError(
-            f"{folder} is no exported model: write one with `python src/export.py --checkpoint PATH --output DIR`."
-        )
-    try:
-        processor = BitGenAutoProcessor.from_pretrained(folder)
-        model = BitGenForCausalLM.from_pretrained(folder).eval()
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"{folder} cannot be loaded: {error}") from error
-    check_vocabulary(processor.tokenizer, model.config, folder)
-    return model, processor
+    generator = language_model(trained.model, trained.tokenizer)
+    name = "vision_features" if trained.model.config.takes_features else "pixel_values"
+    inputs = {name: image.to(generator.device)}
+    written = generate_texts(generator, trained.tokenizer, [prompt], num_beams, max_new_tokens, **inputs)
+    return f"{prompt}{written[0]}".strip()

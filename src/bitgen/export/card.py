@@ -9,7 +9,7 @@ from bitgen.config.sources import parse_sources
 from bitgen.show.parameters import COMPONENTS, count_parameters
 from bitgen.show.tables import format_markdown
 from bitgen.tasks.stage1_parts import SCENES
-from bitgen.trained import LoadedModel
+from bitgen.trained import Trained
 
 _SPLITS = ("train", "val", "dev", "test")
 _FRONT_MATTER = """\
@@ -23,7 +23,7 @@ tags: [bitgen, babylm, multimodal, dinov2, episodic-memory]
 """
 
 
-def model_card(loaded: LoadedModel, state: dict[str, Any], metrics: dict[str, Any], merge_lora: bool) -> str:
+def model_card(loaded: Trained, state: dict[str, Any], metrics: dict[str, Any], merge_lora: bool) -> str:
     """The text of README.md.
 
     Args:
@@ -47,7 +47,7 @@ def model_card(loaded: LoadedModel, state: dict[str, Any], metrics: dict[str, An
     return "\n".join(parts)
 
 
-def _usage(loaded: LoadedModel, merge_lora: bool) -> str:
+def _usage(loaded: Trained, merge_lora: bool) -> str:
     has_adapters = loaded.model.vision_encoder is not None and loaded.model.config.vision_tuning == "lora"
     needs = "torch, torchvision, transformers and Pillow" + (", and peft" if has_adapters and not merge_lora else "")
     image = "images=Image.open('photo.jpg'), " if not loaded.model.config.takes_features else ""
@@ -74,7 +74,7 @@ def _usage(loaded: LoadedModel, merge_lora: bool) -> str:
     return "\n".join(lines)
 
 
-def _training(loaded: LoadedModel, state: dict[str, Any]) -> str:
+def _training(loaded: Trained, state: dict[str, Any]) -> str:
     data, progress = loaded.config.data, state.get("progress", {})
     sources = parse_sources(data.train_data) if data.train_data is not None else []
     pairs = ", ".join("built-in rendered scenes" if path == SCENES else _folder_name(path) for path, _ in sources)
@@ -97,7 +97,7 @@ def _folder_name(path: str) -> str:
     return "/".join(Path(path).parts[-2:]) if Path(path).name in _SPLITS else Path(path).name
 
 
-def _phase(loaded: LoadedModel, state: dict[str, Any]) -> str:
+def _phase(loaded: Trained, state: dict[str, Any]) -> str:
     if not _has_second_phase(loaded):
         return "one: nothing of a vision tower is trained"
     if state.get("phase") == 1:
@@ -105,11 +105,11 @@ def _phase(loaded: LoadedModel, state: dict[str, Any]) -> str:
     return "2 of 2: the vision tower is tuned" if state.get("phase") == 2 else "unknown"
 
 
-def _has_second_phase(loaded: LoadedModel) -> bool:
+def _has_second_phase(loaded: Trained) -> bool:
     return loaded.model.vision_encoder is not None and loaded.model.config.vision_tuning != "frozen"
 
 
-def _parameters(loaded: LoadedModel) -> str:
+def _parameters(loaded: Trained) -> str:
     table = count_parameters(loaded.model)
     rows = [(COMPONENTS.get(name, name), f"{count.total:,}") for name, count in table.components.items()]
     return format_markdown(("component", "parameters"), [*rows, ("total", f"{table.total.total:,}")]) + "\n"
@@ -133,7 +133,7 @@ def _flat(metrics: dict[str, Any], prefix: str = "", levels: int = 2) -> list[tu
     return found
 
 
-def _limits(loaded: LoadedModel, state: dict[str, Any]) -> str:
+def _limits(loaded: Trained, state: dict[str, Any]) -> str:
     config = loaded.model.config
     lines = [
         f"- The context is {config.max_seq_len} tokens; of a longer text the last {config.max_seq_len} are read, with "

@@ -10,14 +10,12 @@ from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import bitgen.model
-from bitgen.config import ConfigError
-from bitgen.data.tokenizer import kept_spec
 from bitgen.export.merge import merged_state
 from bitgen.machine.files import apply_umask
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.trained import TOKENIZER_FOLDER, LoadedModel
+from bitgen.trained import Trained, kept_of_training
 
 # `save_pretrained` writes the entry of the saved class alone, and a model is loaded through four.
 AUTO_MAP = {
@@ -30,27 +28,7 @@ LONGEST_ANSWER = 64
 _NOT_CARRIED = ("__init__.py", "factory.py")  # factory.py builds new models, from pretrained towers
 
 
-def check_tokenizer(loaded: LoadedModel, source: Path) -> None:
-    """Refuse a tokenizer that is not the one whose ids the embeddings were trained for.
-
-    Training allows a loaded tokenizer that is smaller than ``vocab_size``; then the folder's own record of what was
-    loaded must agree with the run's configuration.
-
-    Raises:
-        ConfigError: with both sizes.
-    """
-    has, needs = len(loaded.tokenizer), loaded.model.config.vocab_size
-    if has == needs:
-        return
-    folder, spec = source.parent / TOKENIZER_FOLDER, loaded.config.data.tokenizer
-    if has > needs or spec == "train" or kept_spec(folder) != spec:
-        raise ConfigError(
-            f"the tokenizer in {folder} has {has:,} tokens and the checkpoint's vocabulary {needs:,}: it is not "
-            "the one that the model was trained with. Put that one back."
-        )
-
-
-def exported_model(loaded: LoadedModel, merge_lora: bool) -> BitGenForCausalLM:
+def exported_model(loaded: Trained, merge_lora: bool) -> BitGenForCausalLM:
     """The checkpoint's weights as a language model with generation settings; ``loaded`` is left as it is."""
     model, tokenizer = loaded.model, loaded.tokenizer
     settings = copy.deepcopy(model.config.to_dict())
@@ -61,6 +39,7 @@ def exported_model(loaded: LoadedModel, merge_lora: bool) -> BitGenForCausalLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        trained_with=kept_of_training(loaded.config),  # by which whoever opens it knows what it never learned
         tokenizer_size=len(tokenizer),  # vocab_size may be more: only this tells whose tokenizer lies beside the model
     )
     merges = merge_lora and model.vision_encoder is not None and model.config.vision_tuning == "lora"
@@ -77,7 +56,7 @@ def exported_model(loaded: LoadedModel, merge_lora: bool) -> BitGenForCausalLM:
     return exported.eval()
 
 
-def exported_processor(loaded: LoadedModel) -> BitGenAutoProcessor:
+def exported_processor(loaded: Trained) -> BitGenAutoProcessor:
     """Tokenizer and image processor as training used them; the tokenizer puts BOS before a text and nothing after."""
     config = loaded.model.config
     tokenizer = causal_tokenizer(loaded.tokenizer, config.max_seq_len)
@@ -104,7 +83,7 @@ def causal_tokenizer(tokenizer: PreTrainedTokenizerFast, max_seq_len: int) -> Pr
     return tokenizer
 
 
-def write_folder(loaded: LoadedModel, folder: Path, card: str, merge_lora: bool) -> None:
+def write_folder(loaded: Trained, folder: Path, card: str, merge_lora: bool) -> None:
     """Write everything into ``folder``, which nothing needs this repository to load."""
     model = exported_model(loaded, merge_lora)
     model.config.auto_map = dict(AUTO_MAP)

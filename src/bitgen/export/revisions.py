@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-from bitgen.checkpoint.format import MANIFEST_FILE, DamagedCheckpoint, read_checkpoint, resolve_checkpoint
+from bitgen.checkpoint.format import MANIFEST_FILE, read_state
 from bitgen.config import ConfigError
 from bitgen.export.card import model_card
-from bitgen.export.folder import check_tokenizer, write_folder
-from bitgen.trained import load_model
+from bitgen.export.folder import write_folder
+from bitgen.machine.files import replacing_folder
+from bitgen.trained import Trained, is_export, open_model
 from bitgen.training.budget import REVISION_PREFIX
 
 _REVISION = re.compile(rf"{REVISION_PREFIX}(\d+)M")
@@ -58,40 +57,39 @@ def export_run(
         raise ConfigError(f"--output {output} exists and is not empty: name another folder, or empty this one.")
     if target.exists() and not target.is_dir():
         raise ConfigError(f"--output {output} is a file: name a folder.")
-    if not Path(checkpoint).exists():
-        raise ConfigError(f"--checkpoint {checkpoint}: there is no such folder. Give a run's --output_dir.")
-    main = resolve_checkpoint(checkpoint)
+    if is_export(checkpoint):
+        raise ConfigError(
+            f"--checkpoint {checkpoint} is an export already. Give the --output_dir of the run that it was made of."
+        )
+    main = _opened(checkpoint)
+    run = main.folder.parent
     revisions: list[Path] = []
     if words_seen_checkpoints:
-        revisions = [path for path in revision_folders(main.parent) if (path / MANIFEST_FILE).is_file()]
+        revisions = [path for path in revision_folders(run) if (path / MANIFEST_FILE).is_file()]
         if not revisions:
             raise ConfigError(
-                f"--words_seen_checkpoints True: {main.parent} holds no {REVISION_PREFIX}*M checkpoints (chck_1M: "
+                f"--words_seen_checkpoints True: {run} holds no {REVISION_PREFIX}*M checkpoints (chck_1M: "
                 "after a million words). Leave the flag out, or name a run that saved them."
             )
     target = target.resolve()
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        _export_one(main, temporary, merge_lora, metrics)
-        for path in revisions:
-            (temporary / path.name).mkdir()
-            _export_one(path.resolve(), temporary / path.name, merge_lora, {})
-        os.replace(temporary, target)
+        with replacing_folder(target, replace=False) as folder:
+            _export_one(main, folder, merge_lora, metrics)
+            for path in revisions:
+                (folder / path.name).mkdir()
+                _export_one(_opened(path), folder / path.name, merge_lora, {})
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot write there ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def _export_one(source: Path, folder: Path, merge_lora: bool, metrics: dict[str, Any]) -> None:
+def _opened(checkpoint: str | Path) -> Trained:
     try:
-        state = read_checkpoint(source).state
-        loaded = load_model(source)
-    except DamagedCheckpoint as error:
-        raise ConfigError(f"--checkpoint {source} is damaged: {error}. Give another of {source.parent}.") from error
+        return open_model(checkpoint)
     except ValueError as error:
-        raise ConfigError(f"--checkpoint {source} cannot be used: {error}") from error
-    check_tokenizer(loaded, source)
-    write_folder(loaded, folder, model_card(loaded, state, metrics, merge_lora), merge_lora)
+        raise ConfigError(f"--checkpoint {error}") from error
+
+
+def _export_one(trained: Trained, folder: Path, merge_lora: bool, metrics: dict[str, Any]) -> None:
+    state = read_state(trained.folder).state
+    write_folder(trained, folder, model_card(trained, state, metrics, merge_lora), merge_lora)

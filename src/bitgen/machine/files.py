@@ -1,4 +1,4 @@
-"""Files that are whole or absent: on the disk when a call returns, readable, and replaced in one step."""
+"""Files and folders that are whole or absent: on the disk when a call returns, readable, replaced in one step."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,6 +54,48 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | Path, replace: bool = True, prefix: str | None = None) -> Iterator[Path]:
+    """A folder to fill, which takes the name ``path`` when the block ends without an exception.
+
+    Until then, and for good when the block raises, whatever was at ``path`` stays, and nothing is left beside it. The
+    content has reached the disk before it gets its name.
+
+    Args:
+        path: its parents are made.
+        replace: put the new folder in the place of one that is there; otherwise that one must be absent or empty.
+        prefix: of the temporary folder's name, by which its owner finds what a killed process left.
+
+    Raises:
+        OSError: the disk says no; with ``errno`` ENOTEMPTY or EEXIST: a folder that was not to be replaced is there.
+    """
+    target = Path(os.path.abspath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix or f".{target.name}.partial-", dir=target.parent))
+    try:
+        new = temporary / target.name  # inside the temporary folder, which only its owner may read
+        new.mkdir()
+        yield new
+        for entry in (*new.rglob("*"), new):
+            fsync(entry)
+        _put_in_place(new, target, temporary / "replaced" if replace else None)
+        fsync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(new: Path, target: Path, replaced: Path | None) -> None:
+    if replaced is not None:
+        with contextlib.suppress(FileNotFoundError):  # nothing was there, or another process has just moved it
+            os.rename(target, replaced)
+    try:
+        os.rename(new, target)
+    except OSError:
+        if replaced is not None and replaced.exists() and not target.exists():
+            os.rename(replaced, target)
         raise
 
 

@@ -69,9 +69,12 @@ def resume_command(arguments: list[str] | None = None, world_size: int = 1) -> s
             skip = True
         elif not argument.startswith("--resume="):
             kept.append(argument)
-    launcher = ["python"]
+    if script == "bitgen train":  # the command, which is no file that python could run
+        command, module = ["bitgen", "train"], ["-m", "bitgen", "train"]
+    else:
+        command, module = ["python", script], [script]
     if world_size > 1:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         nodes = [f"--nnodes={world_size // here}", "..."] if here < world_size else []  # the rendezvous is the user's
-        launcher = ["torchrun", *nodes, f"--nproc_per_node={here}"]
-    return shlex.join([*launcher, script, *kept, "--resume", "auto"])
+        command = ["torchrun", *nodes, f"--nproc_per_node={here}", *module]
+    return shlex.join([*command, *kept, "--resume", "auto"])

@@ -10,13 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bitgen.checkpoint.format import resolve_checkpoint, verify
-from bitgen.evaluation.generation import load_export
+from bitgen import trained
 from bitgen.memory.episodes import check_texts
 from bitgen.model.image_decoding import ImageSource
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
-from bitgen.trained import load_model
 
 MemoryImage = str | Path | ImageSource | Tensor
 
@@ -32,20 +30,8 @@ def open_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[Bi
     Raises:
         ValueError: there is no model, it is damaged or cannot be loaded; the message names the folder.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: there is no such folder. Give a run's --output_dir, a checkpoint or an export.")
-    if (path / "processor_config.json").is_file():
-        model, parts = load_export(path)
-        config, seen = model.config, parts.image_processor
-        mean_and_std = {} if seen is None else {"image_mean": seen.image_mean, "image_std": seen.image_std}
-        processor = BitGenProcessor(parts.tokenizer, config.image_size, config.max_seq_len, **mean_and_std)
-        return model.to(device), processor
-    folder = resolve_checkpoint(path)
-    verify(folder)
-    loaded = load_model(folder)
-    config = loaded.model.config
-    return loaded.model.to(device), BitGenProcessor(loaded.tokenizer, config.image_size, config.max_seq_len)
+    opened = trained.open_model(path, device)
+    return opened.model, opened.processor
 
 
 class PairEncoder:
@@ -79,13 +65,24 @@ class PairEncoder:
         Raises:
             ValueError: an image that cannot be read (named), or of a kind that this model does not take.
         """
-        name = "vision_features" if self.model.config.takes_features else "pixel_values"
         parts = []
         for first in range(0, len(images), self.batch_size):
-            chunk = range(first, min(first + self.batch_size, len(images)))
-            batch = torch.stack([self._tensor(images[position], position) for position in chunk])
-            parts.append(self.model.encode_image(**{name: batch.to(self.model.device)}).image_features.double())
+            batch = self.inputs(images[first : first + self.batch_size], first)
+            parts.append(self.model.encode_image(**batch).image_features.double())
         return torch.cat(parts)
+
+    def inputs(self, images: Sequence[MemoryImage] | Tensor, first: int = 0) -> dict[str, Tensor]:
+        """Images as :meth:`images` takes them to the input of ``encode_image``, on the model's device.
+
+        Args:
+            first: what messages number the first of them.
+
+        Raises:
+            ValueError: as for :meth:`images`.
+        """
+        name = "vision_features" if self.model.config.takes_features else "pixel_values"
+        batch = torch.stack([self._tensor(image, first + position) for position, image in enumerate(images)])
+        return {name: batch.to(self.model.device)}
 
     def _tensor(self, image: MemoryImage, position: int) -> Tensor:
         if isinstance(image, Tensor):
@@ -112,11 +109,20 @@ class PairEncoder:
         check_texts(texts)
         parts = []
         for first in range(0, len(texts), self.batch_size):
-            with self._tokenizing:
-                inputs = self.processor.texts(texts[first : first + self.batch_size])
-            ids, mask = (inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+            ids, mask = self.tokens(texts[first : first + self.batch_size])
             parts.append(self.model.encode_text(ids, mask, self._reader).double())
         return torch.cat(parts)
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """``input_ids`` and ``attention_mask [B, T]`` of texts, on the model's device.
+
+        Raises:
+            ValueError: as for :meth:`texts`.
+        """
+        check_texts(texts)
+        with self._tokenizing:
+            inputs = self.processor.texts(texts)
+        return inputs["input_ids"].to(self.model.device), inputs["attention_mask"].to(self.model.device)
 
     @torch.no_grad()
     def probe(self) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitgen.checkpoint.format import read_checkpoint, resolve_checkpoint
+from bitgen.trained import is_export
 
 # Of the mean variance, added to each direction's: those that hardly vary are mostly noise.
 _SHRINKAGE = 0.1
@@ -63,7 +64,7 @@ def training_whitening(path: str | Path) -> Whitening:
     Raises:
         ValueError: an export, which has no queue, a damaged checkpoint, or a run without contrast.
     """
-    if (Path(path) / "processor_config.json").is_file():
+    if is_export(path):
         raise ValueError(
             f"{path} is an export and holds none of the pairs it was trained on, which whitening needs: name the run, "
             "or whiten in a program by pairs of your own (Whitening.fit)"

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import resolve_checkpoint
 from bitgen.config import Config, ConfigError
 from bitgen.config.sources import parse_sources
 from bitgen.data.dataset import PairDataset
@@ -35,7 +34,7 @@ from bitgen.model.factory import (
 )
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
-from bitgen.trained import TOKENIZER_FOLDER, load_model
+from bitgen.trained import TOKENIZER_FOLDER, open_model
 
 logger = logging.getLogger(__name__)
 
@@ -209,16 +208,16 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
     """Give a new model the weights of a trained one.
 
     Raises:
-        ConfigError: there is no such run, or its tokenizer or sizes are not this run's.
-        CheckpointError: its checkpoint is damaged.
+        ConfigError: there is no such model, it is damaged, or its tokenizer or sizes are not this run's.
     """
-    if not Path(path).exists():
-        raise ConfigError(f"init_from is {path}, and there is no such folder. Write a run's output_dir.")
-    source = load_model(path)
+    try:
+        source = open_model(path)
+    except ValueError as error:
+        raise ConfigError(f"init_from: {error}") from error
     if tokenizer_sha256(source.tokenizer) != tokenizer_sha256(tokenizer):
         raise ConfigError(
             f"init_from {path} was trained with another tokenizer: its embeddings would stand for other tokens. Write "
-            f"tokenizer {resolve_checkpoint(path).parent / TOKENIZER_FOLDER}."
+            f"tokenizer {source.folder if source.kind == 'export' else source.folder.parent / TOKENIZER_FOLDER}."
         )
     theirs, ours = source.model.state_dict(), model.state_dict()
     if not source.config.objective.itm_weight:  # its matching head was never trained, and this run's may be another
@@ -230,7 +229,7 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
             f"first {differing[0]}. Give this run the vision, lora, model and memory settings of its config.yaml."
         )
     model.load_state_dict(theirs)
-    logger.info("starting from the weights of %s", resolve_checkpoint(path))
+    logger.info("starting from the weights of %s", source.folder)
 
 
 def _same_shape(one: Tensor | None, other: Tensor | None) -> bool:

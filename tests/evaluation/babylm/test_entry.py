@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-import evaluate
+from bitgen.commands import evaluate
 from bitgen.data.tokenizer import train_bpe
 from bitgen.evaluation.babylm.models import run_language_model
 from bitgen.evaluation.babylm.packing import TokenSequence
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.export.revisions import export_run
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 
 
 def run(folder, eval_dir, output, *flags):
@@ -43,7 +43,7 @@ def test_a_run_scores_as_its_export(written_run, eval_dir, tmp_path, caplog):
 
 
 def test_a_run_reads_the_end_of_a_text_that_is_too_long_as_its_export_does(written_run):
-    loaded = load_model(written_run(features=True))  # reads 40 tokens
+    loaded = open_model(written_run(features=True))  # reads 40 tokens
     model, _ = run_language_model(loaded, torch.device("cpu"))
     ids = torch.randint(3, loaded.model.config.vocab_size, (60,), generator=torch.Generator().manual_seed(0))
     sequence = TokenSequence(ids.tolist(), [5, 30, 59], "here")

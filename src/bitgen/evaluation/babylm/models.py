@@ -14,7 +14,7 @@ from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.export.folder import exported_model, exported_processor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.sequence_layout import SequenceLayout
-from bitgen.trained import LoadedModel
+from bitgen.trained import Trained
 
 
 class PackedInputs(NamedTuple):
@@ -93,12 +93,6 @@ def as_language_model(model: torch.nn.Module) -> LanguageModel:
     return HuggingFaceModel(model)
 
 
-def is_model_folder(path: str | Path) -> bool:
-    """Whether a folder holds a Hugging Face model, and not a run or one of its checkpoints."""
-    path = Path(path)
-    return (path / "config.json").is_file() and not (path / "manifest.json").is_file()
-
-
 def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageModel, ProcessorEncoder]:
     """A Hugging Face model, in float32 as the scores need it, and its processor. Runs the code that the folder brings.
 
@@ -126,7 +120,8 @@ def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageM
     return as_language_model(model.to(device).eval()), ProcessorEncoder(processor)
 
 
-def run_language_model(loaded: LoadedModel, device: torch.device) -> tuple[LanguageModel, ProcessorEncoder]:
-    """A run's model and its processor as its export would be loaded."""
-    model = exported_model(loaded, merge_lora=False).to(device)
-    return as_language_model(model), ProcessorEncoder(exported_processor(loaded))
+def run_language_model(trained: Trained, device: torch.device) -> tuple[LanguageModel, ProcessorEncoder]:
+    """A model of ours and its processor as its export would be loaded."""
+    is_one = isinstance(trained.model, BitGenForCausalLM)
+    model = (trained.model if is_one else exported_model(trained, merge_lora=False)).to(device)
+    return as_language_model(model), ProcessorEncoder(exported_processor(trained))

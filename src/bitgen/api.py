@@ -1,0 +1,167 @@
+"""BitGen in a program: train a model, open it, and use it.
+
+::
+
+    import bitgen
+
+    run = bitgen.train("configs/quickstart.yaml")  # minutes on two CPU cores; returns the run's folder
+    model = bitgen.load(run)  # or a checkpoint, or an export
+    photos = ["rex.jpg", "beach.jpg"]  # files, bytes or PIL images
+    print(model.search("a red circle", photos)[0])  # the image that fits best, and its cosine
+    print(model.rank(photos, ["a dog", "the sea"])[0])  # the captions of the first image, best first
+    memory = model.memory()
+    memory.write([photos[0]], ["this is Rex, our dog"])  # one shot, no training
+    print(memory.recall(photos[0])[0].text)
+    bitgen.load("my-captioner").caption(photos[0])  # of a model that learned to write
+
+Each call is one of the package's own functions; look there for more control.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitgen.commands import train as train_command
+from bitgen.config import parse_config
+from bitgen.evaluation.generation import LONGEST, caption_of
+from bitgen.machine.devices import choose_device
+from bitgen.memory.encoder import MemoryImage, PairEncoder
+from bitgen.memory.episodic_memory import EpisodicMemory
+from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, Trained, open_model
+
+_BATCH = 32
+
+
+class Found(NamedTuple):
+    """One of what was ranked: the image or caption as it was given, its place in that list, and the cosine."""
+
+    item: Any
+    index: int
+    score: float
+
+
+def train(config: str | Path | None = None, **settings: Any) -> Path:
+    """Train as ``bitgen train --config CONFIG --SETTING VALUE ...`` does, and return the run's folder.
+
+    Args:
+        config: a YAML file of settings; None: the defaults.
+        settings: what ``bitgen train --help`` lists, in place of the file's.
+
+    Raises:
+        ConfigError: a setting is wrong, or what was asked for cannot be.
+        RunFailed: training could not go on; why is in the message and in the log.
+    """
+    arguments = [] if config is None else ["--config", str(config)]
+    for name, value in settings.items():
+        arguments += [f"--{name}", str(value)]
+    program = sys.argv
+    try:
+        sys.argv = ["bitgen train", *arguments]  # the run prints it as the command that resumes it
+        parsed = parse_config(arguments)
+        train_command.run(parsed)
+    finally:
+        sys.argv = program
+    return Path(parsed.output.output_dir)
+
+
+def load(path: str | Path, device: str = "auto") -> Model:
+    """The model of a run's folder (its best checkpoint), of one checkpoint or of an export, verified.
+
+    Args:
+        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        ValueError: there is no model, or it is damaged; the message names the folder and the remedy.
+    """
+    return Model(open_model(path, choose_device(device)))
+
+
+class Model:
+    """A trained model. ``trained`` is what the opener gave: the network, its tokenizer, the run's configuration.
+
+    Images are file names, encoded bytes or PIL images; for a model that was trained on features computed earlier,
+    tensors ``[P, C]``. Whatever the model never learned is refused with a ``ConfigError`` that says so.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+        self._encoder = PairEncoder(trained.model, trained.processor, _BATCH)
+
+    def __repr__(self) -> str:
+        return f"bitgen.load({str(self.trained.folder)!r})"
+
+    def rank(self, images: Sequence[MemoryImage], captions: Sequence[str]) -> list[list[Found]]:
+        """For each image the captions, best first, by the cosine of their features.
+
+        Raises:
+            ValueError: an image that cannot be read, an empty caption, or none of either.
+        """
+        scores = self._cosines(images, captions)
+        return [_best_first(row, captions) for row in scores]
+
+    def search(self, text: str, images: Sequence[MemoryImage]) -> list[Found]:
+        """The images, those that fit the text best first, by the cosine of their features.
+
+        Raises:
+            ValueError: an image that cannot be read, an empty text, or no images.
+        """
+        return _best_first(self._cosines(images, [text])[:, 0], images)
+
+    @torch.no_grad()
+    def match(self, image: MemoryImage, text: str) -> float:
+        """The probability that a text belongs to an image, by the matching head, which reads both together.
+
+        Raises:
+            ValueError: an image that cannot be read, or an empty text.
+        """
+        self.trained.require(MATCHING)
+        model, encoder = self.trained.model, self._encoder
+        tokens = model.pool_image_tokens(model.encode_image(**encoder.inputs([image])).image_tokens)
+        logits = model.match(tokens, *encoder.tokens([text]))
+        return logits.softmax(-1)[0, 1].item()
+
+    @torch.no_grad()
+    def caption(self, image: MemoryImage, prompt: str = "", num_beams: int = 3, max_new_tokens: int = LONGEST) -> str:
+        """What the model writes about an image, the prompt included.
+
+        Raises:
+            ValueError: an image that cannot be read, or a prompt as long as the context.
+        """
+        self.trained.require(CAPTIONS)
+        [tensor] = self._encoder.inputs([image]).values()
+        return caption_of(self.trained, tensor, prompt, num_beams, max_new_tokens)
+
+    def memory(self, file: str | Path | None = None, **settings: Any) -> EpisodicMemory:
+        """An empty episodic memory of this model, or the one that a file holds.
+
+        Args:
+            settings: of :class:`EpisodicMemory`: ``slots``, ``widen`` ...; a file brings its own.
+
+        Raises:
+            ValueError: a setting out of its range, or a file that is missing, damaged or of another model.
+        """
+        memory = EpisodicMemory(self.trained.model, self.trained.processor, **settings)
+        if file is not None:
+            memory.load(file)
+        return memory
+
+    def _cosines(self, images: Sequence[MemoryImage], texts: Sequence[str]) -> Tensor:
+        """``[images, texts]``."""
+        self.trained.require(RETRIEVAL)
+        for name, given in (("images", images), ("captions", texts)):
+            if isinstance(given, (str, bytes, Path)):
+                raise ValueError(f"{name} is a list: write [{name[:-1]}]")
+            if not len(given):
+                raise ValueError(f"there are no {name} to compare")
+        return (self._encoder.images(images) @ self._encoder.texts(texts).T).cpu()
+
+
+def _best_first(scores: Tensor, items: Sequence[Any]) -> list[Found]:
+    order = scores.argsort(descending=True, stable=True).tolist()
+    return [Found(items[index], index, scores[index].item()) for index in order]

@@ -1,0 +1,67 @@
+"""The `bitgen` command: `bitgen train`, `bitgen evaluate` ... are the scripts in `src/`, wherever BitGen is installed.
+
+Nothing heavy is imported before the command is known: `bitgen --help` answers at once, and a command can set the
+environment that torch reads when it is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from bitgen import __version__
+
+COMMANDS = {
+    "train": "train a model on images and captions, text, or both",
+    "evaluate": "measure retrieval, matching, captions, memory or the BabyLM sets of a trained model",
+    "caption": "describe image files",
+    "memory": "teach a trained model pictures, in one shot, and recall, edit or forget them",
+    "export": "write a folder that transformers loads without BitGen, and upload it",
+}
+
+_HELP = """\
+usage: bitgen COMMAND [...]
+
+BitGen trains a tiny multimodal language model that sees, reads, remembers and writes.
+
+commands:
+{commands}
+
+examples:
+  bitgen train --config configs/quickstart.yaml
+      train on built-in scenes in minutes: no data, no GPU, no download
+  bitgen evaluate --checkpoint checkpoints/quickstart --data scenes
+      how well it finds images by captions, and captions by images
+  bitgen memory --model checkpoints/quickstart teach rex.jpg "this is Rex, our dog"
+  bitgen memory --model checkpoints/quickstart recall another_photo.jpg
+  bitgen export --checkpoint checkpoints/quickstart --output my-model
+  torchrun --nproc_per_node=8 -m bitgen train --use_ddp True --num_gpus 8 ...
+      on eight GPUs
+
+Wherever a trained model is asked for, the folder of a run, of one of its checkpoints, or of an export will do; only
+`export` needs a run. `bitgen COMMAND --help` explains each command. `python -m bitgen` is the same."""
+
+
+def help_text() -> str:
+    """What `bitgen --help` prints."""
+    return _HELP.format(commands="\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """Run the command that the arguments begin with; returns its exit status."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if name == "--version":
+        print(f"bitgen {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(COMMANDS)}."
+        print(f"error: there is no command {name!r}. {hint} See bitgen --help.", file=sys.stderr)
+        return 2
+    # What argparse calls the program, and what a run prints as the command that resumes it.
+    sys.argv = [f"bitgen {name}", *rest]
+    return importlib.import_module(f"bitgen.commands.{name}").main(rest)

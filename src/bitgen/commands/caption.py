@@ -1,0 +1,68 @@
+"""Describe images with a trained model: `python src/caption.py IMAGE... --model DIR` prints a caption for each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.evaluation.generation import LONGEST, caption_of
+from bitgen.trained import CAPTIONS, Trained, open_model
+
+
+def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"
+    )
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what each caption begins with")
+    parser.add_argument(
+        "--num_beams", type=int, default=3, metavar="N", help="beams of the search; 1: greedy (default: 3)"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=LONGEST, metavar="N", help=f"longest caption (default: {LONGEST})"
+    )
+    flags = parser.parse_args(argv)
+    for name in ("num_beams", "max_new_tokens"):
+        if getattr(flags, name) < 1:
+            parser.error(f"--{name} is {getattr(flags, name)}; it must be at least 1")
+    return flags
+
+
+def load_captioner(folder: str) -> Trained:
+    """The model of a run, a checkpoint or an export.
+
+    Raises:
+        ConfigError: there is none, it is damaged, never learned to write, or takes features instead of images.
+    """
+    try:
+        trained = open_model(folder)
+        trained.require(CAPTIONS)
+    except ValueError as error:
+        raise ConfigError(f"--model {error}") from error
+    if trained.model.config.takes_features:
+        raise ConfigError(
+            f"--model {folder} was trained on features computed earlier and has no vision tower: it cannot look at "
+            "image files. Give its generate() vision_features, or train on images."
+        )
+    return trained
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print ``file<TAB>caption`` for each image; those that cannot be read are named at the end."""
+    flags = parse_flags(argv)
+    problems = []
+    with exit_on_config_error():
+        trained = load_captioner(flags.model)
+        for path in flags.images:
+            try:
+                pixels = trained.processor.images([Path(path).read_bytes()])
+                text = caption_of(trained, pixels, flags.prompt, flags.num_beams, flags.max_new_tokens)
+            except (OSError, ValueError) as error:
+                problems.append(f"{path}: {error}")
+                continue
+            print(f"{path}\t{text}", flush=True)
+        if problems:
+            raise ConfigError("; ".join(problems))

@@ -1,0 +1,263 @@
+"""Evaluate a checkpoint: retrieval, image-text matching, the episodic memory, captions, BabyLM; JSON and a table."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Data workers are forked after the tokenizer was used; it would warn, and switch itself off, in each of them.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+from bitgen.config import Config, ConfigError, exit_on_config_error
+from bitgen.data.dataset import PairDataset
+from bitgen.data.scenes import ScenesDataset
+from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
+from bitgen.evaluation.babylm.models import load_model_folder, run_language_model
+from bitgen.evaluation.babylm.scoring import Scorer
+from bitgen.evaluation.captioning import Captioned, caption_dataset, draw_sheet, pictures_of_sheet
+from bitgen.evaluation.encode import Runner
+from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RETRIEVAL, parse_flags
+from bitgen.evaluation.matching import Captioner, RerankWeights, matching_metrics, rerank_metrics
+from bitgen.evaluation.memory_metrics import memory_metrics
+from bitgen.evaluation.results import Results, write_results
+from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
+from bitgen.evaluation.tables import tables
+from bitgen.machine.devices import Precision, choose_device, resolve_precision
+from bitgen.machine.files import check_writable
+from bitgen.tasks.stage1_parts import SCENES
+from bitgen.trained import CAPTIONS, Trained, is_export, is_model_folder, open_model
+
+logger = logging.getLogger("evaluate")
+
+# What a model must have learned for the figures of a task to mean something: keys of `Trained.untrained`. Re-ranking
+# is part of retrieval, and cosine of matching.
+_NEEDS = {RETRIEVAL: (RETRIEVAL, MATCHING), MATCHING: (RETRIEVAL, MATCHING), CAPTIONING: (CAPTIONS,)}
+
+
+def device_of(flags: argparse.Namespace) -> torch.device:
+    """Where to evaluate.
+
+    Raises:
+        ConfigError: the flags ask for a GPU where there is none.
+    """
+    device = choose_device(flags.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device here. Write --device auto or cpu.")
+    if device.type != "cuda" and flags.precision == "fp16":
+        raise ConfigError("--precision fp16 needs a GPU. Write --precision auto.")
+    return device
+
+
+def opened(flag: str, path: str) -> Trained:
+    """The model that a flag names.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    try:
+        trained = open_model(path)
+    except ValueError as error:
+        raise ConfigError(f"--{flag} {error}") from error
+    logger.info("%s %s", trained.kind, trained.folder)
+    return trained
+
+
+def warn_of_untrained(loaded: Trained, tasks: list[str]) -> None:
+    """Say which of the figures asked for mean nothing."""
+    needed = [what for task in tasks for what in _NEEDS.get(task, ())]
+    for sentence in dict.fromkeys(loaded.untrained[what] for what in needed if what in loaded.untrained):
+        logger.warning(sentence)
+
+
+def load_split(source: str, loaded: Trained, max_images: int | None) -> PairDataset:
+    """The held-out split that `--data` names, as this model takes it.
+
+    Raises:
+        ValueError: it cannot be read, or holds another kind of input than the checkpoint was trained on.
+    """
+    sizes, config, processor = loaded.model.config, loaded.config, loaded.processor
+    if source == SCENES:
+        dataset = ScenesDataset(
+            "val", min(config.data.scenes_val, max_images or config.data.scenes_val), config.training.seed, processor
+        )
+    else:
+        dataset = PairDataset(source, processor, max_images=max_images)
+    wanted = (
+        f"features of {sizes.feature_tokens} x {sizes.feature_dim}, computed as its training data were"
+        if sizes.takes_features
+        else "images"
+    )
+    if (dataset.kind == "features") != sizes.takes_features:
+        raise ConfigError(
+            f"--data {source} holds {dataset.kind}, and this checkpoint takes {wanted}: name such a folder."
+        )
+    if sizes.takes_features and tuple(dataset.feature_shape) != (sizes.feature_tokens, sizes.feature_dim):
+        tokens, width = dataset.feature_shape
+        raise ConfigError(f"--data {source} holds features of {tokens} x {width}, and this checkpoint takes {wanted}.")
+    return dataset
+
+
+@contextmanager
+def naming_bad_records() -> Iterator[None]:
+    """A record that cannot be read ends the evaluation; a worker's error carries its traceback before the message."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error).rsplit("Error: ", 1)[-1].strip()) from error
+
+
+def how_to_run(
+    loaded: Trained, dataset: PairDataset, device: torch.device, flags: argparse.Namespace
+) -> tuple[Precision, int]:
+    """The precision, and the number of processes that decode images."""
+    precision = resolve_precision(flags.precision, device)
+    if flags.num_workers is not None:
+        return precision, flags.num_workers
+    return precision, loaded.config.data.num_workers if dataset.kind == "images" else 0
+
+
+def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags: argparse.Namespace) -> Results:
+    """All figures of retrieval, matching and memory asked for, by task."""
+    precision, workers = how_to_run(loaded, dataset, device, flags)
+    model = loaded.model.to(device)
+    if MEMORY in flags.task and model.memory is None:
+        raise ConfigError("this checkpoint has no memory (use_memory was False): leave memory out of --task")
+    runner = Runner(model, flags.batch_size, device, precision.autocast, workers)
+    logger.info(
+        "encoding %d images and %d captions on %s in %s",
+        dataset.image_count,
+        dataset.num_captions,
+        device,
+        precision.name,
+    )
+    with naming_bad_records():
+        encoded = runner.encode(dataset)
+    ranking = rank_split(encoded, top_k=max(flags.rerank_top_k, 1), device=device)
+    results: Results = {}
+    weights = rerank_weights(flags, loaded.config)
+    captioner = None
+    if weights.text and {RETRIEVAL, MATCHING} & set(flags.task):
+        captioner = load_captioner(flags, device) if flags.captioner is not None else Captioner(runner, encoded)
+    if RETRIEVAL in flags.task:
+        results[RETRIEVAL] = retrieval_metrics(encoded, ranking, flags.bootstrap)
+        if flags.rerank_top_k:
+            logger.info(
+                "re-ranking the best %d of each query by %s + %.3g x cosine + %.3g x caption evidence",
+                flags.rerank_top_k,
+                "its evidence" if loaded.config.model.itm_likelihood else "matching logit",
+                *weights,
+            )
+            results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap, captioner)
+    if MATCHING in flags.task:
+        results[MATCHING] = matching_metrics(runner, encoded, ranking, captioner)
+    if MEMORY in flags.task or (MATCHING in flags.task and model.memory is not None):
+        results[MEMORY] = memory_metrics(runner, encoded)
+    return results
+
+
+def rerank_weights(flags: argparse.Namespace, config: Config) -> RerankWeights:
+    """What the flags say, else what fits the run; see ``--help``."""
+    cosine, text = flags.rerank_cosine_weight, flags.rerank_text_weight
+    objective, by_likelihood = config.objective, config.model.itm_likelihood
+    writes = objective.text_loss_weight > 0 and not by_likelihood
+    return RerankWeights(
+        cosine if cosine is not None else 1 / (objective.temperature if by_likelihood else objective.itm_temperature),
+        text if text is not None else float(flags.captioner is not None or writes),
+    )
+
+
+def load_captioner(flags: argparse.Namespace, device: torch.device) -> Captioner:
+    """The model of ``--captioner`` and the split as it sees it.
+
+    Raises:
+        ValueError: it cannot be read, never learned to write, or takes another kind of input.
+    """
+    loaded = opened("captioner", flags.captioner)
+    if CAPTIONS in loaded.untrained:
+        raise ConfigError(f"--captioner {flags.captioner}: {loaded.untrained[CAPTIONS]}.")
+    precision = resolve_precision(flags.precision, device)
+    runner = Runner(loaded.model.to(device), flags.batch_size, device, precision.autocast, flags.num_workers or 0)
+    with naming_bad_records():
+        return Captioner(runner, runner.encode(load_split(flags.data, loaded, flags.max_images)))
+
+
+def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Results, Results]:
+    """The figures of the BabyLM sets, and the decisions behind them.
+
+    Raises:
+        ValueError: sets or model cannot be read, or do not go together.
+    """
+    data = read_evaluation_data(flags.eval_dir)
+    if is_model_folder(flags.checkpoint) and not is_export(flags.checkpoint):
+        model, encoder = load_model_folder(flags.checkpoint, device)
+    else:
+        model, encoder = run_language_model(opened("checkpoint", flags.checkpoint), device)
+    return evaluate_babylm(data, encoder, Scorer(model, device, batch_tokens=32 * flags.batch_size))
+
+
+def caption(loaded: Trained, dataset: PairDataset, device: torch.device, flags: argparse.Namespace) -> Captioned:
+    """Captions of all images, and their scores."""
+    precision, workers = how_to_run(loaded, dataset, device, flags)
+    with naming_bad_records():
+        return caption_dataset(
+            loaded, dataset, device, precision, flags.num_beams, flags.max_new_tokens, flags.batch_size, workers
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the flags, evaluate, write the JSON, print the table."""
+    flags = parse_flags(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    with exit_on_config_error():
+        files = {"output": flags.output, "predictions": flags.predictions}
+        if CAPTIONING in flags.task:
+            files["contact_sheet"] = flags.contact_sheet
+        for name, path in files.items():
+            try:
+                if path is not None:
+                    check_writable(path)
+            except ValueError as error:
+                raise ConfigError(f"--{name} {error}") from error
+        device = device_of(flags)
+        results, predictions = {}, {}
+        try:
+            if flags.data is not None and flags.task != [BABYLM]:
+                loaded = opened("checkpoint", flags.checkpoint)
+                warn_of_untrained(loaded, flags.task)
+                dataset = load_split(flags.data, loaded, flags.max_images)
+                if CAPTIONING in flags.task:
+                    pictures = pictures_of_sheet(dataset, flags.images)
+            if BABYLM in flags.task:
+                results[BABYLM], predictions = evaluate_language(flags, device)
+        except ValueError as error:  # what a person asked for cannot be
+            raise ConfigError(str(error)) from error
+        if MATCHING in flags.task and dataset.image_count < 2:
+            raise ConfigError("matching needs at least two images: with one, no caption is wrong")
+        if {RETRIEVAL, MATCHING, MEMORY} & set(flags.task):
+            results = evaluate(loaded, dataset, device, flags) | results
+        writers = {
+            "output": lambda path: write_results(results, path),
+            "predictions": lambda path: write_results(predictions, path),
+        }
+        if CAPTIONING in flags.task:
+            captioned = caption(loaded, dataset, device, flags)
+            results[CAPTIONING] = captioned.metrics
+            captions = enumerate(captioned.captions)
+            predictions[CAPTIONING] = [
+                {"image_id": dataset.reader.image_id(i), "caption": text} for i, text in captions
+            ]
+            writers["contact_sheet"] = lambda path: draw_sheet(path, pictures, dataset, captioned)
+        print(tables(results, flags.rerank_top_k))  # before writing: a disk that is full must not lose it
+        for name, path in files.items():
+            try:
+                if path is not None:
+                    writers[name](path)
+            except ValueError as error:
+                raise ConfigError(f"--{name} {error}; the results are in the table above") from error
+    logger.info("results in %s", ", ".join(path for path in files.values() if path is not None))

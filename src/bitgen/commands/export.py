@@ -1,0 +1,83 @@
+"""Export a stage-1 checkpoint: a folder that transformers loads without this repository, and the hub."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.export.hub import push_to_hub
+from bitgen.export.revisions import export_run, read_results
+
+logger = logging.getLogger("export")
+
+_HELP = """\
+Write a checkpoint as a Hugging Face folder: AutoModelForCausalLM, AutoModel, AutoProcessor and AutoConfig load it with
+trust_remote_code=True. It holds safetensors, tokenizer, image processor, generation settings, the model's code and a
+model card, and needs nothing of this repository.
+
+What is exported is what the checkpoint holds: the averaged weights where the run kept them (ema_decay), the memory's
+running state, and in phase 1 adapters that change nothing yet. The model card says which phase it was."""
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"write True or False, not {text!r}")
+    return text.lower() == "true"
+
+
+def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="PATH", help="a run's --output_dir (its best, else newest) or one folder"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="a folder that is empty or not there yet")
+    parser.add_argument(
+        "--merge_lora",
+        type=_boolean,
+        default=False,
+        metavar="BOOL",
+        help="fold the LoRA adapters into the tower: same outputs, and loading needs no peft (default: False)",
+    )
+    parser.add_argument(
+        "--words_seen_checkpoints",
+        type=_boolean,
+        default=False,
+        metavar="BOOL",
+        help="export the run's chck_1M, chck_2M ... too, into folders of these names in --output (default: False)",
+    )
+    parser.add_argument("--results", metavar="FILE", help="JSON of src/evaluate.py, for the model card")
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="REPO",
+        help="upload to this repository (USER/NAME), one revision for each chck_*; log in with `hf auth login` first",
+    )
+    parser.add_argument(
+        "--private", type=_boolean, default=False, metavar="BOOL", help="a private repository (default: False)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the flags, export, and upload where asked to."""
+    flags = parse_flags(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    with exit_on_config_error():
+        try:
+            metrics = read_results(flags.results)
+            folder = export_run(flags.checkpoint, flags.output, flags.merge_lora, flags.words_seen_checkpoints, metrics)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        logger.info("exported to %s", folder)
+        if flags.push_to_hub:
+            try:
+                push_to_hub(folder, flags.push_to_hub, flags.private)
+            except OSError as error:  # no network, no right to write: the hub's own errors are among these
+                raise ConfigError(
+                    f"--push_to_hub {flags.push_to_hub}: {error}. The export itself is whole in {folder}."
+                ) from error
+            logger.info("uploaded to %s", flags.push_to_hub)

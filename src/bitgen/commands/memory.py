@@ -1,0 +1,192 @@
+"""Teach a trained model pictures, in one shot: `python src/memory.py --model DIR teach photo.jpg "this is Rex"`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.machine.devices import choose_device
+from bitgen.machine.files import check_writable
+from bitgen.memory import EpisodicMemory, open_model, training_whitening
+from bitgen.memory.picture import write_picture
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import BitGenProcessor
+
+_HELP = """\
+Teach a trained model pictures with texts, recall them, change and forget them: each in one closed-form step, without
+training. The model itself stays as it is; what it was taught is in a file of its own.
+
+An episode is a picture with a text. A picture recalls by reading its text half from the memory, a text by reading the
+image half; the episodes nearest to what was read are shown, best first:
+
+  confidence  share of that episode among all
+  distance    of what was read from what the episode holds: 0.00 is the very picture (or text) that was taught; from
+              about 0.5 on the memory knows nothing like it (with --whiten; without, strange pictures come nearer)
+  id, text    of the episode
+
+A memory tells min(slots, width of the model's features) episodes apart for certain; with --widen as many as it has
+slots. Beyond that it warns and says what to expect; --slots with teach makes a memory larger at any time."""
+
+_EXAMPLES = """\
+examples:
+  python src/memory.py --model checkpoints/quickstart teach rex.jpg "this is Rex, our dog"
+      prints the id of the new episode; the memory is in checkpoints/quickstart.memory
+  python src/memory.py --model checkpoints/quickstart recall another_photo.jpg
+  python src/memory.py --model checkpoints/quickstart recall --text "our dog"
+  python src/memory.py --model checkpoints/quickstart edit 1 "this is Rex, who is five now"
+  python src/memory.py --model checkpoints/quickstart --memory pets.memory list
+  python src/memory.py --model checkpoints/quickstart show --output memory.png
+      the slots, the address of each episode, and how well the memory tells them apart
+  python src/memory.py --model my-model --slots 512 --widen teach rex.jpg "this is Rex, our dog"
+      a memory for up to 512 episodes
+  python src/memory.py --model my-run --whiten teach rex.jpg "this is Rex, our dog"
+      best for photographs: what was never taught then reads nothing like its text
+
+docs/memory.md explains how it works and what it cannot do."""
+
+
+def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(description=_HELP, epilog=_EXAMPLES, **layout)
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"
+    )
+    parser.add_argument("--memory", metavar="FILE", help="the memory's file (default: DIR.memory, beside the model)")
+    parser.add_argument(
+        "--slots", type=int, metavar="N", help="with teach: size of the memory, 1 to 4096 (default: as it is; new: 32)"
+    )
+    parser.add_argument(
+        "--widen",
+        action="store_true",
+        help="with --slots: hold as many episodes as slots, beyond the width of the features; larger and slower",
+    )
+    parser.add_argument(
+        "--whiten",
+        action=argparse.BooleanOptionalAction,
+        help="with teach: take out of all codes what the model's training pairs share, so that a picture that was "
+        "never taught reads nothing like its text; needs a run or checkpoint (default: as it is; new: no)",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    teach = commands.add_parser("teach", help="remember a picture with a text", allow_abbrev=False)
+    teach.add_argument("image", metavar="IMAGE", help="an image file")
+    teach.add_argument("text", metavar="TEXT", help="what to remember of it")
+    teach.add_argument("--id", metavar="ID", help="what to call the episode (default: the next number)")
+    recall = commands.add_parser("recall", help="what a picture or a text brings back", allow_abbrev=False)
+    recall.add_argument("image", metavar="IMAGE", nargs="?", help="an image file")
+    recall.add_argument("--text", metavar="TEXT", help="recall by a text instead of an image")
+    recall.add_argument("--top_k", type=int, default=3, metavar="N", help="episodes to show (default: 3)")
+    edit = commands.add_parser("edit", help="change the text of an episode", allow_abbrev=False)
+    edit.add_argument("id", metavar="ID", help="as `list` shows it")
+    edit.add_argument("text", metavar="TEXT", help="the new text")
+    forget = commands.add_parser("forget", help="remove an episode, as if it had never been taught", allow_abbrev=False)
+    forget.add_argument("id", metavar="ID", help="as `list` shows it")
+    commands.add_parser("list", help="all episodes, and how full the memory is", allow_abbrev=False)
+    show = commands.add_parser("show", help="draw the memory", allow_abbrev=False)
+    show.add_argument("--output", required=True, metavar="FILE.png", help="where the picture goes")
+    flags = parser.parse_args(argv)
+    if flags.command == "recall" and (flags.image is None) == (flags.text is None):
+        parser.error("recall takes an IMAGE or --text TEXT: give one of them")
+    if flags.command == "show" and not flags.output.lower().endswith(".png"):
+        parser.error(f"--output {flags.output}: it is written as a PNG; give a name that ends in .png")
+    if flags.widen and flags.slots is None:
+        parser.error("--widen needs --slots: say how many episodes the memory is to hold")
+    if flags.slots is not None and flags.command != "teach":
+        parser.error("--slots changes the memory's size: give it with teach")
+    if flags.whiten is not None and flags.command != "teach":
+        parser.error("--whiten changes how all is held: give it with teach")
+    return flags
+
+
+def memory_file(flags: argparse.Namespace) -> Path:
+    """Where the memory is: what --memory says, else beside the model's folder."""
+    if flags.memory is not None:
+        return Path(flags.memory)
+    folder = Path(os.path.abspath(flags.model))
+    return folder.with_name(folder.name + ".memory")
+
+
+def opened(flags: argparse.Namespace) -> tuple[BitGenModel, BitGenProcessor]:
+    """The model that --model names, and its processor.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    try:
+        return open_model(flags.model, choose_device(flags.device))
+    except ValueError as error:
+        raise ConfigError(f"--model {error}") from error
+
+
+def change(memory: EpisodicMemory, flags: argparse.Namespace, path: Path) -> None:
+    """Teach, edit or forget in the memory's file, and say what was done."""
+    with memory.editing(path):
+        if flags.command == "teach":
+            space = memory.codes.space
+            if flags.slots is not None and (space.slots, space.widen) != (flags.slots, flags.widen):
+                memory.resize(flags.slots, flags.widen)
+            if flags.whiten is not None and flags.whiten != (space.whitening is not None):
+                memory.whiten(training_whitening(flags.model) if flags.whiten else None)
+            key = memory.write([flags.image], [flags.text], None if flags.id is None else [flags.id])[0]
+            said = f"{key}\t{flags.text}"
+        elif flags.command == "edit":
+            memory.edit(flags.id, flags.text)
+            said = f"{flags.id}\t{flags.text}"
+        else:
+            memory.forget(flags.id)
+            said = f"{flags.id}\tforgotten"
+    print(said)  # after the file was saved
+
+
+def look(memory: EpisodicMemory, flags: argparse.Namespace) -> None:
+    """Recall from a loaded memory, list it or draw it."""
+    if flags.command == "recall":
+        print("confidence\tdistance\tid\ttext")
+        for found in memory.recall(flags.image, flags.text, flags.top_k):
+            print(f"{found.confidence:.0%}\t{found.error:.2f}\t{found.id}\t{found.text}")
+    elif flags.command == "list":
+        print("id\ttaught\ttext")
+        for episode in memory.episodes:
+            print(f"{episode.id}\t{episode.edited or episode.written}\t{episode.text}")
+        state = memory.state()
+        print(
+            f"{state.episodes} of {state.capacity} episodes that {state.slots} slots tell apart; by their own image "
+            f"{state.expected_recall[0]:.0%} are recalled first, by their own text {state.expected_recall[1]:.0%}",
+            file=sys.stderr,
+        )
+    else:
+        write_picture(memory, flags.output)
+        print(flags.output)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do what one command line asks for."""
+    flags = parse_flags(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    path = memory_file(flags)
+    changes = flags.command in ("teach", "edit", "forget")
+    with exit_on_config_error():
+        try:
+            if flags.command != "teach" and not path.is_file():
+                raise ConfigError(f"{path}: there is no memory yet. `teach` makes it, or name another with --memory.")
+            if changes:
+                check_writable(str(path))
+            if flags.command == "show":
+                check_writable(flags.output)
+            memory = EpisodicMemory(*opened(flags))
+            if changes:
+                change(memory, flags, path)
+            else:
+                memory.load(path)
+                look(memory, flags)
+        except ValueError as error:  # what a person asked for cannot be
+            raise ConfigError(str(error)) from error

@@ -1,0 +1,89 @@
+"""Folders that are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from bitgen.machine import files
+from bitgen.machine.files import replacing_folder
+
+
+def fill(folder: Path, content: str) -> None:
+    (folder / "one").write_text(content)
+    (folder / "below").mkdir()
+    (folder / "below" / "two").write_text(content)
+
+
+def held(folder: Path) -> list[str]:
+    return [(folder / name).read_text() for name in ("one", "below/two")]
+
+
+def test_a_new_folder_appears_at_the_end_with_its_parents(tmp_path: Path) -> None:
+    target = tmp_path / "made" / "too" / "target"
+    with replacing_folder(target) as new:
+        fill(new, "new")
+        assert not target.exists()
+    assert held(target) == ["new", "new"] and list(target.parent.iterdir()) == [target]
+    assert target.stat().st_mode & 0o777 == 0o777 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, OSError(errno.ENOSPC, "full")])
+def test_what_was_there_stays_until_the_end_and_after_a_failure(tmp_path: Path, stopped_by: BaseException) -> None:
+    target = tmp_path / "target"
+    with replacing_folder(target) as new:
+        fill(new, "old")
+    with pytest.raises((KeyboardInterrupt, OSError)), replacing_folder(target) as new:
+        fill(new, "new")
+        raise stopped_by
+    assert held(target) == ["old", "old"] and list(tmp_path.iterdir()) == [target]
+    with replacing_folder(target) as new:
+        fill(new, "new")
+        assert held(target) == ["old", "old"]
+    assert held(target) == ["new", "new"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_every_file_is_on_the_disk_before_the_folder_has_its_name(tmp_path: Path, monkeypatch) -> None:
+    synced, target = [], tmp_path / "target"
+    monkeypatch.setattr(files, "fsync", lambda path: synced.append((Path(path).name, target.exists())))
+    with replacing_folder(target) as new:
+        fill(new, "new")
+    assert {name for name, is_there in synced if not is_there} == {"one", "below", "two", "target"}
+    assert synced[-1] == (tmp_path.name, True)
+
+
+def test_a_folder_that_is_not_to_be_replaced_is_left_alone_unless_it_is_empty(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    with replacing_folder(target, replace=False) as new:
+        fill(new, "first")
+    with pytest.raises(OSError) as caught, replacing_folder(target, replace=False) as new:
+        fill(new, "second")
+    assert caught.value.errno in (errno.ENOTEMPTY, errno.EEXIST)
+    assert held(target) == ["first", "first"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch) -> None:
+    target, rename = tmp_path / "target", os.rename
+    with replacing_folder(target) as new:
+        fill(new, "old")
+
+    def refuse(source, destination):
+        if Path(source).name == "target" and Path(source) != target and "replaced" not in str(source):
+            raise OSError(errno.EIO, "no")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError), replacing_folder(target) as new:
+        fill(new, "new")
+    monkeypatch.undo()
+    assert held(target) == ["old", "old"] and list(tmp_path.iterdir()) == [target]
