@@ -100,10 +100,12 @@ class BatchSource(Protocol):
     """Where batches come from. Which samples a batch holds is a function of the step, so that a run resumes exactly.
 
     ``size``: samples an epoch. ``steps_per_epoch``: optimizer steps. ``steady``: every batch reaches every trainable
-    parameter. ``batches_per_step``: micro-batches of an optimizer step.
+    parameter. ``batches_per_step``: micro-batches of an optimizer step. ``max_bad_fraction``: share of the samples that
+    may stand in for bad records.
     """
 
     size: int
+    max_bad_fraction: float
     steps_per_epoch: int
     batches_per_step: int
     steady: bool

@@ -9,8 +9,8 @@ from typing import Any
 from bitgen.checkpoint.format import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config.values import ConfigError
-from bitgen.machine.devices import resolve_precision, start_processes
-from bitgen.machine.parallel import Replicated
+from bitgen.machine.devices import Precision, resolve_precision, start_processes
+from bitgen.machine.parallel import Parallel, Replicated
 from bitgen.machine.ranks import Processes, from_main, main_first
 from bitgen.machine.stopping import resume_command
 from bitgen.machine.threads import threads_of_this_process
@@ -143,11 +143,32 @@ def _assemble(
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
     run = task.build(config, ranks, fresh=checkpoint is None)
     precision = resolve_precision(config.training.precision, ranks.device)
+    parallel = _parallel(config.training, ranks, precision)
     command = resume_command(world_size=ranks.world_size)
-    trainer = Trainer(run, _loop_settings(config), monitor, store, Replicated(ranks), precision, checkpoint, command)
+    trainer = Trainer(run, _loop_settings(config), monitor, store, parallel, precision, checkpoint, command)
     monitor.total_steps = run.stage.steps
     monitor.banner(run.banner, run.parameters)
     return trainer
+
+
+def _parallel(training: Any, ranks: Processes, precision: Precision) -> Parallel:
+    """How the processes share the work.
+
+    Raises:
+        ConfigError: settings that do not go with it.
+    """
+    if training.parallel == "replicated":
+        return Replicated(ranks)
+    from bitgen.machine.sharded import Sharded  # here, because most runs need nothing of FSDP
+
+    parallel = Sharded(ranks)
+    parallel.refuse(training.optimizer, precision.name)
+    if training.ema_decay:
+        raise ConfigError(
+            f"ema_decay is {training.ema_decay}: averages of weights are kept whole, and a sharded run holds pieces of "
+            "them. Write --ema_decay 0, or --parallel replicated."
+        )
+    return parallel
 
 
 def _loop_settings(config: Config) -> LoopSettings:
@@ -158,7 +179,6 @@ def _loop_settings(config: Config) -> LoopSettings:
         ema_decay=training.ema_decay,
         max_nonfinite_steps=training.max_nonfinite_steps,
         max_words_seen=training.max_words_seen,
-        max_bad_fraction=config.data.max_bad_fraction,
         save_steps=output.save_steps,
         eval_steps=output.eval_steps,
         log_steps=output.log_steps,

@@ -112,7 +112,7 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
         config = load_config(folder / "config.yaml")
         model_config = BitGenConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
         model = BitGenModel(model_config)
-        load_weights(model, folder, averaged=True)
+        load_weights(model, folder, model.base_names(), averaged=True)
     except DamagedCheckpoint as error:
         raise DamagedCheckpoint(
             f"{folder} is damaged: {error}. Give another checkpoint of {folder.parent}, or restore it from a copy."

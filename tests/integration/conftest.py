@@ -161,7 +161,11 @@ def _command(config: Config, processes: int = 1, **settings: object) -> list[str
 
 def _environment() -> dict[str, str]:
     """For subprocesses: one thread each, and none of a launcher's variables."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src")}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join((str(REPOSITORY / "src"), str(REPOSITORY / "tests"))),
+    }
 
 
 def _execute(arguments: list[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:

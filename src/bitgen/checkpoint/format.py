@@ -96,13 +96,11 @@ def split_state(
     base_names = {name for name, parameter in named.items() if id(parameter) in base}
     own: dict[str, torch.Tensor] = {}
     base_state: dict[str, torch.Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in seen:
-            continue
-        seen.add(key)
-        (base_state if name in base_names else own)[name] = tensor.detach()
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            (base_state if name in base_names else own)[name] = tensor.detach()
     return own, base_state
 
 
@@ -131,13 +129,14 @@ def load_tensors(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], ex
             own[name].copy_(tensor)
 
 
-def load_weights(model: torch.nn.Module, folder: Path, averaged: bool = False) -> None:
+def load_weights(model: torch.nn.Module, folder: Path, base_names: Collection[str], averaged: bool = False) -> None:
     """Read a checkpoint's weights into a model, the frozen base included and verified.
 
     Args:
+        base_names: as of :func:`split_state`.
         averaged: take the averaged weights where the checkpoint has them: for evaluation, never to resume.
     """
-    own, base = split_state(model, model.base_names())
+    own, base = split_state(model, base_names)
     if base:
         base_hash = read_manifest(folder).get("vision_base")
         load_tensors(model, read_base(folder.parent, base_hash), set(base), base_path(folder.parent, base_hash))

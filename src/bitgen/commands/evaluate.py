@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from bitgen.config import Config, ConfigError, exit_on_config_error
+from bitgen.config.sources import SCENES
 from bitgen.data.dataset import PairDataset
 from bitgen.data.scenes import ScenesDataset
 from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
@@ -30,7 +31,6 @@ from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
 from bitgen.evaluation.tables import tables
 from bitgen.machine.devices import Precision, choose_device, resolve_precision
 from bitgen.machine.files import check_writable
-from bitgen.tasks.stage1_parts import SCENES
 from bitgen.trained import CAPTIONS, Trained, is_export, is_model_folder, open_model
 
 logger = logging.getLogger("evaluate")

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from bitgen.config.values import ConfigError, coerce
 
-if TYPE_CHECKING:
-    from bitgen.config.common import TrainingSettings
+
+class Launched(Protocol):
+    """The settings read here."""
+
+    batch_size: int
+    num_gpus: int
+    use_ddp: bool
+    device: str
+    precision: str
 
 
 def launcher_world_size() -> int:
@@ -22,7 +29,7 @@ def launcher_world_size() -> int:
 
 
 def check_launch(
-    training: TrainingSettings,
+    training: Launched,
     entry: str,
     world_size: int,
     launched: bool,
@@ -62,7 +69,7 @@ def check_launch(
     _check_device(training)
 
 
-def _check_device(training: TrainingSettings) -> None:
+def _check_device(training: Launched) -> None:
     import torch  # here, so that --help and reading a file answer at once
 
     if training.device == "cpu":

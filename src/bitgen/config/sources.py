@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+SCENES = "scenes"  # the built-in data, rendered on the fly
 _WEIGHT = re.compile(r"(?P<path>.*[^:/]):(?P<weight>[0-9]*\.?[0-9]+)")
 
 

@@ -27,6 +27,7 @@ class LoaderSource:
         batches_per_step: micro-batches of an optimizer step.
         num_workers: processes that load; 0: this one does.
         pin: keep batches in page-locked memory, for a GPU to fetch.
+        max_bad_fraction: share of the samples that may stand in for bad records.
 
     Raises:
         ValueError: an epoch has fewer micro-batches than one optimizer step takes.
@@ -41,10 +42,11 @@ class LoaderSource:
         batches_per_step: int = 1,
         num_workers: int = 0,
         pin: bool = False,
+        max_bad_fraction: float = 0.0,
     ) -> None:
         self.dataset, self.sampler, self.collate, self.count_words = dataset, sampler, collate, count_words
         self.batches_per_step, self.num_workers, self.pin = batches_per_step, num_workers, pin
-        self.size = len(dataset)
+        self.size, self.max_bad_fraction = len(dataset), max_bad_fraction
         self.steps_per_epoch = len(sampler) // batches_per_step
         if self.steps_per_epoch < 1:
             raise ValueError(

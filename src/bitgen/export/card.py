@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bitgen.config.sources import parse_sources
+from bitgen.config.sources import SCENES, parse_sources
 from bitgen.show.parameters import COMPONENTS, count_parameters
 from bitgen.show.tables import format_markdown
-from bitgen.tasks.stage1_parts import SCENES
 from bitgen.trained import Trained
 
 _SPLITS = ("train", "val", "dev", "test")

@@ -158,6 +158,7 @@ def _source_settings(config: Config, parts: RunParts, ranks: Processes) -> dict:
         "batches_per_step": training.grad_accum_steps,
         "num_workers": config.data.num_workers,
         "pin": ranks.device.type == "cuda",
+        "max_bad_fraction": config.data.max_bad_fraction,
     }
 
 

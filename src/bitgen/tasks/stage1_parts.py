@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.config import Config, ConfigError
-from bitgen.config.sources import parse_sources
+from bitgen.config.sources import SCENES, parse_sources
 from bitgen.data.dataset import PairDataset
 from bitgen.data.mixing import MixedDataset
 from bitgen.data.records import RecordReader
@@ -38,7 +38,7 @@ from bitgen.trained import TOKENIZER_FOLDER, open_model
 
 logger = logging.getLogger(__name__)
 
-SCENES, FEATURES, RANDOM = "scenes", "features", "random"
+FEATURES, RANDOM = "features", "random"
 
 
 class RunParts(NamedTuple):

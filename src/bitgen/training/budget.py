@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
+from bitgen.machine.ranks import Processes, gather_objects
+from bitgen.protocols import Batch
 from bitgen.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,14 @@ def within_budget(
             logger.info("%s: the run is planned for %d steps instead of %d", name, steps, stage.steps)
             stage = stage.cut(steps)
     return stage
+
+
+def exceeds(max_words_seen: int | None, words_seen: int, drawn: Sequence[Batch], ranks: Processes) -> bool:
+    """Whether a step on these batches would take the run past its budget of words. All ranks call it together."""
+    if max_words_seen is None:
+        return False
+    words = sum(gather_objects(sum(batch.counts.words for batch in drawn), ranks))
+    return words_seen + words > max_words_seen
 
 
 def milestone(words: int) -> int:

@@ -14,7 +14,6 @@ class LoopSettings:
     ema_decay: float
     max_nonfinite_steps: int
     max_words_seen: int | None
-    max_bad_fraction: float
     save_steps: int
     eval_steps: int
     log_steps: int

@@ -38,7 +38,8 @@ class Snapshots:
         self.saved_at = -1
 
     def store_base(self) -> None:
-        """Write the weights that no run changes into the run's folder, once, unless they are there."""
+        """Write the weights that no run changes into the run's folder, unless they are there; before any is shared out
+        over the ranks."""
         base = self._split()[1]
         self.base_hash = on_main(self.ranks, lambda: self.store.store_base(base))
 
@@ -57,7 +58,7 @@ class Snapshots:
             if is_best and self.ranks.is_main:
                 self.store.mark_best(step)
             return
-        own, objective = self._split()[0], self.run.objective.state()
+        own, objective = self.parallel.gather(self._split()[0]), self.run.objective.state()
         if self.ranks.is_distributed and self.parallel.replicated:
             parts = {"the model's weights": digest(own.items())}
             parts |= {name: digest(_tensors(value, name)) for name, value in objective.items()}
@@ -88,7 +89,7 @@ class Snapshots:
         """
         self._check_identity(checkpoint)
         state, objective = checkpoint.state, self.run.objective
-        load_weights(objective.model, checkpoint.path)
+        load_weights(objective.model, checkpoint.path, objective.base_names())
         try:
             objective.load_state(state["objective"])
         except ValueError as error:
@@ -107,8 +108,7 @@ class Snapshots:
         return state
 
     def _split(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        own, base = split_state(self.run.objective.model, self.run.objective.base_names())
-        return self.parallel.gather(own), self.parallel.gather(base)
+        return split_state(self.run.objective.model, self.run.objective.base_names())
 
     def _repoint_best(self, best: int | None) -> None:
         """``best`` as this checkpoint knew it: what an abandoned continuation found is found again, or is not."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,7 +21,7 @@ from bitgen.protocols import Batch, HeldOutResult, Output, Run
 from bitgen.show.monitor import Monitor
 from bitgen.training.accumulation import Share, loss_shares
 from bitgen.training.averaging import WeightAverage
-from bitgen.training.budget import REVISION_PREFIX, milestone
+from bitgen.training.budget import REVISION_PREFIX, exceeds, milestone
 from bitgen.training.loop_settings import LoopSettings
 from bitgen.training.optimizer import build_optimizer, freeze_and_unfreeze, set_learning_rates
 from bitgen.training.progress import Progress
@@ -63,8 +62,7 @@ class Trainer:
         self.resume_command = resume_command
         self.progress = Progress()
         self.scores: list[dict[str, Any]] = []
-        self.phase = 0
-        self.stopped = False  # whether a signal came, in the last step or after it perhaps
+        self.phase, self.stopped = 0, False  # stopped: a signal came, in the last step or after it perhaps
         self.optimizer: torch.optim.Optimizer | None = None
         self.restored_moments: dict[str, Any] = {}
         device = self.ranks.device
@@ -72,7 +70,7 @@ class Trainer:
         self.wrapped: nn.Module = self.objective
         self.average = WeightAverage(settings.ema_decay) if settings.ema_decay > 0 else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
-        self.skipped_records = SkippedRecords(settings.max_bad_fraction, self.source.size)
+        self.skipped_records = SkippedRecords(self.source.max_bad_fraction, self.source.size)
         self.throughput = Throughput(device, precision.name)
         self.reporter = Reporter(run, monitor, self.ranks, self.throughput, settings.log_steps)
         self.snapshots = Snapshots(run, store, parallel)
@@ -120,7 +118,7 @@ class Trainer:
             self.throughput.start_step()
             drawn = self.source.draw()
             self.throughput.waited_for_data()
-            if self._exceeds_budget(drawn):
+            if exceeds(self.settings.max_words_seen, progress.words_seen, drawn, self.ranks):
                 self.stage = self.stage.cut(progress.step)
                 if self.run.validator is not None and progress.validated_at < progress.step:
                     self.save(self._validate())
@@ -131,8 +129,7 @@ class Trainer:
                 logger.info("Stopped after step %d. Go on with:\n  %s", progress.step, self.resume_command)
                 return
             is_best = self._validate() if self._validation_due() else False
-            is_due = self._checkpoint_due()
-            if progress.step == self.stage.steps or is_best or is_due:
+            if any((progress.step == self.stage.steps, is_best, self._checkpoint_due())):
                 self.save(is_best)
                 self._keep_milestone()
             if progress.step % self.stage.steps_per_epoch == 0 and progress.step < self.stage.steps:
@@ -146,25 +143,16 @@ class Trainer:
         step, roles = self.progress.step, self.objective.roles()
         self.phase = self.stage.phase_at(step)
         self.source.enter(self.phase)
-        moments = self.parallel.moments(self.optimizer) if self.optimizer is not None else self.restored_moments
+        moments = self._moments()
         freeze_and_unfreeze(self.objective, roles, self.stage, step)
         self.optimizer, self.restored_moments = None, {}
-        self.wrapped = self.objective
-        gc.collect()
+        self.wrapped = self.objective  # nothing may hold the old wrapper
         self.wrapped = self.parallel.wrap(self.objective, self.source.steady)
         self.objective.train()
         self.optimizer = build_optimizer(self.objective, roles, self.stage)
         self.parallel.load_moments(self.optimizer, moments)
         self.reporter.phase(self.phase)
         self.source.start(self.stage, step)
-
-    def _exceeds_budget(self, drawn: list[Batch]) -> bool:
-        """Whether a step on these batches would take the run past ``max_words_seen``."""
-        limit = self.settings.max_words_seen
-        if limit is None:
-            return False
-        words = sum(gather_objects(sum(batch.counts.words for batch in drawn), self.ranks))
-        return self.progress.words_seen + words > limit
 
     # ---- one step ----
 
@@ -283,18 +271,20 @@ class Trainer:
 
     def save(self, is_best: bool = False) -> None:
         """A checkpoint of this moment, unless there is one. Errors as of :meth:`Snapshots.save`."""
-        optimizer = self.optimizer
-        moments = self.parallel.moments(optimizer) if optimizer is not None else self.restored_moments
         loop = {
             "phase": self.phase,
             "progress": asdict(self.progress),
             "scores": self.scores,
             "latest_metrics": dict(self.reporter.latest),
-            "optimizer": moments,
+            "optimizer": self._moments(),
             "scaler": self.scaler.state_dict(),
         }
         self.snapshots.save(self.progress.step, self.stage, loop, self.average, is_best)
         self.monitor.flush()
+
+    def _moments(self) -> dict[str, Any]:
+        """The optimizer's state by parameters' names; before there is one, what a checkpoint had of it."""
+        return self.parallel.moments(self.optimizer) if self.optimizer is not None else self.restored_moments
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = self.snapshots.restore(checkpoint, self.average)
