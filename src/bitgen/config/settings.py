@@ -187,8 +187,7 @@ class ObjectiveSettings:
     )
     label_smoothing: float = setting(
         0.0,
-        "Share of the contrastive target that goes to all candidates evenly: small data is then learned by heart "
-        "less soon.",
+        "Share of the contrastive target that goes to all candidates evenly: it delays overfitting of small data.",
     )
     temperature: float = setting(
         0.5, "Temperature the contrastive loss starts from; it is learned, within 0.01 to 1. 0.07 learns much faster."
