@@ -9,7 +9,7 @@ scripts start it, then `src/evaluate.py --task babylm`, one process for all. Pri
                   on the wall. CPU time hardly depends on what else the machine does, the wall does.
 
 The pipeline needs packages of its own (its requirements.txt); here statsmodels and aiohttp are missing from ours.
-Without --checkpoint the model is a GPT-2 of BitGen's default size with random weights, its tokenizer trained on the sets.
+Without --checkpoint the model is a GPT-2 of BitGen's default size with random weights, its tokenizer trained on them.
 """
 
 from __future__ import annotations
