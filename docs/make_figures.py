@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from bitgen.data.scene_descriptions import scene_rng
 from bitgen.data.scene_drawing import render_scene
@@ -42,6 +45,10 @@ from bitgen.show.drawing import (
 
 logger = logging.getLogger("make_figures")
 FIGURES = Path(__file__).resolve().parent / "figures"
+TILE, GAP, TEXT_WIDTH, COLUMNS = 118, 12, 236, 5
+RIGHT_COLUMN = TEXT_WIDTH + COLUMNS * (TILE + GAP) + 18
+WIDTH = RIGHT_COLUMN + TILE + GAP
+TAUGHT = ("the sign on Ada's door", "the logo of our team", "the symbol for a well")
 FROZEN, ADAPTED, TRAINED, LOSS = "#dbeafe", "#fde68a", "#dcfce7", "#f3f4f6"
 
 
@@ -164,73 +171,70 @@ def _legend(axes: Axes) -> None:
         axes.text(98.6, y, text, ha="left", va="center", fontsize=9, fontfamily=FONT)
 
 
-def draw_result(run: Path, path: Path, captions: int = 3, taught: int = 3) -> None:
-    """What three held-out captions retrieve, and what a memory that was taught three scenes recalls, as PNG.
+def draw_result(run: Path, path: Path, captions: int = 3, taught: int = 3, scenes: int = 100) -> None:
+    """What held-out captions retrieve, and what a memory that was taught a few scenes recalls, as PNG.
+
+    The captions and scenes are spread evenly over the split, whatever the model makes of them.
 
     Raises:
         ValueError: ``run`` holds no model.
     """
     seed_everything(0)
     model, processor = open_model(run)
-    dataset = ScenesDataset("val", 600, 42, processor)
+    dataset = ScenesDataset("val", scenes, 42, processor)
     encoded = Runner(model).encode(dataset)
-    tile, gap, text_width = 118, 12, 236
-    columns = 5
-    width = text_width + columns * (tile + gap) + gap
-    row_height = tile + 40
-    height = 46 + captions * row_height + 52 + taught * row_height
-    figure, axes = canvas(width, height)
-    draw_text(axes, gap, 24, f"1. Search {encoded.num_images} held-out images with a caption (best five, cosine below)")
+    retrieval, memory = 46 + captions * (TILE + 40), 56 + taught * (TILE + 22)
+    figure, axes = canvas(WIDTH, retrieval + memory)
+    draw_text(
+        axes, GAP, 24, f"1. Search {encoded.num_images} held-out images by a caption: the best five, with their cosine"
+    )
+    draw_text(axes, RIGHT_COLUMN, 24, "right image", QUIET)
     per_image = encoded.num_texts // encoded.num_images
-    for number, image_row in enumerate(np.linspace(0, encoded.num_images - 1, captions + 2).astype(int)[1:-1].tolist()):
-        caption = image_row * per_image
-        scores = encoded.image_features @ encoded.text_features[caption]
-        top = 42 + number * row_height
-        draw_rule(axes, top - 6, width)
-        draw_folded(axes, gap, top + 4, dataset.captions_of(image_row)[0], 30, lines=6)
-        for column, row in enumerate(scores.topk(columns).indices.tolist()):
-            colour, mark = (RIGHT, "✓") if row == image_row else (WRONG, "✗")
-            x = text_width + column * (tile + gap)
-            draw_tile(axes, x, top, tile, to_picture(dataset.image_tensor(row)), "", colour)
-            draw_text(axes, x, top + tile + 16, f"{float(scores[row]):.2f} {mark}", colour)
-    _draw_memory(axes, model, processor, dataset, 46 + captions * row_height, width, taught)
+    for number, target in enumerate(_spread(encoded.num_images, captions)):
+        scores = encoded.image_features @ encoded.text_features[target * per_image]
+        top = 42 + number * (TILE + 40)
+        draw_rule(axes, top - 6, WIDTH)
+        draw_folded(axes, GAP, top + 4, dataset.captions_of(target)[0], 30, lines=6)
+        for column, row in enumerate(scores.topk(COLUMNS).indices.tolist()):
+            colour, mark = (RIGHT, "✓") if row == target else (WRONG, "✗")
+            x = TEXT_WIDTH + column * (TILE + GAP)
+            draw_tile(axes, x, top, TILE, to_picture(dataset.image_tensor(row)), "", colour)
+            draw_text(axes, x, top + TILE + 16, f"{float(scores[row]):.2f} {mark}", colour)
+        rank = int((scores >= scores[target]).sum())
+        draw_tile(axes, RIGHT_COLUMN, top, TILE, to_picture(dataset.image_tensor(target)), "")
+        draw_text(axes, RIGHT_COLUMN, top + TILE + 16, f"rank {rank}", RIGHT if rank <= COLUMNS else QUIET)
+    _draw_memory(axes, EpisodicMemory(model, processor), dataset, retrieval, TAUGHT[:taught])
     pixels = render(figure).permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def _draw_memory(axes: Axes, model, processor, dataset: ScenesDataset, top: int, width: int, taught: int) -> None:
-    """Teach scenes with texts of our own, then recall them from another picture of the same scene."""
-    tile, gap = 118, 12
-    names = ("the sign on Ada's door", "the logo of our team", "the symbol for a well")
-    rows = np.linspace(0, len(dataset.reader) - 1, taught + 4).astype(int)[2 : 2 + taught].tolist()
-    memory = EpisodicMemory(model, processor)
-    memory.write(images=[dataset.image_tensor(row) for row in rows], texts=list(names[:taught]))
-    draw_rule(axes, top + 4, width)
-    draw_text(
-        axes,
-        gap,
-        top + 24,
-        "2. Teach the memory pictures with texts in one step, then ask with other pictures of the scenes",
-    )
-    for number, (row, name) in enumerate(zip(rows, names, strict=False)):
-        y = top + 42 + number * (tile + 40)
-        draw_rule(axes, y - 6, width)
+def _draw_memory(axes: Axes, memory: EpisodicMemory, dataset: ScenesDataset, top: int, texts: tuple[str, ...]) -> None:
+    """Teach scenes with texts of our own, then recall them by another picture of the same scene."""
+    rows = _spread(dataset.image_count, len(texts))
+    memory.write(images=[dataset.image_tensor(row) for row in rows], texts=list(texts))
+    cue, answer = GAP + TILE + 250, GAP + 2 * TILE + 290
+    draw_rule(axes, top + 4, WIDTH)
+    draw_text(axes, GAP, top + 26, "2. Teach the memory, in one step")
+    draw_text(axes, cue, top + 26, "then ask with another picture of the scene: what it recalls, with its confidence")
+    for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        y = top + 46 + number * (TILE + 22)
+        draw_rule(axes, y - 8, WIDTH)
         other = _another_picture(dataset, row)
-        draw_tile(axes, gap, y, tile, to_picture(dataset.image_tensor(row)), "")
-        draw_folded(axes, gap + tile + gap, y + 20, f"taught:\n“{name}”", 24, lines=4)
-        draw_tile(axes, 3 * gap + tile + 176, y, tile, to_picture(other), "")
-        found = memory.recall(image=other, top_k=taught)
-        for place, episode in enumerate(found):
-            colour = RIGHT if episode.text == name else QUIET
-            mark = "✓" if episode.text == name else " "
-            draw_text(
-                axes,
-                4 * gap + 2 * tile + 176,
-                y + 30 + 28 * place,
-                f"{episode.confidence:.0%}  {episode.text} {mark}",
-                colour,
-            )
+        draw_tile(axes, GAP, y, TILE, to_picture(dataset.image_tensor(row)), "")
+        draw_folded(axes, 2 * GAP + TILE, y + 40, f"“{text}”", 30, lines=4)
+        draw_tile(axes, cue, y, TILE, to_picture(other), "")
+        for place, episode in enumerate(memory.recall(image=other, top_k=len(texts))):
+            first = place == 0
+            colour = QUIET if not first else RIGHT if episode.text == text else WRONG
+            mark = "" if not first else " ✓" if episode.text == text else " ✗"
+            line = f"{episode.confidence:.0%}  {episode.text}{mark}"
+            draw_text(axes, answer, y + 36 + 26 * place, line, colour)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """Positions spread evenly over ``range(count)``, without its ends."""
+    return np.linspace(0, count - 1, wanted + 2).astype(int)[1:-1].tolist()
 
 
 def _another_picture(dataset: ScenesDataset, row: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,12 @@ def test_broken_links_and_paths_are_found(tmp_path: Path) -> None:
 def test_the_citation_file_names_the_licence_and_a_version() -> None:
     text = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
     assert "license: Apache-2.0" in text and re.search(r"^version: \d+\.\d+\.\d+$", text, re.MULTILINE)
+
+
+def test_the_network_is_drawn(tmp_path: Path) -> None:
+    script = runpy.run_path(str(REPOSITORY / "docs" / "make_figures.py"))
+    script["draw_network"](tmp_path / "network.svg")
+    script["draw_network"](tmp_path / "again.svg")
+    drawn = (tmp_path / "network.svg").read_text(encoding="utf-8")
+    assert "<svg" in drawn and "feature compressor" in drawn
+    assert drawn == (tmp_path / "again.svg").read_text(encoding="utf-8"), "the drawing is not reproducible"
