@@ -9,7 +9,7 @@ scripts start it, then `src/evaluate.py --task babylm`, one process for all. Pri
                   on the wall. CPU time hardly depends on what else the machine does, the wall does.
 
 The pipeline needs packages of its own (its requirements.txt); here statsmodels and aiohttp are missing from ours.
-Without --checkpoint the model is a GPT-2 of the seeds' size with random weights, and a tokenizer trained on the sets.
+Without --checkpoint the model is a GPT-2 of BitGen's default size with random weights, its tokenizer trained on them.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def official_figures(folder: Path) -> list[float]:
 
 
 def random_model(folder: Path, eval_dir: Path) -> Path:
-    """A GPT-2 of the seeds' width and depth, with a tokenizer trained on the sets."""
+    """A GPT-2 of BitGen's default width and depth, with a tokenizer trained on the sets."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 

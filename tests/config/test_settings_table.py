@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bitgen.config.table import settings_table
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "LORA_ARCHITECTURE.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
 
 def test_the_documented_reference_is_the_one_of_the_code() -> None:

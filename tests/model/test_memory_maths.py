@@ -227,7 +227,7 @@ def test_a_memory_that_spans_everything_recalls_nothing(slots):
 
 
 def three_fixed_steps(matrix: torch.Tensor) -> torch.Tensor:
-    """The ablation: three iterations from 5e-4 A^T, as the reference and the seeds have it."""
+    """The ablation: three iterations from 5e-4 A^T, as Larimar's published code has it."""
     estimate = 5e-4 * matrix.mT
     for _ in range(3):
         estimate = 2 * estimate - estimate @ matrix @ estimate

@@ -59,7 +59,7 @@ def test_equals_a_loop_with_several_captions_an_image_and_a_queue(seed: int) -> 
     assert 0 < found.acc_i2t < 1 and 0 < found.acc_t2i < 1
 
 
-def test_the_seeds_temperature_has_a_floor_of_6_35_below_a_chance_of_8_35() -> None:
+def test_the_default_temperature_has_a_floor_of_6_35_below_a_chance_of_8_35() -> None:
     rows, candidates = 128, 4096 + 128
     aligned = torch.eye(candidates)
     ids = torch.arange(candidates)

@@ -148,9 +148,9 @@ def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags:
         results[RETRIEVAL] = retrieval_metrics(encoded, ranking, flags.bootstrap)
         if flags.rerank_top_k:
             logger.info(
-                "re-ranking the best %d of each query by %s + %.3g x cosine + %.3g x caption evidence",
+                "re-ranking the best %d of each query by %s + %.3g x cosine + %.3g x captioner's log-likelihood ratio",
                 flags.rerank_top_k,
-                "its evidence" if loaded.config.model.itm_likelihood else "matching logit",
+                "log-likelihood ratio" if loaded.config.model.itm_likelihood else "matching logit",
                 *weights,
             )
             results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap, captioner)

@@ -213,8 +213,7 @@ class ObjectiveSettings:
     )
     label_smoothing: Annotated[float, Range("at least 0 and below 1", lambda value: 0 <= value < 1)] = setting(
         0.0,
-        "Share of the contrastive target that goes to all candidates evenly: small data is then learned by heart "
-        "less soon.",
+        "Share of the contrastive target that goes to all candidates evenly: it delays overfitting of small data.",
     )
     temperature: Annotated[float, Range("from 0.01 to 1", lambda value: 0.01 <= value <= 1)] = setting(
         0.5, "Temperature the contrastive loss starts from; it is learned, within 0.01 to 1. 0.07 learns much faster."

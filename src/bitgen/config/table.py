@@ -1,4 +1,4 @@
-"""The configuration reference of LORA_ARCHITECTURE.md, written from the settings themselves: run it to print it."""
+"""The table of docs/settings.md, written from the settings themselves: run it to print it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What several scores of a pair tell together: a logistic regression on them, fitted on pairs of other images.
 
-The matching head is fitted in training, on pairs whose cosine the model knows by heart, and so are its threshold and
-the weight that similarity should have next to it. This asks how well the same scores decide once weights and threshold
+The matching head is fitted in training, on pairs that the model has overfitted, and so are its threshold and the weight
+of the cosine next to it. This asks how well the same scores decide once weights and threshold
 are those of held-out pairs.
 """
 

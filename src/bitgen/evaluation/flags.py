@@ -86,7 +86,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="X",
         help="re-rank by matching logit + X * cosine (default: 1 / itm_temperature of the run. Negatives were drawn in "
         "proportion to exp(cosine / itm_temperature), so the head learned what that leaves over). An itm_likelihood "
-        "run re-ranks by evidence + X * cosine (default: 1 / temperature, as contrast starts from it)",
+        "run re-ranks by its log-likelihood ratio + X * cosine (default: 1 / temperature, where training starts)",
     )
     parser.add_argument(
         "--rerank_text_weight",
@@ -94,7 +94,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="X",
         help="and + X * (log p(caption | image) - log p(caption)), what the image adds to the caption's likelihood in "
         "nats; with both weights 0 matching alone decides (default: 1 with --captioner or if the run had a "
-        "text_loss_weight, else 0, as with itm_likelihood, whose own evidence is there already)",
+        "text_loss_weight, else 0, as with itm_likelihood, which ranks by this ratio already)",
     )
     parser.add_argument(
         "--captioner",

@@ -26,8 +26,8 @@ class HardPairs(NamedTuple):
 class RerankWeights(NamedTuple):
     """Added to what matching says: `cosine * cos + text * (log p(caption | image) - log p(caption))`.
 
-    The last term is the captioner's evidence (in nats): for a caption's images its likelihood alone decides, for an
-    image's captions what the image adds to it.
+    The last term is the captioner's log-likelihood ratio (in nats). Among the images of one caption log p(caption) is
+    the same for all, so that there the likelihood alone decides.
     """
 
     cosine: float = 0.0
@@ -53,7 +53,7 @@ def score_candidates(
 ) -> tuple[Tensor, Tensor]:
     """Scores of the kept candidates: [M, k] for each caption's images, [N, k] for each image's captions.
 
-    A pair that is a candidate in both directions passes the model once. Without a captioner, the captions' evidence is
+    A pair that is a candidate in both directions passes the model once. Without a captioner, the likelihood ratio is
     the model's own.
     """
     texts = torch.cat([_repeat_rows(ranking.text_candidates), ranking.image_candidates.flatten()])

@@ -25,7 +25,7 @@ def tables(results: Results, rerank_top_k: int) -> str:
         kinds = [
             ["matching head (itm_acc)", "itm_acc"],
             ["cosine at its best threshold (itm_acc_cosine)", "itm_acc_cosine"],
-            ["all evidence, weighed on other images (itm_acc_calibrated)", "itm_acc_calibrated"],
+            ["all scores, weighed on other images (itm_acc_calibrated)", "itm_acc_calibrated"],
             ["cosine alone, likewise (itm_acc_cosine_calibrated)", "itm_acc_cosine_calibrated"],
         ]
         rows = [[name, f"{matching[key]:.1f}"] for name, key in kinds]

@@ -1,7 +1,7 @@
 """How text tokens look at image tokens: the three kinds of fusion.
 
-``concat_mlp`` (the seeds') and ``cross_attention`` act once, before the memory and the decoder. ``backbone`` is FIBER's
-own (arXiv 2206.07643, section 3.1): a gated cross-attention inside every decoder block, see ``text_decoder.py``.
+``concat_mlp`` and ``cross_attention`` act once, before the memory and the decoder. ``backbone`` is FIBER's own (arXiv
+2206.07643, section 3.1): a gated cross-attention inside every decoder block, see ``text_decoder.py``.
 All gates start at 0, so that an untrained fusion leaves the text model undisturbed.
 """
 
@@ -48,7 +48,7 @@ class GatedCrossAttention(nn.Module):
 
 
 class ConcatMLP(nn.Module):
-    """Each text token joined with the averaged image tokens, through an MLP, behind a gate (the seeds' fusion)."""
+    """Each text token joined with the averaged image tokens, through an MLP, behind a gate."""
 
     def __init__(self, embed_dim: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()

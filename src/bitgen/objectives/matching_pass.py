@@ -26,8 +26,8 @@ def match_by_token(
     text); the output of the first B, and the loss over all, with ``weight [B]`` for what a partner is in.
 
     The partner comes as a true pair as well, so that each picture and each caption is in as many true pairs as wrong
-    ones. Otherwise one side alone tells the label: partners are hubs, and image tokens from the queue are of earlier
-    weights.
+    ones. Otherwise one side alone tells the label: drawn partners are often close to everything
+    (hubs), and image tokens from the queue are of earlier weights.
     """
     ids = torch.cat((own.input_ids, partner.input_ids, own.input_ids, partner.input_ids))
     mask = torch.cat((own.attention_mask, partner.attention_mask, own.attention_mask, partner.attention_mask))

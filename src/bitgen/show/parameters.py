@@ -1,4 +1,4 @@
-"""How many parameters, in which part of the network, and which of them train in which phase (model.md, section 6)."""
+"""How many parameters, in which part of the network, and which of them train in which phase."""
 
 from __future__ import annotations
 

@@ -207,8 +207,8 @@ def slot_usage(usage: Tensor, labels: Sequence[str] | None = None, what: str = "
         labels: names of the n rows (steps); None shows no names.
         what: what a row is, for the axis.
 
-    The bars above are the share of each slot over all rows. The title has the utilization exp(entropy) / K of
-    model.md, section 5: 1 when all slots are read alike, 1 / K when one takes everything.
+    The bars above are the share of each slot over all rows. The title has the utilization, exp(entropy) / K:
+    1 when all slots are read alike, 1 / K when one takes everything.
     """
     values = np.atleast_2d(usage.detach().float().cpu().numpy())
     share = values.mean(axis=0)
