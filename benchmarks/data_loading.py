@@ -47,6 +47,7 @@ from bitgen.data.tokenizer import train_bpe
 from bitgen.machine.devices import start_processes
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.run import build_trainer
+from bitgen.tasks import TASKS
 
 logger = logging.getLogger("data_loading")
 
@@ -146,7 +147,9 @@ def wait_section(images: list[bytes], vision: str, steps: int, batch_size: int, 
             log_dir=str(Path(folder) / "logs"),
         )
         config.validate()
-        trainer = build_trainer(config, start_processes(config.training.device, config.training.use_ddp))
+        trainer = build_trainer(
+            TASKS["stage1"], config, start_processes(config.training.device, config.training.use_ddp)
+        )
         try:
             if not trainer.fit():
                 raise SystemExit("stopped by a signal before the last step: nothing was measured")

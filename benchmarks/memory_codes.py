@@ -1,4 +1,4 @@
-"""Codes of a held-out split, and who recalls what of them, for memory.py."""
+"""Codes of a held-out split, and who recalls what of them, for memory_recall.py."""
 
 from __future__ import annotations
 

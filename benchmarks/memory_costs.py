@@ -1,4 +1,4 @@
-"""What an episodic memory costs by its slots and episodes, for memory.py."""
+"""What an episodic memory costs by its slots and episodes, for memory_recall.py."""
 
 from __future__ import annotations
 

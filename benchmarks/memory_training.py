@@ -1,4 +1,4 @@
-"""Teaching an episodic memory against training the model to the same recall, for memory.py."""
+"""Teaching an episodic memory against training the model to the same recall, for memory_recall.py."""
 
 from __future__ import annotations
 

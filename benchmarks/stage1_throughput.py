@@ -39,15 +39,18 @@ from cached_sections import Split, cached_batches, random_cache
 from measuring import CACHED, FLOOR_OF, LIVE, measure, profile
 
 from bitgen.config import Config
-from bitgen.feature_cache.phase import drop_base
+from bitgen.feature_cache.source import drop_base
 from bitgen.machine.devices import Precision, choose_device, resolve_precision
+from bitgen.machine.ranks import Processes
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import DINOV2_BASE, random_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.vision_encoder import resolve_lora_targets
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective
-from bitgen.training.optimizer import build_optimizer
+from bitgen.stages import Phase, Stage
+from bitgen.tasks.stage1 import groups
+from bitgen.training.optimizer import build_optimizer, freeze_and_unfreeze
 
 logger = logging.getLogger("stage1_throughput")
 
@@ -99,11 +102,15 @@ def training_section(
     With ``cache_folder`` its images come from a feature cache made there, and the tower is given up.
     """
     split = split or Split()
-    objective = Stage1Objective(model, config.objective).to(device).train()
-    model.set_adapters_trainable(phase == 2)
-    optimizer = build_optimizer(objective, {f"model.{name}" for name in model.adapter_names()}, config)
+    objective = Stage1Objective(model, config.objective, memory_alpha=config.memory.memory_alpha).to(device)
+    # Steps of the second phase, whatever their number: a group has started or it has not.
+    stage, step_number = Stage("stage1", groups(config, 1), 2, 2, phases=(Phase(0), Phase(1))), phase - 1
+    freeze_and_unfreeze(objective, objective.roles(), stage, step_number)
+    objective.train()
+    optimizer = build_optimizer(objective, objective.roles(), stage)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    queue = full_queue(model.config, config.objective.queue_size, device)
+    objective.queue = full_queue(model.config, config.objective.queue_size, device)
+    alone = Processes(0, 1, device)
     batch = random_batch(model.config, batch_size, device)
     next_batch: Callable[[], dict[str, Tensor]] = lambda: batch  # noqa: E731
     if cache_folder is not None:
@@ -116,7 +123,7 @@ def training_section(
             with split.part("read"):
                 images = next_batch()
             with split.part("forward"), precision.autocast():
-                output = objective(images, queue, model.memory.state)
+                output = objective(images)
             with split.part("backward"):
                 (output.loss / config.training.grad_accum_steps).backward()
             outputs.append(output)
@@ -124,10 +131,7 @@ def training_section(
             nn.utils.clip_grad_norm_(trained, config.training.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            objective.clamp_temperature_()
-            for output in outputs:
-                queue.enqueue(output.entries)
-                model.memory.consolidate_(output.posterior, config.memory.memory_alpha)
+            objective.advance([output.update for output in outputs], alone)
 
     return step
 

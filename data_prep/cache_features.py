@@ -12,7 +12,7 @@ import logging
 from _common.flags import run  # puts src on the path
 from bitgen.config import ConfigError, parse_config
 from bitgen.data.collate import Collator
-from bitgen.feature_cache.phase import OFF, CachedPhase, uncachable
+from bitgen.feature_cache.source import OFF, RunCaches, uncachable
 from bitgen.machine.devices import resolve_precision, start_processes
 from bitgen.machine.ranks import stop_processes
 from bitgen.tasks.stage1_parts import build_parts
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         reason = uncachable(config, parts.train, parts.val)
         if reason is not None:
             raise ConfigError(f"there is nothing to cache: {reason}.")
-        cached = CachedPhase(config, parts.train, parts.val, Collator(parts.tokenizer.pad_token_id))
+        cached = RunCaches(config, parts.train, parts.val, Collator(parts.tokenizer.pad_token_id))
         precision = resolve_precision(config.training.precision, processes.device)
         cached.prepare(parts.model.to(processes.device), processes, precision)
         logger.info("phase 1 can read %s", cached.parent)
