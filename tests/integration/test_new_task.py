@@ -96,35 +96,32 @@ def test_it_resumes_exactly(config, same_checkpoint, stop_at: int) -> None:
 # ---- several processes ----
 
 
-@pytest.fixture
-def run_two(config, execute, tmp_path: Path, environment) -> Callable[..., dict[str, torch.Tensor]]:
-    """Train on two processes; the weights, and the moments, of the last checkpoint."""
-
-    def run(name: str, stop_at: int | None = None, **settings: object) -> dict[str, torch.Tensor]:
-        chosen = config(name, use_ddp=True, num_gpus=2, **settings)
-        file = tmp_path / f"{name}.json"
-        file.write_text(json.dumps(chosen.flat()))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        done = execute([*launcher, str(WORKER), str(file), *([str(stop_at)] if stop_at else [])])
-        assert done.returncode == 0, done.stdout + done.stderr
-        checkpoint = find_checkpoint("auto", chosen.output.output_dir)
-        moments = checkpoint.state["optimizer"]
-        found = {f"{n} {key}": tensor for n, state in moments.items() for key, tensor in state.items()}
-        return {**load_file(checkpoint.path / "model.safetensors"), **found}
-
-    return run
+def held(folder: str) -> dict[str, torch.Tensor]:
+    """Weights and moments of a run's last checkpoint."""
+    checkpoint = find_checkpoint("auto", folder)
+    moments = checkpoint.state["optimizer"]
+    found = {f"{name} {key}": tensor for name, state in moments.items() for key, tensor in state.items()}
+    return {**load_file(checkpoint.path / "model.safetensors"), **found}
 
 
-def test_sharded_trains_as_replicated_does_and_resumes_exactly(run_two, config) -> None:
-    replicated = run_two("replicated")
-    sharded = run_two("sharded", parallel="sharded")
-    assert replicated.keys() == sharded.keys() and len(replicated) > 20
+def test_sharded_trains_as_replicated_does_and_resumes_exactly(config, execute, tmp_path: Path) -> None:
+    """On two processes, which run all four after one start: starting takes most of the time."""
+    two, sharded = {"use_ddp": True, "num_gpus": 2}, {"parallel": "sharded"}
+    jobs = [
+        [config("replicated", **two).flat(), None],
+        [config("sharded", **two, **sharded).flat(), None],
+        [config("stopped", **two, **sharded).flat(), 5],
+        [config("stopped", **two, **sharded, resume="auto").flat(), None],
+    ]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = execute([*launcher, str(WORKER), str(tmp_path / "jobs.json")])
+    assert done.returncode == 0, done.stdout + done.stderr
+    replicated, whole, resumed = (held(config(run).output.output_dir) for run in ("replicated", "sharded", "stopped"))
+    assert replicated.keys() == whole.keys() and len(replicated) > 20
     for name, tensor in replicated.items():
-        torch.testing.assert_close(sharded[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
-    run_two("stopped", stop_at=5, parallel="sharded")
-    resumed = run_two("stopped", parallel="sharded", resume="auto")
-    for name, tensor in sharded.items():
-        assert torch.equal(resumed[name], tensor), name
+        torch.testing.assert_close(whole[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+        assert torch.equal(resumed[name], whole[name]), name
 
 
 @pytest.mark.parametrize(

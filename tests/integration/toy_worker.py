@@ -1,4 +1,7 @@
-"""One process of a run of the toy task: ``toy_worker.py CONFIG_JSON [STOP_AT]``; SIGTERM arrives in step STOP_AT."""
+"""One process of runs of the toy task, one after the other: ``toy_worker.py JOBS_JSON``.
+
+A job is ``[settings, stop_at]``: SIGTERM arrives in step ``stop_at``, counted from 1; null: never.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,24 @@ from bitgen.machine.ranks import stop_processes
 from bitgen.run import build_trainer
 from support.toy_task import Toy, ToyConfig
 
+
+def run(settings: dict, stop_at: int | None) -> None:
+    config = ToyConfig.from_flat(settings)
+    config.validate()
+    trainer = build_trainer(Toy(), config, start_processes("cpu", config.training.use_ddp))
+    draw = trainer.source.draw
+
+    def draw_and_stop() -> list:
+        if stop_at is not None and trainer.progress.step == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw()
+
+    trainer.source.draw = draw_and_stop
+    with closing(trainer.monitor):
+        trainer.fit()
+
+
 torch.set_num_threads(1)
-config = ToyConfig.from_flat(json.loads(Path(sys.argv[1]).read_text()))
-config.validate()
-trainer = build_trainer(Toy(), config, start_processes("cpu", config.training.use_ddp))
-draw = trainer.source.draw
-
-
-def draw_and_stop() -> list:
-    if len(sys.argv) > 2 and trainer.progress.step == int(sys.argv[2]) - 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return draw()
-
-
-trainer.source.draw = draw_and_stop
-with closing(trainer.monitor):
-    trainer.fit()
+for job in json.loads(Path(sys.argv[1]).read_text()):
+    run(*job)
 stop_processes()
