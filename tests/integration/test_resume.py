@@ -131,15 +131,6 @@ def test_another_number_of_processes_is_refused(build) -> None:
         build(max_steps=1, resume="auto")
 
 
-def test_a_checkpoint_that_names_no_optimizer_is_one_of_adamw(build) -> None:
-    trainer = build(max_steps=1)
-    trainer.fit()
-    change_identity(trainer, lambda run: run.pop("optimizer"))
-    with pytest.raises(CheckpointError, match="optimizer was adamw and is muon"):
-        build(max_steps=2, resume="auto", optimizer="muon")
-    assert build(max_steps=2, resume="auto").fit()
-
-
 def test_a_damaged_newest_checkpoint_falls_back_and_the_run_still_ends_the_same(build, same_checkpoint, caplog) -> None:
     straight = build("straight", save_steps=2)
     straight.fit()

@@ -49,7 +49,7 @@ def sources(tmp_path: Path) -> str:
 def test_a_streamed_mixture_resumes_exactly(build, fit_until, same_checkpoint, sources) -> None:
     settings = dict(streaming=True, train_data=sources, num_workers=2, shuffle_buffer=9, image_augmentation=True)
     straight = build("straight", **settings)
-    assert len(straight.sampler) == 8 and straight.plan.steps_per_epoch == 4
+    assert len(straight.source.sampler) == 8 and straight.stage.steps_per_epoch == 4
     straight.fit()
     assert not fit_until(build("resumed", **settings), 3)
     second = build("resumed", resume="auto", **settings)

@@ -90,7 +90,10 @@ def test_a_run_on_text_and_pairs_resumes_bit_for_bit(build, both, fit_until, sam
     settings = both | dict(max_steps=9, text_batch_size=20, num_workers=1, eval_steps=3, ema_decay=0.9)
     straight = build("straight", **settings)
     straight.fit()
-    assert straight.plan.steps_per_epoch == 4 and len(straight.sampler.pairs) != straight.sampler.pair_batches
+    assert (
+        straight.stage.steps_per_epoch == 4
+        and len(straight.source.sampler.pairs) != straight.source.sampler.pair_batches
+    )
     assert not fit_until(build("resumed", **settings), 5)
     second = build("resumed", **settings, resume="auto")
     assert second.progress.step == 5

@@ -111,7 +111,7 @@ def test_a_memory_is_whitened_and_back_and_keeps_it_in_its_file(written_run, pai
 
 
 def test_the_queue_of_a_run_gives_the_statistics(written_run) -> None:
-    queue = read_checkpoint(resolve_checkpoint(written_run())).state["queue"]
+    queue = read_checkpoint(resolve_checkpoint(written_run())).state["objective"]["queue"]
     filled = torch.cat([queue["image_features"], queue["text_features"]], dim=1)[: queue["filled"]]
     for left, right in zip(training_whitening(written_run()), Whitening.fit(filled), strict=True):
         assert torch.equal(left, right)

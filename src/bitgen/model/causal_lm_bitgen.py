@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .episodic_memory import MemoryLayer as MemoryLayer
     from .feature_compressor import FeatureCompressor as FeatureCompressor
     from .likelihood import sequence_log_probs as sequence_log_probs
+    from .parameter_roles import ParameterRole as ParameterRole
     from .rotary import rotate as rotate
     from .text_decoder import TextDecoder as TextDecoder
     from .vision_encoder import VisionEncoder as VisionEncoder
