@@ -56,7 +56,7 @@ def test_a_run_is_trained_resumed_and_loaded(tmp_path: Path, caplog) -> None:
 
 
 def test_a_run_that_cannot_go_on_is_an_exception(tmp_path: Path) -> None:
-    from bitgen.commands.train import RunFailed
+    from bitgen.run import RunFailed
 
     (tmp_path / "tiny.yaml").write_text(TINY)
     folders = {"output_dir": tmp_path / "run", "log_dir": tmp_path / "logs"}

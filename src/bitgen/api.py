@@ -27,12 +27,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bitgen.commands import train as train_command
 from bitgen.config import parse_config
 from bitgen.evaluation.generation import LONGEST, caption_of
 from bitgen.machine.devices import choose_device
 from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodic_memory import EpisodicMemory
+from bitgen.tasks import TASKS
+from bitgen.tasks.chain import train_chain
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, Trained, open_model
 
 _BATCH = 32
@@ -64,7 +65,7 @@ def train(config: str | Path | None = None, **settings: Any) -> Path:
     try:
         sys.argv = ["bitgen train", *arguments]  # the run prints it as the command that resumes it
         parsed = parse_config(arguments)
-        train_command.run(parsed)
+        train_chain(TASKS["stage1"], parsed)
     finally:
         sys.argv = program
     return Path(parsed.output.output_dir)

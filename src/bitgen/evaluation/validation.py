@@ -27,16 +27,6 @@ class Validation(NamedTuple):
     ranking: Ranking
 
 
-class HeldOutResult(NamedTuple):
-    """``scalars`` under their ``val/`` names, ``pictures`` and ``texts`` by name, and the ``score`` (more is better)
-    that the best checkpoint is chosen by."""
-
-    scalars: dict[str, float]
-    pictures: dict[str, Tensor]
-    texts: dict[str, str]
-    score: float
-
-
 def validate(
     model: BitGenModel,
     dataset: Dataset,

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from bitgen.checkpoint.format import checkpoint_folders
 from bitgen.config import Config, ConfigError, load_config
+from bitgen.machine.ranks import stop_processes
+from bitgen.protocols import Task
+from bitgen.run import train
 
 FOLDER = "first"
 # Of the training settings, those that say where to train and not what.
@@ -47,3 +50,19 @@ def split_first_stage(config: Config) -> tuple[Config | None, Config]:
     except ConfigError as error:
         raise ConfigError(f"init_from {path}, trained first on this run's data and network: {error}") from error
     return first, then
+
+
+def train_chain(task: Task, config: Config) -> None:
+    """Train, first the run that this one starts from where it names one to be trained.
+
+    Raises:
+        ConfigError: what was asked for cannot be.
+        RunFailed: training could not go on.
+    """
+    first, config = split_first_stage(config)
+    try:
+        purpose = f"The first of two runs: {config.output.output_dir} starts from its weights"
+        if first is None or train(task, first, purpose):
+            train(task, config)
+    finally:
+        stop_processes()

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from bitgen.evaluation.encode import EncodedSplit, Runner
 from bitgen.evaluation.generation import continue_text, sample_captions
 from bitgen.evaluation.language import caption_loss, split_by_source, text_perplexities
-from bitgen.evaluation.validation import HeldOutResult, validate
+from bitgen.evaluation.validation import validate
 from bitgen.machine.devices import Precision
+from bitgen.protocols import HeldOutResult
 
 if TYPE_CHECKING:
     from bitgen.config import Config

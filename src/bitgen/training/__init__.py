@@ -1,1 +1,1 @@
-"""How the objective is minimised: phases, optimizer, data-parallel, checkpoints, logs."""
+"""The training loop: any objective on any batches, step by step, resumed exactly."""
