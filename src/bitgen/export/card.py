@@ -33,17 +33,22 @@ def model_card(loaded: Trained, state: dict[str, Any], metrics: dict[str, Any], 
     parts = [
         _FRONT_MATTER.format(task="text-generation" if features else "image-to-text"),
         "# BitGen\n\nA tiny multimodal language model: a causal text decoder with an episodic memory, which looks at "
-        + ("image features computed earlier." if features else "images through DINOv2.")
+        + ("image features computed earlier." if features else f"images through {_tower(loaded)}.")
         + " It continues text, describes images, and scores both.\n",
         "## Usage\n\n" + _usage(loaded, merge_lora),
         "## Training\n\n" + _training(loaded, state),
         "## Parameters\n\n" + _parameters(loaded),
         "## Metrics\n\n" + _metrics(metrics),
         "## Limits\n\n" + _limits(loaded, state),
-        "## Licence\n\nApache-2.0, code and weights. The training data keep their own licences; DINOv2's weights are "
-        "Apache-2.0.\n",
+        "## Licence\n\nApache-2.0, code and weights. The training data keep their own licences"
+        + (".\n" if features else f", and so do the weights of {_tower(loaded)} (DINOv2's are Apache-2.0).\n"),
     ]
     return "\n".join(parts)
+
+
+def _tower(loaded: Trained) -> str:
+    """What kind of tower it looks through, as transformers calls it."""
+    return {"dinov2": "DINOv2"}.get(kind := loaded.model.config.vision_config.get("model_type", "dinov2"), kind)
 
 
 def _usage(loaded: Trained, merge_lora: bool) -> str:
