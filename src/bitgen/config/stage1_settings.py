@@ -43,8 +43,8 @@ class VisionSettings:
     vision_encoder: str = setting(
         "facebook/dinov2-base",
         "What sees: a hub id, a local folder written by save_pretrained (DINOv2 with or without registers, DINOv3 ViT, "
-        "ViT, or the half for images of CLIP or SigLIP), 'random' (a DINOv2 built from the five sizes below with random "
-        "weights; needs no download) or 'features' (train_data holds features computed earlier).",
+        "ViT, or the half for images of CLIP or SigLIP), 'random' (a DINOv2 built from the five sizes below with "
+        "random weights; needs no download) or 'features' (train_data holds features computed earlier).",
     )
     vision_revision: str | None = setting(None, "Commit or tag of the hub id, to pin its weights; none: the newest.")
     vision_hidden_size: AtLeastOne = setting(768, "Width of a 'random' tower; other towers declare their own.")
