@@ -24,4 +24,4 @@ def outside_autocast(function: OfTensor[Others, Result]) -> OfTensor[Others, Res
         with torch.autocast(tensor.device.type, enabled=False):
             return function(tensor, *args, **kwargs)
 
-    return in_full_precision
+    return in_full_precision  # type: ignore[return-value]  # to mypy what `wraps` gives is no such Callable
