@@ -5,6 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PIP_ARGS ?=
 JOBS ?= 2
+PYTEST_ARGS ?=
 LOGS ?= logs
 
 PY := $(VENV)/bin/python
@@ -22,11 +23,12 @@ quickstart: $(VENV)/.installed ## train both phases on built-in scenes: minutes 
 	$(PY) src/train_stage1_vision_language.py --config configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev ## run the tests that need no data (JOBS=2 processes)
-	$(PY) -m pytest -n $(JOBS) -m "not realdata"
+	$(PY) -m pytest -n $(JOBS) -m "not realdata" $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-dev ## check style: ruff check, ruff format --check
+lint: $(VENV)/.installed-dev ## check style and types: ruff check, ruff format --check, mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 tensorboard: $(VENV)/.installed ## show the runs under LOGS=logs in TensorBoard
 	$(PY) -m tensorboard.main --logdir $(LOGS)

@@ -43,7 +43,7 @@ class Found(NamedTuple):
     """One of what was ranked: the image or caption as it was given, its place in that list, and the cosine."""
 
     item: Any
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     score: float
 
 

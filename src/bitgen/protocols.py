@@ -70,7 +70,8 @@ class Objective(Protocol):
     ``parallel.wrap`` wraps it, and a micro-step is one call of what comes out.
     """
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
     def __call__(self, inputs: dict[str, Tensor]) -> Output: ...
 
@@ -108,7 +109,9 @@ class BatchSource(Protocol):
     max_bad_fraction: float
     steps_per_epoch: int
     batches_per_step: int
-    steady: bool
+
+    @property
+    def steady(self) -> bool: ...
 
     def prepare(self, stage: Stage, step: int, validates: bool) -> None:
         """Long work before the first step, such as filling a cache; ``validates``: a validation of the step before

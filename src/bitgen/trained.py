@@ -177,7 +177,7 @@ def _open_export(folder: Path, device: torch.device) -> Trained:
     config = model.config
     check_vocabulary(parts.tokenizer, config, folder)
     seen = parts.image_processor
-    normalisation = {} if seen is None else {"image_mean": seen.image_mean, "image_std": seen.image_std}
+    normalisation: dict[str, Any] = {} if seen is None else {"image_mean": seen.image_mean, "image_std": seen.image_std}
     processor = BitGenProcessor(parts.tokenizer, config.image_size, config.max_seq_len, **normalisation)
     kept = getattr(config, "trained_with", None)
     settings = {name: kept[name] for name in _KEPT_SETTINGS if name in kept} if kept is not None else {}

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Data workers are forked after the tokenizer was used; it would warn, and switch itself off, in each of them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -82,6 +83,7 @@ def load_split(source: str, loaded: Trained, max_images: int | None) -> PairData
         ValueError: it cannot be read, or holds another kind of input than the checkpoint was trained on.
     """
     sizes, config, processor = loaded.model.config, loaded.config, loaded.processor
+    dataset: PairDataset
     if source == SCENES:
         dataset = ScenesDataset(
             "val", min(config.data.scenes_val, max_images or config.data.scenes_val), config.training.seed, processor
@@ -97,8 +99,9 @@ def load_split(source: str, loaded: Trained, max_images: int | None) -> PairData
         raise ConfigError(
             f"--data {source} holds {dataset.kind}, and this checkpoint takes {wanted}: name such a folder."
         )
-    if sizes.takes_features and tuple(dataset.feature_shape) != (sizes.feature_tokens, sizes.feature_dim):
-        tokens, width = dataset.feature_shape
+    shape = dataset.feature_shape
+    if shape is not None and sizes.takes_features and tuple(shape) != (sizes.feature_tokens, sizes.feature_dim):
+        tokens, width = shape
         raise ConfigError(f"--data {source} holds features of {tokens} x {width}, and this checkpoint takes {wanted}.")
     return dataset
 
@@ -225,7 +228,8 @@ def main(argv: list[str] | None = None) -> None:
             except ValueError as error:
                 raise ConfigError(f"--{name} {error}") from error
         device = device_of(flags)
-        results, predictions = {}, {}
+        results: dict[str, Any] = {}
+        predictions: dict[str, Any] = {}
         try:
             if flags.data is not None and flags.task != [BABYLM]:
                 loaded = opened("checkpoint", flags.checkpoint)

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -53,7 +54,7 @@ docs/memory.md explains how it works and what it cannot do."""
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = argparse.ArgumentParser(description=_HELP, epilog=_EXAMPLES, **layout)
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"

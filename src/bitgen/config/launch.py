@@ -12,11 +12,20 @@ from bitgen.config.values import ConfigError, coerce
 class Launched(Protocol):
     """The settings read here."""
 
-    batch_size: int
-    num_gpus: int
-    use_ddp: bool
-    device: str
-    precision: str
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def num_gpus(self) -> int: ...
+
+    @property
+    def use_ddp(self) -> bool: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
 
 
 def launcher_world_size() -> int:

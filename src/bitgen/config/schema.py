@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -26,18 +26,21 @@ CONFIG_FILE = "config.yaml"
 AnySchema = TypeVar("AnySchema", bound="Schema")
 
 
+@dataclasses.dataclass
 class Schema:
     """Base of a dataclass whose fields are groups, which are dataclasses of settings (see ``bitgen.config.fields``).
 
     Names of settings are unique over all groups, so that each is a flag too, and a group's ``_argument_group_name`` is
-    the name of its field. The attributes below bear no annotation, so that no dataclass takes them for fields.
+    the name of its field.
     """
 
-    entry = ""  # the file that a person starts
-    description = ""  # of --help, above the settings
-    examples = ""  # of --help, below them
-    default_file = None  # a YAML file of all defaults, read where no --config is given and the file exists
-    retired = {}  # settings that are gone -> the value at which they did nothing, and are passed over
+    entry: ClassVar[str] = ""  # the file that a person starts
+    description: ClassVar[str] = ""  # of --help, above the settings
+    examples: ClassVar[str] = ""  # of --help, below them
+    # A YAML file of all defaults, read where no --config is given and the file exists.
+    default_file: ClassVar[Path | None] = None
+    # Settings that are gone -> the value at which they did nothing, and are passed over.
+    retired: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def from_dict(cls: type[AnySchema], content: Mapping[str, Any], source: str = "The configuration") -> AnySchema:
@@ -136,9 +139,13 @@ class Schema:
         """Check settings against each other, with a :class:`ConfigError`; a kind of run overrides this."""
 
 
-@cache
 def groups_of(schema: type[Schema]) -> dict[str, dict[str, Setting]]:
     """Group -> setting -> what its type says."""
+    return _groups_of(schema)  # type: ignore[arg-type]  # mypy takes the class for an instance, which has no hash
+
+
+@cache
+def _groups_of(schema: type[Schema]) -> dict[str, dict[str, Setting]]:
     groups, hints = {}, get_type_hints(schema)
     for field in dataclasses.fields(schema):
         group = hints[field.name]

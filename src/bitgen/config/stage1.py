@@ -174,6 +174,7 @@ def _check_lora(config: Config) -> None:
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", lora.lora_layers):
         raise ConfigError(f"lora_layers is {lora.lora_layers!r}. Write numbers separated by commas, as 8,9,10,11.")
     indices = lora.layer_indices
+    assert indices is not None
     if len(set(indices)) < len(indices):
         raise ConfigError(f"lora_layers is {lora.lora_layers!r}, which names a layer twice. Name each one once.")
     # Other towers declare their number of layers only when they are loaded.

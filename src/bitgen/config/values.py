@@ -216,4 +216,5 @@ def flatten(
 
 
 def _kind(value: Any) -> str:
-    return {list: "a list", str: "text"}.get(type(value), f"{value!r}")
+    kinds: dict[type, str] = {list: "a list", str: "text"}
+    return kinds.get(type(value), f"{value!r}")

@@ -106,6 +106,7 @@ class PairDataset(Dataset):
     def _check_features(self, feature_dim: int | None, feature_tokens: int | None) -> None:
         if self.kind != "features":
             return
+        assert self.info.feature_shape is not None
         tokens, dim = self.info.feature_shape
         for name, wanted, found in (("feature_dim", feature_dim, dim), ("feature_tokens", feature_tokens, tokens)):
             if wanted is not None and wanted != found:
@@ -123,7 +124,8 @@ class PairDataset(Dataset):
             )
         self.first_caption = np.concatenate([[0], np.cumsum(counts)])  # [N + 1]: captions of image i
         self.caption_image = np.repeat(np.arange(self.image_count), counts)  # [M]: image of caption j
-        lengths, parts = [], []
+        lengths: list[int] = []
+        parts: list[np.ndarray] = []
         truncated_before = self.processor.truncated
         captions = islice(self.reader.iter_captions(), self.num_captions)
         while chunk := list(islice(captions, _CAPTIONS_AT_ONCE)):

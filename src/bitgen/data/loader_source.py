@@ -4,16 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch.utils.data import Dataset
 
 from bitgen.data.collate import build_loader
 from bitgen.data.sampler import SampleKey
 from bitgen.machine.stopping import outlast_stop_signals
 from bitgen.protocols import Batch, Counts, State
 from bitgen.stages import Stage
+
+
+class TrainingData(Protocol):
+    """What a source of batches asks of a dataset, beside samples. ``steady``: every batch reaches every trainable
+    parameter; ``why_uncached``: why the features of its images cannot be computed once, None: they can."""
+
+    @property
+    def steady(self) -> bool: ...
+
+    @property
+    def why_uncached(self) -> str | None: ...
+
+    def __len__(self) -> int: ...
+
+    def describe(self) -> str: ...
+
+    def record_name(self, index: int) -> str: ...
+
+    def words_per_batch(self, sampler: Any) -> float | None: ...
 
 
 class LoaderSource:
@@ -35,7 +53,7 @@ class LoaderSource:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: TrainingData,
         sampler: Any,
         collate: Callable,
         count_words: Callable[[torch.Tensor, torch.Tensor], int],
@@ -54,7 +72,7 @@ class LoaderSource:
                 f"an epoch: use --grad_accum_steps {max(len(sampler), 1)} or less, or a smaller --batch_size."
             )
         self._batches: Iterator[dict[str, Any]] = iter(())
-        self._reading: Dataset | None = None
+        self._reading: Any = None
         self._at = -1
 
     @property
@@ -68,11 +86,11 @@ class LoaderSource:
     def enter(self, phase: int) -> None:
         """Nothing: every phase reads the same."""
 
-    def reads(self, phase: int) -> tuple[Dataset, Callable]:
+    def reads(self, phase: int) -> tuple[Any, Callable]:
         """The dataset that a phase reads, and its collate function."""
         return self.dataset, self.collate
 
-    def held_out_in(self, phase: int) -> Dataset | None:
+    def held_out_in(self, phase: int) -> Any:
         """The held-out images as a phase reads them; None: as they are."""
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import cast
 
 import numpy as np
 import torch
@@ -127,7 +128,8 @@ class MixedDataset(Dataset):
         sizes = [len(dataset) for dataset in self.datasets]
         if self.weights[0] is None:
             return ResumableBatchSampler(sum(sizes), batch_size, rank, world_size, self.seed)
-        return MixedBatchSampler(sizes, self.weights, batch_size, rank, world_size, self.seed)
+        weights = cast(list[float], self.weights)  # all sources have a weight, or none
+        return MixedBatchSampler(sizes, weights, batch_size, rank, world_size, self.seed)
 
     def __getitem__(self, key: SampleKey | int) -> dict:
         index, epoch = key if isinstance(key, tuple) else (key, 0)

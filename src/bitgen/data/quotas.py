@@ -10,6 +10,7 @@ epochs to be seen whole; no sample comes a second time before all others of its 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -18,8 +19,8 @@ def quotas(sizes: Sequence[int], weights: Sequence[float | None]) -> np.ndarray:
     """Samples that each source gives to an epoch, int64, ``sum(sizes)`` together, by the largest remainders."""
     if weights[0] is None:
         return np.array(sizes, dtype=np.int64)
-    total = sum(sizes)
-    shares = np.array(weights, dtype=np.float64) / sum(weights) * total
+    total, given = sum(sizes), cast(Sequence[float], weights)  # all sources have a weight, or none
+    shares = np.array(given, dtype=np.float64) / sum(given) * total
     counts = np.floor(shares).astype(np.int64)
     # Stable: of equal remainders the first named source's wins, on every machine.
     largest = np.argsort(-(shares - counts), kind="stable")[: total - int(counts.sum())]

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -33,7 +34,8 @@ class _ShardWriter:
         self.names: list[str] = []
         self._columns: list[list] = [[] for _ in self.schema]
         self._batch_bytes = self._shard_bytes = 0
-        self._sink = self._writer = None
+        self._sink: Any = None
+        self._writer: Any = None
 
     def add(self, record: Record) -> None:
         for column, value in zip(self._columns, record, strict=True):

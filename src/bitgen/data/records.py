@@ -91,7 +91,7 @@ class DatasetInfo:
 
     def dequantize(self, payload: bytes) -> np.ndarray:
         """Turns one stored feature row into float32 ``[P, C]``."""
-        assert self.kind == "features"
+        assert self.kind == "features" and self.feature_shape is not None
         if len(payload) != self.row_bytes:
             raise ValueError(
                 f"holds {len(payload)} bytes of features; {SIDECAR} declares {list(self.feature_shape)} x "
@@ -178,7 +178,7 @@ class RecordReader:
         return {"folder": self.folder}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["folder"])
+        RecordReader.__init__(self, state["folder"])
 
     def __len__(self) -> int:
         return len(self._table)

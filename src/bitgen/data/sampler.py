@@ -11,7 +11,7 @@ import torch
 class SampleKey(NamedTuple):
     """What a dataset is indexed by: all of a sample's randomness derives from (seed, epoch, index), in any worker."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     epoch: int = 0
 
 

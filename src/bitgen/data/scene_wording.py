@@ -146,7 +146,7 @@ def _relation(scene: Scene, background: str, rng: random.Random) -> str:
 def _count(scene: Scene, background: str, rng: random.Random) -> str:
     (thing,) = scene.things
     two = thing.count == 2
-    templates = _COUNT_TEMPLATES
+    templates: tuple[str, ...] = _COUNT_TEMPLATES
     if not two and scene.where != "scattered":
         templates += _LINE_TEMPLATES
     things = _indefinite(thing, rng)

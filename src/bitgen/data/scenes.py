@@ -99,6 +99,8 @@ class ScenesDataset(PairDataset):
     Raises ``ValueError`` for an unknown split, no scenes, or more validation scenes than there are different ones.
     """
 
+    reader: SceneReader  # type: ignore[assignment]  # it has what is asked of a RecordReader here, and no payloads
+
     def __init__(
         self, split: str, size: int, seed: int, processor: BitGenProcessor, caption_sampling: str = "all"
     ) -> None:

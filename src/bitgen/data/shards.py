@@ -77,17 +77,19 @@ def _again(action: Any, what: str) -> Any:
             time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
 
 
-class _LazyRows(Sequence):
+class _LazyRows(Sequence[Record]):
     """Rows of an Arrow table as records, converted when asked for: a chunk's bytes exist once."""
 
     def __init__(self, table: Any, columns: tuple[str | None, str, str], prefix: str) -> None:
-        self._ids, self._payloads, self._captions = (table.column(name) if name else None for name in columns)
+        ids, payloads, captions = columns
+        self._ids = table.column(ids) if ids else None
+        self._payloads, self._captions = table.column(payloads), table.column(captions)
         self._rows, self._prefix = table.num_rows, prefix
 
     def __len__(self) -> int:
         return self._rows
 
-    def __getitem__(self, row: int) -> Record:
+    def __getitem__(self, row: int) -> Record:  # type: ignore[override]  # nobody slices it
         payload, captions = self._payloads[row].as_py(), self._captions[row].as_py()
         name = self._ids[row].as_py() if self._ids is not None else None
         if isinstance(payload, dict):

@@ -162,5 +162,5 @@ class StreamBatchSampler:
             done = max(0, (start_batch - lane + self.lanes - 1) // self.lanes) * self.batch_size
             rows.append(self._rows(self._segment(pieces, lane), epoch, lane, done))
         for batch in range(start_batch, len(self)):
-            lane = rows[batch % self.lanes]
-            yield [next(lane) for _ in range(self.batch_size)]
+            of_lane = rows[batch % self.lanes]
+            yield [next(of_lane) for _ in range(self.batch_size)]

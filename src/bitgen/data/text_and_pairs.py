@@ -17,7 +17,7 @@ from bitgen.data.word_count import caption_words_per_batch
 class TextKey(NamedTuple):
     """What :class:`TextAndPairs` is indexed by where a sequence of text is meant; a SampleKey means a pair."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     epoch: int = 0
 
 
@@ -64,6 +64,7 @@ class TextAndPairsSampler:
 
     def _pairs_from(self, batch: int) -> Iterator[list[SampleKey]]:
         """Batches of pairs from the ``batch``-th of the whole run on."""
+        assert self.pairs is not None
         while True:
             number, start = divmod(batch, len(self.pairs))
             yield from self.pairs.epoch(number, start)
@@ -122,11 +123,13 @@ class TextAndPairs(Dataset):
         share = (len(sampler) - sampler.pair_batches) / len(sampler)
         words = share * self.text.num_words / len(self.text) * self.text_batch_size
         if self.pairs is not None:
+            assert sampler.pairs is not None
             words += (1 - share) * caption_words_per_batch(self.pairs.iter_captions(), sampler.pairs.batch_size)
         return words
 
     def __getitem__(self, key: TextKey | SampleKey) -> dict:
         if not isinstance(key, TextKey):
+            assert self.pairs is not None
             return self.pairs[key]
         sample = self.text[SampleKey(*key)]
         return {**sample, "index": sample["index"] + self._first_text}
@@ -134,5 +137,6 @@ class TextAndPairs(Dataset):
     def record_name(self, index: int) -> str:
         """How messages call sample ``index``."""
         if index < self._first_text:
+            assert self.pairs is not None
             return self.pairs.record_name(index)
         return self.text.record_name(index - self._first_text)

@@ -64,8 +64,8 @@ def choose_pictures(
     chosen = []
     for position in spread(len(at_hand), wanted):
         path = folder / image_id(at_hand[position])
-        pixels = decode_image(path.read_bytes(), str(path), enough=(_TILE, _TILE))
-        chosen.append(SheetPicture(at_hand[position], path.name, to_picture(pixels)))
+        decoded = decode_image(path.read_bytes(), str(path), enough=(_TILE, _TILE))
+        chosen.append(SheetPicture(at_hand[position], path.name, to_picture(decoded)))
     return chosen
 
 

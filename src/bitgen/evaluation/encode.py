@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,10 +52,29 @@ class EncodedSplit:
         return _cut(self.input_ids, self.lengths, captions)
 
 
+class Split(Protocol):
+    """What evaluation asks of a dataset: images by row, and captions numbered image by image. ``kind``: ``images`` or
+    ``features``."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def image_count(self) -> int: ...
+
+    @property
+    def captions_of(self) -> Callable[[int], list[str]]: ...
+
+    @property
+    def tokens(self) -> Callable[[int], Tensor]: ...
+
+    def image_tensor(self, row: int, /) -> Tensor: ...
+
+
 class _Images(Dataset):
     """These images of a dataset without their captions, for a DataLoader to decode in parallel."""
 
-    def __init__(self, dataset: Dataset, rows: Sequence[int]) -> None:
+    def __init__(self, dataset: Split, rows: Sequence[int]) -> None:
         self.dataset, self.rows = dataset, rows
 
     def __len__(self) -> int:
@@ -64,12 +84,12 @@ class _Images(Dataset):
         return self.dataset.image_tensor(self.rows[index])
 
 
-def image_input(dataset: Dataset) -> str:
+def image_input(dataset: Split) -> str:
     """The argument of the model that a dataset's image tensors are for."""
     return "pixel_values" if dataset.kind == "images" else "vision_features"
 
 
-def image_batches(dataset: Dataset, rows: Sequence[int], batch_size: int, num_workers: int = 0) -> DataLoader:
+def image_batches(dataset: Split, rows: Sequence[int], batch_size: int, num_workers: int = 0) -> DataLoader:
     """The tensors of these images in their order, `[b, ...]` a batch. Iterating raises ValueError for a bad record."""
     # A generator of its own: a DataLoader without one draws from the global one, and validating in the middle of a
     # run would change what comes after.
@@ -121,11 +141,10 @@ class Runner:
         finally:
             self.model.train(training)
 
-    def encode(self, dataset: Dataset, max_images: int | None = None) -> EncodedSplit:
+    def encode(self, dataset: Split, max_images: int | None = None) -> EncodedSplit:
         """Encode a split (its first `max_images` images and all their captions).
 
-        `dataset` has image_count, kind ("images" | "features"), image_tensor(row), captions_of(row) and
-        tokens(caption), captions numbered image by image. Raises ValueError for a split without images or captions.
+        Raises ValueError for a split without images or captions.
         """
         count = min(dataset.image_count, max_images or dataset.image_count)
         if not count:
@@ -138,7 +157,7 @@ class Runner:
             text_features = self._encode_texts(input_ids, lengths)
         return EncodedSplit(image_features, text_features, owner, input_ids, lengths, image_tokens)
 
-    def _encode_images(self, dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
+    def _encode_images(self, dataset: Split, count: int) -> tuple[Tensor, Tensor]:
         name = image_input(dataset)
         loader = image_batches(dataset, range(count), self.batch_size, self.num_workers)
         config = self.model.config
@@ -237,7 +256,7 @@ class Runner:
         return None if self.model.memory is None else self.model.memory.reader()
 
 
-def _tokens(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
+def _tokens(dataset: Split, count: int) -> tuple[Tensor, Tensor]:
     """Captions 0 .. count - 1 as input_ids [M, T] int32, padded right, and their lengths [M]."""
     sequences = [dataset.tokens(caption).int() for caption in range(count)]
     return pad_sequence(sequences, batch_first=True), torch.tensor([len(sequence) for sequence in sequences])

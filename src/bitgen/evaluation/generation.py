@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from bitgen.evaluation.encode import Runner, image_batches, image_input
+from bitgen.evaluation.encode import Runner, Split, image_batches, image_input
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.trained import Trained
@@ -79,7 +78,7 @@ def generate_texts(
 
 def sample_captions(
     model: BitGenModel,
-    dataset: Dataset,
+    dataset: Split,
     rows: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device | str = "cpu",

@@ -36,9 +36,11 @@ def read_split(runner: Runner, encoded: EncodedSplit, texts: Tensor | None = Non
     """Mean squared read weight of each slot [K] and the codes [S, C] of captions (default: all) with their images."""
     texts = torch.arange(encoded.num_texts) if texts is None else texts
     memory = runner.model.memory
+    assert memory is not None
     squared, positions = torch.zeros(memory.gpm.slots, dtype=torch.float64), 0
     codes = torch.empty(len(texts), memory.gpm.dim)
     for part, mask, fused in runner.fuse(encoded, texts, encoded.caption_image[texts]):
+        assert fused.read_weights is not None and fused.codes is not None
         squared += (fused.read_weights.double().square() * mask.unsqueeze(-1)).sum(dim=(0, 1)).cpu()
         positions += int(mask.sum())
         codes[part] = fused.codes.float().cpu()
@@ -55,6 +57,7 @@ def _first_caption(encoded: EncodedSplit) -> Tensor:
 def _quality(runner: Runner, codes: Tensor) -> dict[str, float]:
     """Write-then-read over episodes of codes [N, C], neighbours in an episode spread over the split."""
     memory = runner.model.memory
+    assert memory is not None
     size = min(memory.gpm.slots, memory.gpm.dim, len(codes))
     count = min(len(codes) // size, MAX_EPISODES)
     written, unwritten = [], []

@@ -9,7 +9,7 @@ summation does not matter. Ties are therefore true ties, and results do not depe
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -145,18 +145,24 @@ def bootstrap_ci95(
     column = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     table = np.full((len(counts), counts.max()), np.nan)
     table[row[order], column] = values.numpy()[order]
+    samples: tuple[np.ndarray, ...]
+    estimate: Callable[..., np.ndarray]
     if statistic == "mean":
         samples = (np.nansum(table, axis=1), counts.astype(float))
 
-        def estimate(total: np.ndarray, count: np.ndarray, axis: int) -> np.ndarray:
+        def mean(total: np.ndarray, count: np.ndarray, axis: int) -> np.ndarray:
             return total.sum(axis=axis) / count.sum(axis=axis)
+
+        estimate = mean
 
     elif statistic == "median":
         samples = (np.arange(len(counts)),)
 
-        def estimate(chosen: np.ndarray, axis: int) -> np.ndarray:
+        def median(chosen: np.ndarray, axis: int) -> np.ndarray:
             chosen = np.moveaxis(chosen, axis, -1).astype(int)
             return np.nanmedian(table[chosen].reshape(*chosen.shape[:-1], -1), axis=-1)
+
+        estimate = median
 
     else:
         raise ValueError(f"statistic must be 'mean' or 'median', got {statistic!r}")

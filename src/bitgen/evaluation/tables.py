@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from bitgen.evaluation.babylm.evaluation import summary_rows
 from bitgen.evaluation.results import Results
 from bitgen.show.tables import format_table
@@ -44,6 +47,6 @@ def tables(results: Results, rerank_top_k: int) -> str:
     return "\n\n".join(parts)
 
 
-def _cell(metrics: dict[str, float | list[float]], name: str) -> str:
+def _cell(metrics: Mapping[str, Any], name: str) -> str:
     interval = metrics.get(f"{name}_ci95")
     return f"{metrics[name]:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from bitgen.evaluation.encode import EncodedSplit, Runner
+from bitgen.evaluation.encode import EncodedSplit, Runner, Split
 from bitgen.evaluation.matching import HardPairs, balanced_accuracy, hard_pairs
 from bitgen.evaluation.memory_metrics import memory_metrics
 from bitgen.evaluation.retrieval import Ranking, rank_split, retrieval_metrics
@@ -29,7 +28,7 @@ class Validation(NamedTuple):
 
 def validate(
     model: BitGenModel,
-    dataset: Dataset,
+    dataset: Split,
     *,
     temperature: float | None = None,
     max_images: int | None = None,
@@ -49,7 +48,7 @@ def validate(
     runner = Runner(model, batch_size, device, autocast, num_workers)
     encoded = runner.encode(dataset, max_images)
     ranking = rank_split(encoded, device=device)
-    metrics = dict(retrieval_metrics(encoded, ranking))
+    metrics: dict[str, Any] = dict(retrieval_metrics(encoded, ranking))
     if encoded.num_images > 1:
         metrics.update(_matching(runner, encoded, ranking, itm_images))
     if temperature is not None:

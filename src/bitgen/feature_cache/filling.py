@@ -44,6 +44,7 @@ def encoder_fingerprint(model: BitGenModel) -> str:
     Adapters that add nothing are left out, so that runs with other LoRA settings share a cache.
     """
     encoder = model.vision_encoder
+    assert encoder is not None
     without_adapters = encoder.tuning == "lora" and encoder.adapters_are_identity()
     left_out = {name for name, _ in encoder.adapter_parameters()} if without_adapters else set()
     weights = {
@@ -139,7 +140,8 @@ def _fill_shards(
     features = _features(loader, batches, dataset, model, processes, precision)
     ticker = _Ticker(sum(len(rows) for rows in batches), show_progress and processes.is_main)
     for shard in shards:
-        rows, parts, bad = cache.description.rows_of(shard), [], []
+        rows, parts = cache.description.rows_of(shard), []
+        bad: list[torch.Tensor] = []
         while sum(len(part) for part in bad) < len(rows):
             part, is_bad = next(features)
             parts.append(part)

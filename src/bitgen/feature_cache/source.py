@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from bitgen.checkpoint.format import read_base, short_hash, split_state
 from bitgen.config import Config
 from bitgen.data.dataset import PairDataset
-from bitgen.data.loader_source import LoaderSource
+from bitgen.data.loader_source import LoaderSource, TrainingData
 from bitgen.feature_cache.filling import describe, encoder_fingerprint, fill
 from bitgen.feature_cache.pairs import CachedPairs, CachedSplit, as_it_is
 from bitgen.feature_cache.store import CacheError, FeatureCache
@@ -28,12 +27,13 @@ AUTO, OFF = "auto", "off"
 AUTO_FOLDER = "feature_cache"
 
 
-def uncachable(config: Config, train: Dataset, val: PairDataset | None) -> str | None:
+def uncachable(config: Config, train: TrainingData, val: PairDataset | None) -> str | None:
     """Why the data's features cannot be computed once; None: they can."""
     if train.why_uncached is not None:
         return train.why_uncached
     if config.data.image_augmentation:
         return "image_augmentation shows an image differently each time, so phase 1 runs the encoder"
+    assert isinstance(train, PairDataset)  # the others say why not
     if train.images_vary or (val is not None and val.images_vary):
         return "the built-in scenes are drawn anew each time, so phase 1 runs the encoder"
     return None
@@ -58,7 +58,13 @@ class RunCaches:
         collate: samples without images to a batch.
     """
 
-    def __init__(self, config: Config, train: PairDataset, val: PairDataset | None, collate: object) -> None:
+    def __init__(
+        self,
+        config: Config,
+        train: PairDataset,
+        val: PairDataset | None,
+        collate: Callable[[Sequence[dict]], dict[str, Any]],
+    ) -> None:
         wanted = config.vision.feature_cache
         self.parent = Path(config.output.output_dir) / AUTO_FOLDER if wanted == AUTO else Path(wanted)
         self.config, self.train, self.val, self.collate = config, train, val, collate
@@ -78,7 +84,7 @@ class RunCaches:
             val_images = min(self.val.image_count, self.config.data.val_max_images or self.val.image_count)
         caches: list[tuple[FeatureCache, PairDataset]] = []
         for dataset, images in ((self.train, self.train.image_count), (self.val, val_images)):
-            if images:
+            if dataset is not None and images:
                 dtype = self.config.vision.feature_cache_dtype
                 description = describe(model, dataset, images, precision, dtype, fingerprint)
                 caches.append((FeatureCache(self.parent, description), dataset))
@@ -93,7 +99,8 @@ class RunCaches:
             show = self.config.output.progress
             fill(cache, dataset, model, processes, precision, training.batch_size, data.num_workers, show)
         self.pairs = CachedPairs(self.train, caches[0][0], self.collate)
-        self.held_out = CachedSplit(self.val, caches[1][0]) if val_images else None
+        if self.val is not None and val_images:
+            self.held_out = CachedSplit(self.val, caches[1][0])
         return True
 
 
@@ -149,7 +156,7 @@ class CachedSource(LoaderSource):
         else:
             restore_base(self.model, self.run_folder, self._base_hash)
 
-    def reads(self, phase: int) -> tuple[Dataset, Callable]:
+    def reads(self, phase: int) -> tuple[Any, Callable]:
         """In phase 1 the cache."""
         return (self.caches.pairs, as_it_is) if self.is_cached and phase == 1 else super().reads(phase)
 

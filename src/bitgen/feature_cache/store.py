@@ -254,6 +254,7 @@ class FeatureCache:
         """Features of images ``rows [B]`` int64: ``[B, P, C]``, float32 of a float32 cache, else bf16."""
         if self._features is None:
             self._map()
+        assert self._features is not None
         values = self._features.index_select(0, rows)
         if self._scales is None:
             return values
@@ -263,6 +264,7 @@ class FeatureCache:
         """Whether image ``row`` could not be read when the cache was filled."""
         if self._bad is None:
             self._map()
+        assert self._bad is not None
         return bool(self._bad[row])
 
     def _map(self) -> None:
@@ -304,7 +306,7 @@ def _mapped(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Ten
 
 
 def _write_at(path: Path, offset: int, tensor: torch.Tensor) -> None:
-    content = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    content = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
     descriptor = os.open(path, os.O_WRONLY)
     try:
         while content:

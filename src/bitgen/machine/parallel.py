@@ -143,8 +143,10 @@ class Replicated:
 
     def accumulating(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients of the earlier micro-steps stay local; the last backward averages their sum over the ranks."""
-        waits = not last and self.ranks.is_distributed
-        return wrapped.no_sync() if waits else contextlib.nullcontext()
+        if last or not self.ranks.is_distributed:
+            return contextlib.nullcontext()
+        assert isinstance(wrapped, DistributedDataParallel)
+        return wrapped.no_sync()
 
     def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
         """``clip_grad_norm_``: the gradients are whole, and equal on all ranks."""
@@ -174,7 +176,7 @@ def matched(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[tuple[Tens
     Raises:
         ValueError: there is no such name in ``module``, or the shapes differ.
     """
-    targets = dict(module.named_parameters(remove_duplicate=False))
+    targets: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     targets |= dict(module.named_buffers(remove_duplicate=False))
     unknown = sorted(set(tensors) - set(targets))
     if unknown:

@@ -124,15 +124,17 @@ class Sharded:
         )
         for module in (*blocks, objective):
             fully_shard(module, **how)
-        objective._call = lambda function: function()
-        register_fsdp_forward_method(objective, "_call")
+        root: Any = objective  # nn.Module declares no such attribute
+        root._call = lambda function: function()
+        register_fsdp_forward_method(root, "_call")
 
     def call(self, wrapped: nn.Module, function: Callable[[], Result]) -> Result:
         """The result of ``function``, which may use any part of ``wrapped``, but not call ``wrapped`` itself.
 
         Collective: each rank runs each block as often, so decode the same number of steps everywhere.
         """
-        return wrapped._call(function)
+        root: Any = wrapped
+        return root._call(function)
 
     @contextlib.contextmanager
     def accumulating(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
@@ -141,6 +143,7 @@ class Sharded:
         Parameters are given up after each backward all the same: keeping them until the last one would hold the whole
         model.
         """
+        assert isinstance(wrapped, FSDPModule)
         wrapped.set_requires_gradient_sync(last)
         yield
         if last:

@@ -311,7 +311,8 @@ class AssociativeMemory:
         whitening = vectors[:, kept] / values[kept].sqrt()  # turns Q^T G into orthonormal rows
         mean, addresses = whitening.mT @ mean, (basis @ whitening).mT
         parts = mean[:, :width], mean[:, width:]
-        return tuple(_reader(parts[part], parts[1 - part][:, :half], addresses) for part in (IMAGE, TEXT))
+        image, text = (_reader(parts[part], parts[1 - part][:, :half], addresses) for part in (IMAGE, TEXT))
+        return image, text
 
 
 def _reader(cue: Tensor, values: Tensor, addresses: Tensor) -> _Reader:

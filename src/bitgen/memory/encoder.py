@@ -128,6 +128,7 @@ class PairEncoder:
     def probe(self) -> Tensor:
         """The code ``[2 D]`` of a fixed image and a fixed text, by which a memory knows the model that made it."""
         config = self.model.config
+        shape: tuple[int, ...]
         if config.takes_features:
             shape, name = (1, config.image_tokens, config.vision_feature_dim), "vision_features"
         else:

@@ -190,7 +190,8 @@ class EpisodicMemory:
         Raises:
             ValueError: not exactly one cue, one that cannot be read, ``top_k`` below 1, or an empty memory.
         """
-        images, texts = (None if cue is None else [cue] for cue in (image, text))
+        images = None if image is None else [image]
+        texts = None if text is None else [text]
         return self.recall_many(images, texts, top_k)[0]
 
     def recall_many(
@@ -206,6 +207,7 @@ class EpisodicMemory:
             raise ValueError("the memory is empty: teach it something before recalling")
         if images is not None:
             return self.recall_codes(self.encoder.images(images), IMAGE, top_k)
+        assert texts is not None
         return self.recall_codes(self.encoder.texts(texts), TEXT, top_k)
 
     def recall_codes(self, cues: Tensor, part: int, top_k: int = 5) -> list[list[Recollection]]:

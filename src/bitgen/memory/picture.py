@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,7 +46,7 @@ def draw_memory(memory: EpisodicMemory) -> Tensor:
     _heat(axes["weights"], codes.weights.cpu().numpy(), "address of each episode", "slot", "")
     _names(axes["weights"], [shorten(episode.id, 16) for episode in episodes])
     shown = axes["recall"].imshow(cosines, cmap="magma", vmax=1, interpolation="nearest")
-    axes["recall"].xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes["recall"].xaxis)
     best = cosines.argmax(axis=1)
     axes["recall"].scatter(best, np.arange(len(best)), s=20, facecolors="none", edgecolors="#38bdf8", linewidths=1.2)
     axes["recall"].set_title("text read from each image (rows) against stored texts; ring: the best")
@@ -62,13 +64,19 @@ def write_picture(memory: EpisodicMemory, path: str | Path) -> None:
     write_whole(path, content.getvalue())
 
 
+def _whole_numbers(axis: Axis) -> None:
+    locator = axis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)
+    locator.set_params(integer=True)
+
+
 def _heat(axes: Axes, values: np.ndarray, title: str, across: str, down: str) -> None:
     # The largest entries are few: at their full range all others would look alike.
     limit = max(float(np.quantile(np.abs(values), 0.99)), 1e-12)
     shown = axes.imshow(values, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_title(title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes.xaxis)
+    _whole_numbers(axes.yaxis)
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     axes.figure.colorbar(shown, ax=axes, pad=0.02)

@@ -46,7 +46,7 @@ class BitGenImageProcessor(ImageProcessingMixin):
     def __call__(self, images: ImageSource | Sequence[ImageSource], return_tensors: str | None = "pt") -> BatchFeature:
         """One PIL image (or encoded bytes) or several; ``ValueError`` names the one that cannot be read."""
         pixels = BitGenProcessor(None, self.image_size, image_mean=self.image_mean, image_std=self.image_std)
-        several = images if isinstance(images, (list, tuple)) else [images]
+        several: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
         return BatchFeature({"pixel_values": pixels.images(several)}, tensor_type=return_tensors)
 
 

@@ -63,7 +63,7 @@ class BitGenTextModel(BitGenModel):
         self.embeddings.token = value
         self.config.tokenizer_size = None  # what an export recorded: another table is for another tokenizer
 
-    def forward(
+    def forward(  # type: ignore[override]  # what transformers calls, unlike the network's own
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -113,7 +113,7 @@ class BitGenTextModel(BitGenModel):
 class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
     """The language model: next-token logits in float32, a loss for ``labels``, and ``generate``."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # what transformers calls, unlike the network's own
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -134,7 +134,7 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
             labels: ``[B, T]``, the ids themselves: they are shifted here, and -100 is left out of the mean loss.
             logits_to_keep: compute the logits of that many last positions alone (0: of all), or of those indices.
         """
-        output = super().forward(
+        output: Any = super().forward(
             input_ids,
             attention_mask,
             pixel_values,

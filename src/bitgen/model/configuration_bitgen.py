@@ -172,19 +172,24 @@ class BitGenConfig(PretrainedConfig):
     @property
     def vision_feature_dim(self) -> int:
         """Width C of one patch feature, before the compressor."""
-        return self.feature_dim if self.takes_features else self.vision_config["hidden_size"]
+        if self.vision_config is not None:
+            return self.vision_config["hidden_size"]
+        assert self.feature_dim is not None
+        return self.feature_dim
 
     @property
     def tower_grid(self) -> int | None:
         """Side of the tower's own patch grid; None without a tower."""
-        return None if self.takes_features else self.image_size // self.vision_config["patch_size"]
+        return None if self.vision_config is None else self.image_size // self.vision_config["patch_size"]
 
     @property
     def image_tokens(self) -> int:
         """P, the number of patch features an image gives to the compressor."""
-        if self.takes_features:
-            return self.feature_tokens
-        return min(self.tower_grid, self.feature_pool or self.tower_grid) ** 2
+        grid = self.tower_grid
+        if grid is not None:
+            return min(grid, self.feature_pool or grid) ** 2
+        assert self.feature_tokens is not None
+        return self.feature_tokens
 
     @property
     def pooled_tokens(self) -> int:

@@ -29,8 +29,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, hidden: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
         key, value = self.key_value(image_tokens).chunk(2, dim=-1)
-        heads = (split_heads(part, self.num_heads) for part in (self.query(hidden), key, value))
-        return self.output(attend(*heads))
+        query, key, value = (split_heads(part, self.num_heads) for part in (self.query(hidden), key, value))
+        return self.output(attend(query, key, value))
 
 
 class GatedCrossAttention(nn.Module):

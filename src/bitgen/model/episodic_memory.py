@@ -215,6 +215,7 @@ class MemoryLayer(nn.Module):
         self.from_code = nn.Identity() if same else nn.Linear(config.memory_dim, config.embed_dim, bias=False)
         self.read_logvar = nn.Parameter(torch.full((config.memory_size,), -4.0))
         self.gate = nn.Parameter(torch.zeros(config.embed_dim))
+        self.state: torch.Tensor
         self.register_buffer("state", self.gpm.prior_mean.detach().clone())
 
     @property

@@ -79,6 +79,7 @@ def check_patches(model: BitGenModel, source: str | None = None) -> None:
         ValueError: the tower cannot look at an image of ``image_size``, or gives other patches than computed.
     """
     encoder, config = model.vision_encoder, model.config
+    assert encoder is not None
     name = f"vision_encoder={source!r}" if source is not None else "vision_config"
     image = next(encoder.parameters()).new_zeros(1, 3, config.image_size, config.image_size)
     try:
@@ -106,6 +107,7 @@ def load_pretrained_tower(model: BitGenModel, source: str, revision: str | None 
         ValueError: the weights cannot be read, or are not exactly those of this tower.
     """
     encoder = model.vision_encoder
+    assert encoder is not None
     try:
         pretrained, loading = AutoModel.from_pretrained(
             source, revision=revision, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
@@ -146,11 +148,12 @@ def initialise_random_tower(model: BitGenModel) -> None:
     positions are a hundredth of the features. Here every matrix keeps the scale of its input (std 1 / sqrt(fan-in));
     positions are the fixed 2-D sines and cosines of Vaswani et al. (arXiv 1706.03762, section 3.5) along x and y.
     """
-    tower = model.vision_encoder.tower
-    for name, parameter in model.vision_encoder.tower_parameters():
+    encoder = model.vision_encoder
+    assert encoder is not None
+    for name, parameter in encoder.tower_parameters():
         if parameter.dim() > 1 and name.endswith("weight"):
             parameter.normal_(std=parameter[0].numel() ** -0.5)
-    table = tower.embeddings.position_embeddings  # (1, 1 + patches, C), CLS first
+    table = encoder.tower.embeddings.position_embeddings  # (1, 1 + patches, C), CLS first
     side, quarter = math.isqrt(table.shape[1] - 1), table.shape[2] // 4
     frequencies = side ** -torch.linspace(0, 1, quarter)  # from one radian a patch to one radian an image side
     angles = torch.arange(side)[:, None] * frequencies  # (side, C / 4)

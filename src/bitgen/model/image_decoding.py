@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 try:
     from torchcodec.decoders import decode_jpeg
 except (ImportError, OSError, RuntimeError):  # an exported model's machine may lack it: Pillow is slower, and as good
-    decode_jpeg = None
+    decode_jpeg = None  # type: ignore[assignment]  # the name of an optional function
 
 ImageSource = Image.Image | bytes
 
@@ -68,7 +69,7 @@ def decode_image(
         plain_jpeg = opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L")
         reduced = plain_jpeg and enough is not None and _reduce(opened, enough)
         if plain_jpeg and not reduced and decode_jpeg is not None:
-            return decode_jpeg(image)  # upright by EXIF
+            return cast(torch.Tensor, decode_jpeg(image))  # upright by EXIF; a tensor, for it is one image
         return _to_tensor(to_rgb(opened))
     except ImageError:
         raise

@@ -104,8 +104,10 @@ class BitGenModel(PreTrainedModel):
             if self.vision_encoder is None:
                 raise ValueError("This model takes vision_features (it was trained on features, without a tower).")
             vision_features = self.patch_features(pixel_values)
-        elif vision_features.dim() == 2:
-            vision_features = vision_features[:, None]
+        else:
+            assert vision_features is not None
+            if vision_features.dim() == 2:
+                vision_features = vision_features[:, None]
         expected = (self.config.image_tokens, self.config.vision_feature_dim)
         if tuple(vision_features.shape[1:]) != expected:
             raise ValueError(f"vision_features are {tuple(vision_features.shape[1:])}, the model expects {expected}.")
@@ -117,6 +119,7 @@ class BitGenModel(PreTrainedModel):
     def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``[B, 3, H, W]`` to what the compressor takes, ``[B, P, C]``: the tower's patches, averaged to a grid of
         ``feature_pool`` a side where the configuration says so."""
+        assert self.vision_encoder is not None
         patches = self.vision_encoder(pixel_values).patches
         side, pooled = self.config.tower_grid, self.config.feature_pool
         if pooled is None or pooled >= side:
@@ -217,6 +220,7 @@ class BitGenModel(PreTrainedModel):
 
     def _sequence_codes(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """What the memory stores of a sequence: the code of the mean over its real tokens, ``[B, C]``."""
+        assert self.memory is not None
         if attention_mask is None:
             return self.memory.code(hidden.mean(dim=1))
         mask = attention_mask[..., None].to(hidden.dtype)
@@ -278,13 +282,13 @@ class BitGenModel(PreTrainedModel):
 
     def roles(self) -> dict[str, ParameterRole]:
         """What each parameter is, by its name here."""
-        tower, tuning = "vision_encoder.", self.config.vision_tuning
+        tower, tuning, encoder = "vision_encoder.", self.config.vision_tuning, self.vision_encoder
         return {
             name: role_of(
                 name,
                 parameter.dim(),
                 tuning,
-                not name.startswith(tower) or self.vision_encoder.reaches(name.removeprefix(tower)),
+                encoder is None or not name.startswith(tower) or encoder.reaches(name.removeprefix(tower)),
             )
             for name, parameter in self.named_parameters()
         }

@@ -207,4 +207,5 @@ class TextDecoder(nn.Module):
         if positions is None:
             start = cache.get_seq_length() if cache is not None else 0
             positions = torch.arange(start, start + hidden.shape[1], device=hidden.device)
+        assert self.rotary_dim is not None
         return rotations(positions, self.rotary_dim)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -49,9 +49,8 @@ def resolve_lora_targets(tower: nn.Module, layers: list[int] | None = None) -> l
     index = {name: next((int(part) for part in name.split(".") if part.isdigit()), None) for name in targets}
     chosen = [name for name in targets if index[name] in layers]
     if not chosen:
-        raise ValueError(
-            f"lora_layers={layers} names no layer of {type(tower).__name__}: it has {sorted(set(index.values()))}."
-        )
+        there = sorted({number for number in index.values() if number is not None})
+        raise ValueError(f"lora_layers={layers} names no layer of {type(tower).__name__}: it has {there}.")
     return chosen
 
 
@@ -65,10 +64,11 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: BitGenConfig) -> None:
         super().__init__()
+        assert config.vision_config is not None
         self.tuning = config.vision_tuning
         self._identity_check: tuple[tuple, bool] | None = None
         self._checkpointing = config.use_gradient_checkpointing
-        self._compiled: tuple[nn.Module, ...] = ()  # in a tuple it is no submodule, and adds no state-dict keys
+        self._compiled: tuple[Callable[..., Any], ...] = ()  # in a tuple: no submodule, no state-dict keys
         self.kind = tower_kind(config.vision_config)
         settings = dict(config.vision_config)
         tower_config = AutoConfig.for_model(settings.pop("model_type", "dinov2"), **settings)
@@ -85,6 +85,7 @@ class VisionEncoder(nn.Module):
         if self._checkpointing:
             # Reentrant checkpointing gives the adapters no gradient when the block's input needs none.
             self.tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module: Any  # nn.Module declares no such attribute
         for module in self.modules():
             # The composite model's initialisation must leave the tower alone. Loading through transformers, which
             # builds without memory, is another matter: buffers that no file holds are computed then.
@@ -203,7 +204,7 @@ class _adapters_off:  # noqa: N801  (used as a context manager)
     leaves ``requires_grad`` as it is."""
 
     def __init__(self, tower: nn.Module) -> None:
-        self.layers = [module for module in tower.modules() if hasattr(module, "lora_A")]
+        self.layers: list[Any] = [module for module in tower.modules() if hasattr(module, "lora_A")]
 
     def __enter__(self) -> None:
         for layer in self.layers:

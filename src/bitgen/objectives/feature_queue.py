@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -75,10 +75,10 @@ class FeatureQueue:
         self.position = (self.position + count) % self.size
         self.filled = min(self.size, self.filled + count)
 
-    def state_dict(self) -> dict[str, torch.Tensor | int]:
+    def state_dict(self) -> dict[str, Any]:
         return {"position": self.position, "filled": self.filled, **self.entries._asdict()}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor | int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, kept in self.entries._asdict().items():
             if state[name].shape != kept.shape:
                 raise ValueError(

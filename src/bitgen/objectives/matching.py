@@ -13,7 +13,7 @@ from bitgen.objectives.precision import outside_autocast
 class HardNegatives(NamedTuple):
     """``index [B]`` into the candidates, ``weight [B]`` (0: the row has no candidate), ``rank [B]`` (1: hardest)."""
 
-    index: torch.Tensor
+    index: torch.Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     weight: torch.Tensor
     rank: torch.Tensor
 

@@ -36,7 +36,8 @@ def match_by_token(
     rows = len(weight)
     labels = torch.tensor([1, 0, 0, 1], device=ids.device).repeat_interleave(rows)
     weights = torch.cat((torch.ones_like(weight), weight.repeat(3)))
-    first = StackOutput(*(None if part is None else part[:rows] for part in fused))
+    others = (None if part is None else part[:rows] for part in fused[1:])
+    first = StackOutput(fused.hidden_states[:rows], *others)
     return first, matching_loss(model.itm_logits(fused.hidden_states, mask), labels, weights)
 
 

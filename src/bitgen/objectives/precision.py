@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
+Others = ParamSpec("Others")
+Result = TypeVar("Result")
+OfTensor = Callable[Concatenate[torch.Tensor, Others], Result]
 
-def outside_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def outside_autocast(function: OfTensor[Others, Result]) -> OfTensor[Others, Result]:
     """Switch autocast off in a function whose first argument is a tensor; it casts its own inputs to float32.
 
     Without this a matrix product inside is cast back to half precision, whatever its inputs.
     """
 
     @functools.wraps(function)
-    def in_full_precision(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def in_full_precision(tensor: torch.Tensor, *args: Others.args, **kwargs: Others.kwargs) -> Result:
         with torch.autocast(tensor.device.type, enabled=False):
             return function(tensor, *args, **kwargs)
 
-    return in_full_precision
+    return in_full_precision  # type: ignore[return-value]  # to mypy what `wraps` gives is no such Callable

@@ -99,6 +99,7 @@ class Stage1Objective(nn.Module):
             if entries is not None:
                 self.queue.enqueue(gather_entries(QueueEntries(*entries), ranks))
             if posterior is not None:
+                assert self.model.memory is not None
                 self.model.memory.consolidate_(posterior, self.memory_alpha)
 
     def roles(self) -> dict[str, Role]:
@@ -209,6 +210,7 @@ class Stage1Objective(nn.Module):
             if drops:
                 text_features = model.encode_text(*drop_tokens(input_ids, mask, settings.token_dropout), reader)
             else:
+                assert alone is not None
                 text_features = model.text_features(alone, mask)
             entries = QueueEntries(
                 images.image_features.detach(),
@@ -227,6 +229,7 @@ class Stage1Objective(nn.Module):
         posterior = None
         if self._fuses():
             if settings.itm_weight:
+                assert entries is not None
                 fused, itm = self._matching_pass(entries, pooled, input_ids, mask, past, reader, alone)
                 loss = loss + settings.itm_weight * itm["itm_loss"]
                 metrics.update(itm)
@@ -245,6 +248,7 @@ class Stage1Objective(nn.Module):
                 metrics["caption_loss"] = caption_loss
                 if weighs:  # a nat of evidence is one more than without the image
                     labels = next_token_labels(input_ids, mask)
+                    assert alone is not None
                     prior_loss = language_loss(alone, model.embeddings.token.weight, labels)
                     loss = loss + settings.text_loss_weight * prior_loss
                     metrics["caption_prior_loss"] = prior_loss
@@ -302,22 +306,12 @@ class Stage1Objective(nn.Module):
         Half of the rows draw the text that is hard for their image, half the image that is hard for their text.
         ``alone [B, T, D]``: the captions as the stack read them without an image, for a head that reads likelihoods.
         """
-        candidate_ids = torch.cat((local.image_ids, past.image_ids))
+        ids = torch.cat((local.image_ids, past.image_ids))
+        images = torch.cat((local.image_features, past.image_features))
+        texts = torch.cat((local.text_features, past.text_features))
         temperature = self.itm_temperature()
-        by_image = draw_hard_negatives(
-            local.image_features[::2],
-            torch.cat((local.text_features, past.text_features)),
-            local.image_ids[::2],
-            candidate_ids,
-            temperature,
-        )
-        by_text = draw_hard_negatives(
-            local.text_features[1::2],
-            torch.cat((local.image_features, past.image_features)),
-            local.image_ids[1::2],
-            candidate_ids,
-            temperature,
-        )
+        by_image = draw_hard_negatives(local.image_features[::2], texts, local.image_ids[::2], ids, temperature)
+        by_text = draw_hard_negatives(local.text_features[1::2], images, local.image_ids[1::2], ids, temperature)
         drawn = HardNegatives(*(interleave(even, odd) for even, odd in zip(by_image, by_text, strict=True)))
         partner_ids = select(local.input_ids, past.input_ids, drawn)
         partner_mask = select(local.attention_mask, past.attention_mask, drawn)
@@ -329,6 +323,7 @@ class Stage1Objective(nn.Module):
             select(pooled, past.image_tokens, drawn),
         )
         if self.model.config.itm_likelihood:
+            assert alone is not None
             fused, itm = match_by_likelihood(self.model, own, partner, drawn.weight, alone, reader)
         else:
             fused, itm = match_by_token(self.model, own, partner, drawn.weight, reader)
@@ -338,6 +333,7 @@ class Stage1Objective(nn.Module):
     def _write_episode(self, fused: StackOutput, mask: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Write the gathered batch as one episode into the prior; the posterior mean and the metrics."""
         memory = self.model.memory
+        assert memory is not None and fused.codes is not None and fused.read_weights is not None
         codes = gather_rows(fused.codes)
         posterior, _ = memory.gpm.write(codes, memory.direct_writing)
         mask = pad_to(mask, fused.read_weights.shape[1])

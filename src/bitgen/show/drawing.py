@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def render(figure: Figure) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
-def draw_text(axes: Axes, x: float, y: float, text: str, colour: str = "black", **style: object) -> None:
+def draw_text(axes: Axes, x: float, y: float, text: str, colour: str = "black", **style: Any) -> None:
     """One text, its base line at `y` unless `style` says otherwise."""
     # parse_math: a caption with two dollar signs is no formula.
     axes.text(x, y, text, color=colour, fontsize=10, fontfamily=FONT, parse_math=False, **style)

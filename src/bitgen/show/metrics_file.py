@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bitgen.machine.files import replacing
 
@@ -16,9 +17,9 @@ LAST_MEAN = 5
 """A run's "last" training value is the mean of this many last lines: one batch alone is noise."""
 
 
-def read_metrics(path: str | Path) -> list[dict]:
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """All records of a metrics file, in order; lines that a crash or a full disk cut short are left out."""
-    records = []
+    records: list[dict[str, Any]] = []
     path = Path(path)
     if not path.exists():
         return records

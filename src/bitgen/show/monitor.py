@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -63,13 +64,13 @@ class Monitor:
         self.is_main = is_main
         self.total_steps = total_steps
         self._show_bar = is_main and progress and _on_terminal()
-        self._bar = None
+        self._bar: Any = None
         self._epoch_label = ""
         self._started = time.monotonic()
         self._last_line = float("-inf")
         self._first_step: tuple[int, float] | None = None
-        self._tensorboard = None
-        self._metrics = None
+        self._tensorboard: Any = None
+        self._metrics: MetricsFile | None = None
         if not is_main:
             self._logging = RunLogging(None, is_main=False)
             return
@@ -93,7 +94,7 @@ class Monitor:
         if moved_to is not None:
             logger.info("logs of an earlier run moved to %s", moved_to)
         if dropped:
-            logger.info("dropped %d lines after step %d from %s", dropped, resume_step, self._metrics.path)
+            logger.info("dropped %d lines after step %d from %s", dropped, resume_step, self.log_dir / METRICS_FILE)
 
     # ---- while training ----
 
@@ -179,9 +180,9 @@ class Monitor:
         table, where the logs go and how to look at them."""
         if not self.is_main:
             return
-        rows = [(name, str(value)) for name, value in rows]
-        rows += [("logs", str(self.log_dir / LOG_FILE)), ("watch", f"tensorboard --logdir {self.tensorboard_root}")]
-        logger.info("%s", format_table(("", ""), rows, title="BitGen"))
+        shown = [(name, str(value)) for name, value in rows]
+        shown += [("logs", str(self.log_dir / LOG_FILE)), ("watch", f"tensorboard --logdir {self.tensorboard_root}")]
+        logger.info("%s", format_table(("", ""), shown, title="BitGen"))
         if parameter_table:
             logger.info("%s", parameter_table)
 
@@ -192,7 +193,7 @@ class Monitor:
             return
         self._close_bar()
         self.flush()
-        records = read_metrics(self._metrics.path)
+        records = read_metrics(self.log_dir / METRICS_FILE)
         self._show_table(("training", "first", f"last (mean of {LAST_MEAN})"), training_rows(records))
         self._show_table(*held_out_table(records))
         peak = [r["perf/peak_memory_gb"] for r in records if r.get("perf/peak_memory_gb") is not None]
@@ -231,6 +232,7 @@ class Monitor:
 
     def _record(self, step: int, phase: int, scalars: Mapping[str, float | Tensor]) -> dict[str, float]:
         numbers = {name: float(value) for name, value in scalars.items()}
+        assert self._metrics is not None
         self._metrics.write(step, phase, numbers)
         for name, value in {"phase": float(phase), **numbers}.items():
             self._to_tensorboard("add_scalar", name, value, global_step=step)
@@ -274,11 +276,11 @@ def _on_terminal() -> bool:
 
 def _bar_size() -> dict[str, object]:
     try:
-        size = os.get_terminal_size(sys.stderr.fileno())
+        columns, lines = os.get_terminal_size(sys.stderr.fileno())
     except OSError:
-        size = (0, 0)
+        columns = lines = 0
     # Terminals of containers and of `script` may say 0 x 0, for which tqdm draws nothing at all.
-    return {"dynamic_ncols": True} if all(size) else {"ncols": 120, "nrows": 24}
+    return {"dynamic_ncols": True} if columns and lines else {"ncols": 120, "nrows": 24}
 
 
 def _set_earlier_run_aside(log_dir: Path) -> Path | None:

@@ -87,7 +87,7 @@ class ParameterTable:
     def _rows(self) -> list[tuple[str, str, str, str]]:
         labelled = [(COMPONENTS.get(name, name), count) for name, count in self.components.items()]
         labelled.append(("total", self.total))
-        return [(label, *(f"{n:,}" for n in (c.total, c.phase1, c.phase2))) for label, c in labelled]
+        return [(label, f"{c.total:,}", f"{c.phase1:,}", f"{c.phase2:,}") for label, c in labelled]
 
 
 def count_parameters(model: BitGenModel, extra: Mapping[str, Iterable[nn.Parameter]] | None = None) -> ParameterTable:
@@ -101,7 +101,9 @@ def count_parameters(model: BitGenModel, extra: Mapping[str, Iterable[nn.Paramet
         extra: parameters that live outside the model, as component -> parameters: the objective's log-temperature, so
             that the sum is what the optimizer holds.
     """
-    total, phase1, phase2 = Counter(), Counter(), Counter()
+    total: Counter[str] = Counter()
+    phase1: Counter[str] = Counter()
+    phase2: Counter[str] = Counter()
     roles = model.roles()
     for name, parameter in model.named_parameters():
         role, size = roles[name], parameter.numel()

@@ -35,8 +35,10 @@ def status_line(numbers: Mapping[str, float], loss_form: str = "{:.3f}", rate_un
     def present(pairs: Sequence[tuple[str, str]], form: str) -> str:
         return " ".join(f"{label} {form.format(numbers[name])}" for label, name in pairs if name in numbers)
 
-    losses = (("loss", "train/loss"), ("itc", "train/contrastive_loss"), ("itm", "train/itm_loss"))
-    losses += (("captions", "train/caption_loss"), ("text", "train/text_loss"))
+    losses = (
+        *(("loss", "train/loss"), ("itc", "train/contrastive_loss"), ("itm", "train/itm_loss")),
+        *(("captions", "train/caption_loss"), ("text", "train/text_loss")),
+    )
     accuracies = (("i2t", "train/acc_i2t"), ("t2i", "train/acc_t2i"), ("itm", "train/itm_acc"))
     rate = f"{numbers['perf/samples_per_sec']:.0f}{rate_unit}" if "perf/samples_per_sec" in numbers else ""
     accuracy = present(accuracies, "{:.0%}")

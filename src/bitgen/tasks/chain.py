@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bitgen.checkpoint.format import checkpoint_folders
 from bitgen.config import Config, ConfigError, load_config
@@ -34,7 +35,9 @@ def split_first_stage(config: Config) -> tuple[Config | None, Config]:
             f"init_from {path} is to start from {theirs.training.init_from}: one run before another is all."
         )
     machine = {name: getattr(config.training, name) for name in _MACHINE}
-    folders = {name: str(Path(getattr(config.output, name)) / FOLDER) for name in ("output_dir", "log_dir")}
+    folders: dict[str, Any] = {
+        name: str(Path(getattr(config.output, name)) / FOLDER) for name in ("output_dir", "log_dir")
+    }
     first = replace(
         config,
         objective=theirs.objective,

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bitgen.config import Config, ConfigError
 from bitgen.data.collate import Collator
@@ -107,7 +108,8 @@ def groups(config: Config, boundary: int | None) -> tuple[Group, ...]:
     if training.optimizer == "muon":
         found.append(Group("matrix", _roles(MATRIX), training.muon_learning_rate, decay=decay, optimizer="muon"))
     if boundary is not None:
-        late = {"factor": lora.lora_lr_factor, "start": boundary, "warmup": lora.lora_lr_warmup_steps, "decay": decay}
+        late: dict[str, Any] = {"factor": lora.lora_lr_factor, "start": boundary, "decay": decay}
+        late["warmup"] = lora.lora_lr_warmup_steps
         found.append(Group("lora_a", (f"{LORA}/{LORA_A}",), rate, **late))
         found.append(Group("lora_b", (f"{LORA}/{LORA_B}",), rate, **late, ratio=lora.lora_plus_ratio))
         found.append(Group("tower", (f"{VISION}/{TOWER}",), rate, **late))
@@ -173,13 +175,16 @@ def with_cache(
     """The same batches with phase 1 from a feature cache, where the configuration asks for it and it can be."""
     if config.vision.feature_cache == OFF:
         return live
-    reason = uncachable(config, parts.train, parts.val) or useless(config, stage, parts.train)
-    if reason is not None:
-        logger.warning("feature cache off: %s", reason)
-        return live
-    caches = RunCaches(config, parts.train, parts.val, live.collate)
-    folder = Path(config.output.output_dir)
-    return CachedSource(caches, parts.model, ranks, precision, folder, **_source_settings(config, parts, ranks))
+    train, reason = parts.train, uncachable(config, parts.train, parts.val)
+    if reason is None:
+        assert isinstance(train, PairDataset)
+        reason = useless(config, stage, train)
+        if reason is None:
+            caches, folder = RunCaches(config, train, parts.val, live.collate), Path(config.output.output_dir)
+            settings = _source_settings(config, parts, ranks)
+            return CachedSource(caches, parts.model, ranks, precision, folder, **settings)
+    logger.warning("feature cache off: %s", reason)
+    return live
 
 
 def _validator(
@@ -189,7 +194,8 @@ def _validator(
         return None
     held_out = HeldOut(config, parts.val, parts.text_val, parts.tokenizer, ranks.device, precision)
 
-    def validate(objective: Stage1Objective, phase: int) -> HeldOutResult:
+    def validate(objective: Objective, phase: int) -> HeldOutResult:
+        assert isinstance(objective, Stage1Objective)
         return held_out(objective.model, objective.log_temperature.exp().item(), source.held_out_in(phase))
 
     return validate
@@ -259,7 +265,8 @@ def _batch_text(config: Config, ranks: Processes) -> str:
 
 
 def _budget_rows(config: Config, source: LoaderSource, step: int, words: int) -> list[tuple[str, object]]:
-    training, rows = config.training, []
+    training = config.training
+    rows: list[tuple[str, object]] = []
     if training.max_words_seen is not None:
         share = words / training.max_words_seen
         rows.append(("budget of words", f"{share:.1%} of max_words_seen {training.max_words_seen:,}"))

@@ -40,12 +40,14 @@ logger = logging.getLogger(__name__)
 
 FEATURES, RANDOM = "features", "random"
 
+TrainingPairs = PairDataset | MixedDataset | StreamDataset
+
 
 class RunParts(NamedTuple):
     """Tokenizer, data (``val``, ``text_val`` None: no such validation) and the model before its first step."""
 
     tokenizer: PreTrainedTokenizerBase
-    train: PairDataset | MixedDataset | StreamDataset | TextAndPairs
+    train: TrainingPairs | TextAndPairs
     val: PairDataset | None
     text_val: TextBlocks | None
     model: BitGenModel
@@ -56,6 +58,7 @@ class RunParts(NamedTuple):
 
 def training_captions(config: Config) -> Iterator[str]:
     """The captions that a tokenizer is trained on."""
+    assert config.data.train_data is not None
     if config.data.train_data == SCENES:
         return scene_captions("train", config.data.scenes_train, config.training.seed)
     paths = [source.path for source in parse_sources(config.data.train_data)]
@@ -72,13 +75,14 @@ def build_run_tokenizer(config: Config, processes: Processes) -> PreTrainedToken
         return build_tokenizer(config.data.tokenizer, captions, config.model.vocab_size, folder)
 
 
-def build_training_dataset(config: Config, processor: BitGenProcessor) -> PairDataset | MixedDataset | StreamDataset:
+def build_training_dataset(config: Config, processor: BitGenProcessor) -> TrainingPairs:
     """What ``train_data`` names: one source or several, mapped or streamed.
 
     Raises:
         ValueError: a source is missing, damaged or empty, or its kind is not what the encoder takes.
     """
     data = config.data
+    assert data.train_data is not None
     sources = parse_sources(data.train_data)
     paths, weights = [source.path for source in sources], [source.weight for source in sources]
     if data.streaming:
@@ -153,6 +157,7 @@ def vision_config_of(config: Config) -> dict | None:
     if vision.vision_encoder == FEATURES:
         return None
     if vision.vision_encoder == RANDOM:
+        assert vision.image_size is not None
         return random_vision_config(
             vision.vision_hidden_size,
             vision.vision_num_layers,
@@ -166,7 +171,7 @@ def vision_config_of(config: Config) -> dict | None:
 def model_config_of(
     config: Config,
     vision_config: dict | None,
-    feature_shape: tuple[int, int] | None = None,
+    feature_shape: tuple[int | None, int | None] | None = None,
     vocab_size: int | None = None,
 ) -> BitGenConfig:
     """The network that a configuration describes; ``feature_shape [P, C]`` as the dataset declares it.
@@ -251,14 +256,16 @@ def build_parts(config: Config, processes: Processes) -> RunParts:
     data = config.data
     pairs = build_training_dataset(config, processor) if data.train_data is not None else None
     val = build_dataset(config, data.val_data, "val", processor) if data.val_data is not None else None
-    if val is not None and val.feature_shape != pairs.feature_shape:
+    if val is not None and pairs is not None and val.feature_shape != pairs.feature_shape:
         raise ConfigError(
             f"val_data {data.val_data} holds features of {val.feature_shape}, train_data of {pairs.feature_shape}: "
             "prepare both with the same encoder."
         )
-    train, text_val = pairs, None
+    train: TrainingPairs | TextAndPairs | None = pairs
+    text_val = None
     if data.text_data is not None:
         text = build_text(config, data.text_data, tokenizer)
+        assert not isinstance(pairs, StreamDataset)
         train = TextAndPairs(text, pairs, data.text_ratio, config.training.text_batch_size)
         text_val = build_text(config, data.text_val_data, tokenizer) if data.text_val_data is not None else None
     seed_everything(config.training.seed)  # the same new weights on every rank
@@ -269,4 +276,5 @@ def build_parts(config: Config, processes: Processes) -> RunParts:
     model = build_untrained(config, vision_config, model_config)
     if config.training.init_from is not None:
         start_from(model, tokenizer, config.training.init_from)
+    assert train is not None
     return RunParts(tokenizer, train, val, text_val, model)

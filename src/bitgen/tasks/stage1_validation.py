@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.evaluation.encode import EncodedSplit, Runner
+from bitgen.evaluation.encode import EncodedSplit, Runner, Split
 from bitgen.evaluation.generation import continue_text, sample_captions
 from bitgen.evaluation.language import caption_loss, split_by_source, text_perplexities
 from bitgen.evaluation.validation import validate
@@ -82,9 +82,7 @@ class HeldOut:
             texts["samples/continuations"] = self._continuations(model)
         return HeldOutResult(scalars, pictures, texts, self._score(scalars))
 
-    def _pairs(
-        self, model: BitGenModel, temperature: float, dataset: Dataset, scalars: dict[str, float]
-    ) -> EncodedSplit:
+    def _pairs(self, model: BitGenModel, temperature: float, dataset: Split, scalars: dict[str, float]) -> EncodedSplit:
         if not self.aligns:
             runner = Runner(model, self.batch_size, self.device, self.precision.autocast, self.num_workers)
             return runner.encode(dataset, self.max_images)
@@ -110,10 +108,12 @@ class HeldOut:
 
     def _captions(self, model: BitGenModel, images: int, split: CachedSplit | None) -> str:
         rows = torch.linspace(0, images - 1, min(_SAMPLES, images)).long().tolist()
-        dataset = self.dataset if split is None else split
-        written = sample_captions(model, dataset, rows, self.tokenizer, self.device, self.precision.autocast)
+        dataset = self.dataset
+        assert dataset is not None
+        source = dataset if split is None else split
+        written = sample_captions(model, source, rows, self.tokenizer, self.device, self.precision.autocast)
         table = [
-            (self.dataset.reader.image_id(row), text, self.dataset.captions_of(row)[0])
+            (dataset.reader.image_id(row), text, dataset.captions_of(row)[0])
             for row, text in zip(rows, written, strict=True)
         ]
         return _markdown(("image", "written", "one reference"), table)
@@ -122,7 +122,7 @@ class HeldOut:
         names = list(self.sources)
         prompts = [self._prompt(self.sources[name]) for name in names]
         written = continue_text(model, self.tokenizer, prompts, self.device, _NEW_TOKENS, self.precision.autocast)
-        return _markdown(("source", "prompt", "continuation"), list(zip(names, prompts, written, strict=True)))
+        return _markdown(("source", "prompt", "continuation"), zip(names, prompts, written, strict=True))
 
     def _prompt(self, text: TextBlocks) -> str:
         """The first words of a held-out document, of which at least half of the context is left to go on in."""
@@ -145,6 +145,7 @@ class HeldOut:
         from bitgen.show.pictures import retrieval_pictures
 
         dataset = self.dataset
+        assert dataset is not None
         captions = [caption for row in range(encoded.num_images) for caption in dataset.captions_of(row)]
         has_pixels = dataset.kind == "images"
         return retrieval_pictures(
@@ -158,11 +159,13 @@ class HeldOut:
 
     def _slot_weights(self, model: BitGenModel, encoded: EncodedSplit) -> torch.Tensor:
         """Mean squared read weights ``[n, K]`` of n true pairs spread over the split."""
+        assert model.memory is not None
         count = min(_PICTURED_PAIRS, encoded.num_texts)
         texts = torch.linspace(0, encoded.num_texts - 1, count).round().long()
         usage = torch.zeros(count, model.memory.gpm.slots)
         runner = Runner(model, self.batch_size, self.device, self.precision.autocast)
         for part, mask, fused in runner.fuse(encoded, texts, encoded.caption_image[texts]):
+            assert fused.read_weights is not None
             weights = mask[..., None] / mask.sum(dim=1)[:, None, None]
             usage[part] = (fused.read_weights.float().square() * weights).sum(dim=1).cpu()
         return usage
@@ -173,7 +176,7 @@ def score_text(score: float) -> str:
     return f"mean recall {score:.1f}%" if score >= 0 else f"held-out loss {-score:.3f}"
 
 
-def _markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _markdown(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A table as TensorBoard's texts show it."""
     cells = [columns, tuple("---" for _ in columns), *rows]
     return "\n".join(

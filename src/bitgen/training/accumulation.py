@@ -20,7 +20,12 @@ def loss_shares(counts: Sequence[Counts], ranks: Processes) -> list[Share]:
     mean over all supervised positions, however they lie on micro-batches and ranks.
     """
     supervised = [count.supervised for count in counts]
-    if None in supervised:
+    known = [own for own in supervised if own is not None]
+    if len(known) < len(supervised):
         return [lambda loss: loss / len(counts)] * len(counts)
-    total = max(sum_over_ranks(ranks, sum(supervised)), 1)
-    return [lambda loss, own=own: loss * (own * ranks.world_size / total) for own in supervised]
+    total = max(sum_over_ranks(ranks, sum(known)), 1)
+    return [_times(own * ranks.world_size / total) for own in known]
+
+
+def _times(factor: float) -> Share:
+    return lambda loss: loss * factor

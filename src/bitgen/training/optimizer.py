@@ -75,7 +75,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for part in self.parts:
             part.state = self.state  # each looks up its own parameters in it
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # each part would evaluate a closure
         for part in self.parts:
             part.step()
 

@@ -9,8 +9,10 @@ import time
 import torch
 
 # Dense bf16/fp16 peaks of the vendors' data sheets, FLOP/s, by a part of the device's name; first match counts.
-PEAK_FLOPS = (("H200", 989e12), ("H100 PCIe", 756e12), ("H100", 989e12), ("A100", 312e12), ("L40S", 362e12))
-PEAK_FLOPS += (("L4", 121e12), ("A10", 125e12), ("V100", 125e12), ("T4", 65e12), ("4090", 165e12), ("3090", 71e12))
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    *(("H200", 989e12), ("H100 PCIe", 756e12), ("H100", 989e12), ("A100", 312e12), ("L40S", 362e12)),
+    *(("L4", 121e12), ("A10", 125e12), ("V100", 125e12), ("T4", 65e12), ("4090", 165e12), ("3090", 71e12)),
+)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

@@ -58,6 +58,7 @@ class Trainer:
     ) -> None:
         self.run, self.settings, self.monitor, self.store = run, settings, monitor, store
         self.parallel, self.ranks, self.precision = parallel, parallel.ranks, precision
+        assert isinstance(run.objective, nn.Module)  # which its protocol cannot say
         self.objective, self.source, self.stage = run.objective, run.source, run.stage
         self.resume_command = resume_command
         self.progress = Progress()
@@ -159,6 +160,7 @@ class Trainer:
     def _step(self, drawn: list[Batch], stop: StopSignals) -> bool:
         """One optimizer step; whether any rank was told to stop."""
         settings, progress, optimizer = self.settings, self.progress, self.optimizer
+        assert optimizer is not None
         self.objective.begin(progress.step / self.stage.steps)
         rates = set_learning_rates(optimizer, self.stage, progress.step)
         shares = loss_shares([batch.counts for batch in drawn], self.ranks)
@@ -214,7 +216,7 @@ class Trainer:
         if self.throughput.peak is None:
             return None
         each = [self.objective.flops(batch.inputs) for batch in drawn]
-        return None if None in each else sum(each)
+        return None if None in each else sum(flops or 0.0 for flops in each)
 
     # ---- validation and checkpoints ----
 
@@ -235,6 +237,7 @@ class Trainer:
                 with random_state_kept(self.ranks.device), weights:
                     # The phase of the step just taken: where one begins this is what the one before has reached.
                     phase = self.stage.phase_at(progress.step - 1)
+                    assert self.run.validator is not None
                     result: HeldOutResult = self.run.validator(self.objective, phase)
                     self.monitor.held_out(progress.step, phase, *result[:3])
                     outcome = (result.score, None)
@@ -267,7 +270,7 @@ class Trainer:
         progress, store = self.progress, self.store
         if progress.milestone and progress.milestone_step == progress.step:
             name = f"{REVISION_PREFIX}{progress.milestone}M"
-            on_main(self.ranks, lambda: store.has(progress.step) and store.keep_as(progress.step, name))
+            on_main(self.ranks, lambda: store.keep_as(progress.step, name) if store.has(progress.step) else None)
 
     def save(self, is_best: bool = False) -> None:
         """A checkpoint of this moment, unless there is one. Errors as of :meth:`Snapshots.save`."""

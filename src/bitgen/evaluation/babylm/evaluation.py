@@ -88,7 +88,9 @@ def evaluate_babylm(data: EvaluationData, encoder: ProcessorEncoder, scorer: Sco
     evaluation = Evaluation({}, {})
     for name, items in data.items.items():
         scores = [candidate_scores([next(log_probs) for _ in item.sentences]) for item in items]
-        evaluation.results[name], evaluation.predictions[name] = _zero_shot(task_of(name), items, scores)
+        task = task_of(name)
+        assert task is not None, name
+        evaluation.results[name], evaluation.predictions[name] = _zero_shot(task, items, scores)
     if queries is not None:
         surprisal, previous = queries.surprisals(list(log_probs))
         evaluation.results[READING] = reading_metrics(queries.data, surprisal, previous)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class HuggingFaceModel:
 class BitGenLanguageModel:
     """BitGen's own, in memory or loaded from an export: its stack reads packed rows through a layout."""
 
-    def __init__(self, model: BitGenForCausalLM) -> None:
+    def __init__(self, model: Any) -> None:  # a BitGenForCausalLM, or the class of that name in an export
         self.model = model
         self.max_length = model.config.max_seq_len
 

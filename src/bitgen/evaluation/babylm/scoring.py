@@ -69,7 +69,8 @@ class Scorer:
     def _reads_packed(self, sequences: Sequence[TokenSequence]) -> bool:
         """Whether packed rows give what plain passes give, tried on neighbours in the tree."""
         ordered = sorted((sequence for sequence in sequences if sequence.wanted), key=lambda sequence: sequence.ids)
-        firsts = np.linspace(0, max(len(ordered) - 2, 0), _SAMPLES // 2).astype(int) if ordered else []
+        last = max(len(ordered) - 2, 0)
+        firsts: Iterable[int] = np.linspace(0, last, _SAMPLES // 2).astype(int) if ordered else []
         samples = [sequence for first in firsts for sequence in ordered[first : first + 2]]
         expected = self._plain(samples, quiet=True)
         try:
