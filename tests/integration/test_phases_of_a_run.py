@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from bitgen.checkpoint.format import checkpoint_folders, split_state
 from bitgen.machine.parallel import state_by_name
 from bitgen.trained import load_model
+from support.runs import fit_until
 
 
 def weights(trainer, part: str) -> dict[str, torch.Tensor]:
@@ -24,7 +25,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_lora_stands_still_in_phase_1_and_moves_in_phase_2_while_the_base_never_does(build, fit_until) -> None:
+def test_lora_stands_still_in_phase_1_and_moves_in_phase_2_while_the_base_never_does(build) -> None:
     trainer = build(learning_rate=1e-2)
     lora, base, decoder = (weights(trainer, part) for part in ("lora", "vision_base", "decoder"))
     assert lora and base
