@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,8 @@ from bitgen.feature_cache.store import CacheError
 from bitgen.tasks.stage1_validation import HeldOut
 from bitgen.trained import load_model
 from support.data import encode, write_images
-from support.runs import command, execute, fit_until, same_checkpoint
+from support.runs import REPOSITORY, command, fit_until, same_checkpoint, scalars, two_ranks
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("ddp_worker.py")
 COLOURS = ("red", "green", "blue", "grey")
 
 
@@ -62,11 +59,6 @@ def held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 @pytest.fixture
 def cached(images: dict[str, str], tmp_path: Path) -> dict[str, object]:
     return {**images, "feature_cache": str(tmp_path / "cache"), "feature_cache_dtype": "float32"}
-
-
-def scalars(trainer, name: str = "train/loss") -> dict[int, float]:
-    lines = (trainer.monitor.log_dir / "metrics.jsonl").read_text().splitlines()
-    return {record["step"]: record[name] for record in map(json.loads, lines) if name in record}
 
 
 def cache_folders(parent: str | object) -> list[Path]:
@@ -335,12 +327,7 @@ def test_where_it_cannot_help_it_is_off_and_says_so(build, cached, caplog, setti
 def test_two_processes_share_the_work_and_train_on(cached, tiny_config, build, tmp_path: Path) -> None:
     steps = dict(batch_size=4, max_steps=6, lora_warmup_steps=3, learning_rate=1e-2)
     config = tiny_config("two", **{**cached, **steps})
-    file = tmp_path / "two.json"
-    file.write_text(json.dumps({**config.flat(), "use_ddp": True, "num_gpus": 2}))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = execute([*launcher, str(WORKER), str(file), str(tmp_path / "two"), "0"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, other = (torch.load(tmp_path / f"two.{rank}", weights_only=True) for rank in (0, 1))
+    one, other = two_ranks(config, tmp_path / "two")
     assert one["phase"] == other["phase"] == 2
     assert all(torch.equal(value, other["parameters"][name]) for name, value in one["parameters"].items())
     build("alone", **{**cached, "feature_cache": str(tmp_path / "alone")}, max_steps=1).fit()

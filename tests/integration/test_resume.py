@@ -17,13 +17,7 @@ import torch
 from bitgen.checkpoint.format import CheckpointError, checkpoint_folders, find_checkpoint
 from bitgen.config import ConfigError
 from bitgen.machine.randomness import random_state, random_state_kept, set_random_state
-from support.runs import command, environment, fit_until, same_checkpoint
-
-
-def losses(log_dir: str) -> dict[int, float]:
-    lines = (Path(log_dir) / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+from support.runs import command, environment, fit_until, metrics, same_checkpoint, scalars
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 6], ids=["inside phase 1", "at the boundary", "inside phase 2"])
@@ -37,8 +31,8 @@ def test_sigterm_and_resume_change_nothing(build, stop_at: int) -> None:
     assert second.progress.step == stop_at
     second.fit()
     same_checkpoint(straight.store.folder, second.store.folder)
-    assert losses(straight.monitor.log_dir) == losses(second.monitor.log_dir)
-    assert len(losses(second.monitor.log_dir)) == 8
+    assert scalars(straight) == scalars(second)
+    assert len(scalars(second)) == 8
 
 
 def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build) -> None:
@@ -66,7 +60,7 @@ def test_a_validation_owed_at_the_stop_is_made_up_for(build) -> None:
     second = build(val_data="scenes", resume="auto")
     second.fit()
     assert [entry["step"] for entry in second.scores] == [4, 6, 8]
-    records = [json.loads(line) for line in (second.monitor.log_dir / "metrics.jsonl").read_text().splitlines()]
+    records = metrics(second.monitor.log_dir)
     phases = {record["step"]: record["phase"] for record in records if "val/t2i_R@1" in record}
     assert phases[4] == 1 and phases[8] == 2
 
@@ -223,7 +217,7 @@ def test_kill_9_in_both_phases_then_resume(build, tiny_config) -> None:
     assert 0 < resumed.progress.step < 24
     resumed.fit()
     same_checkpoint(straight.store.folder, resumed.store.folder)
-    assert losses(straight.monitor.log_dir) == losses(resumed.monitor.log_dir)
+    assert scalars(straight) == scalars(resumed)
 
 
 def test_sigterm_ends_the_entry_with_the_resume_command(tiny_config) -> None:

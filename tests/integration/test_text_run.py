@@ -19,7 +19,7 @@ from bitgen.data.tokenizer import load_tokenizer, train_bpe
 from bitgen.run import finish
 from bitgen.trained import load_model
 from support.data import write_text_corpus
-from support.runs import fit_until, same_checkpoint
+from support.runs import fit_until, metrics, same_checkpoint
 from support.tokenizers import prose
 
 NO_VALIDATION = dict(val_data=None, text_val_data=None)
@@ -28,7 +28,7 @@ NO_VALIDATION = dict(val_data=None, text_val_data=None)
 def losses(trainer) -> dict[int, dict[str, float]]:
     """Everything logged of the losses, training and held out, by step."""
     found: dict[int, dict[str, float]] = {}
-    for record in map(json.loads, (trainer.monitor.log_dir / "metrics.jsonl").read_text().splitlines()):
+    for record in metrics(trainer.monitor.log_dir):
         kept = {name: value for name, value in record.items() if name.startswith(("train/", "val/"))}
         found.setdefault(record["step"], {}).update(kept)
     return found
