@@ -12,6 +12,7 @@ from PIL import Image
 import bitgen
 from bitgen.config import ConfigError
 from bitgen.export.revisions import export_run
+from support.runs import written_run
 
 TINY = """\
 vision: {vision_encoder: random, vision_hidden_size: 32, vision_num_layers: 1, vision_num_heads: 2,
@@ -36,7 +37,7 @@ def pictures(tmp_path: Path) -> list:
 
 
 @pytest.fixture
-def model(written_run) -> bitgen.Model:
+def model() -> bitgen.Model:
     return bitgen.load(written_run(), device="cpu")
 
 
@@ -92,13 +93,13 @@ def test_matching_is_a_probability_of_image_and_text_together(model, pictures) -
     )
 
 
-def test_captions_are_those_of_the_export(written_run, model, pictures, tmp_path) -> None:
+def test_captions_are_those_of_the_export(model, pictures, tmp_path) -> None:
     exported = bitgen.load(export_run(str(written_run()), str(tmp_path / "m"), False, False, {}), device="cpu")
     written = model.caption(pictures[0], prompt="the cat", max_new_tokens=5)
     assert written.startswith("the cat") and written == exported.caption(pictures[1], "the cat", max_new_tokens=5)
 
 
-def test_what_was_never_learned_is_refused(written_run, pictures) -> None:
+def test_what_was_never_learned_is_refused(pictures) -> None:
     untrained = dict(text_loss_weight=0.0, itm_weight=0.0, contrastive_weight=0.0)
     model = bitgen.load(written_run(settings=untrained), device="cpu")
     for call, reason in (
@@ -135,7 +136,7 @@ def test_mistakes_are_named(model, pictures, call, message) -> None:
         call(model, pictures[0])
 
 
-def test_features_computed_earlier_take_the_place_of_images(written_run) -> None:
+def test_features_computed_earlier_take_the_place_of_images() -> None:
     model = bitgen.load(written_run(features=True), device="cpu")
     features = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0))
     assert {found.index for found in model.search("the cat", features)} == {0, 1}

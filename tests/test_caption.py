@@ -8,13 +8,15 @@ import pytest
 from PIL import Image
 
 from bitgen.commands import caption
-from bitgen.data.tokenizer import load_tokenizer, train_bpe
+from bitgen.data.tokenizer import load_tokenizer
 from bitgen.export.revisions import export_run
 from bitgen.trained import open_model
+from support.runs import written_run
+from support.tokenizers import other_tokenizer
 
 
 @pytest.fixture(scope="module")
-def exported(written_run, tmp_path_factory):
+def exported(tmp_path_factory):
     return export_run(str(written_run()), str(tmp_path_factory.mktemp("caption") / "model"), False, False, {})
 
 
@@ -45,7 +47,7 @@ def test_an_image_that_cannot_be_read_does_not_cost_the_others(exported, photo, 
     assert f"{tmp_path / 'broken.png'}: " in printed.err and f"{tmp_path / 'none.png'}: " in printed.err
 
 
-def test_a_run_and_its_checkpoint_write_what_their_export_writes(written_run, exported, photo, capsys):
+def test_a_run_and_its_checkpoint_write_what_their_export_writes(exported, photo, capsys):
     said = []
     for model in (exported, written_run(), written_run() / "step-00000007"):
         caption.main([str(photo), "--model", str(model), "--max_new_tokens", "5"])
@@ -53,13 +55,13 @@ def test_a_run_and_its_checkpoint_write_what_their_export_writes(written_run, ex
     assert len(set(said)) == 1 and said[0].startswith(f"{photo}\t")
 
 
-def test_a_model_that_never_learned_to_write_is_refused(written_run, photo, tmp_path, capsys):
+def test_a_model_that_never_learned_to_write_is_refused(photo, tmp_path, capsys):
     run = written_run(settings={"text_loss_weight": 0.0})
     for model in (run, export_run(str(run), str(tmp_path / "model"), False, False, {})):
         assert "never learned to write" in refused(capsys, photo, "--model", model).err
 
 
-def test_a_model_on_features_cannot_look(written_run, photo, tmp_path, capsys):
+def test_a_model_on_features_cannot_look(photo, tmp_path, capsys):
     folder = export_run(str(written_run(features=True)), str(tmp_path / "model"), False, False, {})
     assert "trained on features computed earlier" in refused(capsys, photo, "--model", folder).err
 
@@ -68,7 +70,7 @@ def test_a_model_on_features_cannot_look(written_run, photo, tmp_path, capsys):
 def test_an_export_with_another_tokenizer_is_refused(size, exported, photo, tmp_path, capsys):
     folder = shutil.copytree(exported, tmp_path / "model")
     own = len(load_tokenizer(folder))
-    other = train_bpe([f"{one}{two}{one}" for one in "abcdefghijklmnop" for two in "qrstuvwxyz"] * 2, size)
+    other = other_tokenizer(size)
     other.save_pretrained(folder)
     assert (len(other) > own) == (size == 600)
     said = refused(capsys, photo, "--model", folder).err

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bitgen import __version__, commands
 from bitgen.machine.stopping import resume_command
+from support.runs import REPOSITORY, execute
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = {
     "train": "train_stage1_vision_language",
     "evaluate": "evaluate",
@@ -25,10 +23,7 @@ HEAVY = ("torch", "transformers", "numpy", "yaml")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=200, check=False
-    )
+    return execute([sys.executable, *arguments])
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:

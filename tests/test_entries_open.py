@@ -17,13 +17,14 @@ from bitgen.config import ConfigError
 from bitgen.export.revisions import export_run
 from bitgen.tasks.stage1_parts import start_from
 from bitgen.trained import open_model
+from support.runs import written_run
 
 EVALUATE = ["--data", "scenes", "--max_images", "4", "--task", "retrieval", "--rerank_top_k", "2", "--bootstrap", "0"]
 EVALUATE += ["--device", "cpu", "--num_workers", "0"]
 
 
 @pytest.fixture(scope="module")
-def given(written_run, tmp_path_factory) -> dict[str, Path]:
+def given(tmp_path_factory) -> dict[str, Path]:
     """What a person may name, by what it is."""
     folder, run = tmp_path_factory.mktemp("given"), written_run()
     exported = export_run(str(run), str(folder / "export"), False, False, {})
@@ -169,7 +170,7 @@ def refusal(call, path: Path, capsys) -> str:
         ({"train_data": None}, dict.fromkeys(("captions", "matching", "retrieval"), "has never seen an image")),
     ],
 )
-def test_a_checkpoint_and_its_export_say_what_was_never_learned(written_run, tmp_path, settings, untrained) -> None:
+def test_a_checkpoint_and_its_export_say_what_was_never_learned(tmp_path, settings, untrained) -> None:
     run = written_run(features=True, settings=settings)
     exported = export_run(str(run), str(tmp_path / "model"), False, False, {})
     for trained in map(open_model, (run, exported)):
@@ -181,7 +182,7 @@ def test_a_checkpoint_and_its_export_say_what_was_never_learned(written_run, tmp
         assert trained.config.objective.text_loss_weight == settings.get("text_loss_weight", 1.0)
 
 
-def test_an_export_of_before_says_nothing_and_still_opens(written_run, tmp_path) -> None:
+def test_an_export_of_before_says_nothing_and_still_opens(tmp_path) -> None:
 
     exported = export_run(str(written_run(features=True)), str(tmp_path / "model"), False, False, {})
     config = json.loads((exported / "config.json").read_text())
@@ -191,7 +192,7 @@ def test_an_export_of_before_says_nothing_and_still_opens(written_run, tmp_path)
     assert trained.untrained == {} and trained.kind == "export" and not trained.model.training
 
 
-def test_an_export_that_lacks_weights_is_refused(written_run, tmp_path) -> None:
+def test_an_export_that_lacks_weights_is_refused(tmp_path) -> None:
     from safetensors.torch import load_file, save_file
 
     exported = export_run(str(written_run(features=True)), str(tmp_path / "model"), False, False, {})

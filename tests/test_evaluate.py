@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,26 +11,16 @@ from bitgen.checkpoint.format import split_state
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.commands import evaluate
 from bitgen.config import Config
-from bitgen.data.record_writer import write_dataset
-from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.tokenizer import build_tokenizer
 from bitgen.evaluation.flags import parse_flags
 from bitgen.evaluation.results import write_results
-from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.model.modeling_bitgen import BitGenModel
+from support.data import write_features
+from support.models import tiny_model
 
-TOKENS, WIDTH = 4, 6
+FEATURES = (4, 6)
 CAPTIONS = [
     [f"a {colour} thing {way}" for way in ("near", "far", "up")[: 1 + row % 3]] for row, colour in enumerate("abcdefgh")
 ]
-
-
-def write_features(folder, width=WIDTH):
-    info = DatasetInfo("features", "made up", feature_shape=(TOKENS, width), feature_dtype="float32")
-    rows = np.random.default_rng(0).normal(size=(len(CAPTIONS), TOKENS, width)).astype("<f4")
-    records = [Record(f"{row}.jpg", rows[row].tobytes(), captions) for row, captions in enumerate(CAPTIONS)]
-    write_dataset(folder, records, info)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -41,36 +30,14 @@ def run(tmp_path_factory):
     checkpoints = folder / "checkpoints"
     flat = [caption for captions in CAPTIONS for caption in captions]
     tokenizer = build_tokenizer("train", flat, 280, checkpoints / "tokenizer")
-    config = Config().replace(
-        train_data="pairs",
-        vision_encoder="features",
-        vision_tuning="frozen",
-        embed_dim=16,
-        vision_embed_dim=16,
-        num_heads=2,
-        max_seq_len=24,
-    )
+    config = Config().replace(train_data="pairs", vision_encoder="features", vision_tuning="frozen", max_seq_len=24)
     store = CheckpointStore(checkpoints, keep=5)
     for step in (1, 2):
-        torch.manual_seed(step)
-        model_config = BitGenConfig(
-            feature_dim=WIDTH,
-            feature_tokens=TOKENS,
-            vision_tuning="frozen",
-            embed_dim=16,
-            vision_embed_dim=16,
-            num_heads=2,
-            num_layers=1,
-            vocab_size=len(tokenizer),
-            max_seq_len=24,
-            memory_size=4,
-            memory_dim=16,
-        )
-        model = BitGenModel(model_config)
+        model = tiny_model(FEATURES, step, vocab_size=len(tokenizer), max_seq_len=24)
         own, _ = split_state(model, model.base_names())
-        files = {"config.yaml": config.to_yaml(), "config.json": json.dumps(model_config.to_dict())}
+        files = {"config.yaml": config.to_yaml(), "config.json": json.dumps(model.config.to_dict())}
         store.save(step, own, {"step": step}, files, is_best=step == 1)
-    write_features(folder / "data")
+    write_features(folder / "data", CAPTIONS, FEATURES)
     return folder
 
 
@@ -190,7 +157,7 @@ def test_mistakes_are_named(run, capsys, monkeypatch, flags, message):
 
 def test_features_of_another_width_are_refused(run, capsys, tmp_path):
     with pytest.raises(SystemExit):
-        run_evaluate(run, data=write_features(tmp_path / "wide", width=7))
+        run_evaluate(run, data=write_features(tmp_path / "wide", CAPTIONS, (4, 7)))
     assert "holds features of 4 x 7, and this checkpoint takes features of 4 x 6" in capsys.readouterr().err
 
 
@@ -202,8 +169,6 @@ def test_cuda_where_there_is_none(run, capsys, monkeypatch):
 
 
 def test_a_damaged_checkpoint_is_named(run, capsys, tmp_path):
-    import shutil
-
     copy = tmp_path / "checkpoints"
     shutil.copytree(run / "checkpoints", copy, symlinks=True)
     weights = copy / "step-00000001" / "model.safetensors"

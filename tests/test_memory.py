@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import fcntl
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from bitgen.commands import memory
 from bitgen.export.revisions import export_run
+from support.data import picture
+from support.runs import written_run
 
 
 @pytest.fixture
 def photos(tmp_path):
     paths = [tmp_path / f"photo {number}.png" for number in range(3)]
     for number, path in enumerate(paths):
-        draw = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(draw).resize((40, 32), Image.Resampling.NEAREST).save(path)
+        picture(number).save(path)
     return paths
 
 
 @pytest.fixture
-def run(written_run, tmp_path, capsys):
+def run(tmp_path, capsys):
     """``run(arguments...)``: the rows that the command prints; the memory is in ``tmp_path / "m"``."""
 
     def call(*arguments, model=None):
@@ -60,7 +60,7 @@ def test_a_memorys_life(run, photos, tmp_path):
         assert picture.format == "PNG" and picture.size == (1200, 1100)
 
 
-def test_whitening_is_asked_for_once_and_can_be_undone(run, refused, photos, written_run, tmp_path):
+def test_whitening_is_asked_for_once_and_can_be_undone(run, refused, photos, tmp_path):
     run("--whiten", "teach", photos[0], "the cat")
     run("teach", photos[1], "a red dog")
     assert [row[1] for row in run("recall", photos[1])[1:2]] == ["0.00"]
@@ -73,13 +73,13 @@ def test_whitening_is_asked_for_once_and_can_be_undone(run, refused, photos, wri
     assert "give it with teach" in refused("--whiten", "list")
 
 
-def test_an_export_uses_the_memory_of_its_run(run, photos, written_run, tmp_path):
+def test_an_export_uses_the_memory_of_its_run(run, photos, tmp_path):
     run("teach", photos[0], "the cat")
     exported = export_run(str(written_run()), str(tmp_path / "model"), False, False, {})
     assert run("recall", photos[0], model=exported)[1][3] == "the cat"
 
 
-def test_the_memory_is_beside_the_model(written_run, photos, tmp_path, capsys):
+def test_the_memory_is_beside_the_model(photos, tmp_path, capsys):
     exported = export_run(str(written_run()), str(tmp_path / "model"), False, False, {})
     memory.main(["--model", f"{exported}/", "teach", str(photos[0]), "the cat"])
     assert (tmp_path / "model.memory").is_file() and not list(exported.glob("*memory"))
@@ -93,7 +93,7 @@ def test_a_memory_grows_by_asking(run, refused, photos, capsys):
     assert len(memory_file) == 4 and run("recall", photos[1])[1][1:] == ["0.00", "2", "a red dog"]
 
 
-def test_a_model_on_features_cannot_look_but_recalls_by_text(run, refused, photos, written_run, tmp_path):
+def test_a_model_on_features_cannot_look_but_recalls_by_text(run, refused, photos, tmp_path):
     import torch
 
     from bitgen.memory import EpisodicMemory, open_model
@@ -109,7 +109,7 @@ def test_a_model_on_features_cannot_look_but_recalls_by_text(run, refused, photo
     assert run("recall", "--text", "a red dog", model=model)[1][3] == "a red dog"
 
 
-def test_what_cannot_be_done_is_said_and_changes_nothing(run, refused, photos, written_run, tmp_path):
+def test_what_cannot_be_done_is_said_and_changes_nothing(run, refused, photos, tmp_path):
     assert "there is no memory yet" in refused("list")
     (tmp_path / "cut.png").write_bytes(photos[0].read_bytes()[:60])
     assert "cut.png" in refused("teach", tmp_path / "cut.png", "x") and not (tmp_path / "m").exists()

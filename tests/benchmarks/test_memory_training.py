@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # behi
 from memory_training import Facts, Reached, Student
 
 from bitgen.trained import open_model
+from support.runs import written_run
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -22,7 +23,7 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 
 
 @pytest.fixture
-def student(written_run) -> Student:
+def student() -> Student:
     """Two facts beside six others, none of which the model can know."""
     ids = torch.tensor([[1, 5, 9, 2], [1, 7, 3, 2]])
     texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

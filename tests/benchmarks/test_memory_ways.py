@@ -14,12 +14,13 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # behi
 from memory_ways import Compared, clustered_error, gate_closed, reader_of, reading_from, write_supports
 
 from bitgen.trained import open_model
+from support.runs import written_run
 
 OWNER = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3])
 
 
 @pytest.fixture
-def model(written_run):
+def model():
     return open_model(written_run(features=True)).model
 
 

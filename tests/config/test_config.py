@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +16,7 @@ from hypothesis import strategies as st
 from bitgen.config import Config, ConfigError, load_config, parse_config, save_config
 from bitgen.config.stage1_settings import VisionSettings
 from bitgen.config.values import coerce
+from support.runs import run_code
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -473,16 +472,8 @@ def test_an_entry_ends_with_one_clean_message() -> None:
         "with exit_on_config_error():\n"
         "    parse_config()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS[0].parents[1] / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--num_heads", "5"], capture_output=True, text=True, env=environment
-    )
+    done = run_code(code, "--num_heads", "5")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("error: num_heads is 5") and "Traceback" not in done.stderr
-    second = subprocess.run(
-        [sys.executable, "-c", code, "--num_heads", "5"],
-        capture_output=True,
-        text=True,
-        env={**environment, "LOCAL_RANK": "1"},
-    )
+    second = run_code(code, "--num_heads", "5", LOCAL_RANK="1")
     assert second.returncode == 2 and not second.stderr

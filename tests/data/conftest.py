@@ -1,27 +1,15 @@
 """What the data tests share: tiny images, a tiny tokenizer, small datasets."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.tokenizer import train_bpe
 from bitgen.model.processing_bitgen import BitGenProcessor
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def noise_image(seed: int, width: int = 20, height: int = 14) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
+from support.data import encode, noise, write_images
 
 
 def captions_for(index: int) -> list[str]:
@@ -41,9 +29,8 @@ def processor(tokenizer) -> BitGenProcessor:
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
     """Ten 20 x 14 PNG images with 1, 2, 3, 1, ... captions: 19 in all."""
-    records = [Record(f"{index}.png", encode(noise_image(index)), captions_for(index)) for index in range(10)]
-    write_dataset(tmp_path / "images", records, DatasetInfo(kind="images", source="made up"))
-    return tmp_path / "images"
+    records = [Record(f"{index}.png", encode(noise(index)), captions_for(index)) for index in range(10)]
+    return write_images(tmp_path / "images", records)
 
 
 @pytest.fixture

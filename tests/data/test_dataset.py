@@ -12,6 +12,7 @@ from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.views import random_view
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor
+from support.data import write_images
 
 
 def test_pairs_of_images(image_folder, processor):
@@ -81,7 +82,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(image_folder, process
 def test_augmented_views_stay_inside_and_mirror_no_sides(tmp_path, processor, image_folder):
     payload = PairDataset(image_folder, processor).reader.payload(0)
     records = [Record("a", payload, ["a dog to the Left", "two dogs"])]
-    write_dataset(tmp_path / "sides", records, DatasetInfo("images", "made up"))
+    write_images(tmp_path / "sides", records)
     dataset = PairDataset(tmp_path / "sides", processor, augment=True)
     views = [random_view(np.random.default_rng(seed), dataset.captions_of(0)[seed % 2]) for seed in range(400)]
     boxes = np.array([view.box for view in views])
@@ -122,7 +123,7 @@ def test_feature_shape_that_the_model_does_not_take(feature_folder, processor):
 def test_damaged_records_are_named_when_met(tmp_path, image_folder, processor):
     good = PairDataset(image_folder, processor).reader.payload(0)
     records = [Record("good.png", good, ["a"]), Record("half.png", good[:300], ["b"]), Record("x.png", b"", ["c"])]
-    write_dataset(tmp_path / "d", records, DatasetInfo("images", "made up"))
+    write_images(tmp_path / "d", records)
     dataset = PairDataset(tmp_path / "d", processor)
     dataset[0]
     with pytest.raises(ValueError, match=r"/d, record 1 \(half.png\) cannot be read.*prepare the dataset again"):
@@ -148,7 +149,7 @@ def test_feature_rows_of_another_size_or_not_finite(tmp_path, processor):
 
 def test_a_record_without_captions_is_named(tmp_path, processor):
     records = [Record("a.png", b"x", ["a"]), Record("b.png", b"x", [])]
-    write_dataset(tmp_path / "d", records, DatasetInfo("images", "made up"))
+    write_images(tmp_path / "d", records)
     with pytest.raises(ValueError, match=r"record 1 \(b.png\) has no caption"):
         PairDataset(tmp_path / "d", processor)
 

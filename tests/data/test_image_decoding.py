@@ -13,6 +13,7 @@ from PIL import Image
 from bitgen.model import image_decoding
 from bitgen.model.image_decoding import TOO_LARGE, UNDECODABLE, ImageError, decode_image
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor, View
+from support.data import encode
 
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
@@ -23,9 +24,7 @@ def jpeg(width: int, height: int, mode: str = "RGB", **options) -> bytes:
     waves = [np.sin(x * 2**k + k) * np.cos(y * 1.7**k) / (k + 1) for k in range(6)]
     pixels = np.stack([sum(waves), sum(waves[::2]), sum(waves[1::2])], axis=-1)
     image = Image.fromarray(np.uint8(127 + 60 * np.clip(pixels, -2, 2))).convert(mode)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90, **options)
-    return buffer.getvalue()
+    return encode(image, "JPEG", quality=90, **options)
 
 
 def by_pillow(data: bytes, size: int, box=None) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """The processor against an independent computation: torchvision's antialiased resize and plain arithmetic."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -10,16 +8,11 @@ from torchvision.transforms.v2 import functional as F
 
 from bitgen.model.image_decoding import decode_image
 from bitgen.model.processing_bitgen import BitGenProcessor, View
+from support.data import encode
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 SIZE = 16
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def smooth(channels: int, height: int = 40, width: int = 60) -> np.ndarray:

@@ -1,13 +1,9 @@
 """The built-in scenes: captions are checked against the pixels by readers that share no code with the package."""
 
 import hashlib
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +19,7 @@ from bitgen.data.scene_drawing import place_things
 from bitgen.data.scenes import ScenesDataset, is_held_out, iter_scenes, scene_captions
 from bitgen.data.tokenizer import build_tokenizer
 from bitgen.model.processing_bitgen import BitGenProcessor
+from support.runs import run_code
 
 SEED = 7
 
@@ -339,13 +336,10 @@ print(digest.hexdigest())
 
 
 def test_scenes_are_the_same_in_another_process():
-    source = Path(scenes.__file__).parents[2]
     prints = set()
     for hash_seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONHASHSEED": hash_seed}
-        run = subprocess.run(
-            [sys.executable, "-c", FINGERPRINT], env=environment, capture_output=True, text=True, check=True
-        )
+        run = run_code(FINGERPRINT, PYTHONHASHSEED=hash_seed)
+        assert run.returncode == 0, run.stderr
         prints.add(run.stdout.strip())
     assert len(prints) == 1 and len(prints.pop()) == len(hashlib.sha256().hexdigest())
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from bitgen.data import record_writer, shards
 from bitgen.data.bad_records import BadRecord
@@ -16,6 +17,7 @@ from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.sampler import SampleKey
 from bitgen.data.shards import open_shards
 from bitgen.data.stream import StreamDataset
+from support.data import encode, write_images
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +27,8 @@ def no_waiting(monkeypatch):
 
 @pytest.fixture(scope="module")
 def records():
-    import io
-
-    from PIL import Image
-
     def png(index: int) -> bytes:
-        buffer = io.BytesIO()
-        Image.new("RGB", (9, 7), (index, 255 - index, 3 * index % 256)).save(buffer, "PNG")
-        return buffer.getvalue()
+        return encode(Image.new("RGB", (9, 7), (index, 255 - index, 3 * index % 256)))
 
     def captions(index: int) -> list[str]:
         return [f"image {index} seen from {where}" for where in ("afar", "near")[: 1 + index % 2]]
@@ -45,7 +41,7 @@ def arrow_folder(tmp_path, records, monkeypatch):
     """Sixty images in several Arrow files of several record batches."""
     monkeypatch.setattr(record_writer, "_BATCH_BYTES", 600)
     monkeypatch.setattr(record_writer, "_SHARD_BYTES", 2000)
-    write_dataset(tmp_path / "arrow", records, DatasetInfo("images", "made up"))
+    write_images(tmp_path / "arrow", records)
     return tmp_path / "arrow"
 
 
@@ -184,7 +180,7 @@ def test_bad_records_are_replaced_named_and_counted(tmp_path, records, processor
     damaged[4] = Record("half.png", damaged[4].payload[:40], ["half"])
     damaged[5] = Record("none.png", damaged[5].payload, ["  "])
     damaged[19] = Record("empty.png", b"", ["empty"])
-    write_dataset(tmp_path / "d", damaged, DatasetInfo("images", "made up"))
+    write_images(tmp_path / "d", damaged)
     dataset = stream(tmp_path / "d", processor)
     for index, instead, reason in ((4, 6, "cannot be decoded"), (5, 6, "no caption"), (19, 0, "cannot be decoded")):
         sample = dataset[SampleKey(index, 2)]
@@ -218,7 +214,7 @@ def test_features_with_nan_are_skipped(tmp_path, processor):
 
 
 def test_nothing_usable_is_an_error(tmp_path, processor):
-    write_dataset(tmp_path / "d", [Record("x", b"x", ["a"])] * 3, DatasetInfo("images", "made up"))
+    write_images(tmp_path / "d", [Record("x", b"x", ["a"])] * 3)
     with pytest.raises(BadRecord, match="no record can be used"):
         stream(tmp_path / "d", processor)[1]
 

@@ -13,6 +13,7 @@ from bitgen.data.dataset import PairDataset
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.text_and_pairs import TextAndPairs, TextAndPairsSampler, TextKey
 from bitgen.data.text_blocks import TextBlocks
+from support.data import write_text_corpus
 
 sizes = st.fixed_dictionaries(
     {
@@ -108,7 +109,7 @@ def test_what_changes_the_order_is_part_of_the_identity():
 
 
 @pytest.fixture
-def text(tmp_path, tokenizer, write_text_corpus) -> TextBlocks:
+def text(tmp_path, tokenizer) -> TextBlocks:
     documents = [([0, *range(10 + n, 15 + n % 7 + n), 1], 4) for n in range(30)]
     return TextBlocks(write_text_corpus(tmp_path / "text", tokenizer, {"a": documents}), tokenizer, 16, seed=3)
 

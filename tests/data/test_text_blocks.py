@@ -12,31 +12,17 @@ from bitgen.data.sampler import SampleKey
 from bitgen.data.text_blocks import PADDING_DOCUMENT, TextBlocks, causal_document_mask, collate_blocks
 from bitgen.data.text_shards import (
     TEXT_SIDECAR,
-    TextInfo,
     TextShardWriter,
     encode_documents,
     read_text_info,
     tokenizer_sha256,
-    write_text_info,
 )
 from bitgen.data.tokenizer import load_tokenizer, train_bpe
 from bitgen.model.likelihood import next_token_labels
 from bitgen.model.processing_bitgen import BitGenProcessor
+from support.data import write_text_corpus
 
 BOS, EOS = 0, 1
-
-
-def write_corpus(folder, tokenizer, sources: dict[str, list[tuple[list[int], int]]]):
-    folder.mkdir(parents=True, exist_ok=True)
-    counts = []
-    for name, documents in sources.items():
-        writer = TextShardWriter(folder, name, len(tokenizer))
-        for ids, words in documents:
-            writer.add(ids, words)
-        counts.append(writer.close())
-    info = TextInfo(tokenizer_sha256(tokenizer), len(tokenizer), "uint16", tuple(counts), {}, {})
-    write_text_info(folder, info)
-    return folder
 
 
 def made_up(number: int, tokens: int) -> list[int]:
@@ -52,7 +38,7 @@ def test_an_epoch_shows_every_token_and_word_once(tmp_path_factory, tokenizer, s
     documents = [(made_up(number, tokens), words) for number, (tokens, words) in enumerate(shapes)]
     sources = {name: part for name, part in (("a", documents[:split]), ("b", documents[split:])) if part}
     blocks = TextBlocks(
-        write_corpus(tmp_path_factory.mktemp("corpus"), tokenizer, sources), tokenizer, seq_len, seed=seed
+        write_text_corpus(tmp_path_factory.mktemp("corpus"), tokenizer, sources), tokenizer, seq_len, seed=seed
     )
     samples = [blocks[SampleKey(index, epoch)] for index in range(len(blocks))]
 
@@ -80,7 +66,7 @@ def test_an_epoch_shows_every_token_and_word_once(tmp_path_factory, tokenizer, s
 
 
 def test_a_single_document_has_the_labels_of_the_objective(tmp_path, tokenizer):
-    blocks = TextBlocks(write_corpus(tmp_path, tokenizer, {"a": [(made_up(0, 5), 4)]}), tokenizer, 10)
+    blocks = TextBlocks(write_text_corpus(tmp_path, tokenizer, {"a": [(made_up(0, 5), 4)]}), tokenizer, 10)
     sample = blocks[0]
     expected = next_token_labels(sample["input_ids"][None], sample["attention_mask"][None])[0]
     assert sample["labels"].tolist() == expected.tolist()
@@ -89,7 +75,7 @@ def test_a_single_document_has_the_labels_of_the_objective(tmp_path, tokenizer):
 
 
 def test_order_is_a_function_of_seed_and_epoch(tmp_path, tokenizer):
-    folder = write_corpus(tmp_path, tokenizer, {"a": [(made_up(n, 3 + n % 5), 2) for n in range(40)]})
+    folder = write_text_corpus(tmp_path, tokenizer, {"a": [(made_up(n, 3 + n % 5), 2) for n in range(40)]})
 
     def epoch_of(blocks, epoch):
         return [blocks[SampleKey(index, epoch)]["input_ids"].tolist() for index in range(len(blocks))]
@@ -104,7 +90,7 @@ def test_order_is_a_function_of_seed_and_epoch(tmp_path, tokenizer):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_through_a_loader_count_words_exactly_over_epochs(tmp_path, tokenizer, num_workers):
     documents = [(made_up(n, 3 + n % 7), 1 + n % 4) for n in range(48)]
-    blocks = TextBlocks(write_corpus(tmp_path, tokenizer, {"a": documents}), tokenizer, 12)
+    blocks = TextBlocks(write_text_corpus(tmp_path, tokenizer, {"a": documents}), tokenizer, 12)
     sampler = blocks.batch_sampler(1)
     words = 0
     for epoch in range(3):
@@ -123,7 +109,7 @@ def test_mask_blocks_other_documents_and_the_future():
 
 
 def test_some_sources_only(tmp_path, tokenizer):
-    folder = write_corpus(tmp_path, tokenizer, {"a": [(made_up(0, 5), 4)], "b": [(made_up(1, 6), 9)]})
+    folder = write_text_corpus(tmp_path, tokenizer, {"a": [(made_up(0, 5), 4)], "b": [(made_up(1, 6), 9)]})
     blocks = TextBlocks(folder, tokenizer, 4, sources=["b"])
     assert (blocks.num_words, blocks.num_tokens, len(blocks)) == (9, 8, 2)
     assert "9 words, 8 tokens in 2 sequences of 4" in blocks.describe()
@@ -135,7 +121,7 @@ def test_tokenizer_identity_survives_saving_and_tells_tokenizers_apart(tmp_path,
     tokenizer.save_pretrained(str(tmp_path / "saved"))
     assert tokenizer_sha256(load_tokenizer(tmp_path / "saved")) == tokenizer_sha256(tokenizer)
     other = train_bpe(["quite other words"], 290)
-    folder = write_corpus(tmp_path / "corpus", tokenizer, {"a": [(made_up(0, 5), 4)]})
+    folder = write_text_corpus(tmp_path / "corpus", tokenizer, {"a": [(made_up(0, 5), 4)]})
     with pytest.raises(ValueError, match="made with another tokenizer .*--tokenizer DIR"):
         TextBlocks(folder, other, 4)
 
@@ -152,7 +138,7 @@ def test_damaged_folders(tmp_path, tokenizer):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="not a BitGen text corpus"):
         read_text_info(tmp_path / "empty")
-    folder = write_corpus(tmp_path / "corpus", tokenizer, {"a": [(made_up(0, 5), 4), (made_up(1, 5), 4)]})
+    folder = write_text_corpus(tmp_path / "corpus", tokenizer, {"a": [(made_up(0, 5), 4), (made_up(1, 5), 4)]})
     tokens = folder / "a.tokens.npy"
     whole = tokens.read_bytes()
     tokens.write_bytes(whole[:-2])

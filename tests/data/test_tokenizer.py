@@ -1,10 +1,9 @@
 import json
-import subprocess
-import sys
 
 import pytest
 
 from bitgen.data.tokenizer import build_tokenizer, load_tokenizer, train_bpe
+from support.runs import run_code
 
 CAPTIONS = [
     f"a {size} {colour} {shape} above it"
@@ -24,18 +23,12 @@ def test_trained_tokens_and_round_trip():
     assert len(tokenizer("a big red circle", add_special_tokens=False).input_ids) < len("a big red circle")
 
 
-def test_training_is_the_same_in_another_process(tmp_path):
+def test_training_is_the_same_in_another_process():
     script = (
         "import sys, json\nfrom bitgen.data.tokenizer import train_bpe\n"
         "print(train_bpe(json.loads(sys.argv[1]), 290).backend_tokenizer.to_str())"
     )
-    import bitgen.data
-
-    source = str(next(iter(bitgen.data.__path__))).rsplit("/bitgen", 1)[0]
-    out = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(CAPTIONS)],
-        capture_output=True, text=True, check=True, env={"PYTHONPATH": source, "PYTHONHASHSEED": "7"},
-    )  # fmt: skip
+    out = run_code(script, json.dumps(CAPTIONS), PYTHONHASHSEED="7")
     assert json.loads(out.stdout) == json.loads(train_bpe(CAPTIONS, 290).backend_tokenizer.to_str())
 
 

@@ -1,7 +1,6 @@
 """What the tests of the preparation scripts share: the scripts, small images, a server that misbehaves on demand."""
 
 import importlib
-import io
 import sys
 import threading
 from collections import Counter
@@ -9,9 +8,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
 
@@ -27,19 +24,6 @@ def scripts_on_path():
 def script(scripts_on_path) -> Callable:
     """``script("cc3m")`` gives that script's ``main``."""
     return lambda name: importlib.import_module(name).main
-
-
-@pytest.fixture(scope="session")
-def jpeg() -> Callable[..., bytes]:
-    """``jpeg(seed, width, height)`` gives the bytes of a JPEG file of noise."""
-
-    def make(seed: int, width: int = 32, height: int = 24) -> bytes:
-        values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(values).save(buffer, "JPEG")
-        return buffer.getvalue()
-
-    return make
 
 
 class Site:

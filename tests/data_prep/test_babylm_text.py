@@ -1,27 +1,20 @@
 import importlib
 import json
 import logging
-import random
 
 import numpy as np
 import pytest
 
 from bitgen.data.text_blocks import TextBlocks
 from bitgen.data.text_shards import TEXT_SIDECAR, TextShard, read_text_info
-from bitgen.data.tokenizer import load_tokenizer, train_bpe
-
-WORDS = "the cat sat on a mat and saw the big red dog run far away from here".split()
-
-
-def prose(seed: int, sentences: int) -> str:
-    draw = random.Random(seed)
-    return " ".join(" ".join(draw.choices(WORDS, k=draw.randint(3, 12))).capitalize() + "." for _ in range(sentences))
+from bitgen.data.tokenizer import load_tokenizer
+from support.tokenizers import prose, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_bpe([prose(seed, 20) for seed in range(5)], 300).save_pretrained(str(folder))
+    tiny_tokenizer().save_pretrained(str(folder))
     return folder
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from bitgen.data.records import RecordReader
+from support.data import jpeg
 
 FAST = ["--timeout", "2", "--retries", "1", "--backoff", "0.01"]
 
@@ -38,7 +39,7 @@ def failures(tmp_path) -> dict[str, tuple[str, str]]:
         return {row["url"]: (row["reason"], row["transient"]) for row in csv.DictReader(file)}
 
 
-def test_everything_a_server_can_do(site, jpeg, cc3m, tsv, tmp_path, caplog):
+def test_everything_a_server_can_do(site, cc3m, tsv, tmp_path, caplog):
     bomb = io.BytesIO()
     Image.new("1", (10_000, 5_001)).save(bomb, "PNG")
     assert len(bomb.getvalue()) < 20_000
@@ -103,7 +104,7 @@ def test_everything_a_server_can_do(site, jpeg, cc3m, tsv, tmp_path, caplog):
     assert "2 x HTML instead of an image" in caplog.text and "1 x HTTP 404" in caplog.text
 
 
-def test_images_are_made_smaller(site, jpeg, cc3m, tsv, tmp_path):
+def test_images_are_made_smaller(site, cc3m, tsv, tmp_path):
     urls = [site.page("/wide", jpeg(0, 900, 600)), site.page("/small", jpeg(1, 40, 50))]
     rows = [(url, url) for url in urls]
     for side, sizes in (("shorter", [(300, 200), (40, 50)]), ("longer", [(200, 133), (40, 50)])):
@@ -129,7 +130,7 @@ def test_stored_pixels_are_those_of_the_image_upright_and_on_white(site, cc3m, t
     assert np.asarray(Image.open(io.BytesIO(reader.payload(1)))).min() > 250
 
 
-def test_a_restart_fetches_only_what_is_missing(site, jpeg, cc3m, tsv, tmp_path):
+def test_a_restart_fetches_only_what_is_missing(site, cc3m, tsv, tmp_path):
     urls = [site.page(f"/{number}", jpeg(number)) for number in range(6)]
     site.page("/1", b"", status=503)
     site.page("/2", b"", status=410)
@@ -162,7 +163,7 @@ def test_a_restart_fetches_only_what_is_missing(site, jpeg, cc3m, tsv, tmp_path)
     assert not site.asked and len(RecordReader(tmp_path / "out")) == 3
 
 
-def test_a_killed_process_goes_on(site, jpeg, cc3m, tsv, tmp_path):
+def test_a_killed_process_goes_on(site, cc3m, tsv, tmp_path):
     def page(number):
         def answer(handler):
             time.sleep(0.05)
@@ -188,14 +189,14 @@ def test_a_killed_process_goes_on(site, jpeg, cc3m, tsv, tmp_path):
     assert [reader.image_id(row) for row in range(60)] == [f"{site.url}/{n}" for n in range(60)]
 
 
-def test_other_settings_need_another_work_folder(site, jpeg, cc3m, tsv):
+def test_other_settings_need_another_work_folder(site, cc3m, tsv):
     rows = [("a", site.page("/a", jpeg(0)))]
     cc3m(tsv(rows))
     with pytest.raises(ValueError, match="fetched with .*256.* not with .*128.*--work"):
         cc3m(tsv(rows, "--image_size", "128", "--overwrite", "True"))
 
 
-def test_a_damaged_journal_is_named(site, jpeg, cc3m, tsv, tmp_path):
+def test_a_damaged_journal_is_named(site, cc3m, tsv, tmp_path):
     rows = [("a", site.page("/a", jpeg(0)))]
     cc3m(tsv(rows))
     journal = tmp_path / "out.downloads" / "journal.jsonl"
@@ -204,7 +205,7 @@ def test_a_damaged_journal_is_named(site, jpeg, cc3m, tsv, tmp_path):
         cc3m(tsv(rows, "--overwrite", "True"))
 
 
-def test_captions_of_one_url_are_joined_and_exclude_is_not_fetched(site, jpeg, cc3m, tsv, tmp_path, caplog):
+def test_captions_of_one_url_are_joined_and_exclude_is_not_fetched(site, cc3m, tsv, tmp_path, caplog):
     a, b = site.page("/a", jpeg(0)), site.page("/b", jpeg(1))
     cc3m(tsv([("one", a)], "--output", str(tmp_path / "val")))
     site.asked.clear()

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from bitgen.data.records import RecordReader
+from support.data import jpeg
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def image_folder(script):
 
 
 @pytest.fixture
-def photos(tmp_path, jpeg):
+def photos(tmp_path):
     """A folder with a.jpg, b.jpg and sub/c.jpg, and no metadata yet."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
@@ -152,7 +153,7 @@ def test_folders_without_one_metadata_file(photos, image_folder):
 
 
 @pytest.fixture
-def hub(tmp_path, jpeg, monkeypatch):
+def hub(tmp_path, monkeypatch):
     """``hub(rows)`` writes Parquet as a Hub repository has it; returns the flags."""
     from datasets import Dataset, Features, Image, List, Value
 
@@ -169,7 +170,7 @@ def hub(tmp_path, jpeg, monkeypatch):
     return write
 
 
-def test_hub_rows(hub, jpeg, image_folder, tmp_path, caplog):
+def test_hub_rows(hub, image_folder, tmp_path, caplog):
     rows = [
         {"picture": {"bytes": jpeg(0), "path": "x.jpg"}, "sentences": ["a dog", " a big dog "]},
         {"picture": {"bytes": jpeg(1)[:-300], "path": None}, "sentences": ["cut"]},
@@ -191,14 +192,14 @@ def test_hub_rows(hub, jpeg, image_folder, tmp_path, caplog):
     assert len(RecordReader(tmp_path / "out")) == 1
 
 
-def test_hub_rows_of_one_image_are_joined(hub, jpeg, image_folder, tmp_path):
+def test_hub_rows_of_one_image_are_joined(hub, image_folder, tmp_path):
     pairs = [(0, "a dog"), (0, "a big dog"), (1, "a cat"), (0, "a dog again")]
     image_folder(hub([{"picture": {"bytes": jpeg(seed), "path": None}, "sentences": text} for seed, text in pairs]))
     captions = [record.captions for record in RecordReader(tmp_path / "out")]
     assert captions == [["a dog", "a big dog"], ["a cat"], ["a dog again"]]
 
 
-def test_hub_errors_say_what_to_do(hub, jpeg, image_folder, tmp_path, monkeypatch):
+def test_hub_errors_say_what_to_do(hub, image_folder, tmp_path, monkeypatch):
     arguments = hub([{"picture": {"bytes": jpeg(0), "path": None}, "sentences": "a dog"}])
     for more, message in (
         (["--split", "test"], "split test, cannot be loaded"),

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bitgen.data.records import RecordReader
+from support.data import jpeg
 
 COCO, OPEN = "mscoco_train2017", "open_images_train_v6"
 
@@ -24,7 +25,7 @@ def line(dataset: str, image: str, annotator: int, caption: str) -> str:
 
 
 @pytest.fixture
-def source(tmp_path, jpeg):
+def source(tmp_path):
     """Two files and two folders of images; returns the flags."""
     for folder, names in (("coco", ["000000000139.jpg", "000000574769.jpg"]), ("open", ["4a84e4d5a6d3f5a0.jpg"])):
         (tmp_path / folder).mkdir()

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from bitgen.data.record_writer import write_dataset
-from bitgen.data.records import DatasetInfo, Record
+from bitgen.data.records import Record
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import build_tokenizer, load_tokenizer, train_bpe
+from support.data import jpeg, write_images
 
 LINES = [f"A {size} {colour} cat sat there." for size in ("big", "small") for colour in ("red", "black", "blue")]
 CAPTIONS = ["a dog runs along the beach", "a dog runs along the street"]
@@ -19,8 +19,8 @@ def text(tmp_path):
 
 
 @pytest.fixture
-def captions(tmp_path, jpeg):
-    write_dataset(tmp_path / "data", [Record("1.jpg", jpeg(0), CAPTIONS)], DatasetInfo("images", "made up"))
+def captions(tmp_path):
+    write_images(tmp_path / "data", [Record("1.jpg", jpeg(0), CAPTIONS)])
     return tmp_path / "data"
 
 

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from bitgen.commands import evaluate
-from bitgen.data.record_writer import write_dataset
-from bitgen.data.records import DatasetInfo, Record
 from bitgen.evaluation import captioning
 from bitgen.evaluation.caption_metrics import caption_metrics
 from bitgen.evaluation.contact_sheet import choose_pictures, write_contact_sheet
 from bitgen.evaluation.generation import sample_captions
 from bitgen.export.revisions import export_run
 from bitgen.trained import open_model
+from support.data import write_features
+from support.runs import written_run
 
 REFERENCES = [
     [f"a {thing} sat", f"the {thing} runs on"][: 1 + row % 2] for row, thing in enumerate("cat dog mat".split())
@@ -27,12 +27,7 @@ REFERENCES = [
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
     """A dataset of three images as features, for the models of ``written_run(features=True)``."""
-    folder = tmp_path_factory.mktemp("features") / "data"
-    info = DatasetInfo("features", "made up", feature_shape=(9, 6), feature_dtype="float32")
-    rows = np.random.default_rng(0).normal(size=(3, 9, 6)).astype("<f4")
-    records = [Record(f"{row}.png", rows[row].tobytes(), texts) for row, texts in enumerate(REFERENCES)]
-    write_dataset(folder, records, info)
-    return folder
+    return write_features(tmp_path_factory.mktemp("features") / "data", REFERENCES, (9, 6))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def pixels_of(path, colour):
     return int((np.asarray(Image.open(path)) == colour).all(axis=-1).sum())
 
 
-def test_scores_captions_and_sheet_of_a_run(written_run, features, tmp_path, capsys, caplog):
+def test_scores_captions_and_sheet_of_a_run(features, tmp_path, capsys, caplog):
     folder = written_run(features=True)
     found = run(folder, features, tmp_path, "--num_beams", "1", "--predictions", str(tmp_path / "said.json"))
     said = json.loads((tmp_path / "said.json").read_text())["captioning"]
@@ -74,7 +69,7 @@ def test_scores_captions_and_sheet_of_a_run(written_run, features, tmp_path, cap
     assert "the dataset holds features: --images DIR" in caplog.text
 
 
-def test_the_sheet_shows_the_files_of_images_known_as_features(written_run, features, photos, tmp_path, caplog):
+def test_the_sheet_shows_the_files_of_images_known_as_features(features, photos, tmp_path, caplog):
     sheet = tmp_path / "sheets" / "one.PNG"
     run(written_run(features=True), features, tmp_path, "--images", str(photos), "--contact_sheet", str(sheet))
     for colour in ((200, 30, 30), (30, 30, 200)):
@@ -83,7 +78,7 @@ def test_the_sheet_shows_the_files_of_images_known_as_features(written_run, feat
     assert "the dataset holds features" not in caplog.text
 
 
-def test_scenes_are_shown_as_the_model_sees_them(written_run, tmp_path):
+def test_scenes_are_shown_as_the_model_sees_them(tmp_path):
     found = run(written_run(), "scenes", tmp_path, "--max_images", "5", "--num_beams", "2", "--max_new_tokens", "4")
     assert found["images"] == 5 and found["references"] == 15
     with Image.open(tmp_path / "results_captions.png") as sheet:
@@ -91,7 +86,7 @@ def test_scenes_are_shown_as_the_model_sees_them(written_run, tmp_path):
         assert len(sheet.convert("RGB").getcolors(2**24)) > 100
 
 
-def test_an_export_scores_as_its_checkpoint(written_run, features, tmp_path):
+def test_an_export_scores_as_its_checkpoint(features, tmp_path):
     folder = written_run(features=True)
     export = export_run(str(folder), str(tmp_path / "export"), True, False, {})
     assert run(export, features, tmp_path) == run(folder, features, tmp_path)
@@ -104,24 +99,24 @@ def test_a_model_of_another_kind_is_no_export(features, tmp_path, capsys):
     assert f"--checkpoint {tmp_path} is no exported model" in " ".join(capsys.readouterr().err.split())
 
 
-def test_captioning_goes_with_other_tasks(written_run, features, tmp_path):
+def test_captioning_goes_with_other_tasks(features, tmp_path):
     run(written_run(features=True), features, tmp_path, "--task", "retrieval,captioning", "--bootstrap", "0")
     assert set(json.loads((tmp_path / "results.json").read_text())) == {"retrieval", "captioning"}
 
 
-def test_an_untrained_language_model_is_said(written_run, features, tmp_path, caplog):
+def test_an_untrained_language_model_is_said(features, tmp_path, caplog):
     run(written_run(features=True, settings={"text_loss_weight": 0.0}), features, tmp_path)
     assert "text_loss_weight was 0 in training" in caplog.text
 
 
-def test_captions_of_nothing_are_counted_and_said(written_run, features, tmp_path, monkeypatch, caplog):
+def test_captions_of_nothing_are_counted_and_said(features, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(captioning, "sample_captions", lambda *_, **__: ["", "a cat sat", ""])
     found = run(written_run(features=True), features, tmp_path)
     assert found["empty_captions"] == 2 and "2 of 3 captions hold no word" in caplog.text
     assert (tmp_path / "results_captions.png").stat().st_size > 1000
 
 
-def test_one_image_has_no_cider(written_run, features, tmp_path, caplog):
+def test_one_image_has_no_cider(features, tmp_path, caplog):
     assert run(written_run(features=True), features, tmp_path, "--max_images", "1")["cider"] is None
     assert "CIDEr needs at least two images" in caplog.text
 
@@ -136,14 +131,14 @@ def test_one_image_has_no_cider(written_run, features, tmp_path, caplog):
         (["--data", "scenes"], "--data scenes holds images, and this checkpoint takes features of 9 x 6"),
     ],
 )
-def test_mistakes_are_named(written_run, features, tmp_path, capsys, flags, message):
+def test_mistakes_are_named(features, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stopped:
         run(written_run(features=True), features, tmp_path, *flags)
     assert stopped.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_folders_and_files_of_images_that_cannot_serve_are_named(written_run, features, tmp_path, capsys):
+def test_folders_and_files_of_images_that_cannot_serve_are_named(features, tmp_path, capsys):
     def refused():
         with pytest.raises(SystemExit):
             run(written_run(features=True), features, tmp_path, "--images", str(tmp_path))
@@ -154,7 +149,7 @@ def test_folders_and_files_of_images_that_cannot_serve_are_named(written_run, fe
     assert f"--images {tmp_path / '0.png'}" in refused()
 
 
-def test_a_sheet_that_cannot_be_written_costs_no_results(written_run, features, tmp_path, monkeypatch, capsys):
+def test_a_sheet_that_cannot_be_written_costs_no_results(features, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise ValueError("one.png: cannot write it (No space left on device)")
 
@@ -165,7 +160,7 @@ def test_a_sheet_that_cannot_be_written_costs_no_results(written_run, features, 
     assert json.loads((tmp_path / "results.json").read_text())["captioning"]["images"] == 3
 
 
-def test_a_sheet_spreads_over_the_images(written_run, features, photos, tmp_path):
+def test_a_sheet_spreads_over_the_images(features, photos, tmp_path):
     dataset = evaluate.load_split(str(features), open_model(written_run(features=True)), None)
     assert [picture.row for picture in choose_pictures(dataset, wanted=2)] == [0, 2]
     with_files = choose_pictures(dataset, photos)

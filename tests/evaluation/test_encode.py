@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 
@@ -6,66 +8,16 @@ from bitgen.evaluation.matching import score_candidates
 from bitgen.evaluation.memory_metrics import memory_metrics, read_split
 from bitgen.evaluation.retrieval import rank_split
 from bitgen.evaluation.validation import validate
-from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.model.modeling_bitgen import BitGenModel
-
-WIDTH, TOKENS, VOCABULARY = 16, 9, 40
-
-
-class MadeUpSplit:
-    """Random features with one to three captions of uneven length an image."""
-
-    kind = "features"
-
-    def __init__(self, image_count: int = 11) -> None:
-        generator = torch.Generator().manual_seed(3)
-        self.image_count = image_count
-        self.features = torch.randn(image_count, TOKENS, WIDTH, generator=generator)
-        self.counts = [1 + row % 3 for row in range(image_count)]
-        lengths = torch.randint(3, 12, (sum(self.counts),), generator=generator).tolist()
-        self.captions = [torch.randint(VOCABULARY, (length,), generator=generator) for length in lengths]
-
-    def captions_of(self, row: int) -> list[str]:
-        return ["a caption"] * self.counts[row]
-
-    def tokens(self, caption: int) -> torch.Tensor:
-        return self.captions[caption]
-
-    def image_tensor(self, row: int) -> torch.Tensor:
-        return self.features[row]
+from support.models import tiny_model
+from support.splits import FeatureSplit
 
 
 @pytest.fixture(scope="module")
-def dataset() -> MadeUpSplit:
-    return MadeUpSplit()
+def dataset() -> FeatureSplit:
+    return FeatureSplit()
 
 
-def build(use_memory: bool = True, **changes) -> BitGenModel:
-    torch.manual_seed(0)
-    config = BitGenConfig(
-        feature_dim=WIDTH,
-        feature_tokens=TOKENS,
-        vision_tuning="frozen",
-        embed_dim=16,
-        vision_embed_dim=16,
-        compressor_dim=24,
-        num_layers=2,
-        num_heads=2,
-        ffn_dim=32,
-        vocab_size=VOCABULARY,
-        max_seq_len=16,
-        use_memory=use_memory,
-        memory_size=4,
-        memory_dim=16,
-        **changes,
-    )
-    model = BitGenModel(config)
-    # Gates start at 0: open them, or neither image nor memory would reach the logits.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gate"):
-                parameter.fill_(0.5)
-    return model
+build = functools.partial(tiny_model, max_seq_len=16)
 
 
 @pytest.mark.parametrize("itm_likelihood", [False, True])
@@ -91,7 +43,7 @@ def test_every_caption_and_pair_is_computed_as_alone(dataset, itm_likelihood):
             logits = model.match(model.pool_image_tokens(tokens), ids[None], torch.ones(1, len(ids)).long())[0]
             assert score == pytest.approx((logits[1] - logits[0]).item(), abs=2e-3)
     assert scores[1] != scores[2], "the image must matter to the matching score"
-    assert encoded.caption_image.tolist() == [row for row, count in enumerate(dataset.counts) for _ in range(count)]
+    assert encoded.caption_image.tolist() == dataset.owner
 
 
 def test_the_likelihood_is_discounted_for_cosine_in_hard_pairs_and_orders_alone(dataset):
@@ -120,7 +72,7 @@ def test_batch_size_workers_and_max_images_change_nothing_else(dataset):
     assert torch.allclose(whole.image_features, parts.image_features, atol=1e-5)
     assert torch.allclose(whole.text_features, parts.text_features, atol=1e-5)
     some = Runner(model).encode(dataset, max_images=4)
-    assert some.num_images == 4 and some.num_texts == sum(dataset.counts[:4])
+    assert some.num_images == 4 and some.num_texts == sum([1, 2, 3, 1])
     assert torch.allclose(some.text_features, whole.text_features[: some.num_texts], atol=1e-5)
 
 
@@ -211,4 +163,4 @@ def test_memory_figures_need_a_memory(dataset):
 
 def test_an_empty_split_is_refused():
     with pytest.raises(ValueError, match="no images"):
-        Runner(build()).encode(MadeUpSplit(image_count=0))
+        Runner(build()).encode(FeatureSplit(image_count=0))

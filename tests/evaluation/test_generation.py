@@ -8,6 +8,7 @@ import torch
 from bitgen.evaluation.generation import continue_text, language_model, sample_captions
 from bitgen.export.revisions import export_run
 from bitgen.trained import open_model
+from support.runs import written_run
 
 
 class Images:
@@ -38,7 +39,7 @@ def plain_greedy(model, tokenizer, prompt="", image=None, steps=8):
 
 
 @pytest.fixture(params=[False, True], ids=["images", "features"])
-def loaded(request, written_run):
+def loaded(request):
     loaded = open_model(written_run(features=request.param))
     with torch.no_grad():  # else it writes its last token again and again, whatever the image
         loaded.model.embeddings.token.weight.mul_(0.02)
@@ -100,7 +101,7 @@ def test_beams_find_captions_at_least_as_probable(loaded):
     assert len(captions) == 4 and all(isinstance(caption, str) for caption in captions)
 
 
-def test_an_export_writes_what_its_checkpoint_writes(written_run, tmp_path):
+def test_an_export_writes_what_its_checkpoint_writes(tmp_path):
     folder = written_run(features=True)
     exported = open_model(export_run(str(folder), str(tmp_path / "export"), True, False, {}))
     loaded = open_model(folder)

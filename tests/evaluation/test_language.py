@@ -15,10 +15,11 @@ from bitgen.evaluation.generation import language_model
 from bitgen.evaluation.language import caption_loss, split_by_source, text_perplexities
 from bitgen.evaluation.matching import RerankWeights, score_candidates
 from bitgen.evaluation.retrieval import rank_split
-from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
+from support.data import write_text_corpus
+from support.models import tiny_model
+from support.splits import FeatureSplit
 
-TOKENS, DIM = 9, 6
 WORDS = "the cat sat on a mat and saw the big red dog run far away".split()
 
 
@@ -28,7 +29,7 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def blocks(tokenizer, write_text_corpus, tmp_path_factory) -> TextBlocks:
+def blocks(tokenizer, tmp_path_factory) -> TextBlocks:
     """Two sources of documents that cuts divide."""
     prose = [" ".join(WORDS[n % 5 : 6 + n % 9]) for n in range(30)]
     folder = write_text_corpus(tmp_path_factory.mktemp("text") / "val", tokenizer, {"a": prose[:22], "b": prose[20:]})
@@ -36,29 +37,10 @@ def blocks(tokenizer, write_text_corpus, tmp_path_factory) -> TextBlocks:
 
 
 def build(tokenizer, **changes: object) -> BitGenModel:
-    torch.manual_seed(0)
-    sizes = dict(
-        feature_dim=DIM,
-        feature_tokens=TOKENS,
-        vision_tuning="frozen",
-        embed_dim=16,
-        vision_embed_dim=16,
-        compressor_dim=24,
-        num_layers=2,
-        num_heads=2,
-        ffn_dim=32,
-        vocab_size=len(tokenizer),
-        max_seq_len=16,
-        memory_size=4,
-        memory_dim=16,
-    )
-    model = BitGenModel(BitGenConfig(**{**sizes, **changes}))
+    model = tiny_model(vocab_size=len(tokenizer), max_seq_len=16, **changes)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gate"):
-                parameter.fill_(0.5)
-            elif name.startswith("embeddings"):
-                parameter.mul_(20)
+        for parameter in model.embeddings.parameters():
+            parameter.mul_(20)
         if model.memory is not None:
             model.memory.state.normal_()
     return model.train()
@@ -117,33 +99,11 @@ def test_a_hopeless_loss_is_an_infinite_perplexity_and_no_error(tokenizer, block
     assert found["text_loss"] > 1000 and found["perplexity"] == found["perplexity_a"] == math.inf
 
 
-class Split:
-    """Random features, one to three captions an image."""
-
-    kind, image_count = "features", 7
-
-    def __init__(self, vocabulary: int) -> None:
-        draw = torch.Generator().manual_seed(3)
-        self.features = torch.randn(self.image_count, TOKENS, DIM, generator=draw)
-        self.owner = [row for row in range(self.image_count) for _ in range(1 + row % 3)]
-        lengths = torch.randint(2, 15, (len(self.owner),), generator=draw).tolist()
-        self.captions = [torch.randint(vocabulary, (length,), generator=draw) for length in lengths]
-
-    def captions_of(self, row: int) -> list[str]:
-        return ["a caption"] * self.owner.count(row)
-
-    def tokens(self, caption: int) -> torch.Tensor:
-        return self.captions[caption]
-
-    def image_tensor(self, row: int) -> torch.Tensor:
-        return self.features[row]
-
-
 @pytest.mark.parametrize(
     "changes", [{}, {"positions": "rope"}, {"use_memory": False}, {"fusion": "concat_mlp"}], ids=str
 )
 def test_the_caption_loss_is_that_of_captions_read_one_by_one(tokenizer, changes) -> None:
-    model, split = build(tokenizer, **changes), Split(len(tokenizer))
+    model, split = build(tokenizer, **changes), FeatureSplit(7, len(tokenizer))
     reader = language_model(model, tokenizer).eval()
     losses = []
     for caption, row in zip(split.captions, split.owner, strict=True):
@@ -158,7 +118,7 @@ def test_the_caption_loss_is_that_of_captions_read_one_by_one(tokenizer, changes
 
 
 def test_the_captioner_s_evidence_is_what_the_image_adds_to_the_likelihood(tokenizer) -> None:
-    model, split = build(tokenizer), Split(len(tokenizer))
+    model, split = build(tokenizer), FeatureSplit(7, len(tokenizer))
     reader = language_model(model, tokenizer).eval()
 
     def log_prob(caption: torch.Tensor, **image: torch.Tensor) -> float:
@@ -177,7 +137,7 @@ def test_the_captioner_s_evidence_is_what_the_image_adds_to_the_likelihood(token
 
 
 def test_re_ranking_by_the_captioner_alone_orders_by_likelihood(tokenizer) -> None:
-    model, split = build(tokenizer), Split(len(tokenizer))
+    model, split = build(tokenizer), FeatureSplit(7, len(tokenizer))
     torch.nn.init.zeros_(model.itm_head.weight)
     torch.nn.init.zeros_(model.itm_head.bias)
     runner = Runner(model, 4)

@@ -15,6 +15,8 @@ from bitgen.evaluation.matching import (
     score_candidates,
 )
 from bitgen.evaluation.retrieval import rank_split
+from support.splits import TableRunner as table_runner
+from support.splits import split_of, tied_splits
 
 
 @settings(max_examples=150, deadline=None)
@@ -36,7 +38,7 @@ def test_best_threshold_equals_brute_force(pairs):
 
 @settings(max_examples=60, deadline=None)
 @given(top_k=st.integers(1, 4), data=st.data())
-def test_reranking_equals_brute_force(tied_splits, table_runner, top_k, data):
+def test_reranking_equals_brute_force(top_k, data):
     encoded = data.draw(tied_splits(min_images=2))
     shape = (encoded.num_texts, encoded.num_images)
     value = st.sampled_from([-1.0, 0.0, 1.0])
@@ -62,7 +64,7 @@ def test_reranking_equals_brute_force(tied_splits, table_runner, top_k, data):
                 assert new[query] == 1 + worse
 
 
-def test_reranking_repairs_what_cosine_confuses(split_of, table_runner):
+def test_reranking_repairs_what_cosine_confuses():
     """Cosine puts the neighbour first for every caption; the head knows better, but only among the candidates."""
     size = 6
     images = torch.eye(size)
@@ -77,14 +79,14 @@ def test_reranking_repairs_what_cosine_confuses(split_of, table_runner):
     assert metrics["reranked_t2i_R@1"] == metrics["reranked_i2t_R@1"] == 0.0
 
 
-def test_a_pair_that_is_a_candidate_both_ways_is_scored_once(split_of, table_runner):
+def test_a_pair_that_is_a_candidate_both_ways_is_scored_once():
     encoded = split_of(torch.eye(4), torch.eye(4), [0, 1, 2, 3])
     runner = table_runner(torch.zeros(4, 4))
     score_candidates(runner, encoded, rank_split(encoded, top_k=4))
     assert len(runner.pairs) == len(set(runner.pairs)) == 16
 
 
-def test_hard_pairs_of_a_constructed_split(split_of):
+def test_hard_pairs_of_a_constructed_split():
     # Caption 3 belongs to image 0, and looks more like image 1.
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     texts = torch.tensor([[1.0, 0.1], [0.2, 1.0], [0.4, 0.9], [0.3, 0.8]])
@@ -97,7 +99,7 @@ def test_hard_pairs_of_a_constructed_split(split_of):
     assert rows == true + of_captions + of_images
 
 
-def test_itm_acc_is_balanced_and_independent_of_cosine(split_of, table_runner):
+def test_itm_acc_is_balanced_and_independent_of_cosine():
     generator = torch.Generator().manual_seed(0)
     owner = [row // 5 for row in range(40)]
     encoded = split_of(torch.randn(8, 4, generator=generator), torch.randn(40, 4, generator=generator), owner)
@@ -113,7 +115,7 @@ def test_itm_acc_is_balanced_and_independent_of_cosine(split_of, table_runner):
     assert perfect["itm_acc_cosine"] == always_yes["itm_acc_cosine"] < 80.0
 
 
-def test_calibration_tells_a_head_that_knows_from_one_that_does_not(split_of, table_runner):
+def test_calibration_tells_a_head_that_knows_from_one_that_does_not():
     """Hubs as in a real split: each caption is near its own image, and nearer to the image of its neighbour."""
     size = 40
     generator = torch.Generator().manual_seed(0)
@@ -132,14 +134,14 @@ def test_calibration_tells_a_head_that_knows_from_one_that_does_not(split_of, ta
     assert guesses["itm_acc_cosine"] < 60 < 80 < guesses["itm_acc_cosine_calibrated"] < 100
 
 
-def test_calibration_of_a_split_too_small_for_it_is_undefined(split_of, table_runner):
+def test_calibration_of_a_split_too_small_for_it_is_undefined():
     encoded = split_of(torch.eye(3), torch.eye(3), [0, 1, 2])
     metrics = matching_metrics(table_runner(torch.eye(3)), encoded, rank_split(encoded))
     assert math.isnan(metrics["itm_acc_calibrated"]) and math.isnan(metrics["itm_acc_cosine_calibrated"])
     assert metrics["itm_acc"] == 100.0
 
 
-def test_matching_needs_two_images(split_of):
+def test_matching_needs_two_images():
     encoded = split_of(torch.ones(1, 2), torch.ones(3, 2), [0, 0, 0])
     with pytest.raises(ValueError, match="at least two images"):
         hard_pairs(encoded, rank_split(encoded))

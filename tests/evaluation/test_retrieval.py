@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgen.evaluation.retrieval import bootstrap_ci95, rank_split, recall_metrics, retrieval_metrics
+from support.splits import split_of, tied_splits
 
 
 def brute_force_ranks(encoded):
@@ -28,7 +29,7 @@ def brute_force_ranks(encoded):
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), chunk=st.integers(1, 9))
-def test_ranks_equal_brute_force_with_ties_and_several_captions(tied_splits, data, chunk):
+def test_ranks_equal_brute_force_with_ties_and_several_captions(data, chunk):
     encoded = data.draw(tied_splits())
     ranking = rank_split(encoded, chunk=chunk)
     text_ranks, image_ranks = brute_force_ranks(encoded)
@@ -38,7 +39,7 @@ def test_ranks_equal_brute_force_with_ties_and_several_captions(tied_splits, dat
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), chunk=st.integers(1, 9), top_k=st.integers(1, 6))
-def test_candidates_and_hardest_partners_equal_brute_force(tied_splits, data, chunk, top_k):
+def test_candidates_and_hardest_partners_equal_brute_force(data, chunk, top_k):
     encoded = data.draw(tied_splits(min_images=2))
     ranking = rank_split(encoded, top_k=top_k, chunk=chunk)
     owner = encoded.caption_image
@@ -60,7 +61,7 @@ def test_candidates_and_hardest_partners_equal_brute_force(tied_splits, data, ch
             assert table[query, hardest[query]] == wrong.max()
 
 
-def test_results_do_not_depend_on_the_chunk_for_real_numbers(split_of):
+def test_results_do_not_depend_on_the_chunk_for_real_numbers():
     generator = torch.Generator().manual_seed(0)
     images = torch.nn.functional.normalize(torch.randn(67, 24, generator=generator), dim=-1)
     images[40:50] = images[0:10]  # equal images far apart, in other blocks: exact ties on irrational-looking numbers
@@ -77,7 +78,7 @@ def test_results_do_not_depend_on_the_chunk_for_real_numbers(split_of):
     assert (one_block.text_ranks[twins] > 1).all()
 
 
-def test_all_equal_features_rank_last(split_of):
+def test_all_equal_features_rank_last():
     encoded = split_of(torch.ones(4, 2), torch.ones(8, 2), [0, 0, 1, 1, 2, 2, 3, 3])
     metrics = retrieval_metrics(encoded)
     assert metrics["t2i_R@1"] == metrics["i2t_R@1"] == 0.0
@@ -85,7 +86,7 @@ def test_all_equal_features_rank_last(split_of):
     assert metrics["i2t_median_rank"] == 7  # six wrong captions before the best right one
 
 
-def test_nan_scores_count_against_the_model(split_of):
+def test_nan_scores_count_against_the_model():
     images, texts = torch.eye(3), torch.eye(3)
     images[1] = math.nan
     ranking = rank_split(split_of(images, texts, [0, 1, 2]), top_k=2)
@@ -128,7 +129,7 @@ def test_bootstrap_needs_two_images():
     assert all(math.isnan(bound) for bound in bootstrap_ci95(torch.ones(5), torch.zeros(5, dtype=torch.int64)))
 
 
-def test_every_recall_gets_its_interval(split_of):
+def test_every_recall_gets_its_interval():
     encoded = split_of(torch.eye(6), torch.eye(6), list(range(6)))
     metrics = retrieval_metrics(encoded, bootstrap=50)
     assert metrics["t2i_R@1"] == 100.0 and metrics["t2i_R@1_ci95"] == [100.0, 100.0]
@@ -136,11 +137,11 @@ def test_every_recall_gets_its_interval(split_of):
     assert len(names) == 8 and all(f"{name}_ci95" in metrics for name in names)
 
 
-def test_an_image_without_captions_is_named(split_of):
+def test_an_image_without_captions_is_named():
     with pytest.raises(ValueError, match="image 1 of the split has no caption"):
         split_of(torch.eye(3), torch.eye(3), [0, 2, 2])
 
 
-def test_nonsense_sizes_are_refused(split_of):
+def test_nonsense_sizes_are_refused():
     with pytest.raises(ValueError, match="chunk"):
         rank_split(split_of(torch.eye(2), torch.eye(2), [0, 1]), chunk=0)

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from transformers.dynamic_module_utils import check_imports, get_relative_import_files, get_relative_imports
 
 from bitgen.commands import export
-from bitgen.data.tokenizer import train_bpe
 from bitgen.export import hub
 from bitgen.export.card import model_card
 from bitgen.export.folder import AUTO_MAP, exported_model
@@ -22,6 +21,8 @@ from bitgen.export.merge import merged_state
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.trained import open_model
+from support.runs import written_run
+from support.tokenizers import other_tokenizer
 
 
 def run_export(source, output, *flags):
@@ -40,7 +41,7 @@ def refused(capsys, source, output, *flags):
 
 
 @pytest.fixture(scope="module")
-def exported(written_run, tmp_path_factory):
+def exported(tmp_path_factory):
     """An export with merged adapters and both revisions."""
     folder = tmp_path_factory.mktemp("exported") / "model"
     return run_export(written_run(), folder, "--merge_lora", "True", "--words_seen_checkpoints", "True")
@@ -76,7 +77,7 @@ def test_each_entry_names_every_file_that_it_needs(exported):
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True, "lora_layers": [1]}])
-def test_merged_adapters_give_the_same_features(written_run, changes):
+def test_merged_adapters_give_the_same_features(changes):
     model = open_model(written_run(**changes)).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     settings = model.config.to_dict() | {"vision_tuning": "frozen"}
@@ -95,12 +96,12 @@ def test_merged_adapters_give_the_same_features(written_run, changes):
     assert all(same)
 
 
-def test_the_memorys_state_travels(written_run, exported):
+def test_the_memorys_state_travels(exported):
     state = open_model(written_run()).model.memory.state
     assert torch.equal(load_file(exported / "model.safetensors")["memory.state"], state)
 
 
-def test_each_revision_is_a_whole_export_of_its_checkpoint(written_run, exported):
+def test_each_revision_is_a_whole_export_of_its_checkpoint(exported):
     seen = []
     for name in ("chck_1M", "chck_10M"):
         kept = load_file(exported / name / "model.safetensors")["text_projection.weight"]
@@ -117,7 +118,7 @@ def test_the_card_says_what_the_model_is(exported):
     assert "and peft" not in card and os.sep + "tmp" not in card
 
 
-def test_the_card_of_an_export_from_phase_1(written_run):
+def test_the_card_of_an_export_from_phase_1():
     loaded = open_model(written_run())
     card = model_card(loaded, {"step": 3, "phase": 1}, {"babylm": {"blimp_fast": 60.5}}, merge_lora=False)
     assert "exported before the vision tower's adapters began to train" in card
@@ -133,7 +134,7 @@ def test_the_card_of_an_export_from_phase_1(written_run):
         (None, "there/babylm_text", ("| image-caption pairs | none |",)),
     ],
 )
-def test_the_card_names_all_data_and_not_where_they_lay(written_run, train_data, text_data, named):
+def test_the_card_names_all_data_and_not_where_they_lay(train_data, text_data, named):
     loaded = open_model(written_run(features=True))
     config = loaded.config.replace(train_data=train_data, text_data=text_data)
     card = model_card(loaded._replace(config=config), {"step": 3, "phase": 1}, {}, merge_lora=False)
@@ -141,13 +142,13 @@ def test_the_card_names_all_data_and_not_where_they_lay(written_run, train_data,
     assert "here" not in card.split("## Training")[1].split("## Parameters")[0]
 
 
-def test_a_model_on_features_knows_no_second_phase(written_run):
+def test_a_model_on_features_knows_no_second_phase():
     card = model_card(open_model(written_run(features=True)), {"step": 3, "phase": 1}, {}, merge_lora=False)
     assert "one: nothing of a vision tower is trained" in card and "phase 1" not in card
 
 
 @pytest.mark.parametrize("changes", [{}, {"itm_likelihood": True}])
-def test_unmerged_adapters_stay_and_load(written_run, tmp_path, changes):
+def test_unmerged_adapters_stay_and_load(tmp_path, changes):
     """transformers renames DINOv2's weights as it writes and reads them, and must find the adapted ones again."""
     folder = run_export(written_run(**changes), tmp_path / "model")
     loaded, report = BitGenForCausalLM.from_pretrained(folder, output_loading_info=True)
@@ -159,25 +160,25 @@ def test_unmerged_adapters_stay_and_load(written_run, tmp_path, changes):
     assert "and peft" in (folder / "README.md").read_text() and not list(folder.glob("chck_*"))
 
 
-def test_a_model_on_features_has_no_image_processor(written_run, tmp_path):
+def test_a_model_on_features_has_no_image_processor(tmp_path):
     folder = run_export(written_run(features=True), tmp_path / "model", "--merge_lora", "True")
     assert not (folder / "preprocessor_config.json").exists()
     assert "vision_features" in (folder / "README.md").read_text()
 
 
-def test_an_empty_folder_is_filled_and_a_full_one_left_alone(written_run, tmp_path, capsys):
+def test_an_empty_folder_is_filled_and_a_full_one_left_alone(tmp_path, capsys):
     (tmp_path / "model").mkdir()
     folder = run_export(written_run(features=True), tmp_path / "model")
     assert "exists and is not empty" in refused(capsys, written_run(features=True), folder)
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_tokenizer_of_another_size_is_refused(written_run, tmp_path, capsys):
+def test_a_tokenizer_of_another_size_is_refused(tmp_path, capsys):
     run = shutil.copytree(written_run(features=True), tmp_path / "run", symlinks=True)
     has = open_model(run).model.config.vocab_size
     for vocabulary in (259, 400):
         shutil.rmtree(run / "tokenizer")
-        other = train_bpe([f"{a}{b}{c} {c}{a}" for a in "qwertz" for b in "uiopas" for c in "dfghjk"] * 3, vocabulary)
+        other = other_tokenizer(vocabulary)
         other.save_pretrained(run / "tokenizer")
         assert len(other) != has
         message = refused(capsys, run, tmp_path / "model")
@@ -191,11 +192,11 @@ def test_a_tokenizer_of_another_size_is_refused(written_run, tmp_path, capsys):
         (["--results", "nowhere.json"], "--results nowhere.json cannot be read"),
     ],
 )
-def test_mistakes_are_named(written_run, tmp_path, capsys, flags, message):
+def test_mistakes_are_named(tmp_path, capsys, flags, message):
     assert message in refused(capsys, written_run(features=True), tmp_path / "model", *flags)
 
 
-def test_words_seen_checkpoints_that_are_not_there(written_run, tmp_path, capsys):
+def test_words_seen_checkpoints_that_are_not_there(tmp_path, capsys):
     run = shutil.copytree(written_run(features=True), tmp_path / "run", symlinks=True)
     for folder in run.glob("chck_*"):
         shutil.rmtree(folder)
@@ -204,14 +205,14 @@ def test_words_seen_checkpoints_that_are_not_there(written_run, tmp_path, capsys
     )
 
 
-def test_a_damaged_checkpoint_is_refused(written_run, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):
     run = shutil.copytree(written_run(features=True), tmp_path / "run", symlinks=True)
     weights = run / "step-00000007" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     assert "damaged" in refused(capsys, run, tmp_path / "model")
 
 
-def test_exporting_leaves_the_loaded_model_alone(written_run):
+def test_exporting_leaves_the_loaded_model_alone():
     loaded = open_model(written_run())
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     exported_model(loaded, merge_lora=True)
@@ -235,7 +236,7 @@ def test_pushing_makes_one_revision_of_each_chck(exported, monkeypatch):
     assert [call.branch for call in calls if call.name == "create_branch"] == ["chck_1M", "chck_10M"]
 
 
-def test_a_failed_upload_says_that_the_export_is_whole(written_run, tmp_path, monkeypatch, capsys):
+def test_a_failed_upload_says_that_the_export_is_whole(tmp_path, monkeypatch, capsys):
     class Api:
         def create_repo(self, *args, **named):
             raise OSError("no network")

@@ -19,6 +19,7 @@ from bitgen.machine.devices import start_processes
 from bitgen.machine.ranks import stop_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import TASKS
+from support.runs import gradients_of
 
 SETTINGS, OUTPUT, STOP_AT, NAN_AT = (*sys.argv[1:], "2")[:4]
 
@@ -30,7 +31,6 @@ def main() -> None:
     processes = start_processes(config.training.device, config.training.use_ddp)
     trainer = build_trainer(TASKS["stage1"], config, processes)
     forward = trainer.objective.forward
-    gradients: dict[str, torch.Tensor] = {}
     calls = []
 
     def troubled(*arguments):
@@ -45,14 +45,7 @@ def main() -> None:
         )
 
     trainer.objective.forward = troubled
-    clamp = trainer.objective.clamp_temperature_
-
-    def look() -> None:
-        named = trainer.objective.named_parameters()
-        gradients.update((name, p.grad.clone()) for name, p in named if p.grad is not None)
-        clamp()
-
-    trainer.objective.clamp_temperature_ = look
+    gradients = gradients_of(trainer)
     finished = trainer.fit()
     holds = {
         "step": trainer.progress.step,

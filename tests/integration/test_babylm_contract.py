@@ -16,12 +16,13 @@ from transformers.modeling_outputs import ModelOutput
 
 from bitgen.export.revisions import export_run
 from bitgen.trained import load_model
+from support.runs import written_run
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def exported(written_run, tmp_path_factory):
+def exported(tmp_path_factory):
     """An export with images, whose context of 512 fine-tuning needs."""
     folder = tmp_path_factory.mktemp("contract") / "bitgen"
     return str(export_run(str(written_run(max_seq_len=512)), str(folder), True, False, {}))
@@ -58,7 +59,7 @@ def expected_logits(run, features, path):
     save_file(tensors, path)
 
 
-def test_it_loads_in_a_fresh_process_without_this_repository_or_peft(written_run, tmp_path):
+def test_it_loads_in_a_fresh_process_without_this_repository_or_peft(tmp_path):
     """All kinds of model in one process: starting torch and transformers is what takes the time."""
     arguments = []
     rotary = {"positions": "rope", "feed_forward": "swiglu"}
@@ -229,7 +230,7 @@ def test_a_missing_image_processor_is_named(exported, tmp_path):
         AutoProcessor.from_pretrained(str(copy), trust_remote_code=True)
 
 
-def test_images_for_a_model_on_features_are_refused(written_run, tmp_path, image):
+def test_images_for_a_model_on_features_are_refused(tmp_path, image):
     folder = export_run(str(written_run(features=True)), str(tmp_path / "export"), True, False, {})
     processor = AutoProcessor.from_pretrained(str(folder), trust_remote_code=True)
     assert processor.image_processor is None and processor("the cat")["input_ids"]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-import io
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,44 +17,41 @@ from PIL import Image
 from bitgen.checkpoint.format import CheckpointError
 from bitgen.config import ConfigError
 from bitgen.data.dataset import PairDataset
-from bitgen.data.record_writer import write_dataset
-from bitgen.data.records import DatasetInfo, Record
+from bitgen.data.records import Record
 from bitgen.feature_cache import store as feature_cache
 from bitgen.feature_cache.store import CacheError
 from bitgen.tasks.stage1_validation import HeldOut
 from bitgen.trained import load_model
+from support.data import encode, write_images
+from support.runs import REPOSITORY, command, fit_until, same_checkpoint, scalars, two_ranks
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("ddp_worker.py")
 COLOURS = ("red", "green", "blue", "grey")
 
 
-def write_images(folder: Path, count: int, seed: int, overwrite: bool = False, damaged: int | None = None) -> None:
+def write_noise(folder: Path, count: int, seed: int, overwrite: bool = False, damaged: int | None = None) -> None:
     """Noise over a colour, one or two captions an image; the file of image ``damaged`` is cut short."""
     random = np.random.default_rng(seed)
     records = []
     for number in range(count):
         pixels = random.integers(0, 128, (30, 40, 3), dtype=np.uint8)
         pixels[..., number % 3] += 127
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
         captions = [f"a {COLOURS[number % 3]} image number {number}", f"noise over {COLOURS[number % 3]}"]
-        payload = buffer.getvalue()[: 200 if number == damaged else None]
+        payload = encode(Image.fromarray(pixels))[: 200 if number == damaged else None]
         records.append(Record(f"{number}.png", payload, captions[: 1 + number % 2]))
-    write_dataset(folder, records, DatasetInfo(kind="images", source="made up"), overwrite=overwrite)
+    write_images(folder, records, overwrite=overwrite)
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> dict[str, str]:
     """Settings of 30 training images, 45 captions."""
-    write_images(tmp_path / "train", 30, seed=1)
+    write_noise(tmp_path / "train", 30, seed=1)
     return {"train_data": str(tmp_path / "train"), "grad_accum_steps": 1}
 
 
 @pytest.fixture
 def held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Settings of 10 held-out images, of which no pictures are drawn."""
-    write_images(tmp_path / "val", 10, seed=2)
+    write_noise(tmp_path / "val", 10, seed=2)
     monkeypatch.setattr(HeldOut, "_pictures", lambda *_: {})
     return {"val_data": str(tmp_path / "val")}
 
@@ -64,11 +59,6 @@ def held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 @pytest.fixture
 def cached(images: dict[str, str], tmp_path: Path) -> dict[str, object]:
     return {**images, "feature_cache": str(tmp_path / "cache"), "feature_cache_dtype": "float32"}
-
-
-def scalars(trainer, name: str = "train/loss") -> dict[int, float]:
-    lines = (trainer.monitor.log_dir / "metrics.jsonl").read_text().splitlines()
-    return {record["step"]: record[name] for record in map(json.loads, lines) if name in record}
 
 
 def cache_folders(parent: str | object) -> list[Path]:
@@ -92,7 +82,7 @@ def test_phase_1_losses_agree_with_the_live_ones(build, images, cached, dtype, p
 
 
 def test_an_image_that_cannot_be_read_is_replaced_as_in_a_live_run(build, images, cached, caplog) -> None:
-    write_images(Path(images["train_data"]), 30, seed=1, overwrite=True, damaged=7)
+    write_noise(Path(images["train_data"]), 30, seed=1, overwrite=True, damaged=7)
     allowed = {"max_bad_fraction": 0.5, "num_workers": 0}
     live = build("live", **images, **allowed)
     live.fit()
@@ -151,7 +141,7 @@ def test_phase_1_neither_runs_nor_holds_the_tower_nor_decodes_an_image(build, ca
 
 @pytest.mark.parametrize("stop_at", [2, 4, 6], ids=["inside phase 1", "at the boundary", "inside phase 2"])
 def test_resuming_changes_nothing_and_computes_nothing_again(
-    build, fit_until, same_checkpoint, cached, held_out, monkeypatch, stop_at: int
+    build, cached, held_out, monkeypatch, stop_at: int
 ) -> None:
     settings = {**cached, "feature_cache_dtype": "bf16", "caption_sampling": "one"}
     if stop_at == 4:  # with a validation owed to phase 1, and data workers that read the memory map
@@ -211,7 +201,7 @@ def test_a_stale_cache_is_never_read(build, cached, tmp_path: Path, caplog, chan
         "data": {},
     }[change]
     if change == "data":
-        write_images(tmp_path / "train", 30, seed=3, overwrite=True)
+        write_noise(tmp_path / "train", 30, seed=3, overwrite=True)
     with caplog.at_level(logging.INFO):
         build("second", **{**cached, **other}, max_steps=1).fit()
     new = set(cache_folders(cached["feature_cache"])) - set(before)
@@ -334,15 +324,10 @@ def test_where_it_cannot_help_it_is_off_and_says_so(build, cached, caplog, setti
     assert not cache_folders(cached["feature_cache"]) and trainer.progress.step == 3
 
 
-def test_two_processes_share_the_work_and_train_on(cached, tiny_config, execute, build, tmp_path: Path) -> None:
+def test_two_processes_share_the_work_and_train_on(cached, tiny_config, build, tmp_path: Path) -> None:
     steps = dict(batch_size=4, max_steps=6, lora_warmup_steps=3, learning_rate=1e-2)
     config = tiny_config("two", **{**cached, **steps})
-    file = tmp_path / "two.json"
-    file.write_text(json.dumps({**config.flat(), "use_ddp": True, "num_gpus": 2}))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = execute([*launcher, str(WORKER), str(file), str(tmp_path / "two"), "0"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, other = (torch.load(tmp_path / f"two.{rank}", weights_only=True) for rank in (0, 1))
+    one, other = two_ranks(config, tmp_path / "two")
     assert one["phase"] == other["phase"] == 2
     assert all(torch.equal(value, other["parameters"][name]) for name, value in one["parameters"].items())
     build("alone", **{**cached, "feature_cache": str(tmp_path / "alone")}, max_steps=1).fit()
@@ -352,7 +337,7 @@ def test_two_processes_share_the_work_and_train_on(cached, tiny_config, execute,
     torch.testing.assert_close(*contents)
 
 
-def test_the_script_computes_what_a_run_then_finds(build, cached, command, tiny_config, monkeypatch) -> None:
+def test_the_script_computes_what_a_run_then_finds(build, cached, tiny_config, monkeypatch) -> None:
     _, _, *flags = command(tiny_config("run", **{**cached, "max_steps": 1}))
     path = REPOSITORY / "data_prep" / "cache_features.py"
     monkeypatch.syspath_prepend(str(path.parent))

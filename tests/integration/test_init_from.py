@@ -19,6 +19,7 @@ from bitgen.tasks import TASKS
 from bitgen.tasks.chain import split_first_stage
 from bitgen.trained import load_model
 from bitgen.training.trainer import Trainer
+from support.runs import command, execute, fit_until, same_checkpoint
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_weights_are_the_trained_ones_and_counters_start_anew(build, first_stage
     assert not torch.equal(second.objective.model.state_dict()["final_norm.weight"], trained["final_norm.weight"])
 
 
-def test_a_resumed_second_stage_goes_on_from_its_own_checkpoint(build, first_stage: str, fit_until) -> None:
+def test_a_resumed_second_stage_goes_on_from_its_own_checkpoint(build, first_stage: str) -> None:
     whole = build("whole", init_from=first_stage)
     whole.fit()
     fit_until(build("cut", init_from=first_stage), 3)
@@ -62,7 +63,7 @@ def test_another_network_is_refused(build, first_stage: str, changed: dict, mess
         build("second", init_from=first_stage, **changed)
 
 
-def test_a_captioner_s_untrained_matching_head_may_be_another(build, fit_until) -> None:
+def test_a_captioner_s_untrained_matching_head_may_be_another(build) -> None:
     alone = dict(contrastive_weight=0.0, itm_weight=0.0, text_loss_weight=1.0)
     first = build("first", max_steps=2, **alone)
     first.fit()
@@ -101,9 +102,7 @@ def test_a_file_is_a_run_to_train_first(tiny_config, recipe: str) -> None:
 
 
 @pytest.mark.parametrize("cut_in", ["first", "second"])
-def test_an_interrupted_pair_of_runs_ends_as_an_uninterrupted_one(
-    tiny_config, recipe: str, main, fit_until, same_checkpoint, cut_in: str
-) -> None:
+def test_an_interrupted_pair_of_runs_ends_as_an_uninterrupted_one(tiny_config, recipe: str, main, cut_in: str) -> None:
     assert main("whole", init_from=recipe)[0] == 0
     for config in split_first_stage(tiny_config("cut", init_from=recipe)):
         trainer = build_trainer(
@@ -140,7 +139,7 @@ def test_a_signal_in_the_last_step_of_the_first_run_stops_both(
     assert checkpoint_folders(f"{output}/first") and not checkpoint_folders(output)
 
 
-def test_two_processes_train_both_runs(tiny_config, recipe: str, command, execute) -> None:
+def test_two_processes_train_both_runs(tiny_config, recipe: str) -> None:
     likelihood = dict(itm_likelihood=True, text_loss_weight=1.0)
     config = tiny_config("two", init_from=recipe, max_steps=4, batch_size=4, lora_warmup_steps=2, **likelihood)
     done = execute(command(config, processes=2))  # whose ranks are compared at each checkpoint

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.training.trainer import Trainer
 from support import toy_task
+from support.runs import execute, metrics, same_checkpoint, torchrun
 from support.toy_task import Toy, ToyConfig
 
 WORKER = Path(__file__).with_name("toy_worker.py")
@@ -67,14 +67,14 @@ def test_two_groups_of_which_one_starts_late(config, caplog) -> None:
     trainer.monitor.close()
     assert moved == {s: {"norm"} if s < 4 else {"norm", "lora"} for s in range(1, 10)}
     assert "Norms | Trainable params: 160" in caplog.text and "Norms and adapters" in caplog.text
-    records = [json.loads(line) for line in (trainer.monitor.log_dir / "metrics.jsonl").read_text().splitlines()]
+    records = metrics(trainer.monitor.log_dir)
     assert ["train/lr/adapters" in record for record in records] == [False] * 3 + [True] * 6
     assert records[-1]["train/loss"] < records[0]["train/loss"]
     assert trainer.objective.seen == 9 * 2 * 8
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 6], ids=["in phase 1", "at the boundary", "in phase 2"])
-def test_it_resumes_exactly(config, same_checkpoint, stop_at: int) -> None:
+def test_it_resumes_exactly(config, stop_at: int) -> None:
     for run, steps in (("straight", [9]), ("resumed", [stop_at, 9])):
         for part in steps:
             settings = {"resume": "auto"} if part == 9 and len(steps) > 1 else {}
@@ -104,7 +104,7 @@ def held(folder: str) -> dict[str, torch.Tensor]:
     return {**load_file(checkpoint.path / "model.safetensors"), **found}
 
 
-def test_sharded_trains_as_replicated_does_and_resumes_exactly(config, execute, tmp_path: Path) -> None:
+def test_sharded_trains_as_replicated_does_and_resumes_exactly(config, tmp_path: Path) -> None:
     """On two processes, which run all four after one start: starting takes most of the time."""
     two, sharded = {"use_ddp": True, "num_gpus": 2}, {"parallel": "sharded"}
     jobs = [
@@ -114,8 +114,7 @@ def test_sharded_trains_as_replicated_does_and_resumes_exactly(config, execute, 
         [config("stopped", **two, **sharded, resume="auto").flat(), None],
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = execute([*launcher, str(WORKER), str(tmp_path / "jobs.json")])
+    done = execute(torchrun(WORKER, tmp_path / "jobs.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     replicated, whole, resumed = (held(config(run).output.output_dir) for run in ("replicated", "sharded", "stopped"))
     assert replicated.keys() == whole.keys() and len(replicated) > 20

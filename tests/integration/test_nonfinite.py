@@ -31,7 +31,7 @@ def everything(trainer) -> list[torch.Tensor]:
     return [tensor.detach().clone() for tensor in tensors]
 
 
-def test_a_bad_step_changes_no_weight_no_memory_and_no_queue(build, fit_until, caplog) -> None:
+def test_a_bad_step_changes_no_weight_no_memory_and_no_queue(build, caplog) -> None:
     trainer = build()
     poison(trainer, {3})
     states = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import pytest
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from bitgen.checkpoint.format import checkpoint_folders, split_state
 from bitgen.machine.parallel import state_by_name
 from bitgen.trained import load_model
+from support.runs import fit_until, metrics
 
 
 def weights(trainer, part: str) -> dict[str, torch.Tensor]:
@@ -24,7 +24,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_lora_stands_still_in_phase_1_and_moves_in_phase_2_while_the_base_never_does(build, fit_until) -> None:
+def test_lora_stands_still_in_phase_1_and_moves_in_phase_2_while_the_base_never_does(build) -> None:
     trainer = build(learning_rate=1e-2)
     lora, base, decoder = (weights(trainer, part) for part in ("lora", "vision_base", "decoder"))
     assert lora and base
@@ -85,8 +85,7 @@ def test_the_log_can_be_searched_for_the_phases(build) -> None:
 def test_the_rate_goes_on_over_the_boundary_in_the_log(build) -> None:
     trainer = build(lora_lr_factor=0.5, temperature_lr_factor=20.0)
     trainer.fit()
-    lines = (trainer.monitor.log_dir / "metrics.jsonl").read_text().splitlines()
-    records = {record["step"]: record for record in map(json.loads, lines)}
+    records = {record["step"]: record for record in metrics(trainer.monitor.log_dir)}
     assert "train/lr/lora_a" not in records[4]
     assert records[4]["train/lr/new"] > records[5]["train/lr/new"] > 0.4 * records[4]["train/lr/new"]
     # lora_lr_warmup_steps is 2: half of its share at first.

@@ -17,16 +17,11 @@ import torch
 from bitgen.checkpoint.format import CheckpointError, checkpoint_folders, find_checkpoint
 from bitgen.config import ConfigError
 from bitgen.machine.randomness import random_state, random_state_kept, set_random_state
-
-
-def losses(log_dir: str) -> dict[int, float]:
-    lines = (Path(log_dir) / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+from support.runs import command, environment, fit_until, metrics, same_checkpoint, scalars
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 6], ids=["inside phase 1", "at the boundary", "inside phase 2"])
-def test_sigterm_and_resume_change_nothing(build, fit_until, same_checkpoint, stop_at: int) -> None:
+def test_sigterm_and_resume_change_nothing(build, stop_at: int) -> None:
     straight = build("straight")
     assert straight.fit()
     first = build("resumed")
@@ -36,11 +31,11 @@ def test_sigterm_and_resume_change_nothing(build, fit_until, same_checkpoint, st
     assert second.progress.step == stop_at
     second.fit()
     same_checkpoint(straight.store.folder, second.store.folder)
-    assert losses(straight.monitor.log_dir) == losses(second.monitor.log_dir)
-    assert len(losses(second.monitor.log_dir)) == 8
+    assert scalars(straight) == scalars(second)
+    assert len(scalars(second)) == 8
 
 
-def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build, fit_until, same_checkpoint) -> None:
+def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build) -> None:
     settings = dict(
         ema_decay=0.9,
         num_workers=1,
@@ -59,13 +54,13 @@ def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build
     same_checkpoint(straight.store.folder, second.store.folder)
 
 
-def test_a_validation_owed_at_the_stop_is_made_up_for(build, fit_until) -> None:
+def test_a_validation_owed_at_the_stop_is_made_up_for(build) -> None:
     """The signal comes in the very step after which phase 1 is to be evaluated."""
     fit_until(build(val_data="scenes"), 4)
     second = build(val_data="scenes", resume="auto")
     second.fit()
     assert [entry["step"] for entry in second.scores] == [4, 6, 8]
-    records = [json.loads(line) for line in (second.monitor.log_dir / "metrics.jsonl").read_text().splitlines()]
+    records = metrics(second.monitor.log_dir)
     phases = {record["step"]: record["phase"] for record in records if "val/t2i_R@1" in record}
     assert phases[4] == 1 and phases[8] == 2
 
@@ -131,7 +126,7 @@ def test_another_number_of_processes_is_refused(build) -> None:
         build(max_steps=1, resume="auto")
 
 
-def test_a_damaged_newest_checkpoint_falls_back_and_the_run_still_ends_the_same(build, same_checkpoint, caplog) -> None:
+def test_a_damaged_newest_checkpoint_falls_back_and_the_run_still_ends_the_same(build, caplog) -> None:
     straight = build("straight", save_steps=2)
     straight.fit()
     again = build("again", save_steps=2)
@@ -154,7 +149,7 @@ def test_going_back_below_newer_checkpoints_is_refused(build) -> None:
         build(resume=str(first.store.folder / "step-00000006"))
 
 
-def test_a_run_continues_in_another_folder(build, same_checkpoint) -> None:
+def test_a_run_continues_in_another_folder(build) -> None:
     straight = build("straight", save_steps=2)
     straight.fit()
     moved = build("moved", resume=str(straight.store.folder / "step-00000006"))
@@ -191,7 +186,7 @@ def wait_for_step(log_dir: Path, step: int, process: subprocess.Popen) -> None:
     raise AssertionError(f"step {step} was not reached: {process.communicate()}")
 
 
-def test_kill_9_in_both_phases_then_resume(build, tiny_config, same_checkpoint, command, environment) -> None:
+def test_kill_9_in_both_phases_then_resume(build, tiny_config) -> None:
     """The process has no chance to do anything: what counts is on disk already."""
     settings = dict(max_steps=24, lora_warmup_steps=10, save_steps=1)
     straight = build("straight", **settings)
@@ -200,7 +195,7 @@ def test_kill_9_in_both_phases_then_resume(build, tiny_config, same_checkpoint, 
     for step in (6, 14):
         process = subprocess.Popen(
             command(config, resume="auto"),
-            env=environment,
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -213,13 +208,13 @@ def test_kill_9_in_both_phases_then_resume(build, tiny_config, same_checkpoint, 
     assert 0 < resumed.progress.step < 24
     resumed.fit()
     same_checkpoint(straight.store.folder, resumed.store.folder)
-    assert losses(straight.monitor.log_dir) == losses(resumed.monitor.log_dir)
+    assert scalars(straight) == scalars(resumed)
 
 
-def test_sigterm_ends_the_entry_with_the_resume_command(tiny_config, command, environment) -> None:
+def test_sigterm_ends_the_entry_with_the_resume_command(tiny_config) -> None:
     config = tiny_config(max_steps=500, num_workers=1)
     process = subprocess.Popen(
-        command(config), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     wait_for_step(Path(config.output.log_dir), 2, process)
     os.kill(process.pid, signal.SIGTERM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 from pathlib import Path
@@ -16,20 +15,20 @@ from PIL import Image
 from bitgen.checkpoint.format import CheckpointError
 from bitgen.config import ConfigError
 from bitgen.data.bad_records import Skipped
-from bitgen.data.record_writer import write_dataset
-from bitgen.data.records import DatasetInfo, Record
+from bitgen.data.records import Record
 from bitgen.machine.ranks import Processes
 from bitgen.training.progress import Progress
 from bitgen.training.reporting import message_of
 from bitgen.training.skipped_records import SkippedRecords, TooManyBadRecords
+from support.data import encode, write_images
+from support.runs import fit_until, same_checkpoint
 
 
 def _records(count: int, broken: tuple[int, ...] = ()) -> list[Record]:
     records = []
     for index in range(count):
-        buffer = io.BytesIO()
-        Image.new("RGB", (32, 24), (7 * index % 256, 255 - index, index)).save(buffer, "JPEG")
-        payload = buffer.getvalue()[:200] if index in broken else buffer.getvalue()
+        payload = encode(Image.new("RGB", (32, 24), (7 * index % 256, 255 - index, index)), "JPEG")
+        payload = payload[: 200 if index in broken else None]
         records.append(Record(f"{index}.jpg", payload, [f"picture {index} of many", f"number {index}"]))
     return records
 
@@ -42,11 +41,11 @@ def sources(tmp_path: Path) -> str:
     for name, part in (("a", records[:25]), ("b", records[25:])):
         table = pa.table({"image": [r.payload for r in part], "captions": [r.captions for r in part]})
         pq.write_table(table, tmp_path / "parquet" / f"{name}.parquet", row_group_size=6)
-    write_dataset(tmp_path / "folder", _records(24), DatasetInfo("images", "made up"))
+    write_images(tmp_path / "folder", _records(24))
     return f"{tmp_path / 'parquet'}:2,{tmp_path / 'folder'}:1"
 
 
-def test_a_streamed_mixture_resumes_exactly(build, fit_until, same_checkpoint, sources) -> None:
+def test_a_streamed_mixture_resumes_exactly(build, sources) -> None:
     settings = dict(streaming=True, train_data=sources, num_workers=2, shuffle_buffer=9, image_augmentation=True)
     straight = build("straight", **settings)
     assert len(straight.source.sampler) == 8 and straight.stage.steps_per_epoch == 4
@@ -62,9 +61,9 @@ def test_a_streamed_mixture_resumes_exactly(build, fit_until, same_checkpoint, s
         build("resumed", resume="auto", **{**settings, "train_data": sources.replace(":2,", ":3,")})
 
 
-def test_a_mapped_mixture_resumes_exactly(build, fit_until, same_checkpoint, tmp_path: Path) -> None:
+def test_a_mapped_mixture_resumes_exactly(build, tmp_path: Path) -> None:
     for name, count in (("a", 30), ("b", 12)):
-        write_dataset(tmp_path / name, _records(count), DatasetInfo("images", "made up"))
+        write_images(tmp_path / name, _records(count))
     settings = dict(train_data=f"{tmp_path / 'a'}:1,{tmp_path / 'b'}:2", caption_sampling="one")
     straight = build("straight", **settings)
     straight.fit()
@@ -75,10 +74,8 @@ def test_a_mapped_mixture_resumes_exactly(build, fit_until, same_checkpoint, tmp
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_bad_records_are_counted_and_named_and_the_run_goes_on(
-    build, fit_until, same_checkpoint, tmp_path, caplog, streaming
-) -> None:
-    write_dataset(tmp_path / "d", _records(32, broken=(3, 20)), DatasetInfo("images", "made up"))
+def test_bad_records_are_counted_and_named_and_the_run_goes_on(build, tmp_path, caplog, streaming) -> None:
+    write_images(tmp_path / "d", _records(32, broken=(3, 20)))
     settings = dict(
         train_data=str(tmp_path / "d"),
         streaming=streaming,
@@ -103,7 +100,7 @@ def test_bad_records_are_counted_and_named_and_the_run_goes_on(
 
 
 def test_too_many_bad_records_stop_the_run(build, tmp_path: Path) -> None:
-    write_dataset(tmp_path / "d", _records(32, broken=(3, 20)), DatasetInfo("images", "made up"))
+    write_images(tmp_path / "d", _records(32, broken=(3, 20)))
     trainer = build(train_data=str(tmp_path / "d"), caption_sampling="one")
     with pytest.raises(TooManyBadRecords, match=r"[12] x image cannot be decoded.*--max_bad_fraction 0.01"):
         trainer.fit()

@@ -18,6 +18,9 @@ from bitgen.checkpoint.format import CheckpointError
 from bitgen.data.tokenizer import load_tokenizer, train_bpe
 from bitgen.run import finish
 from bitgen.trained import load_model
+from support.data import write_text_corpus
+from support.runs import fit_until, metrics, same_checkpoint
+from support.tokenizers import prose
 
 NO_VALIDATION = dict(val_data=None, text_val_data=None)
 
@@ -25,7 +28,7 @@ NO_VALIDATION = dict(val_data=None, text_val_data=None)
 def losses(trainer) -> dict[int, dict[str, float]]:
     """Everything logged of the losses, training and held out, by step."""
     found: dict[int, dict[str, float]] = {}
-    for record in map(json.loads, (trainer.monitor.log_dir / "metrics.jsonl").read_text().splitlines()):
+    for record in metrics(trainer.monitor.log_dir):
         kept = {name: value for name, value in record.items() if name.startswith(("train/", "val/"))}
         found.setdefault(record["step"], {}).update(kept)
     return found
@@ -85,7 +88,7 @@ def test_words_are_those_of_the_source_and_of_the_captions_shown(build, both) ->
 # ---- stopping and going on ----
 
 
-def test_a_run_on_text_and_pairs_resumes_bit_for_bit(build, both, fit_until, same_checkpoint) -> None:
+def test_a_run_on_text_and_pairs_resumes_bit_for_bit(build, both) -> None:
     """Over the end of an epoch of text, which is not one of the pairs, with workers, averages and validation."""
     settings = both | dict(max_steps=9, text_batch_size=20, num_workers=1, eval_steps=3, ema_decay=0.9)
     straight = build("straight", **settings)
@@ -102,7 +105,7 @@ def test_a_run_on_text_and_pairs_resumes_bit_for_bit(build, both, fit_until, sam
     assert losses(straight) == losses(second) and len(losses(second)) == 9
 
 
-def test_text_alone_resumes_bit_for_bit(build, text_alone, same_checkpoint) -> None:
+def test_text_alone_resumes_bit_for_bit(build, text_alone) -> None:
     """From a checkpoint on the way, in another folder."""
     settings = text_alone | dict(save_steps=3, text_batch_size=20, max_steps=7, max_checkpoints_to_keep=9)
     straight = build("straight", **settings)
@@ -125,7 +128,7 @@ def test_another_order_of_the_text_or_another_optimizer_is_refused(build, both, 
 # ---- text alone ----
 
 
-def test_text_alone_trains_exports_reloads_and_is_evaluated(build, text_alone, prose, tmp_path) -> None:
+def test_text_alone_trains_exports_reloads_and_is_evaluated(build, text_alone, tmp_path) -> None:
     trainer = build(**text_alone | dict(max_steps=6, max_seq_len=40))
     assert trainer.fit()
     logged = losses(trainer)
@@ -160,7 +163,7 @@ def test_text_alone_trains_exports_reloads_and_is_evaluated(build, text_alone, p
 
 
 @pytest.fixture
-def broken(both, tmp_path, write_text_corpus) -> Callable[[str], str]:
+def broken(both, tmp_path) -> Callable[[str], str]:
     """Folders of text that cannot be used."""
 
     def make(kind: str) -> str:

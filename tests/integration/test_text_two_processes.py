@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,36 +9,24 @@ import pytest
 import torch
 
 from bitgen.data.tokenizer import load_tokenizer
+from support.data import write_features, write_text_corpus
+from support.runs import assert_equal_ranks, gradients_of, two_ranks
 
-WORKER = Path(__file__).with_name("ddp_worker.py")
 NO_VALIDATION = dict(val_data=None, text_val_data=None)
 
 
 @pytest.fixture
-def run_two(tiny_config, execute, tmp_path: Path) -> Callable[..., list[dict]]:
-    """Run the worker on two processes; what each of them held at the end."""
+def run_two(tiny_config, tmp_path: Path) -> Callable[..., list[dict]]:
+    """``run_two(name, nan_at=0, **settings)``: what each of two processes held at the end."""
 
     def run(name: str, nan_at: int = 0, **settings: object) -> list[dict]:
-        config = tiny_config(name, **settings)
-        path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps({**config.flat(), "use_ddp": True, "num_gpus": 2}))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        done = execute([*launcher, str(WORKER), str(path), str(tmp_path / name), "0", str(nan_at)])
-        assert done.returncode == 0, done.stdout + done.stderr
-        return [torch.load(tmp_path / f"{name}.{rank}", weights_only=True) for rank in (0, 1)]
+        return two_ranks(tiny_config(name, **settings), tmp_path / name, nan_at=nan_at)
 
     return run
 
 
-def assert_equal_ranks(first: dict, second: dict) -> None:
-    for what in ("parameters", "gradients", "queue"):
-        assert first[what].keys() == second[what].keys()
-        for name, value in first[what].items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[what][name])), (what, name)
-
-
 @pytest.fixture
-def even(corpora, write_text_corpus, write_features, tmp_path) -> dict[str, object]:
+def even(corpora, tmp_path) -> dict[str, object]:
     """Text whose sequences are one document each, and captions of one length: then the mean over the ranks' means is
     the mean over all tokens. Nothing is drawn that each rank would draw for itself."""
     tokenizer = load_tokenizer(corpora["tokenizer"])
@@ -58,7 +44,7 @@ def even(corpora, write_text_corpus, write_features, tmp_path) -> dict[str, obje
         **NO_VALIDATION,
         "text_data": str(write_text_corpus(tmp_path / "text", tokenizer, {"a": documents})),
         "text_seq_len": 12,
-        "train_data": write_features(tmp_path / "pairs", captions),
+        "train_data": str(write_features(tmp_path / "pairs", captions)),
         "use_memory": False,
         "itm_weight": 0.0,
         "dropout": 0.0,
@@ -73,15 +59,7 @@ def test_the_gradients_of_two_ranks_are_those_of_one_with_the_larger_batches(run
     assert_equal_ranks(first, second)
 
     alone = build("one", **settings | dict(batch_size=8, text_batch_size=8))
-    gradients: dict[str, torch.Tensor] = {}
-    clamp = alone.objective.clamp_temperature_
-
-    def look() -> None:
-        named = alone.objective.named_parameters()
-        gradients.update((name, p.grad.clone()) for name, p in named if p.grad is not None)
-        clamp()
-
-    alone.objective.clamp_temperature_ = look
+    gradients = gradients_of(alone)
     alone.fit()
     assert first["samples"] == alone.progress.samples_seen == 3 * 8
     assert gradients.keys() == first["gradients"].keys()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,37 +11,22 @@ import torch
 from bitgen.checkpoint.format import CheckpointError
 from bitgen.machine.files import digest
 from bitgen.machine.ranks import Processes, check_equal_on_ranks
+from support.runs import assert_equal_ranks, command, execute, same_checkpoint, two_ranks
 
-WORKER = Path(__file__).with_name("ddp_worker.py")
 # Steps of one micro-batch: the worker counts forwards.
 SETTINGS = dict(grad_accum_steps=1, batch_size=4, save_steps=2, max_steps=8, lora_warmup_steps=4, learning_rate=1e-2)
 
 
 @pytest.fixture
-def run_two(tiny_config, execute, tmp_path: Path) -> Callable[[str, int], list[dict]]:
-    """Run the worker on two processes; what each of them held at the end."""
-
-    def run(name: str, stop_at: int = 0) -> list[dict]:
-        config = tiny_config(name, **SETTINGS)
-        settings = tmp_path / f"{name}.json"
-        settings.write_text(json.dumps({**config.flat(), "use_ddp": True, "num_gpus": 2}))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        done = execute([*launcher, str(WORKER), str(settings), str(tmp_path / name), str(stop_at)])
-        assert done.returncode == 0, done.stdout + done.stderr
-        return [torch.load(tmp_path / f"{name}.{rank}", weights_only=True) for rank in (0, 1)]
-
-    return run
+def run_two(tiny_config, tmp_path: Path) -> Callable[..., list[dict]]:
+    """``run_two(name, stop_at=0)``: what each of two processes held at the end."""
+    return lambda name, **mishaps: two_ranks(tiny_config(name, **SETTINGS), tmp_path / name, **mishaps)
 
 
-def test_the_ranks_stay_equal_and_resume_exactly(
-    run_two, tiny_config, same_checkpoint, command, execute, build
-) -> None:
+def test_the_ranks_stay_equal_and_resume_exactly(run_two, tiny_config, build) -> None:
     first, second = run_two("straight")
     assert (first["step"], first["phase"], first["samples"]) == (8, 2, 8 * 2 * 4)
-    for what in ("parameters", "gradients", "queue"):
-        assert first[what].keys() == second[what].keys()
-        for name, value in first[what].items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[what][name])), (what, name)
+    assert_equal_ranks(first, second)
     lora = [name for name in first["gradients"] if "lora_" in name]
     assert len(lora) == 8 and all(first["gradients"][name].any() for name in lora)
     assert not torch.equal(first["random"], second["random"]), "each rank draws its own dropout"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,9 @@ from bitgen.machine.parallel import Replicated
 from bitgen.machine.ranks import Processes
 from bitgen.machine.sharded import Sharded
 from support.parallel_runs import MAX_NORM, UNFROZEN_AT, Run, TinyObjective, batch_of
+from support.runs import execute, torchrun
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-REPOSITORY = WORKER.parents[2]
 ONE, FIRST_OF_TWO = (Processes(0, count, torch.device("cpu")) for count in (1, 2))
 WAYS = ("sharded", "replicated")
 # Sums over ranks are rounded in another order than sums over micro-batches.
@@ -31,28 +28,15 @@ CLOSE = 1e-6
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks found, by case; see parallel_worker.py."""
     folder = tmp_path_factory.mktemp("parallel")
-    path = [str(REPOSITORY / "src"), str(REPOSITORY / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launcher, str(WORKER), str(folder)],
-        env=dict(os.environ, PYTHONPATH=os.pathsep.join(path), OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    done = execute(torchrun(WORKER, folder), timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.fixture(scope="module")
-def alone() -> Callable[..., dict[str, Any]]:
+def alone(**settings: Any) -> dict[str, Any]:
     """``alone(**settings)``: what one process finds with the batches of both ranks."""
-
-    def run(**settings: Any) -> dict[str, Any]:
-        of_model = {key: settings.pop(key) for key in ("tied", "dummy", "base") if key in settings}
-        return Run(Replicated(ONE), TinyObjective(0, **of_model), (0, 1), **settings).go().found()
-
-    return run
+    of_model = {key: settings.pop(key) for key in ("tied", "dummy", "base") if key in settings}
+    return Run(Replicated(ONE), TinyObjective(0, **of_model), (0, 1), **settings).go().found()
 
 
 def same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 0.0) -> None:
@@ -80,7 +64,7 @@ def mean_losses(found: list[dict[str, Any]], case: str) -> list[float]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_ranks_equal_one_process_with_the_joint_batch(found, alone, way: str) -> None:
+def test_two_ranks_equal_one_process_with_the_joint_batch(found, way: str) -> None:
     joint = alone()
     assert joint["norms"][0] < MAX_NORM < joint["norms"][-1], "with and without clipping"
     same(found[0][way], joint, CLOSE)
@@ -127,13 +111,13 @@ def test_one_way_resumes_the_checkpoint_of_the_other(found, way: str, other: str
         _close(moments, theirs["moments"][name], 0.0)
 
 
-def test_tied_embeddings_train_as_one(found, alone) -> None:
+def test_tied_embeddings_train_as_one(found) -> None:
     case = found[0]["sharded tied"]
     same(case, alone(tied=True), CLOSE)
     assert case["is one"] and case["gradients"]["lm.model.embed_tokens.weight"].any()
 
 
-def test_a_rank_without_features_takes_part(found, alone) -> None:
+def test_a_rank_without_features_takes_part(found) -> None:
     joint = alone(text_only=(1,))
     same(found[0]["sharded text on rank 1"], joint, CLOSE)
     assert joint["gradients"]["connector.weight"].any() and joint["gradients"]["scale"].any()
@@ -142,13 +126,13 @@ def test_a_rank_without_features_takes_part(found, alone) -> None:
     same(found[0]["replicated unsteady"], without, CLOSE)
 
 
-def test_what_no_rank_reached_has_no_gradient_and_no_moments(found, alone) -> None:
+def test_what_no_rank_reached_has_no_gradient_and_no_moments(found) -> None:
     case = found[0]["sharded text alone"]
     same(case, alone(text_only=(0, 1), dummy=False, unfrozen_at=0), CLOSE)
     assert not {"connector.weight", "scale", "shift"} & (case["gradients"].keys() | case["moments"].keys())
 
 
-def test_a_bfloat16_base_under_float32_adapters(found, alone) -> None:
+def test_a_bfloat16_base_under_float32_adapters(found) -> None:
     case = found[0]["sharded bf16 base"]
     same(case, alone(base=torch.bfloat16, autocast=True), CLOSE)
     weights = case["weights"]

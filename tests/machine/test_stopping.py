@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from bitgen.machine.stopping import StopSignals, resume_command
+from support.runs import run_code
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -19,7 +18,7 @@ def test_the_first_signal_is_only_noted(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_the_second_signal_ends_the_process_at_once() -> None:
+def test_the_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import os, signal\n"
         "from bitgen.machine.stopping import StopSignals\n"
@@ -29,9 +28,8 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('second', flush=True)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment.pop("TORCHELASTIC_RUN_ID", None)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    done = run_code(code)
     assert done.stdout.split() == ["first"]
     assert done.returncode == -signal.SIGTERM
 

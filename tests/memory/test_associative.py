@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
+from support.memories import pairs
 
 HALF = 16
 
@@ -34,7 +35,7 @@ def assert_same(one: AssociativeMemory, other: AssociativeMemory, tolerance: flo
 
 
 @pytest.mark.parametrize("slots, widen", [(5, False), (32, False), (70, False), (9, True), (40, True)])
-def test_addresses_come_from_the_priors_pseudo_inverse(pairs, slots, widen) -> None:
+def test_addresses_come_from_the_priors_pseudo_inverse(slots, widen) -> None:
     space = AddressSpace(HALF, slots, widen)
     codes = space.code(pairs(6))
     torch.testing.assert_close(space.address(codes), codes @ torch.linalg.pinv(space.gpm.prior_mean))
@@ -55,7 +56,7 @@ def test_building_one_draws_no_random_number_of_the_program() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_random_features_make_a_gaussian_kernel(pairs) -> None:
+def test_random_features_make_a_gaussian_kernel() -> None:
     halves = pairs(5)[:, :HALF]
     waves = AddressSpace(HALF, 1024, widen=True).cue(halves, IMAGE)[:, HALF:]
     kernel = torch.exp(-2.0 * torch.cdist(halves, halves).square())
@@ -68,7 +69,7 @@ def test_random_features_make_a_gaussian_kernel(pairs) -> None:
 @pytest.mark.parametrize("slots, widen", [(8, False), (16, False), (24, False), (100, False), (8, True), (64, True)])
 @pytest.mark.parametrize("part", [IMAGE, TEXT])
 @pytest.mark.parametrize("seed", range(3))
-def test_up_to_capacity_exact_cues_read_exactly_and_others_read_nothing_true(pairs, slots, widen, part, seed) -> None:
+def test_up_to_capacity_exact_cues_read_exactly_and_others_read_nothing_true(slots, widen, part, seed) -> None:
     space_size = min(slots, HALF + slots if widen else HALF)
     written, unwritten = pairs(space_size, seed=seed), pairs(40, seed=seed + 100)
     memory = memory_of(written, slots, widen=widen, seed=seed)
@@ -85,7 +86,7 @@ def test_up_to_capacity_exact_cues_read_exactly_and_others_read_nothing_true(pai
     assert relative(reading.halves, missing).min() >= 0.5 and not reading.is_known.any()
 
 
-def test_the_real_width_at_every_setting_of_the_issue(pairs) -> None:
+def test_the_real_width_at_every_setting_of_the_issue() -> None:
     for slots, widen in ((32, False), (128, False), (512, False), (512, True)):
         capacity = slots if widen else min(slots, 128)
         codes = pairs(capacity + 64, half=128)
@@ -105,7 +106,7 @@ def test_sparse_codes_do_not_share_addresses() -> None:
 
 
 @pytest.mark.parametrize("sigma", [1e-4, 1e-2, 1.0])
-def test_sigma_cancels_from_the_exact_read(pairs, sigma) -> None:
+def test_sigma_cancels_from_the_exact_read(sigma) -> None:
     codes = pairs(12)
     memory = memory_of(codes, 16, sigma=sigma)
     assert relative(memory.read(codes[:, :HALF], IMAGE).halves, codes[:, HALF:]).max() <= 1e-6
@@ -113,7 +114,7 @@ def test_sigma_cancels_from_the_exact_read(pairs, sigma) -> None:
 
 @pytest.mark.parametrize("noise", [1e-3, 0.1, 3.0])
 @pytest.mark.parametrize("twice", [False, True])
-def test_other_cues_are_read_by_ridge_regression_on_the_episodes(pairs, noise, twice) -> None:
+def test_other_cues_are_read_by_ridge_regression_on_the_episodes(noise, twice) -> None:
     """Brute force from the codes themselves: ``x X^T (X X^T + noise)^-1 Y``."""
     codes, cue = pairs(9), pairs(4, seed=5)[:, :HALF]
     if twice:
@@ -126,7 +127,7 @@ def test_other_cues_are_read_by_ridge_regression_on_the_episodes(pairs, noise, t
 
 
 @pytest.mark.parametrize("widen", [False, True])
-def test_an_image_written_twice_reads_both_and_leaves_the_others_exact(pairs, widen) -> None:
+def test_an_image_written_twice_reads_both_and_leaves_the_others_exact(widen) -> None:
     codes = pairs(HALF)
     codes[3, :HALF] = codes[7, :HALF]
     read = memory_of(codes, HALF, widen=widen).read(codes[:, :HALF], IMAGE).halves
@@ -135,7 +136,7 @@ def test_an_image_written_twice_reads_both_and_leaves_the_others_exact(pairs, wi
     torch.testing.assert_close(read[[3, 7]], codes[[3, 7], HALF:].mean(dim=0).expand(2, -1))
 
 
-def test_rounding_of_the_features_does_not_matter(pairs) -> None:
+def test_rounding_of_the_features_does_not_matter() -> None:
     codes = pairs(HALF)
     codes[3, :HALF] = codes[7, :HALF] + 1e-7 * pairs(1, seed=5)[0, :HALF]  # encoded in another batch
     cues = codes[:, :HALF] + 1e-7 * pairs(HALF, seed=6)[:, :HALF]
@@ -144,13 +145,13 @@ def test_rounding_of_the_features_does_not_matter(pairs) -> None:
     assert relative(reading.halves[others], codes[others, HALF:]).max() <= 1e-3 and reading.is_known.all()
 
 
-def test_reading_is_the_address_times_the_posterior_mean(pairs) -> None:
+def test_reading_is_the_address_times_the_posterior_mean() -> None:
     memory = memory_of(pairs(30), 16)
     reading = memory.read(pairs(5, seed=2)[:, :HALF], IMAGE)
     torch.testing.assert_close(reading.halves, reading.weights @ memory.precision.solve().mean[:, HALF:])
 
 
-def test_beyond_its_slots_a_memory_still_reads_what_is_likely(pairs) -> None:
+def test_beyond_its_slots_a_memory_still_reads_what_is_likely() -> None:
     """More episodes than slots and than cue columns: nothing is exact, half are still recalled first, none is known."""
     codes = pairs(24)
     memory = memory_of(codes, HALF)
@@ -159,7 +160,7 @@ def test_beyond_its_slots_a_memory_still_reads_what_is_likely(pairs) -> None:
     assert found.double().mean() >= 0.5 and not reading.is_known.any()
 
 
-def test_a_nearly_exact_cue_of_a_full_memory_is_not_blown_up(pairs) -> None:
+def test_a_nearly_exact_cue_of_a_full_memory_is_not_blown_up() -> None:
     codes = pairs(HALF)
     memory = memory_of(codes, HALF)
     cues = codes[:, :HALF] + 0.2 * pairs(HALF, seed=8)[:, :HALF]
@@ -175,7 +176,7 @@ def test_a_nearly_exact_cue_of_a_full_memory_is_not_blown_up(pairs) -> None:
     st.sampled_from([1e-4, 1e-2, 0.1, 1.0]),
     st.sampled_from([(4, False), (20, False), (40, False), (10, True)]),
 )
-def test_any_order_of_writes_and_forgets_equals_never_having_held_it(pairs, operations, sigma, shape) -> None:
+def test_any_order_of_writes_and_forgets_equals_never_having_held_it(operations, sigma, shape) -> None:
     supply = pairs(60)
     space = AddressSpace(HALF, shape[0], shape[1], sigma)
     memory, held, used = AssociativeMemory.empty(space), [], 0
@@ -201,7 +202,7 @@ def test_any_order_of_writes_and_forgets_equals_never_having_held_it(pairs, oper
         torch.testing.assert_close(memory.read(cue, IMAGE).halves, fresh.read(cue, IMAGE).halves, atol=1e-5, rtol=1e-5)
 
 
-def test_one_by_one_or_together_gives_the_posterior_of_the_kalman_form(pairs) -> None:
+def test_one_by_one_or_together_gives_the_posterior_of_the_kalman_form() -> None:
     codes = pairs(7)
     together, space = memory_of(codes, 10), AddressSpace(HALF, 10)
     one_by_one = AssociativeMemory.empty(space)
@@ -217,13 +218,13 @@ def test_one_by_one_or_together_gives_the_posterior_of_the_kalman_form(pairs) ->
     torch.testing.assert_close(together.precision.solve().covariance, covariance, atol=1e-6, rtol=1e-6)
 
 
-def test_the_last_forgotten_leaves_the_prior_to_the_bit(pairs) -> None:
+def test_the_last_forgotten_leaves_the_prior_to_the_bit() -> None:
     memory = memory_of(pairs(1), 10).without(0)
     assert torch.equal(memory.precision.precision, memory.space.nothing().precision)
     assert not memory.precision.information.any() and len(memory) == 0
 
 
-def test_the_old_memory_stays_as_it_was(pairs) -> None:
+def test_the_old_memory_stays_as_it_was() -> None:
     memory, cue = memory_of(pairs(5), 10), pairs(2, seed=4)[:, :HALF]
     before = memory.read(cue, IMAGE).halves
     memory.replaced(2, pairs(1, seed=6)[0]), memory.without(1), memory.written(pairs(3, seed=7))
@@ -235,7 +236,7 @@ def test_the_old_memory_stays_as_it_was(pairs) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_codes_that_are_not_finite_are_refused(pairs, bad) -> None:
+def test_codes_that_are_not_finite_are_refused(bad) -> None:
     memory, codes = memory_of(pairs(3), 8), pairs(2, seed=1)
     codes[1, 4] = bad
     for attempt in (lambda: memory.written(codes), lambda: memory.replaced(0, codes[1])):
@@ -245,7 +246,7 @@ def test_codes_that_are_not_finite_are_refused(pairs, bad) -> None:
         memory.read(codes[:, :HALF], IMAGE)
 
 
-def test_codes_and_cues_of_another_width_are_refused(pairs) -> None:
+def test_codes_and_cues_of_another_width_are_refused() -> None:
     memory = memory_of(pairs(3), 8)
     with pytest.raises(ValueError, match=r"\[2, 16\]; this memory takes \[episodes, 32\]"):
         memory.written(pairs(2, half=8))
@@ -253,7 +254,7 @@ def test_codes_and_cues_of_another_width_are_refused(pairs) -> None:
         memory.read(pairs(2, half=6), IMAGE)
 
 
-def test_an_empty_memory_cannot_be_read(pairs) -> None:
+def test_an_empty_memory_cannot_be_read() -> None:
     with pytest.raises(ValueError, match="empty"):
         AssociativeMemory.empty(AddressSpace(HALF, 4)).read(pairs(1)[:, :HALF], IMAGE)
 

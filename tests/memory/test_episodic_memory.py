@@ -5,41 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from bitgen.export.revisions import export_run
 from bitgen.memory import EpisodicMemory, open_model
 from bitgen.memory.associative import IMAGE
+from support.data import picture
+from support.memories import contents
+from support.runs import written_run
 
 TEXTS = ["the cat sat", "a red dog", "two hill runs", "blue mat over image", "it is for this", "the dog and the hill"]
-
-
-def picture(number: int) -> Image.Image:
-    draw = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(draw).resize((40, 32), Image.Resampling.NEAREST)
-
-
-@pytest.fixture(scope="module")
-def opened(written_run):
-    return open_model(written_run())
-
-
-@pytest.fixture
-def memory(opened) -> EpisodicMemory:
-    return EpisodicMemory(*opened)
 
 
 @pytest.fixture
 def taught(memory) -> EpisodicMemory:
     memory.write([picture(number) for number in range(6)], TEXTS)
     return memory
-
-
-def contents(memory: EpisodicMemory) -> tuple:
-    return memory.episodes, memory.codes.pairs.tolist(), memory.codes.precision.information.tolist()
 
 
 # ---------------------------------------------------------------- teaching and recalling
@@ -143,14 +125,14 @@ def test_the_state_says_how_full_it_is(taught, opened) -> None:
 # ---------------------------------------------------------------- models
 
 
-def test_an_export_recalls_what_a_checkpoint_was_taught(taught, written_run, tmp_path) -> None:
+def test_an_export_recalls_what_a_checkpoint_was_taught(taught, tmp_path) -> None:
     taught.save(tmp_path / "a.memory")
     exported = EpisodicMemory(*open_model(export_run(str(written_run()), str(tmp_path / "m"), True, False, {})))
     exported.load(tmp_path / "a.memory")
     assert exported.recall(image=picture(4))[0].text == TEXTS[4] and exported.recall(text=TEXTS[5])[0].id == "6"
 
 
-def test_a_model_on_features_takes_features_and_texts_but_no_photo(written_run) -> None:
+def test_a_model_on_features_takes_features_and_texts_but_no_photo() -> None:
     memory = EpisodicMemory(*open_model(written_run(features=True)))
     features = torch.randn(3, 9, 6, generator=torch.Generator().manual_seed(0))
     memory.write(features, TEXTS[:3])
@@ -160,7 +142,7 @@ def test_a_model_on_features_takes_features_and_texts_but_no_photo(written_run) 
             memory.recall(image=photo)
 
 
-def test_a_model_without_a_memory_of_its_own_has_this_one(written_run) -> None:
+def test_a_model_without_a_memory_of_its_own_has_this_one() -> None:
     memory = EpisodicMemory(*open_model(written_run(use_memory=False)))
     memory.write([picture(0), picture(1)], TEXTS[:2])
     assert memory.recall(image=picture(1))[0].text == TEXTS[1]

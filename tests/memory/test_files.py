@@ -16,29 +16,17 @@ from safetensors.torch import load_file, save_file
 from bitgen.memory import EpisodicMemory, open_model
 from bitgen.memory.associative import IMAGE
 from bitgen.memory.files import exclusive
-
-
-@pytest.fixture(scope="module")
-def opened(written_run):
-    return open_model(written_run())
+from support.memories import contents, pairs
+from support.runs import written_run
 
 
 @pytest.fixture
-def memory(opened) -> EpisodicMemory:
-    return EpisodicMemory(*opened)
-
-
-@pytest.fixture
-def taught(memory, pairs) -> EpisodicMemory:
+def taught(memory) -> EpisodicMemory:
     memory.write_codes(pairs(6), [f"text {number}" for number in range(6)])
     return memory
 
 
-def contents(memory: EpisodicMemory) -> tuple:
-    return memory.episodes, memory.codes.pairs.tolist(), memory.codes.precision.information.tolist()
-
-
-def test_a_saved_memory_comes_back(taught, opened, pairs, tmp_path) -> None:
+def test_a_saved_memory_comes_back(taught, opened, tmp_path) -> None:
     taught.edit("1", "a new text")
     taught.forget("4")
     taught.save(tmp_path / "a.memory")
@@ -66,7 +54,7 @@ def test_a_file_of_the_format_without_whitening_is_read(taught, opened, tmp_path
     assert other.episodes == taught.episodes and other.codes.space.whitening is None
 
 
-def test_editing_a_file_changes_it_whole_or_not_at_all(memory, pairs, tmp_path) -> None:
+def test_editing_a_file_changes_it_whole_or_not_at_all(memory, tmp_path) -> None:
     path = tmp_path / "a.memory"
     with memory.editing(path):
         memory.write_codes(pairs(1), ["one"])
@@ -161,7 +149,7 @@ def test_a_bad_file_is_refused_and_the_memory_is_as_it_was(taught, tmp_path, kin
     assert str(path) in str(raised.value) and contents(taught) == before
 
 
-def test_a_file_of_another_model_or_width_is_refused(taught, written_run, tmp_path) -> None:
+def test_a_file_of_another_model_or_width_is_refused(taught, tmp_path) -> None:
     path = tmp_path / "a.memory"
     taught.save(path)
     with pytest.raises(ValueError, match="made with another model"):

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from bitgen.checkpoint.format import read_checkpoint, resolve_checkpoint
 from bitgen.memory import EpisodicMemory, Whitening, open_model, training_whitening
 from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
+from support.memories import pairs
+from support.runs import written_run
 
 HALF = 24
 
@@ -85,7 +87,7 @@ def test_a_whitening_of_another_width_is_refused() -> None:
         AddressSpace(16, 8, whitening=Whitening.fit(lifelike(60)))
 
 
-def test_a_memory_is_whitened_and_back_and_keeps_it_in_its_file(written_run, pairs, tmp_path) -> None:
+def test_a_memory_is_whitened_and_back_and_keeps_it_in_its_file(tmp_path) -> None:
     opened, whitening = open_model(written_run()), training_whitening(written_run())
     memory = EpisodicMemory(*opened)
     memory.write_codes(pairs(6), [f"text {number}" for number in range(6)])
@@ -110,7 +112,7 @@ def test_a_memory_is_whitened_and_back_and_keeps_it_in_its_file(written_run, pai
     assert torch.equal(back.codes.read(pairs(2, seed=3)[:, :16], IMAGE).halves, plain)
 
 
-def test_the_queue_of_a_run_gives_the_statistics(written_run) -> None:
+def test_the_queue_of_a_run_gives_the_statistics() -> None:
     queue = read_checkpoint(resolve_checkpoint(written_run())).state["objective"]["queue"]
     filled = torch.cat([queue["image_features"], queue["text_features"]], dim=1)[: queue["filled"]]
     for left, right in zip(training_whitening(written_run()), Whitening.fit(filled), strict=True):

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from bitgen.data.tokenizer import train_bpe
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM, BitGenTextModel
+from support.models import tiny_config
 
 FUSIONS = ("backbone", "cross_attention", "concat_mlp")
 
@@ -214,13 +215,13 @@ def test_generation_stops_at_a_string(model_of):
     assert torch.equal(stopped, longer[:, : ids.shape[1] + 1])
 
 
-def test_every_buffer_travels_with_the_weights(model_of, tiny_config):
+def test_every_buffer_travels_with_the_weights(model_of):
     """A buffer outside the state dict would come back as uninitialised memory when an export is loaded."""
     for model in (model_of(), BitGenForCausalLM(tiny_config())):
         assert {name for name, _ in model.named_buffers()} <= set(model.state_dict())
 
 
-def test_mistakes_are_named(model_of, tiny_config):
+def test_mistakes_are_named(model_of):
     model = model_of()
     with pytest.raises(ValueError, match="takes vision_features"):
         model(sequence(), pixel_values=torch.zeros(2, 3, 28, 28))

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import DINOV2_BASE, build_model, pretrained_vision_config, random_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel
+from support.models import tiny_config
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def folder(tower_folder, tmp_path):
     return tmp_path
 
 
-def test_a_folders_configuration_builds_the_model_that_its_weights_fit(tiny_config, tower_folder):
+def test_a_folders_configuration_builds_the_model_that_its_weights_fit(tower_folder):
     config = tiny_config(vision_config=pretrained_vision_config(str(tower_folder)))
     pixels = torch.randn(1, 3, 28, 28)
     expected = AutoModel.from_pretrained(tower_folder).eval()(pixels).last_hidden_state[:, 1:]
@@ -32,7 +33,7 @@ def test_a_folders_configuration_builds_the_model_that_its_weights_fit(tiny_conf
 
 
 @pytest.mark.parametrize("source", ["facebook/no-such-encoder", "./no/such/folder"])
-def test_an_encoder_out_of_reach_is_named_with_the_remedy(tiny_config, source):
+def test_an_encoder_out_of_reach_is_named_with_the_remedy(source):
     for attempt in (lambda: pretrained_vision_config(source), lambda: build_model(tiny_config(), source)):
         with pytest.raises(ValueError, match="cannot be loaded") as caught:
             attempt()
@@ -41,7 +42,7 @@ def test_an_encoder_out_of_reach_is_named_with_the_remedy(tiny_config, source):
 
 
 @pytest.mark.parametrize("damage", ["empty folder", "no weights", "no model_type", "broken json"])
-def test_a_folder_without_a_usable_model_is_refused(tiny_config, folder, damage):
+def test_a_folder_without_a_usable_model_is_refused(folder, damage):
     if damage in ("empty folder", "no weights"):
         (folder / "model.safetensors").unlink()
     if damage == "empty folder":
@@ -61,7 +62,7 @@ def test_a_folder_without_a_usable_model_is_refused(tiny_config, folder, damage)
     "damage",
     ["tensors missing", "wrong shapes", "cut short"],
 )
-def test_a_folder_with_damaged_weights_is_refused(tiny_config, folder, damage):
+def test_a_folder_with_damaged_weights_is_refused(folder, damage):
     file = folder / "model.safetensors"
     tensors = load_file(file)
     if damage == "tensors missing":
@@ -92,12 +93,12 @@ def save_tower(folder, **sizes) -> str:
         {"layers": 3},
     ],
 )
-def test_weights_of_another_shape_are_refused(tiny_config, tmp_path, sizes):
+def test_weights_of_another_shape_are_refused(tmp_path, sizes):
     with pytest.raises(ValueError, match="does not fit this model"):
         build_model(tiny_config(), save_tower(tmp_path, **sizes))
 
 
-def test_save_and_reload_give_the_same_network(tiny_config, tower_folder, tmp_path):
+def test_save_and_reload_give_the_same_network(tower_folder, tmp_path):
     """Through transformers, which builds on the meta device: nothing may be initialised anew."""
     model = build_model(tiny_config(lora_layers=[1]), str(tower_folder)).eval()
     with torch.no_grad():
@@ -130,7 +131,7 @@ def test_the_real_shapes_have_the_designed_number_of_parameters():
     assert model.config.image_tokens == 256
 
 
-def test_configuration_survives_json_and_the_empty_one_builds(tiny_config):
+def test_configuration_survives_json_and_the_empty_one_builds():
     config = tiny_config(lora_layers=[0], init_lora_weights="gaussian")
     again = BitGenConfig.from_dict(json.loads(config.to_json_string(use_diff=False)))
     assert again.to_dict() == config.to_dict()
@@ -152,7 +153,7 @@ def test_configuration_survives_json_and_the_empty_one_builds(tiny_config):
         ({"vision_config": None, "feature_dim": 6}, "feature_tokens"),
     ],
 )
-def test_sizes_that_cannot_fit_are_refused_by_name(tiny_config, changes, message):
+def test_sizes_that_cannot_fit_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
 
@@ -160,8 +161,8 @@ def test_sizes_that_cannot_fit_are_refused_by_name(tiny_config, changes, message
 @pytest.mark.parametrize(
     "tokens, pooled, grid", [(1, 1, 1), (49, 49, 7), (50, 49, None), (256, 49, 16), (60, 49, None)]
 )
-def test_token_counts(tiny_config, tokens, pooled, grid):
-    config = tiny_config(vision_config=None, feature_dim=6, feature_tokens=tokens)
+def test_token_counts(tokens, pooled, grid):
+    config = tiny_config((tokens, 6))
     assert (config.image_tokens, config.pooled_tokens, config.image_grid) == (tokens, pooled, grid)
     assert config.vision_feature_dim == 6 and config.takes_features
     assert config.hidden_size == 16

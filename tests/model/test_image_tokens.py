@@ -8,14 +8,11 @@ import pytest
 import torch
 
 from bitgen.model.modeling_bitgen import BitGenModel
+from support.models import tiny_config
 
 
-@pytest.fixture
-def on_features(tiny_config):
-    def build(tokens: int, **changes) -> BitGenModel:
-        return BitGenModel(tiny_config(vision_config=None, feature_dim=6, feature_tokens=tokens, **changes)).eval()
-
-    return build
+def on_features(tokens: int, **changes) -> BitGenModel:
+    return BitGenModel(tiny_config((tokens, 6), **changes)).eval()
 
 
 def rounded(tokens: torch.Tensor) -> torch.Tensor:
@@ -23,7 +20,7 @@ def rounded(tokens: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("side", [8, 13, 16])
-def test_square_grids_are_averaged_over_the_cells_that_each_output_covers(on_features, side):
+def test_square_grids_are_averaged_over_the_cells_that_each_output_covers(side):
     tokens = torch.randn(2, side * side, 16)
     pooled = on_features(side * side).pool_image_tokens(tokens)
     grid = tokens.view(2, side, side, 16)
@@ -37,7 +34,7 @@ def test_square_grids_are_averaged_over_the_cells_that_each_output_covers(on_fea
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 16, 48, 49])
-def test_few_tokens_are_only_rounded(on_features, tokens):
+def test_few_tokens_are_only_rounded(tokens):
     image_tokens = torch.randn(2, tokens, 16)
     pooled = on_features(tokens).pool_image_tokens(image_tokens)
     assert torch.equal(pooled, rounded(image_tokens))
@@ -45,7 +42,7 @@ def test_few_tokens_are_only_rounded(on_features, tokens):
 
 
 @pytest.mark.parametrize("tokens", [50, 98, 197])
-def test_tokens_that_form_no_square_are_averaged_in_order(on_features, tokens):
+def test_tokens_that_form_no_square_are_averaged_in_order(tokens):
     image_tokens = torch.randn(2, tokens, 16)
     pooled = on_features(tokens).pool_image_tokens(image_tokens)
     for index in range(49):
@@ -55,7 +52,7 @@ def test_tokens_that_form_no_square_are_averaged_in_order(on_features, tokens):
 
 
 @pytest.mark.parametrize("tokens", [1, 49, 64, 98])
-def test_pooling_again_changes_nothing_and_gradient_passes(on_features, tokens):
+def test_pooling_again_changes_nothing_and_gradient_passes(tokens):
     """The queue's tokens come through once more; ITM trains the compressor through the rounding."""
     model = on_features(tokens)
     image_tokens = torch.randn(2, tokens, 16, requires_grad=True)
@@ -68,7 +65,7 @@ def test_pooling_again_changes_nothing_and_gradient_passes(on_features, tokens):
 
 @pytest.mark.parametrize("fusion", ["concat_mlp", "cross_attention", "backbone"])
 @pytest.mark.parametrize("tokens", [1, 5, 64])
-def test_one_vector_or_any_number_of_features_an_image(on_features, fusion, tokens):
+def test_one_vector_or_any_number_of_features_an_image(fusion, tokens):
     model = on_features(tokens, fusion=fusion)
     features = torch.randn(3, tokens, 6)
     with torch.no_grad():
@@ -81,7 +78,7 @@ def test_one_vector_or_any_number_of_features_an_image(on_features, fusion, toke
         assert model.match(model.pool_image_tokens(images.image_tokens), ids, torch.ones_like(ids)).shape == (3, 2)
 
 
-def test_wrong_inputs_are_refused_with_what_was_expected(on_features, tiny_config):
+def test_wrong_inputs_are_refused_with_what_was_expected():
     model = on_features(5)
     for arguments, message in (
         ({}, "either"),

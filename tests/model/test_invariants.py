@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicCache
 
 from bitgen.model.configuration_bitgen import FUSION_KINDS
 from bitgen.model.modeling_bitgen import BitGenModel, last_token
+from support.models import FEATURES, tiny_config
 
 LENGTH = 8
 every_fusion = pytest.mark.parametrize("fusion", FUSION_KINDS)
@@ -177,14 +178,13 @@ def test_sequences_beyond_the_position_table_are_refused(open_model):
 
 
 @every_fusion
-def test_closed_gates_leave_the_text_model_undisturbed(tiny_config, fusion):
-    changes = dict(vision_config=None, feature_dim=6, feature_tokens=9, fusion=fusion)
-    model = BitGenModel(tiny_config(**changes)).eval()
+def test_closed_gates_leave_the_text_model_undisturbed(fusion):
+    model = BitGenModel(tiny_config(FEATURES, fusion=fusion)).eval()
     ids, mask, image = random_inputs()
     with torch.no_grad():
         fused, text = model.run_stack(ids, mask, image), model.run_stack(ids, mask)
         assert torch.equal(fused.hidden_states, text.hidden_states)
-        without = BitGenModel(tiny_config(use_memory=False, **changes)).eval()
+        without = BitGenModel(tiny_config(FEATURES, use_memory=False, fusion=fusion)).eval()
         without.load_state_dict({k: v for k, v in model.state_dict().items() if "memory" not in k})
         assert torch.equal(without(ids, mask), model(ids, mask))
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.vision_encoder import VisionEncoder, resolve_lora_targets
+from support.models import tiny_config
 
 
 class FakeAttention(nn.Module):
@@ -18,7 +19,7 @@ class FakeAttention(nn.Module):
             self.add_module(name, nn.Linear(2, 2))
 
 
-def test_query_and_value_are_found_under_both_spellings(tiny_config):
+def test_query_and_value_are_found_under_both_spellings():
     for names, expected in (
         (("query", "key", "value", "dense"), ["0.query", "0.value"]),
         (("q_proj", "k_proj", "v_proj", "o_proj"), ["0.q_proj", "0.v_proj"]),
@@ -37,7 +38,7 @@ def test_a_tower_without_known_projections_is_refused_with_what_it_has():
         resolve_lora_targets(nn.Sequential(FakeAttention("in_proj", "value")))
 
 
-def test_lora_options_reach_the_adapters(tiny_config):
+def test_lora_options_reach_the_adapters():
     def adapters(**changes):
         tower = VisionEncoder(tiny_config(**changes)).tower
         return {name: module for name, module in tower.named_modules() if hasattr(module, "lora_A")}
@@ -58,13 +59,13 @@ def test_lora_options_reach_the_adapters(tiny_config):
     assert len(one) == 2 and all(".1." in name for name in one)
 
 
-def test_without_lora_no_adapter_is_built(tiny_config):
+def test_without_lora_no_adapter_is_built():
     for tuning in ("frozen", "full"):
         encoder = VisionEncoder(tiny_config(vision_tuning=tuning))
         assert not any("lora" in name for name, _ in encoder.named_parameters())
 
 
-def test_component_names_cover_every_parameter(tiny_config):
+def test_component_names_cover_every_parameter():
     model = BitGenModel(tiny_config(vision_tuning="lora"))
     counted = Counter(role.part for role in model.roles().values())
     assert counted.keys() == {

@@ -11,18 +11,15 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from bitgen.model.episodic_memory import MemoryLayer, MemoryReader, readback_error, slot_utilization
+from support.models import tiny_config
 
 
-@pytest.fixture
-def layer(tiny_config):
-    def build(**changes) -> MemoryLayer:
-        torch.manual_seed(0)
-        memory = MemoryLayer(tiny_config(**changes)).eval()
-        with torch.no_grad():
-            memory.gate.copy_(torch.linspace(0.5, 1.5, len(memory.gate)))
-        return memory
-
-    return build
+def layer(**changes) -> MemoryLayer:
+    torch.manual_seed(0)
+    memory = MemoryLayer(tiny_config(**changes)).eval()
+    with torch.no_grad():
+        memory.gate.copy_(torch.linspace(0.5, 1.5, len(memory.gate)))
+    return memory
 
 
 # --- slot utilisation --------------------------------------------------------------------------------------------
@@ -58,7 +55,7 @@ def test_utilisation_of_unused_weights_is_finite():
 
 
 @pytest.mark.parametrize("memory_dim", [16, 8])
-def test_eval_read_out_is_the_projection_onto_the_state(layer, memory_dim):
+def test_eval_read_out_is_the_projection_onto_the_state(memory_dim):
     """z M+ M is the orthogonal projection of the code onto the rows of the state."""
     memory = layer(memory_dim=memory_dim)
     hidden = torch.randn(2, 5, 16)
@@ -72,7 +69,7 @@ def test_eval_read_out_is_the_projection_onto_the_state(layer, memory_dim):
     torch.testing.assert_close(weights @ memory.state, code @ rows @ rows.mT, rtol=0, atol=1e-4)
 
 
-def test_eval_reading_is_repeatable_and_training_reads_a_sample(layer):
+def test_eval_reading_is_repeatable_and_training_reads_a_sample():
     memory = layer()
     hidden = torch.randn(2, 5, 16)
     quiet = memory(hidden)[0]
@@ -85,7 +82,7 @@ def test_eval_reading_is_repeatable_and_training_reads_a_sample(layer):
     torch.testing.assert_close(weights, same_weights)  # the reported ones are the means
 
 
-def test_read_noise_has_the_learned_variance(layer):
+def test_read_noise_has_the_learned_variance():
     memory = layer().train()
     with torch.no_grad():
         memory.read_logvar.copy_(torch.tensor([-9.0, -2.0, 0.0, 5.0]))  # the outer two beyond the clamp
@@ -98,7 +95,7 @@ def test_read_noise_has_the_learned_variance(layer):
     torch.testing.assert_close(noise.var(dim=0), expected, rtol=0.05, atol=0)
 
 
-def test_a_closed_gate_adds_nothing_but_still_learns(tiny_config):
+def test_a_closed_gate_adds_nothing_but_still_learns():
     memory = MemoryLayer(tiny_config()).train()
     hidden = torch.randn(2, 5, 16)
     output, _ = memory(hidden)
@@ -107,7 +104,7 @@ def test_a_closed_gate_adds_nothing_but_still_learns(tiny_config):
     assert memory.gate.grad.abs().min() > 0
 
 
-def test_reader_is_a_snapshot_without_gradient(layer):
+def test_reader_is_a_snapshot_without_gradient():
     memory = layer()
     reader = memory.reader()
     before = reader.mean.clone()
@@ -119,7 +116,7 @@ def test_reader_is_a_snapshot_without_gradient(layer):
     assert torch.equal(memory.reader(other).mean, other)
 
 
-def test_state_moves_by_alpha_and_is_checkpointed(layer):
+def test_state_moves_by_alpha_and_is_checkpointed():
     memory = layer()
     start, target = memory.state.clone(), torch.randn(4, 16)
     memory.consolidate_(target, 0.2)
@@ -129,7 +126,7 @@ def test_state_moves_by_alpha_and_is_checkpointed(layer):
     torch.testing.assert_close(start, memory.gpm.prior_mean.detach())
 
 
-def test_read_kl_is_that_of_torch_distributions_over_real_positions(layer):
+def test_read_kl_is_that_of_torch_distributions_over_real_positions():
     memory = layer()
     with torch.no_grad():
         memory.read_logvar.copy_(torch.tensor([-7.0, -1.0, 0.5, 3.0]))
@@ -150,7 +147,7 @@ def test_readback_error_is_relative():
 
 
 @pytest.mark.parametrize("memory_dim", [16, 8])
-def test_reading_stays_in_float32_under_autocast(tiny_config, memory_dim):
+def test_reading_stays_in_float32_under_autocast(memory_dim):
     torch.manual_seed(0)
     memory = MemoryLayer(tiny_config(memory_dim=memory_dim)).eval()
     with torch.no_grad():
@@ -166,7 +163,7 @@ def test_reading_stays_in_float32_under_autocast(tiny_config, memory_dim):
 
 
 @pytest.mark.parametrize("memory_dim", [16, 8])
-def test_codes_to_write_stay_in_float32_under_autocast(tiny_config, memory_dim):
+def test_codes_to_write_stay_in_float32_under_autocast(memory_dim):
     torch.manual_seed(0)
     memory = MemoryLayer(tiny_config(memory_dim=memory_dim))
     hidden = torch.randn(3, 16)
@@ -176,7 +173,7 @@ def test_codes_to_write_stay_in_float32_under_autocast(tiny_config, memory_dim):
     torch.testing.assert_close(cast, memory.code(hidden))
 
 
-def test_codes_have_mean_zero_and_variance_one(tiny_config):
+def test_codes_have_mean_zero_and_variance_one():
     codes = MemoryLayer(tiny_config()).code(5 + 3 * torch.randn(7, 16))
     torch.testing.assert_close(codes.mean(-1), torch.zeros(7), rtol=0, atol=1e-5)
     torch.testing.assert_close(codes.var(-1, unbiased=False), torch.ones(7), rtol=1e-3, atol=0)

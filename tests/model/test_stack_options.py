@@ -16,26 +16,22 @@ from bitgen.model.parameter_roles import MATRIX, WEIGHT
 from bitgen.model.rotary import rotate, rotations
 from bitgen.model.sequence_layout import SequenceLayout
 from bitgen.model.text_decoder import CausalSelfAttention, SwiGLU
+from support.models import FEATURES, tiny_config
 
 PLAIN = {"positions": "learned", "feed_forward": "gelu"}
 COMBINATIONS = [{"positions": p, "feed_forward": f} for p in ("learned", "rope") for f in ("gelu", "swiglu")]
 every_combination = pytest.mark.parametrize("options", COMBINATIONS, ids=lambda options: "-".join(options.values()))
 
 
-@pytest.fixture
-def build(tiny_config):
+def build(kind=BitGenModel, **changes):
     """``build(**changes)``: a model on features in eval mode, its attention sharp enough that positions matter."""
-
-    def make(kind=BitGenModel, **changes):
-        torch.manual_seed(0)
-        model = kind(tiny_config(vision_config=None, feature_dim=6, feature_tokens=9, **changes)).eval()
-        with torch.no_grad():
-            model.embeddings.token.weight.mul_(20)
-            for block in model.decoder.blocks:
-                block.attention.query_key_value.weight.mul_(3)
-        return model
-
-    return make
+    torch.manual_seed(0)
+    model = kind(tiny_config(FEATURES, **changes)).eval()
+    with torch.no_grad():
+        model.embeddings.token.weight.mul_(20)
+        for block in model.decoder.blocks:
+            block.attention.query_key_value.weight.mul_(3)
+    return model
 
 
 def documents(*lengths: int) -> list[torch.Tensor]:
@@ -58,7 +54,7 @@ def packed_logits(model: BitGenModel, texts: list[torch.Tensor], shift: int = 0)
 
 
 @every_combination
-def test_packed_documents_are_read_as_if_alone(build, options):
+def test_packed_documents_are_read_as_if_alone(options):
     model, texts = build(**options), documents(4, 2, 5)
     with torch.no_grad():
         alone = torch.cat([model(text) for text in texts], dim=1)
@@ -66,7 +62,7 @@ def test_packed_documents_are_read_as_if_alone(build, options):
 
 
 @every_combination
-def test_two_continuations_share_one_prefix(build, options):
+def test_two_continuations_share_one_prefix(options):
     """As the BabyLM evaluator packs sentence pairs: here the order in the row is not the distance."""
     model, (prefix, one, other) = build(**options), documents(4, 3, 2)
     part = torch.tensor([0] * 4 + [1] * 3 + [2] * 2)
@@ -79,14 +75,14 @@ def test_two_continuations_share_one_prefix(build, options):
     torch.testing.assert_close(together, torch.cat((alone[0], alone[1][:, 4:]), dim=1), atol=1e-4, rtol=0)
 
 
-def test_moving_a_document_changes_nothing_with_rotary_positions_alone(build):
+def test_moving_a_document_changes_nothing_with_rotary_positions_alone():
     for positions, moves in (("rope", False), ("learned", True)):
         model, texts = build(positions=positions), documents(6)
         difference = (packed_logits(model, texts, shift=5) - packed_logits(model, texts)).abs().max()
         assert (difference > 1e-2) == moves and (moves or difference < 1e-4)
 
 
-def test_rotary_attention_knows_the_order_of_what_it_reads(build):
+def test_rotary_attention_knows_the_order_of_what_it_reads():
     """One block without positions would read the tokens before the last as a bag."""
     model, (text,) = build(positions="rope", num_layers=1), documents(6)
     swapped = text[:, [3, 1, 2, 0, 4, 5]]
@@ -96,7 +92,7 @@ def test_rotary_attention_knows_the_order_of_what_it_reads(build):
 
 @every_combination
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_cached_equals_uncached(build, options, dtype):
+def test_cached_equals_uncached(options, dtype):
     """Also under autocast: a step is then as coarse as bfloat16, a wrong position far coarser."""
     model, (text,) = build(**options), documents(10)
     cache, parts = DynamicCache(), []
@@ -108,7 +104,7 @@ def test_cached_equals_uncached(build, options, dtype):
     assert (torch.cat(parts, dim=1) - whole).float().abs().mean() < tolerance
 
 
-def test_a_rotary_model_in_bfloat16_reads_with_a_cache(build):
+def test_a_rotary_model_in_bfloat16_reads_with_a_cache():
     model, (text,) = build(use_memory=False, **COMBINATIONS[-1]).to(torch.bfloat16), documents(6)
     cache = DynamicCache()
     with torch.no_grad():
@@ -120,7 +116,7 @@ def test_a_rotary_model_in_bfloat16_reads_with_a_cache(build):
 
 @every_combination
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}])
-def test_generation_with_a_cache_and_padding_on_the_left(build, options, how):
+def test_generation_with_a_cache_and_padding_on_the_left(options, how):
     model = build(BitGenForCausalLM, bos_token_id=0, eos_token_id=1, pad_token_id=2, **options)
     long, short = documents(6, 4)
     ids = torch.cat((long, F.pad(short, (2, 0), value=2)))
@@ -141,14 +137,14 @@ def test_rotary_self_attention_equals_the_formula():
     torch.testing.assert_close(layer(hidden, turns=turns), expected, atol=1e-6, rtol=0)
 
 
-def test_swiglu_equals_the_formula(build):
+def test_swiglu_equals_the_formula():
     torch.manual_seed(0)
     hidden = torch.randn(2, 3, 8, dtype=torch.float64)
     gate, up = hidden[..., :4], hidden[..., 4:]
     torch.testing.assert_close(SwiGLU()(hidden), gate / (1 + (-gate).exp()) * up)
 
 
-def test_what_each_option_adds_and_takes_away(build):
+def test_what_each_option_adds_and_takes_away():
     plain, rope, swiglu = (
         dict(build(**{**PLAIN, **o}).named_parameters()) for o in ({}, COMBINATIONS[2], COMBINATIONS[1])
     )
@@ -160,7 +156,7 @@ def test_what_each_option_adds_and_takes_away(build):
     assert 2 * after == 3 * before
 
 
-def test_swiglus_matrices_train_and_decay_as_others_do(build):
+def test_swiglus_matrices_train_and_decay_as_others_do():
     """No name of theirs may look like the fusion's and memory's gates, which have a rate of their own."""
     model = build(**COMBINATIONS[-1])
     found = {name: role for name, role in model.roles().items() if "feed_forward" in name}
@@ -169,7 +165,7 @@ def test_swiglus_matrices_train_and_decay_as_others_do(build):
     assert {role.kind for role in found.values()} == {MATRIX, WEIGHT}
 
 
-def test_a_configuration_from_before_the_options_is_the_plain_stack(tiny_config, build):
+def test_a_configuration_from_before_the_options_is_the_plain_stack():
     written = json.loads(tiny_config().to_json_string(use_diff=False))
     for name in PLAIN:
         del written[name]
@@ -177,7 +173,7 @@ def test_a_configuration_from_before_the_options_is_the_plain_stack(tiny_config,
         assert {name: getattr(loaded, name) for name in PLAIN} == PLAIN
 
 
-def test_saved_and_loaded_again(build, tmp_path):
+def test_saved_and_loaded_again(tmp_path):
     (text,) = documents(6)
     model = build(BitGenForCausalLM, **COMBINATIONS[-1])
     model.save_pretrained(tmp_path)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel
 from bitgen.model.factory import build_model
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.vision_encoder import VisionEncoder
+from support.models import tiny_config
 
 PIXELS = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(2))
 
@@ -23,7 +24,7 @@ def plain_tower(tower_folder):
 
 
 @pytest.fixture
-def encoder(tiny_config, tower_folder):
+def encoder(tower_folder):
     """``encoder(trained=..., **changes)``: an encoder with the saved tower's weights; ``trained``: LoRA B not 0."""
 
     def build(trained: bool = False, **changes) -> VisionEncoder:
@@ -67,7 +68,7 @@ def train_a_little(model: BitGenModel, steps: int = 3) -> None:
 # --- base weights ------------------------------------------------------------------------------------------------
 
 
-def test_building_the_network_around_it_leaves_the_tower_as_transformers_made_it(tiny_config):
+def test_building_the_network_around_it_leaves_the_tower_as_transformers_made_it():
     config = tiny_config()
     torch.manual_seed(0)
     plain = AutoModel.from_config(AutoConfig.for_model(**config.vision_config))
@@ -77,7 +78,7 @@ def test_building_the_network_around_it_leaves_the_tower_as_transformers_made_it
 
 @pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
 @pytest.mark.parametrize("phase", [1, 2])
-def test_base_weights_are_bit_equal_after_loading_and_training(tiny_config, tower_folder, plain_tower, tuning, phase):
+def test_base_weights_are_bit_equal_after_loading_and_training(tower_folder, plain_tower, tuning, phase):
     model = build_model(tiny_config(vision_tuning=tuning), str(tower_folder)).train()
     assert_base_is(model.vision_encoder, plain_tower)
     model.set_adapters_trainable(phase == 2)
@@ -119,7 +120,7 @@ def test_dora_starts_phase_two_as_plain_dinov2(encoder, plain_tower):
     torch.testing.assert_close(built(PIXELS).patches, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_other_image_sizes_interpolate_the_position_table(tiny_config, tower_folder, plain_tower):
+def test_other_image_sizes_interpolate_the_position_table(tower_folder, plain_tower):
     pixels = torch.randn(1, 3, 42, 42)
     built = build_model(tiny_config(image_size=42), str(tower_folder)).eval()
     expected = plain_tower(pixels).last_hidden_state[:, 1:]
@@ -224,7 +225,7 @@ NOISY_TOWER = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5, 
 
 @pytest.mark.parametrize("use_gradient_checkpointing", [False, True])
 @pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
-def test_the_base_never_drops_anything(tiny_config, tuning, use_gradient_checkpointing):
+def test_the_base_never_drops_anything(tuning, use_gradient_checkpointing):
     config = tiny_config(
         vision_config=tiny_config().vision_config | NOISY_TOWER,
         vision_tuning=tuning,

@@ -22,6 +22,7 @@ from transformers import (
 from bitgen.model import vision_towers
 from bitgen.model.factory import build_model, pretrained_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel
+from support.models import tiny_config
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=14, image_size=28)
 MLP = {"intermediate_size": 48}
@@ -72,7 +73,7 @@ def tower(request, tmp_path) -> tuple[str, str, int]:
 
 
 @pytest.fixture
-def build(tiny_config, tower):
+def build(tower):
     """``build(**changes)``: a model around the saved tower, in eval mode."""
 
     def make(**changes) -> BitGenModel:
@@ -159,7 +160,7 @@ def test_gradient_checkpointing_changes_memory_alone(build):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_nothing_is_dropped_in_training(tiny_config, tower):
+def test_nothing_is_dropped_in_training(tower):
     """The tower's own dropout stays off, under whichever name its configuration has it."""
     noisy = pretrained_vision_config(tower[0])
     noisy |= {name: 0.5 for name in noisy if "dropout" in name or name == "drop_path_rate"}
@@ -181,7 +182,7 @@ def test_reloading_through_transformers_gives_the_same_features(build, tmp_path)
     assert [name for name in state if not torch.equal(state[name], loaded[name])] == []
 
 
-def test_many_layers_are_adapted_by_name(tiny_config):
+def test_many_layers_are_adapted_by_name():
     """PEFT shortens long lists of names to what they end in; others may end so too."""
     config = tiny_config().vision_config | {"num_hidden_layers": 24}
     layers = [n for n in range(24) if n not in (3, 13)]
@@ -191,7 +192,7 @@ def test_many_layers_are_adapted_by_name(tiny_config):
     assert adapted == set(layers) and len(names) == 4 * len(layers)
 
 
-def test_a_classifier_lends_its_tower(tiny_config, tmp_path):
+def test_a_classifier_lends_its_tower(tmp_path):
     """It has no pooler, which the patches do not pass through; what stands there must not depend on chance."""
     folder = save_model(ViTForImageClassification(ViTConfig(**SIZES, **MLP)), tmp_path)
     config = tiny_config(vision_config=pretrained_vision_config(folder), vision_tuning="full")
@@ -200,14 +201,14 @@ def test_a_classifier_lends_its_tower(tiny_config, tmp_path):
     assert [name for name in weights if not torch.equal(weights[name], again[name])] == []
 
 
-def test_weights_in_half_precision_are_trained_in_full(tiny_config, tmp_path):
+def test_weights_in_half_precision_are_trained_in_full(tmp_path):
     model = AutoModel.from_config(AutoConfig.for_model("clip_vision_model", **SIZES, **MLP)).half()
     folder = save_model(model, tmp_path)
     built = build_model(tiny_config(vision_config=pretrained_vision_config(folder)), folder)
     assert {p.dtype for p in built.parameters()} == {torch.float32}
 
 
-def test_sizes_given_as_two_equal_numbers_are_one(tiny_config, tmp_path):
+def test_sizes_given_as_two_equal_numbers_are_one(tmp_path):
     sizes = SIZES | {"image_size": [28, 28], "patch_size": [14, 14]}
     folder = save_model(AutoModel.from_config(AutoConfig.for_model("dinov2", **sizes)), tmp_path)
     model = build_model(tiny_config(vision_config=pretrained_vision_config(folder)), folder)
@@ -218,7 +219,7 @@ def test_sizes_given_as_two_equal_numbers_are_one(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("kind", UNFIT)
-def test_another_kind_of_model_is_refused_at_the_start(tiny_config, tmp_path, kind):
+def test_another_kind_of_model_is_refused_at_the_start(tmp_path, kind):
     folder = save_model(AutoModel.from_config(AutoConfig.for_model(kind, **UNFIT[kind])), tmp_path)
     with pytest.raises(ValueError) as caught:
         pretrained_vision_config(folder)
@@ -233,9 +234,7 @@ def test_another_kind_of_model_is_refused_at_the_start(tiny_config, tmp_path, ki
 @pytest.mark.parametrize(
     "kind, config, model", [("clip", CLIPConfig, CLIPModel), ("siglip", SiglipConfig, SiglipModel)]
 )
-def test_of_a_model_of_images_and_text_the_half_is_taken_as_the_message_says(
-    tiny_config, tmp_path, kind, config, model
-):
+def test_of_a_model_of_images_and_text_the_half_is_taken_as_the_message_says(tmp_path, kind, config, model):
     text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40, **MLP)
     folder = save_model(model(config(text_config=text, vision_config=SIZES | MLP)), tmp_path / "both")
     with pytest.raises(ValueError, match=f"a {kind} model") as caught:
@@ -276,13 +275,13 @@ def test_a_configuration_that_cannot_be_read_is_refused(tmp_path, config):
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "patch_size", "image_size"])
-def test_a_configuration_in_part_is_refused(tiny_config, field):
+def test_a_configuration_in_part_is_refused(field):
     part = {name: value for name, value in tiny_config().vision_config.items() if name != field}
     with pytest.raises(ValueError, match=f"vision_config lacks {field}"):
         tiny_config(vision_config=part)
 
 
-def test_other_patches_than_computed_are_an_error_before_training(tiny_config, tower_folder, monkeypatch):
+def test_other_patches_than_computed_are_an_error_before_training(tower_folder, monkeypatch):
     kind = vision_towers.TOWER_KINDS["dinov2"]
     monkeypatch.setitem(vision_towers.TOWER_KINDS, "dinov2", kind._replace(cls_tokens=0))
     with pytest.raises(ValueError, match="gives 5 patches of width 32 .* and 4 of width 32 were expected") as caught:
@@ -290,7 +289,7 @@ def test_other_patches_than_computed_are_an_error_before_training(tiny_config, t
     assert str(tower_folder) in str(caught.value)
 
 
-def test_a_size_that_the_tower_cannot_look_at_is_named(tiny_config, tower_folder, monkeypatch):
+def test_a_size_that_the_tower_cannot_look_at_is_named(tower_folder, monkeypatch):
     kind = vision_towers.TOWER_KINDS["dinov2"]
     monkeypatch.setitem(vision_towers.TOWER_KINDS, "vit", kind)  # as if it need not be told to interpolate
     vision_config = AutoConfig.for_model("vit", **SIZES, **MLP).to_dict()

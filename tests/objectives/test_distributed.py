@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from support.runs import environment
+
 WORKER = Path(__file__).with_name("two_ranks.py")
-SOURCE = WORKER.parents[2] / "src"
 
 
 class Results(NamedTuple):
@@ -25,11 +25,9 @@ class Results(NamedTuple):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join(filter(None, (str(SOURCE), str(WORKER.parents[1]), os.environ.get("PYTHONPATH"))))
-    environment = dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS="1")
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, str(WORKER), str(rank), str(folder)], env=environment(), stderr=subprocess.PIPE, text=True
         )
         for rank in range(2)
     ]

@@ -77,44 +77,39 @@ def step_flops(objective, batch, queue) -> float:
     return counted(step, objective.parameters())
 
 
-@pytest.fixture
-def measure():
+def measure(losses: dict, adapting: bool = False, partners: int | None = None, **model) -> tuple[float, float]:
     """``measure(losses, adapting, **model)``: the formula's and torch's operations of a pair."""
-
-    def run(losses: dict, adapting: bool = False, partners: int | None = None, **model) -> tuple[float, float]:
-        objective = make_objective(weights(**losses), **(SIZES | model))
-        objective.model.set_adapters_trainable(adapting)
-        config = objective.model.config
-        batch = make_batch(config, BATCH, generator(1), longest=LONGEST)
-        queue = make_queue(config, 64)
-        if partners is not None:
-            batch["image_ids"] = torch.full((BATCH,), 7)  # one image: every partner is drawn from the queue
-            entries = make_entries(config, 16, generator(2))
-            ids = make_batch(config, 16, generator(3), longest=partners)
-            lengths = torch.full((16, 1), partners)
-            mask = (torch.arange(partners)[None] < lengths).long()
-            pad = (0, config.max_seq_len - partners)
-            queue.enqueue(
-                entries._replace(
-                    input_ids=torch.nn.functional.pad(ids["input_ids"], pad),
-                    attention_mask=torch.nn.functional.pad(mask, pad),
-                )
+    objective = make_objective(weights(**losses), **(SIZES | model))
+    objective.model.set_adapters_trainable(adapting)
+    config = objective.model.config
+    batch = make_batch(config, BATCH, generator(1), longest=LONGEST)
+    queue = make_queue(config, 64)
+    if partners is not None:
+        batch["image_ids"] = torch.full((BATCH,), 7)  # one image: every partner is drawn from the queue
+        entries = make_entries(config, 16, generator(2))
+        ids = make_batch(config, 16, generator(3), longest=partners)
+        lengths = torch.full((16, 1), partners)
+        mask = (torch.arange(partners)[None] < lengths).long()
+        pad = (0, config.max_seq_len - partners)
+        queue.enqueue(
+            entries._replace(
+                input_ids=torch.nn.functional.pad(ids["input_ids"], pad),
+                attention_mask=torch.nn.functional.pad(mask, pad),
             )
-        total = pair_flops(objective.model, objective.settings, adapting, LONGEST, partners)
-        return total, step_flops(objective, batch, queue) / BATCH
-
-    return run
+        )
+    total = pair_flops(objective.model, objective.settings, adapting, LONGEST, partners)
+    return total, step_flops(objective, batch, queue) / BATCH
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_passes_that_the_losses_make_are_counted(measure, name):
+def test_the_passes_that_the_losses_make_are_counted(name):
     losses, model = LOSSES[name]
     expected, found = measure(losses, **FEATURES, **model)
     assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("likelihood", [False, True])
-def test_longer_partners_make_the_matching_pass_longer(measure, likelihood):
+def test_longer_partners_make_the_matching_pass_longer(likelihood):
     expected, found = measure({}, partners=36, **FEATURES, itm_likelihood=likelihood)
     assert found == pytest.approx(expected, rel=TOLERANCE)
     assert expected > 1.3 * measure({}, **FEATURES, itm_likelihood=likelihood)[0]
@@ -131,7 +126,7 @@ def test_longer_partners_make_the_matching_pass_longer(measure, likelihood):
         (True, {"vision_tuning": "full"}),
     ],
 )
-def test_the_tower_runs_as_its_tuning_and_phase_say(measure, losses, adapting, tower):
+def test_the_tower_runs_as_its_tuning_and_phase_say(losses, adapting, tower):
     vision = dict(model_type="dinov2", hidden_size=48, num_hidden_layers=3, num_attention_heads=4, patch_size=4)
     settings, model = LOSSES[losses]
     expected, found = measure(
@@ -140,7 +135,7 @@ def test_the_tower_runs_as_its_tuning_and_phase_say(measure, losses, adapting, t
     assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_cached_features_need_no_tower(measure):
+def test_cached_features_need_no_tower():
     vision = dict(model_type="dinov2", hidden_size=48, num_hidden_layers=3, num_attention_heads=4, patch_size=4)
     sizes = SIZES | {"vision_config": vision | {"image_size": 24}, "image_size": 24}
     objective = make_objective(weights(), **sizes)

@@ -36,7 +36,7 @@ def _is_norm(name: str) -> bool:
     return name.endswith(norms)
 
 
-def _train(make_objective, make_batch, make_queue, generator) -> list[list[float]]:
+def _train() -> list[list[float]]:
     objective = make_objective(fusion="backbone")
     _fill(objective)
     config = objective.model.config
@@ -58,7 +58,7 @@ def _train(make_objective, make_batch, make_queue, generator) -> list[list[float
 
 
 def test_twenty_steps() -> None:
-    found = _train(make_objective, make_batch, make_queue, generator)
+    found = _train()
     if os.environ.get("BITGEN_WRITE_GOLDEN"):
         lines = [" ".join(COLUMNS), *(" ".join(f"{value:.7g}" for value in row) for row in found)]
         GOLDEN.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bitgen.objectives import stage1
 from bitgen.objectives.stage1 import Stage1Objective
+from support.models import open_gates
 from support.stage1 import Seen, forward, generator, make_batch, make_objective, make_queue, weights
 
 PARTNERS = [1, 0, 3, 4, 2]  # of the batch itself: row i is paired with row PARTNERS[i]
@@ -21,10 +22,7 @@ def step(monkeypatch) -> Callable:
 
     def build(weights=None, **model) -> tuple[Stage1Objective, dict, object]:
         objective = make_objective(weights, itm_likelihood=True, **model).eval()
-        with torch.no_grad():
-            for name, parameter in objective.named_parameters():
-                if name.endswith("gate"):
-                    parameter.fill_(0.5)
+        open_gates(objective)
         return objective, make_batch(objective.model.config, 5, generator(0)), make_queue(objective.model.config, 10)
 
     def draw(queries, candidates, *_):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -12,17 +11,10 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives import matching_pass, stage1
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective
+from support.models import open_gates
 from support.stage1 import forward, generator, make_batch, make_entries, make_objective, make_queue, weights
 
 FUSIONS = ("concat_mlp", "cross_attention", "backbone")
-
-
-def _open_gates(objective: Stage1Objective) -> None:
-    """Untrained gates are 0 and hide the fusion and the memory from every output."""
-    with torch.no_grad():
-        for name, parameter in objective.named_parameters():
-            if name.endswith("gate"):
-                parameter.fill_(0.5)
 
 
 def _pooled(objective: Stage1Objective, batch: dict) -> torch.Tensor:
@@ -43,20 +35,15 @@ def _spy_on_stack(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     return calls
 
 
-@pytest.fixture
-def step() -> Callable:
+def step(weights=None, filled: int = 7, seed: int = 0, batch_options: dict | None = None, **model):
     """An objective with open gates, a batch of 5 and a queue holding 7 of 10."""
-
-    def build(weights=None, filled: int = 7, seed: int = 0, batch_options: dict | None = None, **model):
-        objective = make_objective(weights, seed=seed, **model)
-        _open_gates(objective)
-        config, random = objective.model.config, generator(seed)
-        queue = make_queue(config, 10)
-        if filled:
-            queue.enqueue(make_entries(config, filled, random))
-        return objective, make_batch(config, 5, random, **(batch_options or {})), queue
-
-    return build
+    objective = make_objective(weights, seed=seed, **model)
+    open_gates(objective)
+    config, random = objective.model.config, generator(seed)
+    queue = make_queue(config, 10)
+    if filled:
+        queue.enqueue(make_entries(config, filled, random))
+    return objective, make_batch(config, 5, random, **(batch_options or {})), queue
 
 
 def _run(
@@ -67,7 +54,7 @@ def _run(
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_the_loss_is_the_weighted_sum_of_its_parts(step, fusion: str) -> None:
+def test_the_loss_is_the_weighted_sum_of_its_parts(fusion: str) -> None:
     asked = {"contrastive_weight": 0.7, "itm_weight": 0.3, "memory_kl_weight": 0.2, "text_loss_weight": 0.11}
     parts = {"contrastive_weight": "contrastive_loss", "itm_weight": "itm_loss"}
     parts |= {"memory_kl_weight": "memory_kl_loss", "text_loss_weight": "caption_loss"}
@@ -93,7 +80,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(step, fusion: str) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_the_contrastive_gradient_flows_through_queries_and_candidates(step, smoothing: float) -> None:
+def test_the_contrastive_gradient_flows_through_queries_and_candidates(smoothing: float) -> None:
     """Every gradient equals that of the formula written out for distinct images: keys of the batch carry a gradient in
     the term without the queue, no key does in the term with it."""
     only = weights(itm_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0, label_smoothing=smoothing)
@@ -120,12 +107,12 @@ def test_the_contrastive_gradient_flows_through_queries_and_candidates(step, smo
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_without_a_memory_there_is_no_kl_and_no_posterior(step) -> None:
+def test_without_a_memory_there_is_no_kl_and_no_posterior() -> None:
     output = _run(*step(use_memory=False))
     assert output.posterior is None and not any(name.startswith("memory") for name in output.metrics)
 
 
-def test_matching_sees_true_hard_text_hard_image_and_partner_pairs(step, monkeypatch) -> None:
+def test_matching_sees_true_hard_text_hard_image_and_partner_pairs(monkeypatch) -> None:
     objective, batch, queue = step(weights(itm_temperature=100.0), batch_options={"longest": 6})
     queue.entries.attention_mask[:, :10] = 1  # longer than any of the batch
     calls = _spy_on_stack(monkeypatch)
@@ -161,7 +148,7 @@ def test_matching_sees_true_hard_text_hard_image_and_partner_pairs(step, monkeyp
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_half_of_the_partners_are_drawn_by_the_image_and_half_by_the_text(step, monkeypatch, rows: int) -> None:
+def test_half_of_the_partners_are_drawn_by_the_image_and_half_by_the_text(monkeypatch, rows: int) -> None:
     objective, batch, queue = step(batch_options={"image_ids": torch.arange(100, 105)})
     batch = {name: tensor[:rows] for name, tensor in batch.items()}
     asked: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -179,7 +166,7 @@ def test_half_of_the_partners_are_drawn_by_the_image_and_half_by_the_text(step, 
     assert torch.equal(images, torch.cat((entries.image_features, past.image_features)))
 
 
-def test_negatives_are_drawn_from_easy_to_hard_in_equal_ratios(step, monkeypatch) -> None:
+def test_negatives_are_drawn_from_easy_to_hard_in_equal_ratios(monkeypatch) -> None:
     objective, batch, queue = step(weights(itm_temperature=0.05, itm_temperature_start=0.2))
     asked: list[float] = []
     plain = stage1.draw_hard_negatives
@@ -202,7 +189,7 @@ def test_interleave_by_hand() -> None:
 
 @pytest.mark.parametrize("filled", [0, 7])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_batch_of_one_image_still_runs(step, fusion: str, filled: int) -> None:
+def test_a_batch_of_one_image_still_runs(fusion: str, filled: int) -> None:
     """No row has a candidate (unless the queue has): weight 0 for hard pairs, finite loss, finite gradients."""
     objective, batch, queue = step(filled=filled, fusion=fusion, batch_options={"image_ids": torch.full((5,), 5000)})
     if filled:
@@ -224,7 +211,7 @@ def test_a_batch_of_one_image_still_runs(step, fusion: str, filled: int) -> None
     torch.testing.assert_close(quiet.metrics["itm_loss"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(step, monkeypatch) -> None:
+def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(monkeypatch) -> None:
     """Only the hard images count here, so image tokens get a gradient where a row was drawn as one."""
     only = weights(contrastive_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0)
     kept: dict[str, torch.Tensor] = {}
@@ -261,7 +248,7 @@ def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(step,
         assert rows == reached, index
 
 
-def test_forward_changes_neither_queue_nor_memory_nor_batch(step) -> None:
+def test_forward_changes_neither_queue_nor_memory_nor_batch() -> None:
     objective, batch, queue = step()
     memory = objective.model.memory.state.add_(0.1)
     before = [t.clone() for t in (*queue.entries, memory, objective.model.memory.state, *batch.values())]
@@ -273,7 +260,7 @@ def test_forward_changes_neither_queue_nor_memory_nor_batch(step) -> None:
     assert memory.grad is None and not output.posterior.requires_grad
 
 
-def test_entries_are_this_batch_detached_and_fit_the_queue(step) -> None:
+def test_entries_are_this_batch_detached_and_fit_the_queue() -> None:
     objective, batch, queue = step()
     entries = _run(objective, batch, queue).entries
     assert not any(tensor.requires_grad for tensor in entries)
@@ -289,7 +276,7 @@ def test_entries_are_this_batch_detached_and_fit_the_queue(step) -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_every_pass_reads_the_memory_it_was_given_and_not_its_own_write(step, monkeypatch, fusion: str) -> None:
+def test_every_pass_reads_the_memory_it_was_given_and_not_its_own_write(monkeypatch, fusion: str) -> None:
     objective, batch, queue = step(fusion=fusion)
     given = torch.randn(objective.model.memory.state.shape, generator=torch.Generator().manual_seed(9))
     calls = _spy_on_stack(monkeypatch)
@@ -304,7 +291,7 @@ def test_every_pass_reads_the_memory_it_was_given_and_not_its_own_write(step, mo
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_pair_does_not_read_what_its_neighbours_write(step, fusion: str) -> None:
+def test_a_pair_does_not_read_what_its_neighbours_write(fusion: str) -> None:
     """The features and codes of pair 0 do not depend on the other pairs of its step."""
     objective, batch, queue = step(fusion=fusion)
     objective.eval()
@@ -318,7 +305,7 @@ def test_a_pair_does_not_read_what_its_neighbours_write(step, fusion: str) -> No
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_the_posterior_is_the_write_of_the_true_pairs_codes(step, fusion: str) -> None:
+def test_the_posterior_is_the_write_of_the_true_pairs_codes(fusion: str) -> None:
     objective, batch, queue = step(fusion=fusion)
     objective.eval()
     model = objective.model
@@ -337,7 +324,7 @@ def test_the_posterior_is_the_write_of_the_true_pairs_codes(step, fusion: str) -
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("itm_weight", [0.0, 0.5])
-def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(step, fusion: str, itm_weight: float) -> None:
+def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(fusion: str, itm_weight: float) -> None:
     """Every hard caption is longer than the batch's longest: padding must add nothing to the language loss."""
     objective, batch, queue = step(weights(itm_weight=itm_weight), fusion=fusion, batch_options={"longest": 4})
     objective.eval()
@@ -353,7 +340,7 @@ def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(step, fusio
     torch.testing.assert_close(output.metrics["caption_loss"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_token_dropout_touches_the_contrastive_pass_in_training_only(step, monkeypatch) -> None:
+def test_token_dropout_touches_the_contrastive_pass_in_training_only(monkeypatch) -> None:
     objective, batch, queue = step(weights(token_dropout=0.9))
     calls = _spy_on_stack(monkeypatch)
     entries = _run(objective, batch, queue).entries
@@ -365,7 +352,7 @@ def test_token_dropout_touches_the_contrastive_pass_in_training_only(step, monke
     assert calls[2]["mask"].sum() == real
 
 
-def test_eval_mode_is_repeatable_but_for_the_draw_of_negatives(step) -> None:
+def test_eval_mode_is_repeatable_but_for_the_draw_of_negatives() -> None:
     objective, batch, queue = step()
     objective.eval()
     a, b = _run(objective, batch, queue, seed=1), _run(objective, batch, queue, seed=2)
@@ -375,7 +362,7 @@ def test_eval_mode_is_repeatable_but_for_the_draw_of_negatives(step) -> None:
 
 @pytest.mark.parametrize("memory_dim", [16, 8])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_runs_under_bfloat16_autocast_with_losses_near_float32(step, fusion: str, memory_dim: int) -> None:
+def test_runs_under_bfloat16_autocast_with_losses_near_float32(fusion: str, memory_dim: int) -> None:
     exact = _run(*step(fusion=fusion, memory_dim=memory_dim))
     with torch.autocast("cpu", torch.bfloat16):
         output = _run(*step(fusion=fusion, memory_dim=memory_dim))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bitgen.model.likelihood import IGNORED
 from bitgen.objectives.stage1 import Stage1Objective
+from support.models import open_gates
 from support.stage1 import advance, forward, generator, make_batch, make_objective, make_queue, make_text_batch, weights
 
 BOS, EOS = 0, 1
@@ -31,12 +32,9 @@ def _documents(random: torch.Generator, *shape: tuple[int, ...]) -> list[list[li
 
 def _open(objective: Stage1Objective) -> Stage1Objective:
     """Gates open and a memory that holds something: else neither reaches a loss."""
-    with torch.no_grad():
-        for name, parameter in objective.named_parameters():
-            if name.endswith("gate"):
-                parameter.fill_(0.5)
-        if objective.model.memory is not None:
-            objective.model.memory.state.normal_(generator=torch.Generator().manual_seed(7))
+    open_gates(objective)
+    if objective.model.memory is not None:
+        objective.model.memory.state.normal_(generator=torch.Generator().manual_seed(7))
     return objective
 
 

@@ -16,9 +16,10 @@ from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
 from bitgen.objectives.stage1 import Stage1Objective, Stage1Update
+from support import models
 
 BOS, EOS, FIRST_WORD = 0, 1, 3
-VOCAB, MAX_LENGTH, WIDTH, FEATURE_DIM = 37, 12, 16, 12
+VOCAB, MAX_LENGTH, FEATURE_DIM = 37, 12, 12
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,11 @@ class Weights:
 def tiny_config(tower: bool = False, **changes: Any) -> BitGenConfig:
     """A model of a few thousand parameters without dropout, on features of 9 tokens or on a DINOv2 of two layers."""
     sizes: dict[str, Any] = {
-        "embed_dim": WIDTH,
-        "vision_embed_dim": WIDTH,
-        "num_layers": 2,
-        "num_heads": 2,
         "ffn_dim": 24,
         "compressor_dim": 20,
         "vocab_size": VOCAB,
         "max_seq_len": MAX_LENGTH,
         "memory_size": 6,
-        "memory_dim": WIDTH,
         "dropout": 0.0,
         "compressor_dropout": 0.0,
         "lora_dropout": 0.0,
@@ -59,9 +55,7 @@ def tiny_config(tower: bool = False, **changes: Any) -> BitGenConfig:
     }
     if tower:
         sizes |= {"vision_config": random_vision_config(16, 2, 2, patch_size=4, image_size=12), "image_size": 12}
-    else:
-        sizes |= {"feature_dim": FEATURE_DIM, "feature_tokens": 9}
-    return BitGenConfig(**(sizes | changes))
+    return models.tiny_config(None if tower else (9, FEATURE_DIM), **(sizes | changes))
 
 
 def make_objective(
@@ -130,17 +124,6 @@ def make_entries(config: BitGenConfig, size: int, generator: torch.Generator, fi
         batch["attention_mask"],
         tokens.to(torch.bfloat16),
     )
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _weights(**changes: float) -> Weights:
-    return replace(Weights(), **changes)
-
-
-# Helpers reach the tests as fixtures: with importlib's import mode test files cannot import one another.
 
 
 class Seen(NamedTuple):

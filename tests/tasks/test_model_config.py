@@ -13,8 +13,8 @@ from bitgen.config.stage1_settings import LoraSettings, MemorySettings, ModelSet
 from bitgen.config.values import split_optional
 from bitgen.model import configuration_bitgen
 from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.model.factory import random_vision_config
 from bitgen.tasks.stage1_parts import model_config_of
+from support.models import TOWER
 
 GROUPS = (VisionSettings, LoraSettings, ModelSettings, MemorySettings)
 # How the run trains, what it loads and where it keeps things: no matter of the network.
@@ -53,13 +53,12 @@ def test_every_setting_is_known_to_the_network_or_named_here() -> None:
 
 @pytest.mark.parametrize("name", REACHING)
 def test_it_reaches_the_network(name: str) -> None:
-    tower = random_vision_config(32, layers=2, heads=2, patch_size=14, image_size=28)
     # Some sizes only fit together: all settings change, and a forgotten one keeps the network's own default.
     config = Config().replace(**{name: another(name) for name in REACHING})
     given = {**vars(config.vision), **vars(config.lora), **vars(config.model), **vars(config.memory)}
     given |= {"lora_layers": [0, 1], "init_lora_weights": "gaussian"}
     default = BitGenConfig().to_dict()
-    reached = getattr(model_config_of(config, tower), RENAMED.get(name, name))
+    reached = getattr(model_config_of(config, TOWER), RENAMED.get(name, name))
     assert reached == given[name] and reached != default[RENAMED.get(name, name)]
 
 

@@ -11,9 +11,10 @@ from bitgen.config import Config
 from bitgen.data.text_blocks import TextBlocks
 from bitgen.data.tokenizer import train_bpe
 from bitgen.machine.devices import Precision
-from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.tasks.stage1_validation import HeldOut, score_text
+from support.data import write_text_corpus
+from support.models import tiny_model
 
 DOCUMENTS = ["a b c", "the cat sat on the mat", "the dog ran far away from here", "größe naïve größe naïve größe"]
 
@@ -24,30 +25,14 @@ def tokenizer():
 
 
 @pytest.fixture
-def held_out(tokenizer, write_text_corpus, tmp_path):
+def held_out(tokenizer, tmp_path):
     """``held_out(context, *documents)`` validates on text alone; the second is a tiny model."""
 
     def build(context: int, *documents: str) -> tuple[HeldOut, BitGenModel]:
         text = TextBlocks(write_text_corpus(tmp_path / "val", tokenizer, {"a": list(documents)}), tokenizer, context)
         config = Config().replace(max_seq_len=context, text_loss_weight=1.0, text_batch_size=4)
         cpu = torch.device("cpu")
-        torch.manual_seed(0)
-        model = BitGenModel(
-            BitGenConfig(
-                feature_dim=4,
-                feature_tokens=4,
-                vision_tuning="frozen",
-                embed_dim=16,
-                vision_embed_dim=16,
-                compressor_dim=16,
-                num_layers=1,
-                num_heads=2,
-                ffn_dim=16,
-                vocab_size=len(tokenizer),
-                max_seq_len=context,
-                use_memory=False,
-            )
-        )
+        model = tiny_model(vocab_size=len(tokenizer), max_seq_len=context, use_memory=False)
         return HeldOut(config, None, text, tokenizer, cpu, Precision("fp32", "cpu")), model
 
     return build

@@ -1,21 +1,14 @@
-"""Tiny causal models with tokenizers, and evaluation folders of a few items."""
+"""An evaluation folder of a few items of each kind."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tokenizers.processors import TemplateProcessing
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from bitgen.data.tokenizer import train_bpe
-
-WORDS = "the a cat cats dog dogs sits sit runs run on under red blue mat hat box Box contains and is was".split()
-TEXTS = [f"{one} {two} {three}." for one in WORDS for two in WORDS[::2] for three in WORDS[::3]]
+from support.babylm import WORDS
 
 
 def _sentence(draw: np.random.Generator, length: int) -> str:
@@ -80,33 +73,3 @@ def eval_dir(tmp_path_factory) -> Path:
     _write_lines(folder / "ewok_fast" / "d.jsonl", [context | about for context in contexts])
     _write_reading(folder / "reading", draw)
     return folder
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Callable[..., Path]:
-    """``model_folder(kind="gpt2", context=128, bos=False)``: the folder of a saved model with random weights."""
-    made: dict[tuple, Path] = {}
-
-    def build(kind: str = "gpt2", context: int = 128, bos: bool = False) -> Path:
-        key = (kind, context, bos)
-        if key in made:
-            return made[key]
-        folder = tmp_path_factory.mktemp("model")
-        tokenizer = train_bpe(TEXTS, 300)
-        if bos:
-            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-                single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
-            )
-        torch.manual_seed(1)
-        common = dict(vocab_size=len(tokenizer), initializer_range=0.3, bos_token_id=0, eos_token_id=1, pad_token_id=2)
-        if kind == "gpt2":
-            model = GPT2LMHeadModel(GPT2Config(n_positions=context, n_embd=24, n_layer=2, n_head=2, **common))
-        else:
-            sizes = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
-            model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=context, **sizes, **common))
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(str(folder))
-        made[key] = folder
-        return folder
-
-    return build

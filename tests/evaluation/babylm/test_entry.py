@@ -9,12 +9,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from bitgen.commands import evaluate
-from bitgen.data.tokenizer import train_bpe
 from bitgen.evaluation.babylm.models import run_language_model
 from bitgen.evaluation.babylm.packing import TokenSequence
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.export.revisions import export_run
 from bitgen.trained import open_model
+from support.babylm import model_folder
+from support.runs import written_run
+from support.tokenizers import other_tokenizer
 
 
 def run(folder, eval_dir, output, *flags):
@@ -25,7 +27,7 @@ def run(folder, eval_dir, output, *flags):
     return tuple(json.loads((output / f"{name}.json").read_text()) for name in ("results", "predictions"))
 
 
-def test_a_hugging_face_folder(model_folder, eval_dir, tmp_path, capsys):
+def test_a_hugging_face_folder(eval_dir, tmp_path, capsys):
     results, predictions = run(model_folder(), eval_dir, tmp_path)
     assert set(results) == {"babylm"} and set(results["babylm"]) == {path.name for path in eval_dir.iterdir()}
     assert set(results["babylm"]["blimp_fast"]["UID"]) == {"one", "two"}
@@ -33,7 +35,7 @@ def test_a_hugging_face_folder(model_folder, eval_dir, tmp_path, capsys):
     assert f"{results['babylm']['blimp_fast']['accuracy']:.2f}" in capsys.readouterr().out
 
 
-def test_a_run_scores_as_its_export(written_run, eval_dir, tmp_path, caplog):
+def test_a_run_scores_as_its_export(eval_dir, tmp_path, caplog):
     folder = written_run(features=True, max_seq_len=160)
     export = export_run(str(folder), str(tmp_path / "export"), True, False, {})
     with caplog.at_level("INFO"):
@@ -42,7 +44,7 @@ def test_a_run_scores_as_its_export(written_run, eval_dir, tmp_path, caplog):
     assert "does not read packed rows" not in caplog.text
 
 
-def test_a_run_reads_the_end_of_a_text_that_is_too_long_as_its_export_does(written_run):
+def test_a_run_reads_the_end_of_a_text_that_is_too_long_as_its_export_does():
     loaded = open_model(written_run(features=True))  # reads 40 tokens
     model, _ = run_language_model(loaded, torch.device("cpu"))
     ids = torch.randint(3, loaded.model.config.vocab_size, (60,), generator=torch.Generator().manual_seed(0))
@@ -62,14 +64,14 @@ def test_a_run_reads_the_end_of_a_text_that_is_too_long_as_its_export_does(writt
         (["--task", "babylm", "--eval_dir", "nowhere"], "nowhere: there is no such folder"),
     ],
 )
-def test_mistakes_are_named(model_folder, tmp_path, capsys, flags, message):
+def test_mistakes_are_named(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stopped:
         evaluate.main(["--checkpoint", str(model_folder()), "--output", str(tmp_path / "results.json"), *flags])
     assert stopped.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_folder_without_weights_is_named(model_folder, eval_dir, tmp_path, capsys):
+def test_a_folder_without_weights_is_named(eval_dir, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text((model_folder() / "config.json").read_text())
     with pytest.raises(SystemExit):
@@ -77,7 +79,7 @@ def test_a_folder_without_weights_is_named(model_folder, eval_dir, tmp_path, cap
     assert "cannot be loaded as a causal language model" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_folder_that_lacks_weights_gets_no_score(model_folder, eval_dir, tmp_path, capsys):
+def test_a_folder_that_lacks_weights_gets_no_score(eval_dir, tmp_path, capsys):
     """transformers would fill them with random numbers, and only warn."""
     model = shutil.copytree(model_folder(), tmp_path / "model")
     weights = load_file(model / "model.safetensors")
@@ -88,10 +90,10 @@ def test_a_folder_that_lacks_weights_gets_no_score(model_folder, eval_dir, tmp_p
     assert "lacks 1 weights of a causal language model, first transformer.ln_f.weight" in capsys.readouterr().err
 
 
-def test_a_folder_with_another_tokenizer_gets_no_score(model_folder, eval_dir, tmp_path, capsys):
+def test_a_folder_with_another_tokenizer_gets_no_score(eval_dir, tmp_path, capsys):
     model = shutil.copytree(model_folder(), tmp_path / "model")
     before = len(AutoTokenizer.from_pretrained(model))
-    train_bpe([f"{one}{two}{one}" for one in "abcdefgh" for two in "ijklmnop"] * 2, before + 8).save_pretrained(model)
+    other_tokenizer(before + 8).save_pretrained(model)
     with pytest.raises(SystemExit):
         run(model, eval_dir, tmp_path)
     said = " ".join(capsys.readouterr().err.split())

@@ -14,12 +14,13 @@ from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data, summary_rows
 from bitgen.evaluation.babylm.models import as_language_model, load_model_folder
 from bitgen.evaluation.babylm.scoring import Scorer
+from support.babylm import model_folder
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=[("gpt2", False), ("llama", True)], ids=["gpt2", "llama with BOS"])
-def folder(request, model_folder):
+def folder(request):
     kind, bos = request.param
     return model_folder(kind, bos=bos)
 

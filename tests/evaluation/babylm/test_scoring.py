@@ -11,12 +11,13 @@ from bitgen.evaluation.babylm import scoring
 from bitgen.evaluation.babylm.models import as_language_model
 from bitgen.evaluation.babylm.packing import Row, TokenSequence, common_length, pack
 from bitgen.evaluation.babylm.scoring import Scorer
+from support.babylm import model_folder
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
-def model(request, model_folder):
+def model(request):
     return AutoModelForCausalLM.from_pretrained(model_folder(request.param)).eval()
 
 
@@ -74,7 +75,7 @@ def test_a_model_that_cannot_read_packed_rows_is_read_plainly(model, monkeypatch
     assert "does not read packed rows" in caplog.text
 
 
-def test_a_sequence_beyond_the_context_is_read_whole_or_refused(model_folder):
+def test_a_sequence_beyond_the_context_is_read_whole_or_refused():
     long = TokenSequence([5, 6, 7] * 20, [1, 30, 59], "set.jsonl line 7")
     short = TokenSequence([5, 6, 7], [1, 2], "set.jsonl line 8")
     llama = AutoModelForCausalLM.from_pretrained(model_folder("llama", context=32)).eval()
@@ -85,7 +86,7 @@ def test_a_sequence_beyond_the_context_is_read_whole_or_refused(model_folder):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_model_whose_probabilities_are_nan_gets_no_score(model_folder, monkeypatch, packed):
+def test_a_model_whose_probabilities_are_nan_gets_no_score(monkeypatch, packed):
     model = AutoModelForCausalLM.from_pretrained(model_folder()).eval()
     scorer = Scorer(as_language_model(model), CPU)
     monkeypatch.setattr(scorer, "_reads_packed", lambda sequences: packed)

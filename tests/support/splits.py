@@ -1,18 +1,41 @@
-"""Encoded splits and a stand-in model for the evaluation tests."""
+"""Splits for the evaluation's tests, encoded and not, and a stand-in for the model that judges pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from bitgen.evaluation.encode import EncodedSplit
+from support.models import FEATURES
 
 
-def _split_of(image_features: Tensor, text_features: Tensor, caption_image: list[int]) -> EncodedSplit:
+class FeatureSplit:
+    """Random features with one to three captions of uneven length an image."""
+
+    kind = "features"
+
+    def __init__(self, image_count: int = 11, vocabulary: int = 50) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.image_count = image_count
+        self.features = torch.randn(image_count, *FEATURES, generator=generator)
+        self.owner = [row for row in range(image_count) for _ in range(1 + row % 3)]
+        lengths = torch.randint(2, 15, (len(self.owner),), generator=generator).tolist()
+        self.captions = [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
+
+    def captions_of(self, row: int) -> list[str]:
+        return ["a caption"] * self.owner.count(row)
+
+    def tokens(self, caption: int) -> Tensor:
+        return self.captions[caption]
+
+    def image_tensor(self, row: int) -> Tensor:
+        return self.features[row]
+
+
+def split_of(image_features: Tensor, text_features: Tensor, caption_image: list[int]) -> EncodedSplit:
     """A split of given features; captions have one token, image tokens are zeros."""
     return EncodedSplit(
         image_features=image_features.float(),
@@ -25,7 +48,7 @@ def _split_of(image_features: Tensor, text_features: Tensor, caption_image: list
 
 
 @st.composite
-def _tied_splits(draw: st.DrawFn, min_images: int = 1) -> EncodedSplit:
+def tied_splits(draw: st.DrawFn, min_images: int = 1) -> EncodedSplit:
     """Small splits with one to four captions an image in any order, over so few values that scores tie often."""
     counts = draw(st.lists(st.integers(1, 4), min_size=min_images, max_size=7))
     owners = draw(st.permutations([image for image, count in enumerate(counts) for _ in range(count)]))
@@ -34,10 +57,10 @@ def _tied_splits(draw: st.DrawFn, min_images: int = 1) -> EncodedSplit:
     row = st.lists(value, min_size=width, max_size=width)
     images = draw(st.lists(row, min_size=len(counts), max_size=len(counts)))
     texts = draw(st.lists(row, min_size=len(owners), max_size=len(owners)))
-    return _split_of(torch.tensor(images), torch.tensor(texts), list(owners))
+    return split_of(torch.tensor(images), torch.tensor(texts), list(owners))
 
 
-class _TableRunner:
+class TableRunner:
     """In place of a Runner: looks ITM scores up in a table [M, N] and counts the pairs asked for."""
 
     def __init__(self, scores: Tensor | Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -49,19 +72,3 @@ class _TableRunner:
         return self.scores[texts, images].float()
 
     order = match
-
-
-# Helpers reach the tests as fixtures: with importlib's import mode test files cannot import one another.
-@pytest.fixture(scope="session")
-def split_of() -> Callable[..., EncodedSplit]:
-    return _split_of
-
-
-@pytest.fixture(scope="session")
-def tied_splits() -> Callable[..., st.SearchStrategy[EncodedSplit]]:
-    return _tied_splits
-
-
-@pytest.fixture(scope="session")
-def table_runner() -> type:
-    return _TableRunner
