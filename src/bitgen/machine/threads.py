@@ -10,20 +10,16 @@ import functools
 import math
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 # A thread that waits for another first asks again and again (it spins), and then sleeps. libgomp's own 300,000 spins
 # are milliseconds. Where the other thread has lost its core to another program, they are taken from the very core that
-# it needs: training is many times slower. To be woken costs tens of microseconds, thousands of times a step: where the
-# cores are free, a thread that sleeps at once is slower. So both are bounded, and the load at the start chooses.
-SPINS = 30_000
-SPINS_WHERE_BUSY = 1_000
-
-# Cores' worth of time that others may take from a thread's core before the machine counts as busy.
-TAKEN = 0.5
+# it needs: training is many times slower. To be woken costs tens of microseconds, so waiting about that long before
+# sleeping is good on an idle machine and on a busy one, and the load may change while a run goes on. Measured by
+# benchmarks/busy_machine.py.
+SPINS = 3_000
 
 # Whoever set one of these has chosen how threads wait.
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
@@ -36,7 +32,7 @@ class Threads(NamedTuple):
     sentence: str
 
 
-def decide(environment: Mapping[str, str], cores: int, quota: float | None = None, others: float = 0.0) -> Threads:
+def decide(environment: Mapping[str, str], cores: int, quota: float | None = None) -> Threads:
     """What to add to ``environment``; what a person or a launcher set there stays.
 
     The number of threads never depends on what else the machine does: it decides in which order sums are added up,
@@ -46,24 +42,19 @@ def decide(environment: Mapping[str, str], cores: int, quota: float | None = Non
         environment: the process's variables.
         cores: how many the process may run on.
         quota: how many cores' time its container gives it; None where it has no limit.
-        others: how many of those cores' time other processes take.
     """
     variables: dict[str, str] = {}
     number = max(1, _usable(cores, quota) // _processes(environment))
     said = f"threads: {number} of {cores} cores"
     if "OMP_NUM_THREADS" in environment:
         said = f"threads: OMP_NUM_THREADS={environment['OMP_NUM_THREADS']}"
-        number = _whole(environment["OMP_NUM_THREADS"], otherwise=number)
     elif number < cores:  # otherwise OpenMP takes all cores by itself
         variables["OMP_NUM_THREADS"] = str(number)
     chosen = [f"{name}={environment[name]}" for name in WAITING if name in environment]
     if chosen:
         return Threads(variables, f"{said}; they wait as {', '.join(chosen)} says")
-    busy = others > cores - min(number, cores) + TAKEN
-    spins = SPINS_WHERE_BUSY if busy else SPINS
-    variables["GOMP_SPINCOUNT"] = str(spins)
-    load = f"other processes take {others:.1f} cores" + (", which makes long waits dear" if busy else "")
-    return Threads(variables, f"{said}; waiting at most {spins} spins (GOMP_SPINCOUNT), then asleep: {load}")
+    variables["GOMP_SPINCOUNT"] = str(SPINS)
+    return Threads(variables, f"{said}; waiting at most {SPINS} spins (GOMP_SPINCOUNT), then asleep")
 
 
 @functools.cache
@@ -73,7 +64,7 @@ def threads_of_this_process() -> Threads:
         return Threads({}, "threads: torch was loaded before they could be chosen")
     cores = _cores()
     quota = _quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return decide(os.environ, len(cores), quota, _taken(cores))
+    return decide(os.environ, len(cores), quota)
 
 
 def _usable(cores: int, quota: float | None) -> int:
@@ -93,33 +84,6 @@ def _cores() -> set[int]:
     if hasattr(os, "sched_getaffinity"):  # Linux
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
-
-
-def _taken(cores: set[int], seconds: float = 0.2) -> float:
-    """How many of ``cores`` other processes keep busy now; 0 where the system does not tell.
-
-    Measured while this process sleeps: the load average follows a change only after a minute, and counts this process.
-    """
-    try:
-        busy, everything = _ticks(Path("/proc/stat").read_text(), cores)
-        time.sleep(seconds)
-        busy_then, everything_then = _ticks(Path("/proc/stat").read_text(), cores)
-    except (OSError, ValueError):  # not Linux
-        return 0.0
-    return len(cores) * (busy_then - busy) / max(1, everything_then - everything)
-
-
-def _ticks(stat: str, cores: set[int]) -> tuple[int, int]:
-    """Clock ticks in which the cores computed, and all of theirs, since the machine started."""
-    busy = everything = 0
-    names = {f"cpu{core}" for core in cores}
-    for line in stat.splitlines():
-        name, _, rest = line.partition(" ")
-        if name in names:
-            ticks = [int(text) for text in rest.split()[:8]]  # the two after those are counted in the first two
-            everything += sum(ticks)
-            busy += sum(ticks) - ticks[3] - ticks[4]  # all but idle and waiting for disks
-    return busy, everything
 
 
 def _quota(groups: Path, mounted: Path) -> float | None:
