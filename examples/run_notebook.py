@@ -23,7 +23,6 @@ from traitlets.config import Config
 logger = logging.getLogger("run_notebook")
 NOTEBOOK = Path(__file__).resolve().with_name("quickstart.ipynb")
 SECONDS = 600  # for one cell
-COLOURS = 96  # of a picture in the file
 # transformers brings tqdm, which misses a package that shows its bars in notebooks; there are none here.
 QUIET = "ignore:IProgress not found"
 
@@ -55,10 +54,9 @@ def executed(path: Path) -> nbformat.NotebookNode:
 
 
 def _small(picture: str) -> str:
-    """A PNG in base64 with fewer colours, so that the notebook stays small."""
-    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    """A PNG in base64, packed as well as it can be without loss: colours are what the pictures are about."""
     content = io.BytesIO()
-    image.quantize(COLOURS, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    Image.open(io.BytesIO(base64.b64decode(picture))).save(content, "PNG", optimize=True)
     return base64.b64encode(content.getvalue()).decode()
 
 

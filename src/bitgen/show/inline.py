@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from bitgen.show.drawing import RIGHT, canvas, draw_folded, draw_tile, render
+from bitgen.show.drawing import RIGHT, canvas, draw_folded, draw_tile, fold, render
 
 _GAP, _LINE, _LETTER = 12, 21, 8.0  # pixels; of a line of text its height, of a letter its width
 
@@ -30,7 +30,7 @@ def side_by_side(
     Args:
         framed: which of them get a green frame; None: none does.
         size: pixels of a side of each.
-        lines: what fits of a name.
+        lines: of a name, at most; it is cut after them.
 
     Raises:
         ValueError: no images, or another number of names or frames.
@@ -40,9 +40,11 @@ def side_by_side(
         raise ValueError(
             f"{len(images)} images, {len(names)} names and {len(framed)} frames: pass one of each an image"
         )
-    figure, axes = canvas(_GAP + len(images) * (size + _GAP), 2 * _GAP + size + lines * _LINE)
+    width = int(size / _LETTER)
+    deepest = max(len(fold(name, width, lines).splitlines()) for name in names)
+    figure, axes = canvas(_GAP + len(images) * (size + _GAP), 3 * _GAP + size + deepest * _LINE)
     for place, (image, name, frame) in enumerate(zip(images, names, framed, strict=True)):
         x = _GAP + place * (size + _GAP)
         draw_tile(axes, x, _GAP, size, np.asarray(image.convert("RGB")), "", RIGHT if frame else None)
-        draw_folded(axes, x, 2 * _GAP + size, name, int(size / _LETTER), lines)
+        draw_folded(axes, x, 2 * _GAP + size, name, width, lines)
     return as_image(render(figure))
