@@ -11,8 +11,10 @@ LOGS ?= logs
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
+QUICKSTART := checkpoints/quickstart
+
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test lint tensorboard bench
+.PHONY: help env quickstart notebook test lint tensorboard bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +23,10 @@ env: $(VENV)/.installed ## make .venv (or use the one there) and install require
 
 quickstart: $(VENV)/.installed ## train both phases on built-in scenes: minutes on two CPU cores, no data, no GPU
 	$(PY) src/train_stage1_vision_language.py --config configs/quickstart.yaml
+
+notebook: $(VENV)/.installed-dev ## run examples/quickstart.ipynb; trains the quickstart first where there is none
+	@[ -e $(QUICKSTART)/best ] || $(MAKE) quickstart
+	$(PY) examples/run_notebook.py
 
 test: $(VENV)/.installed-dev ## run the tests that need no data (JOBS=2 processes)
 	$(PY) -m pytest -n $(JOBS) -m "not realdata" $(PYTEST_ARGS)

@@ -23,8 +23,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from bitgen.data.scene_descriptions import scene_rng
-from bitgen.data.scene_drawing import render_scene
 from bitgen.data.scenes import ScenesDataset
 from bitgen.evaluation.encode import Runner
 from bitgen.machine.randomness import seed_everything
@@ -239,10 +237,7 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 def _another_picture(dataset: ScenesDataset, row: int) -> Tensor:
     """The same scene laid out anew: other places within the same description, sizes and shades."""
-    reader = dataset.reader
-    size = dataset.processor.image_size
-    drawn = render_scene(reader.scenes[row], size, scene_rng(reader.seed, "another", row, "picture", 1))
-    return dataset.processor.image(drawn)
+    return dataset.processor.image(dataset.reader.another_picture(row, dataset.processor.image_size))
 
 
 def main() -> None:

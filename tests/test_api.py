@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import bitgen
+import bitgen.api
 from bitgen.config import ConfigError
 from bitgen.export.revisions import export_run
 from support.runs import written_run
@@ -147,3 +148,21 @@ def test_the_package_says_what_it_has() -> None:
     assert {"train", "load", "Model", "__version__"} <= set(dir(bitgen))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = bitgen.trian
+
+
+def test_the_lines_of_the_docstring_run_as_they_stand(written_run, tmp_path, monkeypatch, capsys) -> None:
+    """Only the files are the reader's own: a configuration, two photos and a model that learned to write."""
+    (tmp_path / "configs").mkdir()
+    folders = "{progress: false, output_dir: run, log_dir: logs}"
+    (tmp_path / "configs" / "quickstart.yaml").write_text(
+        TINY.replace("{progress: false}", folders).replace("max_steps: 9", "max_steps: 2")
+    )
+    for name in ("rex.jpg", "beach.jpg"):
+        Image.effect_noise((50, 40), 90).save(tmp_path / name)
+    export_run(str(written_run()), str(tmp_path / "my-captioner"), False, False, {})
+    monkeypatch.chdir(tmp_path)
+    lines = [line[4:] for line in bitgen.api.__doc__.splitlines() if line.startswith("    ")]
+    exec("\n".join(lines), {})
+    best, ranked, recalled = capsys.readouterr().out.splitlines()[-3:]
+    assert best.startswith("Found(item='") and ranked.startswith("[Found(item='")
+    assert recalled == "this is Rex, our dog"

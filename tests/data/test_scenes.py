@@ -320,6 +320,16 @@ def test_captions_of_a_scene_differ_and_wording_varies():
     assert len(frames) > 500
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_another_picture_is_of_the_same_scene_and_repeatable(split):
+    reader = scenes.SceneReader(split, 30, 7)
+    for index in range(30):
+        first, other = reader.picture(index, 56), reader.another_picture(index, 56)
+        assert first.tobytes() != other.tobytes() == reader.another_picture(index, 56).tobytes()
+        tones = [np.asarray(picture).astype(int)[:3, :3].mean() for picture in (first, other)]
+        assert (tones[0] > 128) == (tones[1] > 128) == (reader.scenes[index].background == "light")
+
+
 # ---------------------------------------------------------------- reproducibility
 
 FINGERPRINT = """

@@ -82,6 +82,10 @@ class SceneReader:
         epoch = epoch if self.split == "train" else 0
         return render_scene(self.scenes[index], size, scene_rng(self.seed, self.split, index, "picture", epoch))
 
+    def another_picture(self, index: int, size: int) -> Image.Image:
+        """Scene ``index`` laid out anew, in either split: other places, sizes and shades that fit its captions."""
+        return render_scene(self.scenes[index], size, scene_rng(self.seed, "another", index, "picture", 1))
+
 
 class ScenesDataset(PairDataset):
     """Samples of the built-in scenes, in every respect but their source those of :class:`PairDataset`.

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from bitgen.memory.associative import IMAGE, TEXT
 from bitgen.memory.episodes import MemoryState
 from bitgen.memory.episodic_memory import EpisodicMemory
 from bitgen.show.drawing import DPI, FONT, render, shorten
+from bitgen.show.inline import as_image
 
 _MOST_NAMES = 40
 
@@ -60,7 +60,7 @@ def draw_memory(memory: EpisodicMemory) -> Tensor:
 def write_picture(memory: EpisodicMemory, path: str | Path) -> None:
     """:func:`draw_memory` as a PNG file, atomically. Raises ValueError for an empty memory or where it cannot write."""
     content = io.BytesIO()
-    Image.fromarray(draw_memory(memory).permute(1, 2, 0).numpy()).save(content, "PNG", optimize=True)
+    as_image(draw_memory(memory)).save(content, "PNG", optimize=True)
     write_whole(path, content.getvalue())
 
 
