@@ -219,6 +219,3 @@ def _untrained(kept: dict[str, Any]) -> dict[str, str]:
         ),
     }
     return {what: sentence for what, (weight, sentence) in sentences.items() if not kept.get(weight, 1.0)}
-
-
-load_model = open_model  # its name until now

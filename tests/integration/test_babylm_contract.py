@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 from transformers.modeling_outputs import ModelOutput
 
 from bitgen.export.revisions import export_run
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 from support.runs import written_run
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ def image():
 
 def expected_logits(run, features, path):
     """Inputs, and the logits of the trainer's model for them, written to a file."""
-    trained = load_model(run).model
+    trained = open_model(run).model
     ids = torch.randint(3, trained.config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0

@@ -21,7 +21,7 @@ from bitgen.data.records import Record
 from bitgen.feature_cache import store as feature_cache
 from bitgen.feature_cache.store import CacheError
 from bitgen.tasks.stage1_validation import HeldOut
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 from support.data import encode, write_images
 from support.runs import REPOSITORY, command, fit_until, same_checkpoint, scalars, two_ranks
 
@@ -136,7 +136,7 @@ def test_phase_1_neither_runs_nor_holds_the_tower_nor_decodes_an_image(build, ca
         encoder.base_parameters(), live.objective.model.vision_encoder.base_parameters(), strict=True
     ):
         assert torch.equal(base, same), name
-    assert load_model(trainer.store.folder).model.config.feature_pool is None
+    assert open_model(trainer.store.folder).model.config.feature_pool is None
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 6], ids=["inside phase 1", "at the boundary", "inside phase 2"])
@@ -160,14 +160,14 @@ def test_a_frozen_run_never_needs_the_tower_again(build, cached) -> None:
     trainer = build(**cached, vision_tuning="frozen", max_steps=4)
     trainer.fit()
     assert trainer.phase == 1 and not sum(p.numel() for p in trainer.objective.model.vision_encoder.parameters())
-    assert sum(p.numel() for p in load_model(trainer.store.folder).model.vision_encoder.parameters())
+    assert sum(p.numel() for p in open_model(trainer.store.folder).model.vision_encoder.parameters())
 
 
 def test_full_tuning_reads_the_cache_and_keeps_its_weights(build, cached) -> None:
     trainer = build(**cached, vision_tuning="full", save_steps=2, max_steps=5)
     trainer.fit()
     assert trainer.phase == 2 and cache_folders(cached["feature_cache"])
-    assert sum(p.numel() for p in load_model(trainer.store.folder).model.vision_encoder.parameters())
+    assert sum(p.numel() for p in open_model(trainer.store.folder).model.vision_encoder.parameters())
 
 
 def test_a_pooled_cache_pools_in_phase_2_and_afterwards(build, cached, monkeypatch) -> None:
@@ -180,7 +180,7 @@ def test_a_pooled_cache_pools_in_phase_2_and_afterwards(build, cached, monkeypat
     live.fit()
     for step in (1, 4, 6):
         assert scalars(trainer)[step] == pytest.approx(scalars(live)[step], rel=1e-4)
-    loaded = load_model(trainer.store.folder).model
+    loaded = open_model(trainer.store.folder).model
     pixels = torch.randn(2, 3, 28, 28)
     patches = loaded.vision_encoder(pixels).patches.unflatten(1, (4, 4))
     by_hand = patches.unflatten(1, (2, 2)).unflatten(3, (2, 2)).mean(dim=(2, 4)).flatten(1, 2)

@@ -17,7 +17,7 @@ from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import TASKS
 from bitgen.tasks.chain import split_first_stage
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 from bitgen.training.trainer import Trainer
 from support.runs import command, execute, fit_until, same_checkpoint
 
@@ -31,7 +31,7 @@ def first_stage(build) -> str:
 
 def test_weights_are_the_trained_ones_and_counters_start_anew(build, first_stage: str) -> None:
     second = build("second", init_from=first_stage)
-    trained = load_model(first_stage).model.state_dict()  # averaged, as the first run keeps them
+    trained = open_model(first_stage).model.state_dict()  # averaged, as the first run keeps them
     started = second.objective.model.state_dict()
     assert all(torch.equal(started[name], trained[name]) for name in trained)
     assert second.progress.step == 0 and second.progress.words_seen == 0

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from bitgen.checkpoint.format import checkpoint_folders, split_state
 from bitgen.machine.parallel import state_by_name
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 from support.runs import fit_until, metrics
 
 
@@ -111,7 +111,7 @@ def test_full_tuning_moves_the_base_in_phase_2_and_keeps_it_in_the_checkpoint(bu
     assert {name for name in before if not name.endswith(without_gradient)} <= moved
     own, base = split_state(trainer.objective.model, trainer.objective.base_names())
     assert not base and any("vision_encoder" in name for name in own)
-    same = load_model(trainer.store.folder).model.state_dict()
+    same = open_model(trainer.store.folder).model.state_dict()
     assert not changed(trainer.objective.model.state_dict(), same)
 
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_leaves_the_base_out_and_loads_into_the_same_model(build) -
     stored = load_file(newest / "model.safetensors")
     assert not any("vision_encoder" in name and "lora_" not in name for name in stored)
     assert len(list(trainer.store.folder.glob("vision_base-*.safetensors"))) == 1
-    loaded = load_model(newest)
+    loaded = open_model(newest)
     assert not changed(trainer.objective.model.state_dict(), loaded.model.state_dict())
     assert not loaded.model.training and loaded.config.flat() == trainer.config.flat()
     assert len(loaded.tokenizer) <= 300
@@ -143,14 +143,14 @@ def test_a_base_that_was_tampered_with_is_noticed(build) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="vision_base-.* is damaged"):
-        load_model(trainer.store.folder)
+        open_model(trainer.store.folder)
 
 
 def test_evaluation_gets_the_averaged_weights_and_resume_the_raw_ones(build) -> None:
     trainer = build(ema_decay=0.9, learning_rate=1e-2)
     trainer.fit()
     raw = trainer.objective.model.state_dict()
-    loaded = load_model(trainer.store.folder).model.state_dict()
+    loaded = open_model(trainer.store.folder).model.state_dict()
     averaged = trainer.average.tensors
     assert changed(raw, loaded) == {name for name in averaged if not torch.equal(averaged[name], raw[name])}
     assert all(torch.equal(loaded[name], tensor) for name, tensor in averaged.items())

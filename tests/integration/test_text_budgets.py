@@ -15,7 +15,7 @@ from bitgen.checkpoint.format import checkpoint_folders
 from bitgen.data.loader_source import LoaderSource
 from bitgen.protocols import Batch
 from bitgen.run import finish
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 from bitgen.training import budget
 
 NO_VALIDATION = dict(val_data=None, text_val_data=None)
@@ -120,7 +120,7 @@ def test_checkpoints_by_words_fall_on_schedule_stay_and_can_be_exported(
     assert milestones(tmp_path / "export") == list(expected)
     last = list(expected)[-1]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export" / last, trust_remote_code=True)
-    found, wanted = exported.state_dict(), load_model(few.store.folder / last).model.state_dict()
+    found, wanted = exported.state_dict(), open_model(few.store.folder / last).model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 

@@ -17,7 +17,7 @@ import export
 from bitgen.checkpoint.format import CheckpointError
 from bitgen.data.tokenizer import load_tokenizer, train_bpe
 from bitgen.run import finish
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 from support.data import write_text_corpus
 from support.runs import fit_until, metrics, same_checkpoint
 from support.tokenizers import prose
@@ -141,7 +141,7 @@ def test_text_alone_trains_exports_reloads_and_is_evaluated(build, text_alone, t
 
     export.main(["--checkpoint", str(trainer.store.folder), "--output", str(tmp_path / "export")])
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export", trust_remote_code=True)
-    loaded = load_model(trainer.store.folder)
+    loaded = open_model(trainer.store.folder)
     ids = torch.tensor([loaded.tokenizer(prose(99, 1))["input_ids"]])
     with torch.no_grad():
         torch.testing.assert_close(reloaded(ids).logits, loaded.model(ids), rtol=0, atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from bitgen.trained import load_model
+from bitgen.trained import open_model
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=7, image_size=28)
 FITTING = {
@@ -37,7 +37,7 @@ def test_another_tower_trains_through_both_phases(main, tiny_config, save, kind,
     status, said = main(vision_encoder=folder, vision_tuning=tuning, max_steps=6, lora_warmup_steps=3)
     assert status == 0, said
     assert "Phase 2" in said
-    model = load_model(tiny_config().output.output_dir).model
+    model = open_model(tiny_config().output.output_dir).model
     assert model.config.image_tokens == 16
     plain = dict(AutoModel.from_pretrained(folder).named_parameters())
     base = {name.replace(".base_layer.", "."): p for name, p in model.vision_encoder.tower_parameters()}
