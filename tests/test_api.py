@@ -150,7 +150,7 @@ def test_the_package_says_what_it_has() -> None:
         _ = bitgen.trian
 
 
-def test_the_lines_of_the_docstring_run_as_they_stand(written_run, tmp_path, monkeypatch, capsys) -> None:
+def test_the_lines_of_the_docstring_run_as_they_stand(tmp_path, monkeypatch, capsys) -> None:
     """Only the files are the reader's own: a configuration, two photos and a model that learned to write."""
     (tmp_path / "configs").mkdir()
     folders = "{progress: false, output_dir: run, log_dir: logs}"

@@ -458,7 +458,8 @@ def test_help_explains_every_setting_with_its_default(capsys: pytest.CaptureFixt
 
 
 def test_every_setting_has_a_help_text_and_a_plain_type() -> None:
-    for group, settings in get_type_hints(Config).items():
+    hints = get_type_hints(Config)
+    for group, settings in ((field.name, hints[field.name]) for field in dataclasses.fields(Config)):
         assert settings._argument_group_name == group
         for field in dataclasses.fields(settings):
             assert set(field.metadata) == {"help"} and len(field.metadata["help"]) > 15, field.name

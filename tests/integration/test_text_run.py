@@ -66,7 +66,7 @@ def test_a_run_on_text_and_pairs_logs_both_losses_perplexities_and_texts(build, 
     assert set(texts) == {"samples/captions", "samples/continuations"}
     assert all(len(shown) == len(trainer.scores) for shown in texts.values())
     assert "| childes |" in texts["samples/continuations"][-1] and "| wiki |" in texts["samples/continuations"][-1]
-    assert "| 0.jpg |" in texts["samples/captions"][-1]
+    assert "| 0.png |" in texts["samples/captions"][-1]
     words = trainer.progress.words_seen
     assert f"{words / 10**6:.1%} of max_words_seen 1,000,000" in caplog.text
     assert "of max_epochs 30" in caplog.text and "(50% of the batches are text)" in caplog.text

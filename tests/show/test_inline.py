@@ -39,7 +39,7 @@ def test_the_framed_one_alone_has_a_frame(images) -> None:
 
 
 def test_names_are_below(images) -> None:
-    with_name, without = (side_by_side(images, [name, "", ""]) for name in ("a name", ""))
+    with_name, without = (side_by_side(images, [name, "", ""]) for name in ("a name", "b name"))
     changed = np.argwhere((np.asarray(with_name) != np.asarray(without)).any(axis=2))
     assert len(changed) and changed[:, 0].min() > 12 + 130
 
