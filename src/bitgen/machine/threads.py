@@ -19,7 +19,7 @@ from typing import NamedTuple
 # it needs: training is many times slower. To be woken costs tens of microseconds, so waiting about that long before
 # sleeping is good on an idle machine and on a busy one, and the load may change while a run goes on. Measured by
 # benchmarks/busy_machine.py.
-SPINS = 10_000
+SPINS = 30_000
 
 # Whoever set one of these has chosen how threads wait.
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
