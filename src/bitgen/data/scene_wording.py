@@ -11,13 +11,13 @@ import random
 
 from bitgen.data.scene_descriptions import Scene, Thing
 
-_COLOUR_WORDS = {"purple": ("purple", "violet"), "cyan": ("cyan", "turquoise"), "grey": ("grey", "gray")}
-_SHAPE_WORDS = {"circle": ("circle", "disc"), "cross": ("cross", "plus sign"), "ring": ("ring", "hoop")}
-_SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("",), "large": ("large", "big", "huge")}
-_NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
+COLOUR_WORDS = {"purple": ("purple", "violet"), "cyan": ("cyan", "turquoise"), "grey": ("grey", "gray")}
+SHAPE_WORDS = {"circle": ("circle", "disc"), "cross": ("cross", "plus sign"), "ring": ("ring", "hoop")}
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("",), "large": ("large", "big", "huge")}
+NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 
 _CORNER = ("in the {0} corner", "in the corner at the {0}")
-_PLACE_WORDS = {
+PLACE_WORDS = {
     "left": ("on the left", "on the left side", "at the left edge"),
     "right": ("on the right", "on the right side", "at the right edge"),
     "top": ("at the top", "near the top edge", "at the top edge"),
@@ -30,7 +30,7 @@ _PLACE_WORDS = {
 }
 
 # For a relation and its converse: phrases before a noun, phrases after `with ...`, phrases for that side.
-_RELATION_WORDS = {
+RELATION_WORDS = {
     "left of": (
         ("to the left of", "left of", "on the left of"),
         ("to {its} left", "on {its} left"),
@@ -48,9 +48,9 @@ _RELATION_WORDS = {
         ("at the bottom", "in the lower half"),
     ),
 }
-_CONVERSE = {"left of": "right of", "above": "below"}
+CONVERSE = {"left of": "right of", "above": "below"}
 
-_ARRANGEMENT_WORDS = {
+ARRANGEMENT_WORDS = {
     ("row", True): ("side by side", "next to each other", "in a row"),
     ("row", False): ("in a row", "next to each other", "lined up from left to right"),
     ("column", True): ("one above the other", "one below the other", "in a column"),
@@ -59,7 +59,7 @@ _ARRANGEMENT_WORDS = {
     ("scattered", False): ("scattered around", "scattered over the picture", "here and there"),
 }
 
-_POSITION_TEMPLATES = (
+POSITION_TEMPLATES = (
     "{a} {place}{background}",
     "there is {a} {place}{background}",
     "{place} there is {a}{background}",
@@ -71,7 +71,7 @@ _POSITION_TEMPLATES = (
     "the {colour} {shape} {place} is {size}",
     "the {shape} {place} is {size} and {colour}",
 )
-_RELATION_TEMPLATES = (
+RELATION_TEMPLATES = (
     "{a} {relation} {b}{background}",
     "there {be} {a} {relation} {b}{background}",
     "a picture of {a} {relation} {b}{background}",
@@ -81,7 +81,7 @@ _RELATION_TEMPLATES = (
     "{a} {side_of_a} and {b} {side_of_b}{background}",
     "{side_of_a} {a}, {side_of_b} {b}",
 )
-_COUNT_TEMPLATES = (
+COUNT_TEMPLATES = (
     "{things} {arrangement}{background}",
     "there are {things} {arrangement}{background}",
     "a picture of {things} {arrangement}{background}",
@@ -89,7 +89,7 @@ _COUNT_TEMPLATES = (
     "{number} {shapes}, {all} {colour}, {arrangement}",
     "{number} {shapes} {arrangement}, {all} of them {colour}",
 )
-_LINE_TEMPLATES = ("a {line} of {things}{background}", "there is a {line} of {things}{background}")
+LINE_TEMPLATES = ("a {line} of {things}{background}", "there is a {line} of {things}{background}")
 
 
 def caption_scene(scene: Scene, rng: random.Random) -> str:
@@ -111,10 +111,10 @@ def caption_scene_differently(scene: Scene, count: int, rng: random.Random) -> l
 
 def _position(scene: Scene, background: str, rng: random.Random) -> str:
     (thing,) = scene.things
-    return rng.choice(_POSITION_TEMPLATES).format(
+    return rng.choice(POSITION_TEMPLATES).format(
         a=_indefinite(thing, rng, one=("a", "a", "one", "a single")),
-        place=rng.choice(_PLACE_WORDS[scene.where]),
-        size=rng.choice(_SIZE_WORDS[thing.size]),
+        place=rng.choice(PLACE_WORDS[scene.where]),
+        size=rng.choice(SIZE_WORDS[thing.size]),
         colour=_colour(thing, rng),
         shape=_shape(thing, rng),
         background=background,
@@ -122,14 +122,14 @@ def _position(scene: Scene, background: str, rng: random.Random) -> str:
 
 
 def _relation(scene: Scene, background: str, rng: random.Random) -> str:
-    (a, b), relation, converse = scene.things, scene.where, _CONVERSE[scene.where]
+    (a, b), relation, converse = scene.things, scene.where, CONVERSE[scene.where]
     if rng.random() < 0.5:
         a, b, relation, converse = b, a, converse, relation
-    a_is, _, a_side = _RELATION_WORDS[relation]
-    _, b_is_with, b_side = _RELATION_WORDS[converse]
+    a_is, _, a_side = RELATION_WORDS[relation]
+    _, b_is_with, b_side = RELATION_WORDS[converse]
     side = rng.randrange(len(a_side))  # the same form for both sides
     it, its = ("it", "its") if a.count == 1 else ("them", "their")
-    return rng.choice(_RELATION_TEMPLATES).format(
+    return rng.choice(RELATION_TEMPLATES).format(
         a=_indefinite(a, rng),
         b=_indefinite(b, rng),
         the_a=f"the {_noun(a, rng)}",
@@ -146,16 +146,16 @@ def _relation(scene: Scene, background: str, rng: random.Random) -> str:
 def _count(scene: Scene, background: str, rng: random.Random) -> str:
     (thing,) = scene.things
     two = thing.count == 2
-    templates: tuple[str, ...] = _COUNT_TEMPLATES
+    templates: tuple[str, ...] = COUNT_TEMPLATES
     if not two and scene.where != "scattered":
-        templates += _LINE_TEMPLATES
+        templates += LINE_TEMPLATES
     things = _indefinite(thing, rng)
     if two and rng.random() < 0.25:
         things = f"a pair of {things.removeprefix('two ')}"
     return rng.choice(templates).format(
         things=things,
-        arrangement=rng.choice(_ARRANGEMENT_WORDS[scene.where, two]),
-        number=_NUMBER_WORDS[thing.count],
+        arrangement=rng.choice(ARRANGEMENT_WORDS[scene.where, two]),
+        number=NUMBER_WORDS[thing.count],
         shapes=_shape(thing, rng),
         colour=_colour(thing, rng),
         all="both" if two else "all",
@@ -173,17 +173,25 @@ def _indefinite(thing: Thing, rng: random.Random, one: tuple[str, ...] = ("a",))
 
 
 def _noun(thing: Thing, rng: random.Random) -> str:
-    number = _NUMBER_WORDS.get(thing.count, "")
-    words = (number, rng.choice(_SIZE_WORDS[thing.size]), _colour(thing, rng), _shape(thing, rng))
+    number = NUMBER_WORDS.get(thing.count, "")
+    words = (number, rng.choice(SIZE_WORDS[thing.size]), _colour(thing, rng), _shape(thing, rng))
     return " ".join(word for word in words if word)
 
 
 def _colour(thing: Thing, rng: random.Random) -> str:
-    return rng.choice(_COLOUR_WORDS.get(thing.colour, (thing.colour,)))
+    return rng.choice(COLOUR_WORDS.get(thing.colour, (thing.colour,)))
 
 
 def _shape(thing: Thing, rng: random.Random) -> str:
-    word = rng.choice(_SHAPE_WORDS.get(thing.shape, (thing.shape,)))
-    if thing.count == 1:
-        return word
+    word = rng.choice(SHAPE_WORDS.get(thing.shape, (thing.shape,)))
+    return word if thing.count == 1 else plural(word)
+
+
+def plural(word: str) -> str:
+    """The plural of a shape's name."""
     return f"{word}{'es' if word.endswith('s') else 's'}"
+
+
+def opposite(relation: str) -> str:
+    """The relation the other way round: of ``left of`` it is ``right of``."""
+    return {**CONVERSE, **{back: there for there, back in CONVERSE.items()}}[relation]
