@@ -19,6 +19,7 @@ from bitgen.config import Config, ConfigError, exit_on_config_error
 from bitgen.config.sources import SCENES
 from bitgen.data.dataset import PairDataset
 from bitgen.data.scenes import ScenesDataset
+from bitgen.data.swapped_scenes import SwappedScenes
 from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
 from bitgen.evaluation.babylm.models import load_model_folder, run_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
@@ -29,6 +30,7 @@ from bitgen.evaluation.matching import Captioner, RerankWeights, matching_metric
 from bitgen.evaluation.memory_metrics import memory_metrics
 from bitgen.evaluation.results import Results, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
+from bitgen.evaluation.swapped_words import swapped_metrics
 from bitgen.evaluation.tables import tables
 from bitgen.machine.devices import Precision, choose_device, resolve_precision
 from bitgen.machine.files import check_writable
@@ -39,6 +41,9 @@ logger = logging.getLogger("evaluate")
 # What a model must have learned for the figures of a task to mean something: keys of `Trained.untrained`. Re-ranking
 # is part of retrieval, and cosine of matching.
 _NEEDS = {RETRIEVAL: (RETRIEVAL, MATCHING), MATCHING: (RETRIEVAL, MATCHING), CAPTIONING: (CAPTIONS,)}
+
+# Pairs of scenes whose captions have the same words: one standard error of a score is at most 3.5 points.
+SWAPPED_PAIRS = 200
 
 
 def device_of(flags: argparse.Namespace) -> torch.device:
@@ -159,6 +164,9 @@ def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags:
             results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap, captioner)
     if MATCHING in flags.task:
         results[MATCHING] = matching_metrics(runner, encoded, ranking, captioner)
+        if isinstance(dataset, ScenesDataset):
+            swapped = SwappedScenes(SWAPPED_PAIRS, loaded.config.training.seed, loaded.processor)
+            results[MATCHING] |= swapped_metrics(runner, swapped)
     if MEMORY in flags.task or (MATCHING in flags.task and model.memory is not None):
         results[MEMORY] = memory_metrics(runner, encoded)
     return results

@@ -89,7 +89,8 @@ def _one_of(words: Iterable[object]) -> str:
 
 
 def _pattern_of(field: str) -> str:
-    """A field of a template; a noun phrase ``x`` becomes the groups ``x_number``, ``x_size``, ``x_colour``, ``x_shape``."""
+    """A field of a template. A noun phrase ``x`` becomes the groups ``x_number``, ``x_size``, ``x_colour``,
+    ``x_shape``."""
     if field in ("a", "b", "things"):
         return rf"(?:(?P<{field}_article>an|a single|a pair of|a|one) )?{_noun(field)}"
     if field in ("the_a", "the_b"):

@@ -9,8 +9,10 @@ import torch
 
 from bitgen.config import ConfigError
 from bitgen.data.dataset import PairDataset
+from bitgen.data.scenes import ScenesDataset
 from bitgen.evaluation.caption_metrics import caption_metrics
 from bitgen.evaluation.generation import sample_captions
+from bitgen.evaluation.scene_captions import scene_caption_metrics
 from bitgen.machine.devices import Precision
 from bitgen.trained import Trained
 
@@ -54,7 +56,7 @@ def caption_dataset(
     batch_size: int,
     num_workers: int,
 ) -> Captioned:
-    """Write a caption for every image and score them.
+    """Write a caption for every image and score them; of built-in scenes also how many are right, and in what.
 
     Raises:
         ValueError: an image that cannot be read, or one without a reference that has a word.
@@ -78,6 +80,8 @@ def caption_dataset(
     metrics = caption_metrics(captions, references)
     if empty := metrics["empty_captions"]:
         logger.warning("%d of %d captions hold no word; they score 0", empty, len(captions))
+    if isinstance(dataset, ScenesDataset):
+        metrics |= scene_caption_metrics(captions, dataset.reader.scenes)
     if len(captions) == 1:
         logger.warning("CIDEr needs at least two images: it weighs words by how few images have them")
     return Captioned(metrics, captions)

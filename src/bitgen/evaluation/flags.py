@@ -21,11 +21,14 @@ tasks, separated by commas:
              itm_acc_calibrated: of head, cosine and caption likelihood (as in re-ranking) together, weighed by a
              regression on the pairs of other images; itm_acc_cosine_calibrated: of cosine alone in the same way. It is
              far above itm_acc_cosine, as cosine chose the wrong pairs: compare the two.
+             With --data scenes also swapped_text, _image and _group: of 200 pairs of scenes whose captions have the
+             same words in another order, how often each picture gets its caption, each caption its picture, and both
+             (Winoground's scores; by chance 25, 25 and 17).
              The memory's figures come along where the checkpoint has a memory.
   memory     memory_utilization: how evenly the slots are read; memory_quality: how exactly an episode reads back.
   captioning BLEU-4, chrF, ROUGE-L and CIDEr of the captions that the model writes, against all captions of an image,
              on lower-case words without punctuation; as papers print them (CIDEr x 100). A contact sheet (PNG) shows 24
-             images with their captions.
+             images with their captions. With --data scenes also right_*: how many captions are right, and in what.
   babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, entity tracking, WUG, EWoK, reading), each item decided
              as by the official pipeline; float32 whatever --precision says. --checkpoint may also be any folder that
              AutoModelForCausalLM loads (the code in a folder that is no export of BitGen is run).

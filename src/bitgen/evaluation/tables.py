@@ -33,6 +33,14 @@ def tables(results: Results, rerank_top_k: int) -> str:
         ]
         rows = [[name, f"{matching[key]:.1f}"] for name, key in kinds]
         parts.append(format_table(["right or wrong partner, balanced accuracy", "%"], rows))
+        if "swapped_group" in matching:
+            names = ("text", "image", "group")
+            rows = [
+                [how, *(f"{matching[f'swapped_{name}{ending}']:.1f}" for name in names)]
+                for how, ending in (("matching head", ""), ("cosine", "_cosine"))
+            ]
+            rows.append(["by chance", "25.0", "25.0", "16.7"])
+            parts.append(format_table(["two scenes, the same words in another order, %", *names], rows))
     if memory := results.get("memory"):
         parts.append(format_table(["memory", "%"], [[name, f"{value:.1f}"] for name, value in memory.items()]))
     if captioning := results.get("captioning"):
@@ -42,6 +50,15 @@ def tables(results: Results, rerank_top_k: int) -> str:
         rows[-1][1] += f" ({captioning['mean_reference_words']:.1f})"
         rows.append(["different captions", f"{captioning['distinct_captions']:,} of {captioning['images']:,}"])
         parts.append(format_table(["captions", ""], rows))
+        if "right" in captioning:
+            aspects = (
+                ("colour, shape, number and place, all of them", "right"),
+                ("and the size", "right_with_size"),
+                *((name, f"right_{name}") for name in ("colour", "shape", "number", "size", "where")),
+                ("can be read as a description at all", "readable"),
+            )
+            rows = [[name, f"{captioning[key]:.1f}"] for name, key in aspects]
+            parts.append(format_table(["captions that are right in", "%"], rows))
     if babylm := results.get("babylm"):
         parts.append(format_table(["BabyLM", ""], list(summary_rows(babylm))))
     return "\n\n".join(parts)
