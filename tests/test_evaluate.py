@@ -51,7 +51,7 @@ def run_evaluate(run, *flags, data=None, checkpoint=None, output=None):
 
 
 def test_results_have_the_layout_of_the_specification(run, capsys):
-    results = run_evaluate(run, "--task", "retrieval,matching")
+    results = run_evaluate(run, "--task", "retrieval,matching", "--rerank_top_k", "16")
     assert set(results) == {"retrieval", "matching", "memory"}
     recalls = {f"{way}_R@{k}" for way in ("t2i", "i2t", "reranked_t2i", "reranked_i2t") for k in (1, 5, 10)}
     assert recalls <= set(results["retrieval"])
@@ -121,6 +121,20 @@ def test_matching_weighs_the_captions_evidence_that_re_ranking_takes(run, monkey
         run_evaluate(run, "--task", "matching", "--rerank_text_weight", weight)
     (_, none), (runner, own) = seen
     assert none is None and own.runner is runner  # without --captioner the model's own
+
+
+@pytest.mark.parametrize(("after", "is_shown"), [((40.0, 20.0), False), ((30.0, 31.0), True)])
+def test_reranking_that_ranks_worse_than_cosine_is_left_out_and_said(run, monkeypatch, caplog, after, is_shown):
+    by_cosine = {"t2i_R@1": 40.0, "i2t_R@1": 21.0, "t2i_median_rank": 1.0, "i2t_median_rank": 1.0}
+    reranked = {f"reranked_{way}_R@1": value for way, value in zip(("t2i", "i2t"), after, strict=True)}
+    monkeypatch.setattr(evaluate, "retrieval_metrics", lambda *_: dict(by_cosine))
+    monkeypatch.setattr(evaluate, "rerank_metrics", lambda *_: dict(reranked))
+    monkeypatch.setattr(evaluate, "tables", lambda *_: "")
+    warning = "re-ranking ranks worse than cosine: mean R@1 30.0 instead of 30.5"
+    results = run_evaluate(run, "--task", "retrieval")["retrieval"]
+    assert (results == by_cosine | reranked) == is_shown and (warning in caplog.text) != is_shown
+    asked = run_evaluate(run, "--task", "retrieval", "--rerank_top_k", "16")["retrieval"]
+    assert asked == by_cosine | reranked  # whoever asks for it sees it, and the warning
 
 
 def test_a_run_means_its_best_checkpoint(run):

@@ -25,7 +25,7 @@ from bitgen.evaluation.babylm.models import load_model_folder, run_language_mode
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.captioning import Captioned, caption_dataset, draw_sheet, pictures_of_sheet
 from bitgen.evaluation.encode import Runner
-from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RETRIEVAL, parse_flags
+from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RERANK_TOP_K, RETRIEVAL, parse_flags
 from bitgen.evaluation.matching import Captioner, RerankWeights, matching_metrics, rerank_metrics
 from bitgen.evaluation.memory_metrics import memory_metrics
 from bitgen.evaluation.results import Results, write_results
@@ -146,7 +146,8 @@ def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags:
     )
     with naming_bad_records():
         encoded = runner.encode(dataset)
-    ranking = rank_split(encoded, top_k=max(flags.rerank_top_k, 1), device=device)
+    top_k = RERANK_TOP_K if flags.rerank_top_k is None else flags.rerank_top_k
+    ranking = rank_split(encoded, top_k=max(top_k, 1), device=device)
     results: Results = {}
     weights = rerank_weights(flags, loaded.config)
     captioner = None
@@ -154,14 +155,16 @@ def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags:
         captioner = load_captioner(flags, device) if flags.captioner is not None else Captioner(runner, encoded)
     if RETRIEVAL in flags.task:
         results[RETRIEVAL] = retrieval_metrics(encoded, ranking, flags.bootstrap)
-        if flags.rerank_top_k:
+        if top_k:
             logger.info(
                 "re-ranking the best %d of each query by %s + %.3g x cosine + %.3g x captioner's log-likelihood ratio",
-                flags.rerank_top_k,
+                top_k,
                 "log-likelihood ratio" if loaded.config.model.itm_likelihood else "matching logit",
                 *weights,
             )
-            results[RETRIEVAL] |= rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap, captioner)
+            reranked = rerank_metrics(runner, encoded, ranking, weights, flags.bootstrap, captioner)
+            if not loses_by_reranking(results[RETRIEVAL] | reranked) or flags.rerank_top_k is not None:
+                results[RETRIEVAL] |= reranked
     if MATCHING in flags.task:
         results[MATCHING] = matching_metrics(runner, encoded, ranking, captioner)
         if isinstance(dataset, ScenesDataset):
@@ -170,6 +173,22 @@ def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags:
     if MEMORY in flags.task or (MATCHING in flags.task and model.memory is not None):
         results[MEMORY] = memory_metrics(runner, encoded)
     return results
+
+
+def loses_by_reranking(figures: dict[str, Any]) -> bool:
+    """Whether R@1, over both directions, is lower after re-ranking than by cosine; then that is said."""
+    cosine, after = (
+        (figures[f"{prefix}t2i_R@1"] + figures[f"{prefix}i2t_R@1"]) / 2 for prefix in ("", "reranked_")
+    )
+    if after < cosine:
+        logger.warning(
+            "re-ranking ranks worse than cosine: mean R@1 %.1f instead of %.1f. Search by cosine alone; "
+            "--rerank_top_k %d shows the re-ranked figures",
+            after,
+            cosine,
+            RERANK_TOP_K,
+        )
+    return after < cosine
 
 
 def rerank_weights(flags: argparse.Namespace, config: Config) -> RerankWeights:
@@ -265,7 +284,7 @@ def main(argv: list[str] | None = None) -> None:
                 {"image_id": dataset.reader.image_id(i), "caption": text} for i, text in captions
             ]
             writers["contact_sheet"] = lambda path: draw_sheet(path, pictures, dataset, captioned)
-        print(tables(results, flags.rerank_top_k))  # before writing: a disk that is full must not lose it
+        print(tables(results, flags.rerank_top_k or RERANK_TOP_K))  # before writing: a disk that is full must not lose it
         for name, path in files.items():
             try:
                 if path is not None:

@@ -167,6 +167,16 @@ class ModelSettings:
         "Match by how much likelier the image makes the caption, and by the cosine that hard pairs are picked by, "
         "instead of by the last token. Needs text_loss_weight; captions are then learned without their image too.",
     )
+    itm_pooling: Literal["mean", "last"] = setting(
+        "mean",
+        "What the matching head reads of a caption fused with an image: the mean over its words, or the last token, "
+        "which learns more slowly. Without effect where itm_likelihood is on.",
+    )
+    gate_start: Share = setting(
+        1.0,
+        "The fusion's gates before training: 1 lets images into the text stack from the start; 0 keeps them out at "
+        "first, for a text stack that is trained already.",
+    )
     dropout: Rate = setting(0.1, "Dropout of the text stack.")
 
 

@@ -13,6 +13,7 @@ from .vision_towers import check_vision_config
 FUSION_KINDS = ("concat_mlp", "cross_attention", "backbone")
 IMAGE_POOLINGS = ("attention", "mean")
 VISION_TUNINGS = ("frozen", "lora", "full")
+ITM_POOLINGS = ("last", "mean")
 POSITION_KINDS = ("learned", "rope")
 FEED_FORWARDS = ("gelu", "swiglu")
 # In the queue and in every matching pass, image tokens are pooled to at most this many a side.
@@ -64,6 +65,9 @@ class BitGenConfig(PretrainedConfig):
         positions: ``learned`` (a table of max_seq_len rows) | ``rope`` (rotary attention, no parameters).
         feed_forward: ``gelu`` | ``swiglu``, which has 1.5 times the parameters at equal ``ffn_dim``.
         itm_likelihood: matching reads how much likelier the image makes the caption and the cosine, not the last token.
+        itm_pooling: of the fused states, what the matching head reads: ``last`` (the last token's) | ``mean`` (over all
+            words).
+        gate_start: of the fusion's gates before training: 0 keeps images out at first, 1 lets them in.
         fusion: ``concat_mlp`` | ``cross_attention`` | ``backbone`` (FIBER, arXiv 2206.07643, section 3).
         memory_size (K), memory_dim (C): slots and code width of the episodic memory (Larimar, arXiv 2403.11901).
 
@@ -110,6 +114,8 @@ class BitGenConfig(PretrainedConfig):
         fusion: str = "backbone",
         image_pooling: str = "attention",
         itm_likelihood: bool = False,
+        itm_pooling: str = "last",
+        gate_start: float = 0.0,
         dropout: float = 0.1,
         use_memory: bool = True,
         memory_size: int = 32,
@@ -148,6 +154,8 @@ class BitGenConfig(PretrainedConfig):
         self.fusion = fusion
         self.image_pooling = image_pooling
         self.itm_likelihood = itm_likelihood
+        self.itm_pooling = itm_pooling
+        self.gate_start = gate_start
         self.dropout = dropout
         self.use_memory = use_memory
         self.memory_size = memory_size

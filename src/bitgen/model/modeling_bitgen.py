@@ -53,6 +53,12 @@ def last_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> tor
     return hidden_states[torch.arange(len(last), device=last.device), last]
 
 
+def mean_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The mean hidden state over each row's real tokens: ``[B, T, D], [B, T] -> [B, D]``."""
+    mask = attention_mask[..., None].to(hidden_states.dtype)
+    return (hidden_states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+
+
 class BitGenModel(PreTrainedModel):
     """The trainable network around a frozen vision tower. See ``factory.build_model`` for pretrained weights."""
 
@@ -71,7 +77,9 @@ class BitGenModel(PreTrainedModel):
         self.embeddings = TextEmbeddings(
             config.vocab_size, config.max_seq_len, width, config.dropout, config.positions == "learned"
         )
-        self.fusion = build_fusion(config.fusion, width, config.num_heads, config.ffn_dim, config.dropout)
+        self.fusion = build_fusion(
+            config.fusion, width, config.num_heads, config.ffn_dim, config.dropout, config.gate_start
+        )
         self.memory = MemoryLayer(config) if config.use_memory else None
         self.decoder = TextDecoder(config)
         self.final_norm = nn.LayerNorm(width)
@@ -223,8 +231,7 @@ class BitGenModel(PreTrainedModel):
         assert self.memory is not None
         if attention_mask is None:
             return self.memory.code(hidden.mean(dim=1))
-        mask = attention_mask[..., None].to(hidden.dtype)
-        return self.memory.code((hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1))
+        return self.memory.code(mean_token(hidden, attention_mask))
 
     def image_features(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """Normalised ``[B, D]`` of image tokens ``[B, P, D]``, pooled ones or all."""
@@ -235,8 +242,9 @@ class BitGenModel(PreTrainedModel):
         return F.normalize(self.text_projection(last_token(hidden_states, attention_mask)).float(), dim=-1)
 
     def itm_logits(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Matching logits ``[B, 2]``, read at the last real token."""
-        return self.itm_head(last_token(hidden_states, attention_mask)).float()
+        """Matching logits ``[B, 2]`` of the fused states, read as ``itm_pooling`` says."""
+        pool = last_token if self.config.itm_pooling == "last" else mean_token
+        return self.itm_head(pool(hidden_states, attention_mask)).float()
 
     @torch.no_grad()
     def pair_evidence(

@@ -157,7 +157,8 @@ class DecoderBlock(nn.Module):
         width, heads, dropout = config.embed_dim, config.num_heads, config.dropout
         self.attention_norm = nn.LayerNorm(width)
         self.attention = CausalSelfAttention(width, heads, layer_index)
-        self.fusion = GatedCrossAttention(width, heads, dropout) if config.fusion == "backbone" else None
+        fuses = config.fusion == "backbone"
+        self.fusion = GatedCrossAttention(width, heads, dropout, config.gate_start) if fuses else None
         self.feed_forward = feed_forward(config)
         self.dropout = Dropout(dropout)
 

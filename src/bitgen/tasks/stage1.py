@@ -213,6 +213,7 @@ def _identity(config: Config, parts: RunParts, source: LoaderSource, stage: Stag
         "seed": training.seed,
         "optimizer": training.optimizer,
         "vision_tuning": parts.model.config.vision_tuning,
+        "itm_pooling": parts.model.config.itm_pooling,
         **source.identity(),
         "feature_cache_pool": parts.model.config.feature_pool,
         "steps per epoch": stage.steps_per_epoch,
