@@ -87,11 +87,11 @@ def test_re_ranking_adds_the_cosine_that_the_draw_of_negatives_took_out(run, mon
 
 def test_re_ranking_asks_the_captioner_where_there_is_one():
     flags = parse_flags(["--checkpoint", "x", "--data", "y"])
-    assert evaluate.rerank_weights(flags, Config().replace(text_loss_weight=0.5)).text == 1
+    assert evaluate.rerank_weights(flags, Config().replace(text_loss_weight=0.5), 0.02).text == 1
     has_it = Config().replace(text_loss_weight=0.5, itm_likelihood=True)
-    assert evaluate.rerank_weights(flags, has_it) == (1 / has_it.objective.temperature, 0)  # in the logit already
+    assert evaluate.rerank_weights(flags, has_it, 0.02) == pytest.approx((50, 0))  # in the logit already
     flags = parse_flags(["--checkpoint", "x", "--data", "y", "--rerank_text_weight", "0.3"])
-    assert evaluate.rerank_weights(flags, Config()).text == 0.3
+    assert evaluate.rerank_weights(flags, Config(), 0.02).text == 0.3
 
 
 def test_another_run_may_judge_the_captions(run, monkeypatch, tmp_path, caplog):

@@ -16,6 +16,7 @@ from bitgen.checkpoint.format import (
     DamagedCheckpoint,
     checkpoint_folders,
     load_weights,
+    read_state,
     resolve_checkpoint,
     step_of,
     verify,
@@ -42,6 +43,7 @@ class Trained(NamedTuple):
     ``config``: what it was trained with; of an export its objective alone, the rest are defaults.
     ``processor``: images and texts to the model's inputs, as in training.
     ``folder``: of the checkpoint or export itself.
+    ``temperature``: of the contrastive loss, as the training left it.
     ``untrained``: what the model never learned (``captions``, ``matching``, ``retrieval``), each with a sentence that
     says so. Empty for exports that do not know.
     """
@@ -53,6 +55,7 @@ class Trained(NamedTuple):
     folder: Path
     kind: Literal["checkpoint", "export"]
     untrained: dict[str, str]
+    temperature: float
 
     def require(self, what: str) -> None:
         """Refuse to use the model for something that it never learned.
@@ -97,10 +100,11 @@ def is_export(path: str | Path) -> bool:
     return is_model_folder(path) and _model_type(Path(path)) == BitGenConfig.model_type
 
 
-def kept_of_training(config: Config) -> dict[str, Any]:
+def kept_of_training(config: Config, temperature: float) -> dict[str, Any]:
     """What an export records of its training, in its ``config.json``; :func:`open_model` reads it."""
     flat = config.flat()
-    return {name: flat[name] for name in _KEPT_SETTINGS} | {"images": config.data.train_data is not None}
+    kept = {name: flat[name] for name in _KEPT_SETTINGS}
+    return kept | {"images": config.data.train_data is not None, "learned_temperature": temperature}
 
 
 # ---- runs and checkpoints ----
@@ -113,6 +117,7 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
         model_config = BitGenConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
         model = BitGenModel(model_config)
         load_weights(model, folder, model.base_names(), averaged=True)
+        temperature = _temperature(folder, config)
     except DamagedCheckpoint as error:
         raise DamagedCheckpoint(
             f"{folder} is damaged: {error}. Give another checkpoint of {folder.parent}, or restore it from a copy."
@@ -129,8 +134,14 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
         model_config.max_seq_len,
         max_image_pixels=config.data.max_image_pixels,
     )
-    untrained = _untrained(kept_of_training(config))
-    return Trained(model.eval().to(device), config, tokenizer, processor, folder, "checkpoint", untrained)
+    untrained = _untrained(kept_of_training(config, temperature))
+    return Trained(model.eval().to(device), config, tokenizer, processor, folder, "checkpoint", untrained, temperature)
+
+
+def _temperature(folder: Path, config: Config) -> float:
+    """Of the contrastive loss, as a checkpoint has it; where there is none, what the configuration says."""
+    learned = read_state(folder, lazily=True).state.get("objective", {}).get("log_temperature")
+    return config.objective.temperature if learned is None else learned.exp().item()
 
 
 def _run_tokenizer(folder: Path, model_config: BitGenConfig, config: Config) -> PreTrainedTokenizerBase:
@@ -183,7 +194,10 @@ def _open_export(folder: Path, device: torch.device) -> Trained:
     settings = {name: kept[name] for name in _KEPT_SETTINGS if name in kept} if kept is not None else {}
     trained_with = Config().replace(itm_likelihood=config.itm_likelihood, **settings)
     untrained = _untrained(kept) if kept is not None else {}
-    return Trained(model.eval().to(device), trained_with, parts.tokenizer, processor, folder, "export", untrained)
+    temperature = (kept or {}).get("learned_temperature", trained_with.objective.temperature)
+    return Trained(
+        model.eval().to(device), trained_with, parts.tokenizer, processor, folder, "export", untrained, temperature
+    )
 
 
 def _model_type(folder: Path) -> str | None:

@@ -49,6 +49,7 @@ LOSSES = {
     "all_dropped": ({"token_dropout": 0.3}, {}),
     "all_without_memory": ({}, {"use_memory": False}),
     "wide_memory": ({}, {"memory_dim": 48}),
+    "convolutions": ({}, {"compressor_convolutions": 2}),
     "likelihood": ({}, {"itm_likelihood": True}),
     "likelihood_dropped": ({"token_dropout": 0.3}, {"itm_likelihood": True}),
     "likelihood_silent": ({"text_loss_weight": 0.0}, {"itm_likelihood": True}),

@@ -215,11 +215,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return read_state(folder)
 
 
-def read_state(folder: Path) -> Checkpoint:
-    """Read the training state of a checkpoint that is verified already."""
+def read_state(folder: Path, lazily: bool = False) -> Checkpoint:
+    """Read the training state of a checkpoint that is verified already; ``lazily``: tensors when they are looked at."""
     path = folder / STATE_FILE
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except Exception as error:  # torch raises many kinds; what was written is verified above, so any of them is damage
         raise DamagedCheckpoint(f"cannot read {path}: {error}") from error
     return Checkpoint(folder, state["step"], upgrade(state))

@@ -149,7 +149,7 @@ def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags:
     top_k = RERANK_TOP_K if flags.rerank_top_k is None else flags.rerank_top_k
     ranking = rank_split(encoded, top_k=max(top_k, 1), device=device)
     results: Results = {}
-    weights = rerank_weights(flags, loaded.config)
+    weights = rerank_weights(flags, loaded.config, loaded.temperature)
     captioner = None
     if weights.text and {RETRIEVAL, MATCHING} & set(flags.task):
         captioner = load_captioner(flags, device) if flags.captioner is not None else Captioner(runner, encoded)
@@ -191,13 +191,13 @@ def loses_by_reranking(figures: dict[str, Any]) -> bool:
     return after < cosine
 
 
-def rerank_weights(flags: argparse.Namespace, config: Config) -> RerankWeights:
-    """What the flags say, else what fits the run; see ``--help``."""
+def rerank_weights(flags: argparse.Namespace, config: Config, temperature: float) -> RerankWeights:
+    """What the flags say, else what fits the run, whose contrastive loss came to this ``temperature``; see ``--help``."""
     cosine, text = flags.rerank_cosine_weight, flags.rerank_text_weight
     objective, by_likelihood = config.objective, config.model.itm_likelihood
     writes = objective.text_loss_weight > 0 and not by_likelihood
     return RerankWeights(
-        cosine if cosine is not None else 1 / (objective.temperature if by_likelihood else objective.itm_temperature),
+        cosine if cosine is not None else 1 / (temperature if by_likelihood else objective.itm_temperature),
         text if text is not None else float(flags.captioner is not None or writes),
     )
 

@@ -150,6 +150,11 @@ class ModelSettings:
     vision_embed_dim: AtLeastOne = setting(128, "Width of a compressed image token; must equal embed_dim.")
     compressor_dim: AtLeastOne = setting(384, "Hidden width of the feature compressor.")
     compressor_dropout: Rate = setting(0.1, "Dropout inside the feature compressor.")
+    compressor_convolutions: NotNegative[int] = setting(
+        0,
+        "3 x 3 convolutions over the grid of image tokens after the compressor, for a tower that has not learned to see "
+        "what reaches across patches.",
+    )
     vocab_size: AtLeastOne = setting(50257, "Tokens of the vocabulary; 50257 for gpt2, free with tokenizer: train.")
     max_seq_len: SequenceLength = setting(
         256, "Longest caption in tokens, BOS and EOS included; longer ones are truncated."

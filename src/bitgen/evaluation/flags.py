@@ -90,7 +90,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="X",
         help="re-rank by matching logit + X * cosine (default: 1 / itm_temperature of the run. Negatives were drawn in "
         "proportion to exp(cosine / itm_temperature), so the head learned what that leaves over). An itm_likelihood "
-        "run re-ranks by its log-likelihood ratio + X * cosine (default: 1 / temperature, where training starts)",
+        "run re-ranks by its log-likelihood ratio + X * cosine (default: 1 / temperature, as training left it)",
     )
     parser.add_argument(
         "--rerank_text_weight",

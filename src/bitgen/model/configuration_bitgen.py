@@ -65,6 +65,7 @@ class BitGenConfig(PretrainedConfig):
         positions: ``learned`` (a table of max_seq_len rows) | ``rope`` (rotary attention, no parameters).
         feed_forward: ``gelu`` | ``swiglu``, which has 1.5 times the parameters at equal ``ffn_dim``.
         itm_likelihood: matching reads how much likelier the image makes the caption and the cosine, not the last token.
+        compressor_convolutions: 3 x 3 convolutions over the grid of image tokens after the compressor.
         itm_pooling: of the fused states, what the matching head reads: ``last`` (the last token's) | ``mean`` (over all
             words).
         gate_start: of the fusion's gates before training: 0 keeps images out at first, 1 lets them in.
@@ -107,6 +108,7 @@ class BitGenConfig(PretrainedConfig):
         vision_embed_dim: int = 128,
         compressor_dim: int = 384,
         compressor_dropout: float = 0.1,
+        compressor_convolutions: int = 0,
         vocab_size: int = 50257,
         max_seq_len: int = 256,
         positions: str = "learned",
@@ -147,6 +149,7 @@ class BitGenConfig(PretrainedConfig):
         self.vision_embed_dim = vision_embed_dim
         self.compressor_dim = compressor_dim
         self.compressor_dropout = compressor_dropout
+        self.compressor_convolutions = compressor_convolutions
         self.vocab_size = vocab_size
         self.max_seq_len = max_seq_len
         self.positions = positions
@@ -220,9 +223,15 @@ class BitGenConfig(PretrainedConfig):
         check_sizes(self.embed_dim, self.num_heads, self.vision_embed_dim, self.positions)
         if self.vision_config is not None:
             check_patches(self.image_size, self.vision_config["patch_size"], "patch_size")
+        if self.compressor_convolutions and self.image_grid is None:
+            raise ValueError(
+                f"compressor_convolutions is {self.compressor_convolutions}, but an image's {self.image_tokens} features "
+                "form no square grid. Write compressor_convolutions 0."
+            )
         for name, value, allowed in (
             ("fusion", self.fusion, FUSION_KINDS),
             ("image_pooling", self.image_pooling, IMAGE_POOLINGS),
+            ("itm_pooling", self.itm_pooling, ITM_POOLINGS),
             ("vision_tuning", self.vision_tuning, VISION_TUNINGS),
             ("positions", self.positions, POSITION_KINDS),
             ("feed_forward", self.feed_forward, FEED_FORWARDS),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .dropout import Dropout, ReLUDropout
 
@@ -29,6 +32,26 @@ class FeatureCompressor(nn.Sequential):
         if self.training and dropout.p and hidden.device.type == "cpu":
             return norm(second(ReLUDropout.apply(hidden, dropout.p)))
         return norm(second(dropout(relu(hidden))))
+
+
+class LocalMixing(nn.Module):
+    """A convolution over the grid of image tokens, beside a skip connection: ``[B, P, D] -> [B, P, D]``, P a square.
+
+    What is drawn across several patches (a shape's outline) shows in no single one of them. Pretrained towers have mixed
+    their patches already; connectors with convolutions are in Honeybee (arXiv 2312.06742, section 3.3).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.neighbours = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        side = math.isqrt(image_tokens.shape[1])
+        grid = image_tokens.transpose(1, 2).unflatten(-1, (side, side))
+        mixed = self.output(F.gelu(self.neighbours(grid)).flatten(2).transpose(1, 2))
+        return self.norm(image_tokens + mixed)
 
 
 class TokenPooling(nn.Module):

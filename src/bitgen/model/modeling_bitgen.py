@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from .configuration_bitgen import MAX_POOLED_GRID, BitGenConfig
 from .cross_modal_fusion import build_fusion
 from .episodic_memory import MemoryLayer, MemoryReader
-from .feature_compressor import FeatureCompressor, TokenPooling
+from .feature_compressor import FeatureCompressor, LocalMixing, TokenPooling
 from .likelihood import next_token_labels, sequence_log_probs
 from .parameter_roles import ADAPTER_KINDS, BASE, ParameterRole, role_of
 from .sequence_layout import SequenceLayout
@@ -73,6 +73,9 @@ class BitGenModel(PreTrainedModel):
         self.compressor = FeatureCompressor(
             config.vision_feature_dim, config.compressor_dim, width, config.compressor_dropout
         )
+        self.compressor_convolutions = nn.Sequential(
+            *(LocalMixing(width) for _ in range(config.compressor_convolutions))
+        )
         self.image_pooling = TokenPooling(width, config.num_heads, config.image_pooling)
         self.embeddings = TextEmbeddings(
             config.vocab_size, config.max_seq_len, width, config.dropout, config.positions == "learned"
@@ -121,7 +124,7 @@ class BitGenModel(PreTrainedModel):
             raise ValueError(f"vision_features are {tuple(vision_features.shape[1:])}, the model expects {expected}.")
         if not torch.is_autocast_enabled(vision_features.device.type):
             vision_features = vision_features.to(self.image_projection.weight.dtype)  # stored ones may be bfloat16
-        image_tokens = self.compressor(vision_features)
+        image_tokens = self.compressor_convolutions(self.compressor(vision_features))
         return ImageEncoding(image_tokens, self.image_features(image_tokens))
 
     def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ VISION, LORA, FUSION = "vision_base", "lora", "fusion"
 _PARTS = {
     "vision_encoder": VISION,
     "compressor": "compressor",
+    "compressor_convolutions": "compressor",
     "image_pooling": "heads",
     "embeddings": "embeddings",
     "memory": "memory",

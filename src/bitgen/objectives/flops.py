@@ -11,7 +11,7 @@ vocabulary, D: width, L: blocks, K, C: the memory's slots and code width.
 - Matching by token: 4 ``fused(W)``. By likelihood: 3 more passes, of which one ``fused(W)`` and one ``alone(W)`` only
   forward, and 2 (T + W) V D forward. Without matching the other losses share one ``fused(T)``.
 - Captions: W V D; where matching reads likelihoods, T V D more for the captions without their image.
-- Images: the compressor's weights times P, and the tower's times its tokens, with 2 n^2 c a layer for attention.
+- Images: the weights of compressor and convolutions times P, and the tower's times its tokens, with 2 n^2 c a layer for attention.
 
 Left out, a few per cent together: similarities with batch and queue, the episode's write and the memory's inverse (one
 of each a step), norms and activations, DoRA's magnitudes. What gradient checkpointing computes again is no use of the
@@ -145,6 +145,9 @@ def _image_flops(model: BitGenModel, contrasts: bool, trains: bool, adapts: bool
     config = model.config
     first, second = (config.image_tokens * _weights(m) for m in model.compressor if isinstance(m, nn.Linear))
     vector = config.image_tokens * (_weights(model.image_pooling) + config.embed_dim) + _weights(model.image_projection)
+    mixing = model.compressor_convolutions
+    convolutions = sum(part.weight.numel() for part in mixing.modules() if isinstance(part, nn.Conv2d))
+    second += config.image_tokens * (_weights(mixing) + convolutions)
     total = Pass(second).flops(trains) + Pass(float(vector)).flops(contrasts)
     return total + Pass(first).flops(trains) - (2 * first if trains and not adapts else 0)
 
