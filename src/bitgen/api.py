@@ -12,7 +12,7 @@
     memory = model.memory()
     memory.write([photos[0]], ["this is Rex, our dog"])  # one shot, no training
     print(memory.recall(photos[0])[0].text)
-    bitgen.load("my-captioner").caption(photos[0])  # of a model that learned to write
+    print(model.caption(photos[0]))
 
 Each call is one of the package's own functions; look there for more control.
 """
@@ -116,7 +116,7 @@ class Model:
 
     @torch.no_grad()
     def match(self, image: MemoryImage, text: str) -> float:
-        """The probability that a text belongs to an image, by the matching head, which reads both together.
+        """The probability that a text belongs to an image, where every second text does; both are read together.
 
         Raises:
             ValueError: an image that cannot be read, or an empty text.
@@ -124,8 +124,7 @@ class Model:
         self.trained.require(MATCHING)
         model, encoder = self.trained.model, self._encoder
         tokens = model.pool_image_tokens(model.encode_image(**encoder.inputs([image])).image_tokens)
-        logits = model.match(tokens, *encoder.tokens([text]))
-        return logits.softmax(-1)[0, 1].item()
+        return model.log_odds(tokens, *encoder.tokens([text])).sigmoid().item()
 
     @torch.no_grad()
     def caption(self, image: MemoryImage, prompt: str = "", num_beams: int = 3, max_new_tokens: int = LONGEST) -> str:

@@ -47,4 +47,6 @@ def test_a_model_has_as_many_as_it_is_told_and_none_without() -> None:
 def test_features_that_form_no_square_are_refused() -> None:
     with pytest.raises(ValueError, match="an image's 6 features form no square grid. Write compressor_convolutions 0"):
         tiny_config((6, 4), compressor_convolutions=1)
-    assert BitGenConfig(vision_tuning="frozen", feature_dim=4, feature_tokens=9, compressor_convolutions=1).image_grid == 3
+    assert (
+        BitGenConfig(vision_tuning="frozen", feature_dim=4, feature_tokens=9, compressor_convolutions=1).image_grid == 3
+    )

@@ -50,3 +50,23 @@ def test_gates_of_the_fusion_start_where_they_are_told_and_the_memorys_at_zero(f
     assert of_memory and len(gates) > len(of_memory)
     for name, gate in gates.items():
         assert torch.all(gate == (0.0 if name in of_memory else start)), name
+
+
+@pytest.mark.parametrize("by_likelihood", [False, True])
+def test_log_odds_are_the_heads_or_the_likelihood_ratio(by_likelihood: bool) -> None:
+    model = tiny_model(itm_likelihood=by_likelihood).eval()
+    ids, mask = captions()
+    tokens = model.pool_image_tokens(model.encode_image(vision_features=torch.randn(3, *FEATURES)).image_tokens)
+    odds = model.log_odds(tokens, ids, mask)
+    for row, length in enumerate(LENGTHS):
+        words = ids[row : row + 1, :length]
+        if by_likelihood:
+            with_image, without = (
+                model(words, image_tokens=image)[0, :-1].log_softmax(-1).gather(1, words[0, 1:, None]).sum()
+                for image in (tokens[row : row + 1], None)
+            )
+            expected = with_image - without
+        else:
+            probability = model.match(tokens[row : row + 1], words, torch.ones_like(words)).softmax(-1)[0, 1]
+            expected = probability.logit()
+        torch.testing.assert_close(odds[row], expected, atol=1e-4, rtol=1e-4)

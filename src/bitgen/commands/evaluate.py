@@ -26,7 +26,13 @@ from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.captioning import Captioned, caption_dataset, draw_sheet, pictures_of_sheet
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RERANK_TOP_K, RETRIEVAL, parse_flags
-from bitgen.evaluation.matching import Captioner, RerankWeights, matching_metrics, rerank_metrics
+from bitgen.evaluation.matching import (
+    Captioner,
+    RerankWeights,
+    default_cosine_weight,
+    matching_metrics,
+    rerank_metrics,
+)
 from bitgen.evaluation.memory_metrics import memory_metrics
 from bitgen.evaluation.results import Results, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
@@ -177,9 +183,7 @@ def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags:
 
 def loses_by_reranking(figures: dict[str, Any]) -> bool:
     """Whether R@1, over both directions, is lower after re-ranking than by cosine; then that is said."""
-    cosine, after = (
-        (figures[f"{prefix}t2i_R@1"] + figures[f"{prefix}i2t_R@1"]) / 2 for prefix in ("", "reranked_")
-    )
+    cosine, after = ((figures[f"{prefix}t2i_R@1"] + figures[f"{prefix}i2t_R@1"]) / 2 for prefix in ("", "reranked_"))
     if after < cosine:
         logger.warning(
             "re-ranking ranks worse than cosine: mean R@1 %.1f instead of %.1f. Search by cosine alone; "
@@ -192,12 +196,12 @@ def loses_by_reranking(figures: dict[str, Any]) -> bool:
 
 
 def rerank_weights(flags: argparse.Namespace, config: Config, temperature: float) -> RerankWeights:
-    """What the flags say, else what fits the run, whose contrastive loss came to this ``temperature``; see ``--help``."""
+    """What the flags say, else what fits the run, whose contrastive loss ended at ``temperature``; see ``--help``."""
     cosine, text = flags.rerank_cosine_weight, flags.rerank_text_weight
     objective, by_likelihood = config.objective, config.model.itm_likelihood
     writes = objective.text_loss_weight > 0 and not by_likelihood
     return RerankWeights(
-        cosine if cosine is not None else 1 / (temperature if by_likelihood else objective.itm_temperature),
+        default_cosine_weight(by_likelihood, temperature, objective.itm_temperature) if cosine is None else cosine,
         text if text is not None else float(flags.captioner is not None or writes),
     )
 
@@ -284,7 +288,9 @@ def main(argv: list[str] | None = None) -> None:
                 {"image_id": dataset.reader.image_id(i), "caption": text} for i, text in captions
             ]
             writers["contact_sheet"] = lambda path: draw_sheet(path, pictures, dataset, captioned)
-        print(tables(results, flags.rerank_top_k or RERANK_TOP_K))  # before writing: a disk that is full must not lose it
+        print(
+            tables(results, flags.rerank_top_k or RERANK_TOP_K)
+        )  # before writing: a disk that is full must not lose it
         for name, path in files.items():
             try:
                 if path is not None:

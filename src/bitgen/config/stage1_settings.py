@@ -152,8 +152,8 @@ class ModelSettings:
     compressor_dropout: Rate = setting(0.1, "Dropout inside the feature compressor.")
     compressor_convolutions: NotNegative[int] = setting(
         0,
-        "3 x 3 convolutions over the grid of image tokens after the compressor, for a tower that has not learned to see "
-        "what reaches across patches.",
+        "3 x 3 convolutions over the grid of image tokens after the compressor, for a tower that has not learned to "
+        "see what reaches across patches.",
     )
     vocab_size: AtLeastOne = setting(50257, "Tokens of the vocabulary; 50257 for gpt2, free with tokenizer: train.")
     max_seq_len: SequenceLength = setting(

@@ -44,19 +44,32 @@ class Captioner(NamedTuple):
 MATCHING_ALONE = RerankWeights()
 
 
+def default_cosine_weight(by_likelihood: bool, temperature: float, itm_temperature: float) -> float:
+    """What a cosine is worth in re-ranking, in nats.
+
+    Beside a likelihood ratio: what the contrastive loss says, whose learned `temperature` turns cosines into log odds.
+    Beside a logit: what drawing negatives in proportion to exp(cosine / itm_temperature) has taken out of it.
+    """
+    return 1 / (temperature if by_likelihood else itm_temperature)
+
+
 def score_candidates(
     runner: Runner,
     encoded: EncodedSplit,
     ranking: Ranking,
     weights: RerankWeights = MATCHING_ALONE,
     captioner: Captioner | None = None,
+    captions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scores of the kept candidates: [M, k] for each caption's images, [N, k] for each image's captions.
+
+    `captions`: the rows whose images `ranking.text_candidates` are; None: all in their order.
 
     A pair that is a candidate in both directions passes the model once. Without a captioner, the likelihood ratio is
     the model's own.
     """
-    texts = torch.cat([_repeat_rows(ranking.text_candidates), ranking.image_candidates.flatten()])
+    rows = _repeat_rows(ranking.text_candidates)
+    texts = torch.cat([rows if captions is None else captions[rows], ranking.image_candidates.flatten()])
     images = torch.cat([ranking.text_candidates.flatten(), _repeat_rows(ranking.image_candidates)])
     pairs, where = torch.unique(texts * encoded.num_images + images, return_inverse=True)
     pair_texts, pair_images = pairs // encoded.num_images, pairs % encoded.num_images

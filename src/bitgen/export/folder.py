@@ -39,7 +39,9 @@ def exported_model(loaded: Trained, merge_lora: bool) -> BitGenForCausalLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        trained_with=kept_of_training(loaded.config, loaded.temperature),  # by which whoever opens it knows what it never learned
+        trained_with=kept_of_training(
+            loaded.config, loaded.temperature
+        ),  # by which whoever opens it knows what it never learned
         tokenizer_size=len(tokenizer),  # vocab_size may be more: only this tells whose tokenizer lies beside the model
     )
     merges = merge_lora and model.vision_encoder is not None and model.config.vision_tuning == "lora"

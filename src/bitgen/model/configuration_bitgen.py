@@ -225,8 +225,8 @@ class BitGenConfig(PretrainedConfig):
             check_patches(self.image_size, self.vision_config["patch_size"], "patch_size")
         if self.compressor_convolutions and self.image_grid is None:
             raise ValueError(
-                f"compressor_convolutions is {self.compressor_convolutions}, but an image's {self.image_tokens} features "
-                "form no square grid. Write compressor_convolutions 0."
+                f"compressor_convolutions is {self.compressor_convolutions}, but an image's {self.image_tokens} "
+                "features form no square grid. Write compressor_convolutions 0."
             )
         for name, value, allowed in (
             ("fusion", self.fusion, FUSION_KINDS),

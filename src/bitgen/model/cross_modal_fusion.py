@@ -2,8 +2,8 @@
 
 ``concat_mlp`` and ``cross_attention`` act once, before the memory and the decoder. ``backbone`` is FIBER's own (arXiv
 2206.07643, section 3.1): a gated cross-attention inside every decoder block, see ``text_decoder.py``.
-Gates that start at 0 let a pretrained text stack begin undisturbed (Flamingo, arXiv 2204.14198, section 2.2; FIBER). A stack
-that starts from nothing has nothing to protect, and learns sooner what images are for if they start at 1.
+Gates that start at 0 let a pretrained text stack begin undisturbed (Flamingo, arXiv 2204.14198, section 2.2; FIBER). A
+stack that starts from nothing has nothing to protect, and learns sooner what images are for if they start at 1.
 """
 
 from __future__ import annotations

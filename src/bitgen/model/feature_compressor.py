@@ -37,8 +37,8 @@ class FeatureCompressor(nn.Sequential):
 class LocalMixing(nn.Module):
     """A convolution over the grid of image tokens, beside a skip connection: ``[B, P, D] -> [B, P, D]``, P a square.
 
-    What is drawn across several patches (a shape's outline) shows in no single one of them. Pretrained towers have mixed
-    their patches already; connectors with convolutions are in Honeybee (arXiv 2312.06742, section 3.3).
+    What is drawn across several patches (a shape's outline) shows in no single one of them. Pretrained towers have
+    mixed their patches already; connectors with convolutions are in Honeybee (arXiv 2312.06742, section 3.3).
     """
 
     def __init__(self, width: int) -> None:

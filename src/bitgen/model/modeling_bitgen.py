@@ -179,6 +179,22 @@ class BitGenModel(PreTrainedModel):
         alone = self.run_stack(input_ids, attention_mask, reader=reader).hidden_states
         return self.evidence_logits(*self.pair_evidence(fused, alone, input_ids, attention_mask, pooled_tokens))
 
+    def log_odds(
+        self, pooled_tokens: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Log odds ``[B]`` that pairs belong together, where half of all pairs do; arguments as of :meth:`match`.
+
+        With ``itm_likelihood`` it is log p(caption | image) - log p(caption), by Bayes' rule for wrong pairs that were
+        put together at random. The head itself is for wrong pairs that were picked for being similar.
+        """
+        if not self.config.itm_likelihood:
+            no, yes = self.match(pooled_tokens, input_ids, attention_mask).unbind(dim=1)
+            return yes - no
+        fused, alone = (
+            self.run_stack(input_ids, attention_mask, tokens).hidden_states for tokens in (pooled_tokens, None)
+        )
+        return self.pair_evidence(fused, alone, input_ids, attention_mask, pooled_tokens)[0]
+
     def forward(
         self,
         input_ids: torch.Tensor,

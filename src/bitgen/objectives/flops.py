@@ -11,7 +11,8 @@ vocabulary, D: width, L: blocks, K, C: the memory's slots and code width.
 - Matching by token: 4 ``fused(W)``. By likelihood: 3 more passes, of which one ``fused(W)`` and one ``alone(W)`` only
   forward, and 2 (T + W) V D forward. Without matching the other losses share one ``fused(T)``.
 - Captions: W V D; where matching reads likelihoods, T V D more for the captions without their image.
-- Images: the weights of compressor and convolutions times P, and the tower's times its tokens, with 2 n^2 c a layer for attention.
+- Images: the weights of compressor and convolutions times P, and the tower's times its tokens, with 2 n^2 c a layer
+  for attention.
 
 Left out, a few per cent together: similarities with batch and queue, the episode's write and the memory's inverse (one
 of each a step), norms and activations, DoRA's magnitudes. What gradient checkpointing computes again is no use of the

@@ -132,6 +132,35 @@ def retrieval_pictures(
     }
 
 
+def reranking_panel(
+    examples: Sequence[tuple[str, Tensor, Tensor, Tensor]],
+    image_of: Callable[[int], Tensor | None],
+    name_of: Callable[[int], str] = lambda row: f"image {row}",
+    top_k: int = 5,
+) -> Tensor:
+    """Two rows an example, before and after re-ranking, as :func:`text_to_image_panel` shows them.
+
+    Args:
+        examples: a caption, its best images' rows `[k]` by cosine and after re-ranking, whose first is the right one,
+            and the cosines `[N]` of all images.
+    """
+
+    def candidate(row: int, cosines: Tensor, right: int) -> Candidate:
+        pixels = image_of(row)
+        return Candidate(
+            name_of(row), float(cosines[row]), row == right, None if pixels is None else to_picture(pixels)
+        )
+
+    queries = []
+    for caption, by_cosine, reranked, cosines in examples:
+        right = int(reranked[0])
+        for how, order in (("by cosine", by_cosine.tolist()), ("re-ranked", reranked.tolist())):
+            top = tuple(candidate(row, cosines, right) for row in order[:top_k])
+            rank = order.index(right) + 1
+            queries.append(Query(f"{how}: {caption}", top, rank, candidate(right, cosines, right)))
+    return text_to_image_panel(queries)
+
+
 def text_to_image_panel(queries: Sequence[Query]) -> Tensor:
     """A row a caption: the caption, its best images (right one framed green, wrong ones red) and the right image."""
     tile, gap, text_width, row_height = 150, 14, 250, 196

@@ -60,6 +60,7 @@ class Stage1:
         source = live_source(config, parts, ranks)
         stage, why_one_phase = plan_stage(config, source)
         source = with_cache(config, parts, stage, source, ranks, precision)
+        held_out = _held_out(config, parts, ranks, precision)
         boundary = boundary_of(stage)
         if boundary is not None and boundary >= stage.steps:
             logger.warning("phase 2 would start at step %d, after the run's end: LoRA never trains", boundary + 1)
@@ -67,12 +68,12 @@ class Stage1:
             objective,
             source,
             stage,
-            _validator(config, parts, source, ranks, precision),
+            _validator(held_out, source) if held_out is not None else None,
             _identity(config, parts, source, stage),
             {"config.yaml": config.to_yaml(), "config.json": _model_config_text(parts)},
             _banner(config, parts, ranks, precision, stage, source, why_one_phase),
             table.to_text(),
-            lambda step, words: _budget_rows(config, source, step, words),
+            lambda step, words: [*_budget_rows(config, source, step, words), *_put_right_rows(held_out)],
             score_text,
             _next_commands(config),
         )
@@ -187,13 +188,13 @@ def with_cache(
     return live
 
 
-def _validator(
-    config: Config, parts: RunParts, source: LoaderSource, ranks: Processes, precision: Precision
-) -> Callable[[Objective, int], HeldOutResult] | None:
+def _held_out(config: Config, parts: RunParts, ranks: Processes, precision: Precision) -> HeldOut | None:
     if parts.val is None and parts.text_val is None:
         return None
-    held_out = HeldOut(config, parts.val, parts.text_val, parts.tokenizer, ranks.device, precision)
+    return HeldOut(config, parts.val, parts.text_val, parts.tokenizer, ranks.device, precision)
 
+
+def _validator(held_out: HeldOut, source: LoaderSource) -> Callable[[Objective, int], HeldOutResult]:
     def validate(objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, Stage1Objective)
         return held_out(objective.model, objective.log_temperature.exp().item(), source.held_out_in(phase))
@@ -275,6 +276,15 @@ def _budget_rows(config: Config, source: LoaderSource, step: int, words: int) ->
         passes = step / source.steps_per_pass()
         rows.append(("budget of passes", f"{passes:.2f} of max_epochs {training.max_epochs}"))
     return rows
+
+
+def _put_right_rows(held_out: HeldOut | None) -> list[tuple[str, object]]:
+    """What the last validation of this process found re-ranking to put right."""
+    found = [] if held_out is None else held_out.put_right
+    return [
+        ("put right by re-ranking", f'"{caption}": by cosine an image of "{other}" came first')
+        for caption, other in found
+    ]
 
 
 def _next_commands(config: Config) -> list[tuple[str, str]]:

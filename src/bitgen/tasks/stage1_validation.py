@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from bitgen.evaluation.encode import EncodedSplit, Runner, Split
 from bitgen.evaluation.generation import continue_text, sample_captions
 from bitgen.evaluation.language import caption_loss, split_by_source, text_perplexities
+from bitgen.evaluation.matching import default_cosine_weight
+from bitgen.evaluation.put_right import put_right
+from bitgen.evaluation.retrieval import Ranking
 from bitgen.evaluation.validation import validate
 from bitgen.machine.devices import Precision
 from bitgen.protocols import HeldOutResult
@@ -55,6 +58,8 @@ class HeldOut:
         self.context = config.model.max_seq_len
         self.aligns = bool(config.objective.contrastive_weight or config.objective.itm_weight)
         self.writes = bool(config.objective.text_loss_weight)
+        self.matches, self.config = bool(config.objective.itm_weight), config
+        self.put_right: list[tuple[str, str]] = []
 
     def __call__(self, model: BitGenModel, temperature: float, split: CachedSplit | None = None) -> HeldOutResult:
         """Scalars under ``val/``, pictures and texts; ``split``: the same images as features computed earlier.
@@ -69,8 +74,10 @@ class HeldOut:
         pictures: dict[str, torch.Tensor] = {}
         texts: dict[str, str] = {}
         if self.dataset is not None:
-            encoded = self._pairs(model, temperature, self.dataset if split is None else split, scalars)
+            encoded, ranking = self._pairs(model, temperature, self.dataset if split is None else split, scalars)
             pictures = self._pictures(model, encoded)
+            if self.matches and ranking is not None and encoded.num_images > 1:
+                pictures |= self._put_right(model, encoded, ranking, temperature)
             if self.writes:
                 runner = Runner(model, self.batch_size, self.device, self.precision.autocast)
                 scalars["val/caption_loss"] = caption_loss(runner, encoded)
@@ -82,10 +89,12 @@ class HeldOut:
             texts["samples/continuations"] = self._continuations(model)
         return HeldOutResult(scalars, pictures, texts, self._score(scalars))
 
-    def _pairs(self, model: BitGenModel, temperature: float, dataset: Split, scalars: dict[str, float]) -> EncodedSplit:
+    def _pairs(
+        self, model: BitGenModel, temperature: float, dataset: Split, scalars: dict[str, float]
+    ) -> tuple[EncodedSplit, Ranking | None]:
         if not self.aligns:
             runner = Runner(model, self.batch_size, self.device, self.precision.autocast, self.num_workers)
-            return runner.encode(dataset, self.max_images)
+            return runner.encode(dataset, self.max_images), None
         result = validate(
             model,
             dataset,
@@ -97,7 +106,7 @@ class HeldOut:
             num_workers=self.num_workers,
         )
         scalars |= result.scalars
-        return result.encoded
+        return result.encoded, result.ranking
 
     def _score(self, scalars: dict[str, float]) -> float:
         recalls = [value for name, value in scalars.items() if "_R@" in name and "rerank" not in name]
@@ -156,6 +165,31 @@ class HeldOut:
             image_of=dataset.image_tensor if has_pixels else lambda row: None,
             name_of=dataset.reader.image_id,
         )
+
+    def _put_right(
+        self, model: BitGenModel, encoded: EncodedSplit, ranking: Ranking, temperature: float
+    ) -> dict[str, torch.Tensor]:
+        """What re-ranking put right: a picture, and in ``put_right`` each caption with one of the image that the cosine
+        had first."""
+        from bitgen.show.pictures import reranking_panel
+
+        dataset = self.dataset
+        assert dataset is not None
+        runner = Runner(model, self.batch_size, self.device, self.precision.autocast)
+        weight = default_cosine_weight(model.config.itm_likelihood, temperature, self.config.objective.itm_temperature)
+        examples = put_right(runner, encoded, ranking, weight)
+        captions = [caption for row in range(encoded.num_images) for caption in dataset.captions_of(row)]
+        self.put_right = [(captions[one.caption], dataset.captions_of(int(one.by_cosine[0]))[0]) for one in examples]
+        if not examples:
+            return {}
+        cosines = [encoded.image_features @ encoded.text_features[one.caption] for one in examples]
+        shown = [
+            (captions[one.caption], one.by_cosine, one.reranked, scores)
+            for one, scores in zip(examples, cosines, strict=True)
+        ]
+        has_pixels = dataset.kind == "images"
+        image_of = dataset.image_tensor if has_pixels else lambda row: None
+        return {"retrieval/reranked": reranking_panel(shown, image_of, dataset.reader.image_id)}
 
     def _slot_weights(self, model: BitGenModel, encoded: EncodedSplit) -> torch.Tensor:
         """Mean squared read weights ``[n, K]`` of n true pairs spread over the split."""
