@@ -45,6 +45,17 @@ def test_frames_are_green_where_right_and_red_where_wrong():
         assert count_pixels(right[name], GREEN) > 50
 
 
+def test_re_ranking_is_drawn_before_and_after_with_the_right_image_green():
+    cosines = torch.tensor([0.2, 0.9, 0.5])
+    example = ("a caption", torch.tensor([1, 2, 0]), torch.tensor([2, 1, 0]), cosines)
+    drawn = pictures.reranking_panel([example], lambda row: torch.full((3, 8, 8), 90 * row, dtype=torch.uint8), top_k=1)
+    assert is_picture(drawn)
+    # Two rows, of which the first shows image 1 (wrong) and the second image 2 (right).
+    first, second = drawn[:, 46:230], drawn[:, 242:]
+    assert count_pixels(first, RED) > 50 and count_pixels(second, GREEN) > 50
+    assert count_pixels(second, RED) == 0
+
+
 def test_features_and_missing_images_get_grey_tiles():
     for image_of in (lambda row: torch.randn(49, 320), lambda row: None):
         drawn = pictures.retrieval_pictures(*split_of(5), image_of=image_of)
