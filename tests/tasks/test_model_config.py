@@ -30,18 +30,19 @@ SETTINGS = {name: setting for group in GROUPS for name, setting in settings_of(g
 REACHING = [name for name in SETTINGS if name not in NOT_THE_NETWORKS | OF_THE_DATA]
 CHOICES = {
     "fusion": "FUSION_KINDS", "image_pooling": "IMAGE_POOLINGS", "vision_tuning": "VISION_TUNINGS",
-    "positions": "POSITION_KINDS", "feed_forward": "FEED_FORWARDS",
+    "positions": "POSITION_KINDS", "feed_forward": "FEED_FORWARDS", "itm_pooling": "ITM_POOLINGS",
 }  # fmt: skip
 
 
 def another(name: str) -> Any:
-    """A value that is not the default, and with which sizes still fit."""
+    """A value that is not the network's default, and with which sizes still fit."""
     hint, default = split_optional(SETTINGS[name].hint)[0], Config().flat()[name]
     if name in ("lora_layers", "init_lora_weights", "feature_cache_pool"):
         return {"lora_layers": "0,1", "init_lora_weights": "gaussian", "feature_cache_pool": 7}[name]
     if get_origin(hint) is Literal:
-        return next(choice for choice in get_args(hint) if choice != default)
-    return {bool: lambda: not default, int: lambda: default * 2, float: lambda: default / 2}[hint]()
+        # The network's default may be what there was before there was a choice.
+        return next(choice for choice in get_args(hint) if choice != getattr(BitGenConfig(), name))
+    return {bool: lambda: not default, int: lambda: default * 2 or 1, float: lambda: default / 2}[hint]()
 
 
 def test_every_setting_is_known_to_the_network_or_named_here() -> None:

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from bitgen.config import Config
+from bitgen.data.dataset import PairDataset
 from bitgen.data.text_blocks import TextBlocks
 from bitgen.data.tokenizer import train_bpe
+from bitgen.evaluation.put_right import PutRight
 from bitgen.machine.devices import Precision
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.tasks.stage1_validation import HeldOut, score_text
-from support.data import write_text_corpus
-from support.models import tiny_model
+from support.data import write_features, write_text_corpus
+from support.models import FEATURES, tiny_model
 
 DOCUMENTS = ["a b c", "the cat sat on the mat", "the dog ran far away from here", "größe naïve größe naïve größe"]
 
@@ -69,3 +72,25 @@ def test_a_loss_that_is_no_number_is_never_the_best(held_out) -> None:
     with torch.no_grad():
         model.final_norm.weight.fill_(math.nan)
     assert validate(model, 0.5).score == -math.inf
+
+
+def test_what_re_ranking_put_right_is_drawn_and_kept_for_the_summary(tokenizer, tmp_path, monkeypatch) -> None:
+    captions = [["the cat sat"], ["the mat"], ["far away"], ["a dog ran", "the dog ran"]]
+    processor = BitGenProcessor(tokenizer, 28, 12)
+    dataset = PairDataset(write_features(tmp_path / "pairs", captions, FEATURES), processor, seed=0)
+    model = tiny_model(vocab_size=len(tokenizer), max_seq_len=12)
+    config = Config().replace(max_seq_len=12, text_loss_weight=0.0)
+    held_out = HeldOut(config, dataset, None, tokenizer, torch.device("cpu"), Precision("fp32", "cpu"))
+    asked: list[float] = []
+
+    def example(runner, encoded, ranking, cosine_weight):
+        asked.append(cosine_weight)
+        return [PutRight(3, torch.tensor([1, 3, 0, 2]), torch.tensor([3, 1, 0, 2]))]
+
+    monkeypatch.setattr("bitgen.tasks.stage1_validation.put_right", example)
+    assert "retrieval/reranked" in held_out(model, 0.5).pictures
+    assert held_out.put_right == [("a dog ran", "the mat")]
+    assert asked == [1 / config.objective.itm_temperature]
+
+    monkeypatch.setattr("bitgen.tasks.stage1_validation.put_right", lambda *_: [])
+    assert "retrieval/reranked" not in held_out(model, 0.5).pictures and held_out.put_right == []

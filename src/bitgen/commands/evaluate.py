@@ -288,9 +288,8 @@ def main(argv: list[str] | None = None) -> None:
                 {"image_id": dataset.reader.image_id(i), "caption": text} for i, text in captions
             ]
             writers["contact_sheet"] = lambda path: draw_sheet(path, pictures, dataset, captioned)
-        print(
-            tables(results, flags.rerank_top_k or RERANK_TOP_K)
-        )  # before writing: a disk that is full must not lose it
+        # Before writing: a disk that is full must not lose it.
+        print(tables(results, flags.rerank_top_k or RERANK_TOP_K))
         for name, path in files.items():
             try:
                 if path is not None:

@@ -13,7 +13,7 @@ from .vision_towers import check_vision_config
 FUSION_KINDS = ("concat_mlp", "cross_attention", "backbone")
 IMAGE_POOLINGS = ("attention", "mean")
 VISION_TUNINGS = ("frozen", "lora", "full")
-ITM_POOLINGS = ("last", "mean")
+ITM_POOLINGS = ("mean", "last")
 POSITION_KINDS = ("learned", "rope")
 FEED_FORWARDS = ("gelu", "swiglu")
 # In the queue and in every matching pass, image tokens are pooled to at most this many a side.
