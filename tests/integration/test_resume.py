@@ -98,7 +98,7 @@ def test_a_folder_with_checkpoints_is_not_overwritten(build) -> None:
         ({"ffn_dim": 48}, r"is \[64, 32\] there and \[48, 32\] here"),
         ({"queue_size": 64}, "queue_size"),
         ({"vision_tuning": "frozen"}, "vision_tuning was lora and is frozen"),
-        ({"itm_pooling": "last"}, "itm_pooling was mean and is last"),
+        ({"itm_pooling": "last"}, "itm_pooling was mean and is not set"),
         ({"lora_rank": 2}, "lora_A"),
     ],
 )

@@ -227,12 +227,12 @@ def read_state(folder: Path, lazily: bool = False) -> Checkpoint:
 
 def upgrade(state: dict[str, Any]) -> dict[str, Any]:
     """The training state of a checkpoint of any format as today's."""
-    # What there was before there was a choice was not written.
-    state = {**state, "run": {"itm_pooling": "last", **state.get("run", {})}}
     if "plan" not in state:
         return state
+    state = dict(state)
     plan = state.pop("plan")
     state["total_steps"] = plan["total_steps"]
+    # There was one optimizer before there was a choice, and its name was not written.
     state["run"] = {
         "optimizer": "adamw",
         **state["run"],

@@ -206,7 +206,7 @@ def _validator(held_out: HeldOut, source: LoaderSource) -> Callable[[Objective, 
 
 
 def _identity(config: Config, parts: RunParts, source: LoaderSource, stage: Stage) -> dict[str, int | str | None]:
-    training = config.training
+    training, pooling = config.training, parts.model.config.itm_pooling
     return {
         "training samples": source.size,
         "batch_size": training.batch_size,
@@ -214,8 +214,9 @@ def _identity(config: Config, parts: RunParts, source: LoaderSource, stage: Stag
         "seed": training.seed,
         "optimizer": training.optimizer,
         "vision_tuning": parts.model.config.vision_tuning,
-        "itm_pooling": parts.model.config.itm_pooling,
         **source.identity(),
+        # The last token is what there was before there was a choice, and is not written.
+        **({"itm_pooling": pooling} if pooling != "last" else {}),
         "feature_cache_pool": parts.model.config.feature_pool,
         "steps per epoch": stage.steps_per_epoch,
         "first step of phase 2 (lora_warmup_epochs, _steps)": boundary_of(stage),
