@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -263,7 +264,7 @@ def test_a_disk_that_fills_up_is_an_error_that_keeps_what_is_finished(build, cac
 
 
 def test_a_disk_that_is_too_small_is_refused_with_the_numbers(build, cached, images, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: Usage(1000))
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(CacheError, match="needs 0.00 GB .30 images x 16 x 32 x float32. and .* 0.00 GB free.*pool 7"):
         build("explicit", **cached, max_steps=1).fit()
     assert not cache_folders(cached["feature_cache"])
@@ -271,13 +272,6 @@ def test_a_disk_that_is_too_small_is_refused_with_the_numbers(build, cached, ima
         automatic = build("automatic", **images, feature_cache="auto", lora_warmup_steps=6)
         automatic.fit()
     assert "feature cache off" in caplog.text and automatic.progress.step == 8
-
-
-class Usage:
-    """What ``shutil.disk_usage`` tells of a nearly full disk."""
-
-    def __init__(self, free: int) -> None:
-        self.free = free
 
 
 def test_features_that_are_not_finite_are_named(build, cached, monkeypatch) -> None:

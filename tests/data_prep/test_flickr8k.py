@@ -1,6 +1,5 @@
-"""Flickr8k and COCO, and what every script does: on made-up sources with everything wrong, and on the real ones."""
+"""Flickr8k, and what every script does: on made-up sources with everything wrong, and on the real one."""
 
-import csv
 import json
 import logging
 import subprocess
@@ -9,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bitgen.data.records import RecordReader
+from support.flickr8k_files import Source
 
 DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
 
@@ -19,53 +18,6 @@ DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
 @pytest.fixture
 def flickr(script):
     return script("flickr8k")
-
-
-@pytest.fixture
-def coco(script):
-    return script("coco")
-
-
-class Source:
-    """A Flickr8k-like source of ``count`` images with two captions each, in a folder."""
-
-    def __init__(self, folder: Path, count: int = 6) -> None:
-        self.folder = folder
-        self.names = [f"{index}.jpg" for index in range(count)]
-        self.captions = {name: [f"picture {name} , close", f'picture {name} "far"'] for name in self.names}
-        self.images = folder / "Images"
-        self.images.mkdir()
-        for index, name in enumerate(self.names):
-            values = np.random.default_rng(index).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-            Image.fromarray(values).save(self.images / name, "JPEG")
-        self.features = np.random.default_rng(0).normal(size=(count, 4, 3)).astype(np.float32)
-        self.info: dict | None = None
-        self.feature_names = list(self.names)
-        self.split = list(self.names)
-
-    def arguments(self, kind: str, *more: str) -> list[str]:
-        """Writes the files and returns the flags."""
-        with open(self.folder / "captions.txt", "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image", "caption"])
-            writer.writerows((name, text) for name, texts in self.captions.items() for text in texts)
-        (self.folder / "split.txt").write_text("\n".join(self.split) + "\n")
-        flags = ["--captions", str(self.folder / "captions.txt"), "--split", str(self.folder / "split.txt")]
-        if kind == "images":
-            flags += ["--images", str(self.images)]
-        else:
-            np.save(self.folder / "features.npy", self.features)
-            (self.folder / "feature_images.txt").write_text("\n".join(self.feature_names))
-            flags += ["--features", str(self.folder / "features.npy")]
-            flags += ["--feature_images", str(self.folder / "feature_images.txt")]
-            if self.info is not None:
-                (self.folder / "info.json").write_text(json.dumps(self.info))
-                flags += ["--feature_info", str(self.folder / "info.json")]
-        return [*flags, "--output", str(self.output), *more]
-
-    @property
-    def output(self) -> Path:
-        return self.folder / "out"
 
 
 @pytest.fixture
@@ -297,72 +249,6 @@ def test_scripts_run_from_anywhere_and_end_in_one_line(source):
     assert shown.returncode == 0 and "example:" in shown.stdout and "python data_prep/coco.py" in shown.stdout
 
 
-# ---------------------------------------------------------------- COCO
-
-
-def coco_json(source: Source) -> dict:
-    images = [{"id": 100 + index, "file_name": name} for index, name in enumerate(source.names)]
-    annotations = [
-        {"id": index, "image_id": 100 + index % len(images), "caption": f" caption {index} \n"}
-        for index in range(3 * len(images))
-    ]
-    return {"info": {}, "images": images, "annotations": annotations}
-
-
-def coco_flags(source: Source, content: object, *more: str) -> list[str]:
-    (source.folder / "captions.json").write_text(json.dumps(content))
-    annotations = str(source.folder / "captions.json")
-    return ["--annotations", annotations, "--images", str(source.images), "--output", str(source.output), *more]
-
-
-def test_coco_gathers_captions_by_image(source, coco):
-    coco(coco_flags(source, coco_json(source)))
-    reader = RecordReader(source.output)
-    assert len(reader) == 6
-    assert reader[2].image_id == "2.jpg"
-    assert reader[2].captions == ["caption 2", "caption 8", "caption 14"]
-    assert reader[2].payload == (source.images / "2.jpg").read_bytes()
-
-
-def test_coco_counts_what_is_wrong(large, coco, caplog):
-    content = coco_json(large)
-    content["annotations"].append({"image_id": 7, "caption": "nobody's"})
-    content["images"].append(dict(content["images"][3]))
-    content["annotations"][0]["caption"] = " "
-    (large.images / "9.jpg").unlink()
-    coco(coco_flags(large, content))
-    assert "1 x caption of an image that is not listed (dropped): image_id 7" in caplog.text
-    assert "1 x duplicate name or id in images (taken once): 3.jpg" in caplog.text
-    assert "1 x empty caption (dropped): 0.jpg" in caplog.text
-    assert "1 x missing image: 9.jpg" in caplog.text
-    assert len(RecordReader(large.output)) == 199
-
-
-def test_coco_stops_when_images_are_missing(source, coco):
-    (source.images / "1.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 of 6 images \(16.7%\)[^$]*missing image: 1.jpg"):
-        coco(coco_flags(source, coco_json(source)))
-    assert not source.output.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([], "JSON object"),
-        ({"images": []}, "no list `images`, or an empty one"),
-        ({"images": [{"id": 1}]}, r"images\[0\] lacks"),
-        ({"images": [{"id": 1, "file_name": "a"}]}, "no list `annotations`"),
-        (
-            {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "bbox": []}]},
-            r"annotations\[0\].*captions file",
-        ),
-    ],
-)
-def test_coco_file_of_another_kind(source, coco, content, message):
-    with pytest.raises(ValueError, match=message):
-        coco(coco_flags(source, content))
-
-
 # ---------------------------------------------------------------- real data
 
 
@@ -388,13 +274,3 @@ def test_real_flickr_images_and_features_agree(shared_data, flickr, tmp_path):
         assert images.payload(row) == (folder / "images" / name).read_bytes()
         expected = (array[order.index(name)].astype(np.float64) - declared["zero_point"]) * declared["scale"]
         np.testing.assert_allclose(rows.info.dequantize(rows.payload(row)), expected, atol=1e-4)
-
-
-@pytest.mark.realdata
-def test_real_coco_sample(shared_data, coco, tmp_path):
-    folder = shared_data / "coco_sample"
-    flags = ["--annotations", str(folder / "captions_val2017.json"), "--images", str(folder / "val2017")]
-    coco([*flags, "--output", str(tmp_path / "out")])
-    content = json.loads((folder / "captions_val2017.json").read_text())
-    reader = RecordReader(tmp_path / "out")
-    assert (len(reader), reader.info.num_captions) == (len(content["images"]), len(content["annotations"]))
