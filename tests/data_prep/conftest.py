@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from support.flickr8k_files import Source
+
 DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
 
 
@@ -24,6 +26,17 @@ def scripts_on_path():
 def script(scripts_on_path) -> Callable:
     """``script("cc3m")`` gives that script's ``main``."""
     return lambda name: importlib.import_module(name).main
+
+
+@pytest.fixture
+def source(tmp_path) -> Source:
+    return Source(tmp_path)
+
+
+@pytest.fixture
+def large(tmp_path) -> Source:
+    """200 images: two of them are 1%."""
+    return Source(tmp_path, 200)
 
 
 class Site:

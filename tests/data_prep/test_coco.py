@@ -13,17 +13,6 @@ def coco(script):
     return script("coco")
 
 
-@pytest.fixture
-def source(tmp_path) -> Source:
-    return Source(tmp_path)
-
-
-@pytest.fixture
-def large(tmp_path) -> Source:
-    """200 images: two of them are 1%."""
-    return Source(tmp_path, 200)
-
-
 def coco_json(source: Source) -> dict:
     images = [{"id": 100 + index, "file_name": name} for index, name in enumerate(source.names)]
     annotations = [

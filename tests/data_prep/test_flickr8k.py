@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from bitgen.data.records import RecordReader
-from support.flickr8k_files import Source
 
 DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
 
@@ -18,17 +17,6 @@ DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
 @pytest.fixture
 def flickr(script):
     return script("flickr8k")
-
-
-@pytest.fixture
-def source(tmp_path) -> Source:
-    return Source(tmp_path)
-
-
-@pytest.fixture
-def large(tmp_path) -> Source:
-    """200 images: two of them are 1%."""
-    return Source(tmp_path, 200)
 
 
 def test_images(source, flickr):

@@ -16,11 +16,15 @@ def captions() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
+def image_tokens(model: BitGenModel) -> torch.Tensor:
+    return model.pool_image_tokens(model.encode_image(vision_features=torch.randn(3, *FEATURES)).image_tokens)
+
+
 @pytest.mark.parametrize("pooling", ITM_POOLINGS)
 def test_the_head_reads_what_its_name_says_row_by_row(pooling: str) -> None:
     model = tiny_model(itm_pooling=pooling).eval()
     ids, mask = captions()
-    tokens = model.pool_image_tokens(model.encode_image(vision_features=torch.randn(3, *FEATURES)).image_tokens)
+    tokens = image_tokens(model)
     logits = model.match(tokens, ids, mask)
     for row, length in enumerate(LENGTHS):
         words, seen = ids[row : row + 1, :length], mask[row : row + 1, :length]
@@ -56,7 +60,7 @@ def test_gates_of_the_fusion_start_where_they_are_told_and_the_memorys_at_zero(f
 def test_log_odds_are_the_heads_or_the_likelihood_ratio(by_likelihood: bool) -> None:
     model = tiny_model(itm_likelihood=by_likelihood).eval()
     ids, mask = captions()
-    tokens = model.pool_image_tokens(model.encode_image(vision_features=torch.randn(3, *FEATURES)).image_tokens)
+    tokens = image_tokens(model)
     odds = model.log_odds(tokens, ids, mask)
     for row, length in enumerate(LENGTHS):
         words = ids[row : row + 1, :length]

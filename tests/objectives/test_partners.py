@@ -5,55 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives import stage1
-from bitgen.objectives.feature_queue import FeatureQueue
-from bitgen.objectives.stage1 import Stage1Objective
-from support.models import open_gates
-from support.stage1 import forward, generator, make_batch, make_entries, make_objective, make_queue, weights
-
-
-def _pooled(objective: Stage1Objective, batch: dict) -> torch.Tensor:
-    """The batch's image tokens as matching sees them."""
-    return objective.model.pool_image_tokens(objective.model.encode_image(None, batch["vision_features"]).image_tokens)
-
-
-def _spy_on_stack(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """Everything ``run_stack`` is called with."""
-    calls: list[dict] = []
-    plain = BitGenModel.run_stack
-
-    def spy(self, input_ids, attention_mask=None, image_tokens=None, reader=None, cache=None):
-        calls.append({"ids": input_ids, "mask": attention_mask, "tokens": image_tokens, "reader": reader})
-        return plain(self, input_ids, attention_mask, image_tokens, reader, cache)
-
-    monkeypatch.setattr(BitGenModel, "run_stack", spy)
-    return calls
-
-
-def step(weights=None, filled: int = 7, seed: int = 0, batch_options: dict | None = None, **model):
-    """An objective with open gates, a batch of 5 and a queue holding 7 of 10."""
-    objective = make_objective(weights, seed=seed, **model)
-    open_gates(objective)
-    config, random = objective.model.config, generator(seed)
-    queue = make_queue(config, 10)
-    if filled:
-        queue.enqueue(make_entries(config, filled, random))
-    return objective, make_batch(config, 5, random, **(batch_options or {})), queue
-
-
-def _run(
-    objective: Stage1Objective, batch: dict, queue: FeatureQueue, memory: torch.Tensor | None = None, seed: int = 3
-):
-    torch.manual_seed(seed)
-    return forward(objective, batch, queue, memory)
+from support.stage1 import (
+    run_once,
+    spy_on_stack,
+    step,
+    weights,
+)
 
 
 def test_matching_sees_true_hard_text_hard_image_and_partner_pairs(monkeypatch) -> None:
     objective, batch, queue = step(weights(itm_temperature=100.0), batch_options={"longest": 6})
     queue.entries.attention_mask[:, :10] = 1  # longer than any of the batch
-    calls = _spy_on_stack(monkeypatch)
-    _run(objective, batch, queue)
+    calls = spy_on_stack(monkeypatch)
+    run_once(objective, batch, queue)
     text, fused = calls
     assert text["tokens"] is None and text["ids"].shape == batch["input_ids"].shape
     ids, mask, tokens = fused["ids"], fused["mask"], fused["tokens"]
@@ -96,7 +61,7 @@ def test_half_of_the_partners_are_drawn_by_the_image_and_half_by_the_text(monkey
         return plain(queries, candidates, *rest)
 
     monkeypatch.setattr(stage1, "draw_hard_negatives", spy)
-    entries, past = _run(objective, batch, queue).entries, queue.valid()
+    entries, past = run_once(objective, batch, queue).entries, queue.valid()
     (by_image, texts), (by_text, images) = asked
     assert torch.equal(by_image, entries.image_features[::2]) and torch.equal(by_text, entries.text_features[1::2])
     assert torch.equal(texts, torch.cat((entries.text_features, past.text_features)))
@@ -114,7 +79,7 @@ def test_negatives_are_drawn_from_easy_to_hard_in_equal_ratios(monkeypatch) -> N
 
     monkeypatch.setattr(stage1, "draw_hard_negatives", spy)
     for objective.done in (0.0, 0.5, 1.0):
-        _run(objective, batch, queue)
+        run_once(objective, batch, queue)
     assert asked[::2] == asked[1::2] == pytest.approx([0.2, 0.1, 0.05])
     assert step()[0].itm_temperature() == 0.07  # without a start there is no schedule
 

@@ -9,48 +9,16 @@ import torch
 
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives import matching_pass, stage1
-from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries
-from bitgen.objectives.stage1 import Stage1Objective
-from support.models import open_gates
-from support.stage1 import forward, generator, make_batch, make_entries, make_objective, make_queue, weights
+from bitgen.objectives.feature_queue import QueueEntries
+from support.stage1 import (
+    pooled_tokens,
+    run_once,
+    spy_on_stack,
+    step,
+    weights,
+)
 
 FUSIONS = ("concat_mlp", "cross_attention", "backbone")
-
-
-def _pooled(objective: Stage1Objective, batch: dict) -> torch.Tensor:
-    """The batch's image tokens as matching sees them."""
-    return objective.model.pool_image_tokens(objective.model.encode_image(None, batch["vision_features"]).image_tokens)
-
-
-def _spy_on_stack(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """Everything ``run_stack`` is called with."""
-    calls: list[dict] = []
-    plain = BitGenModel.run_stack
-
-    def spy(self, input_ids, attention_mask=None, image_tokens=None, reader=None, cache=None):
-        calls.append({"ids": input_ids, "mask": attention_mask, "tokens": image_tokens, "reader": reader})
-        return plain(self, input_ids, attention_mask, image_tokens, reader, cache)
-
-    monkeypatch.setattr(BitGenModel, "run_stack", spy)
-    return calls
-
-
-def step(weights=None, filled: int = 7, seed: int = 0, batch_options: dict | None = None, **model):
-    """An objective with open gates, a batch of 5 and a queue holding 7 of 10."""
-    objective = make_objective(weights, seed=seed, **model)
-    open_gates(objective)
-    config, random = objective.model.config, generator(seed)
-    queue = make_queue(config, 10)
-    if filled:
-        queue.enqueue(make_entries(config, filled, random))
-    return objective, make_batch(config, 5, random, **(batch_options or {})), queue
-
-
-def _run(
-    objective: Stage1Objective, batch: dict, queue: FeatureQueue, memory: torch.Tensor | None = None, seed: int = 3
-):
-    torch.manual_seed(seed)
-    return forward(objective, batch, queue, memory)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -58,7 +26,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(fusion: str) -> None:
     asked = {"contrastive_weight": 0.7, "itm_weight": 0.3, "memory_kl_weight": 0.2, "text_loss_weight": 0.11}
     parts = {"contrastive_weight": "contrastive_loss", "itm_weight": "itm_loss"}
     parts |= {"memory_kl_weight": "memory_kl_loss", "text_loss_weight": "caption_loss"}
-    output = _run(*step(weights(**asked), fusion=fusion))
+    output = run_once(*step(weights(**asked), fusion=fusion))
     expected = sum(weight * output.metrics[parts[name]].item() for name, weight in asked.items())
     assert output.loss.item() == pytest.approx(expected, rel=1e-6)
     assert all(output.metrics[name] > 0 for name in parts.values())
@@ -74,7 +42,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(fusion: str) -> None:
     assert set(output.metrics) - {"loss"} == names | set(parts.values())
     assert all(value.dim() == 0 and not value.requires_grad for value in output.metrics.values())
     for name in parts:
-        off = _run(*step(weights(**{**asked, name: 0.0}), fusion=fusion))
+        off = run_once(*step(weights(**{**asked, name: 0.0}), fusion=fusion))
         # The memory is written, and reported, whether or not its KL is minimised.
         assert (parts[name] in off.metrics) == (name == "memory_kl_weight")
 
@@ -85,7 +53,7 @@ def test_the_contrastive_gradient_flows_through_queries_and_candidates(smoothing
     the term without the queue, no key does in the term with it."""
     only = weights(itm_weight=0.0, memory_kl_weight=0.0, text_loss_weight=0.0, label_smoothing=smoothing)
     objective, batch, queue = step(only, use_memory=False)
-    _run(objective, batch, queue).loss.backward()
+    run_once(objective, batch, queue).loss.backward()
     found = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
     objective.zero_grad()
     images = objective.model.encode_image(None, batch["vision_features"]).image_features
@@ -108,7 +76,7 @@ def test_the_contrastive_gradient_flows_through_queries_and_candidates(smoothing
 
 
 def test_without_a_memory_there_is_no_kl_and_no_posterior() -> None:
-    output = _run(*step(use_memory=False))
+    output = run_once(*step(use_memory=False))
     assert output.posterior is None and not any(name.startswith("memory") for name in output.metrics)
 
 
@@ -119,7 +87,7 @@ def test_a_batch_of_one_image_still_runs(fusion: str, filled: int) -> None:
     objective, batch, queue = step(filled=filled, fusion=fusion, batch_options={"image_ids": torch.full((5,), 5000)})
     if filled:
         queue.entries.image_ids.fill_(5000)
-    output = _run(objective, batch, queue)
+    output = run_once(objective, batch, queue)
     output.loss.backward()
     assert torch.isfinite(output.loss)
     assert all(torch.isfinite(p.grad).all() for p in objective.parameters() if p.grad is not None)
@@ -130,7 +98,7 @@ def test_a_batch_of_one_image_still_runs(fusion: str, filled: int) -> None:
     )
     objective.eval()
     with torch.no_grad():
-        quiet = _run(objective, batch, queue)
+        quiet = run_once(objective, batch, queue)
         logits = objective.model.match(pooled, batch["input_ids"], batch["attention_mask"])
     expected = torch.nn.functional.cross_entropy(logits, torch.ones(5, dtype=torch.long))
     torch.testing.assert_close(quiet.metrics["itm_loss"], expected, rtol=1e-5, atol=1e-6)
@@ -167,7 +135,7 @@ def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(monke
         objective, batch, queue = step(only)
         queue.entries.image_tokens.requires_grad_(True)
         monkeypatch.setattr(stage1, "draw_hard_negatives", draw(index))
-        _run(objective, batch, queue).loss.backward()
+        run_once(objective, batch, queue).loss.backward()
         grad = kept["tokens"].grad
         rows = set() if grad is None else set(grad.abs().sum(dim=(1, 2)).nonzero().flatten().tolist())
         assert rows == reached, index
@@ -178,7 +146,7 @@ def test_forward_changes_neither_queue_nor_memory_nor_batch() -> None:
     memory = objective.model.memory.state.add_(0.1)
     before = [t.clone() for t in (*queue.entries, memory, objective.model.memory.state, *batch.values())]
     place = (queue.position, len(queue))
-    output = _run(objective, batch, queue, memory)
+    output = run_once(objective, batch, queue, memory)
     output.loss.backward()
     after = (*queue.entries, memory, objective.model.memory.state, *batch.values())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) and place == (queue.position, len(queue))
@@ -187,7 +155,7 @@ def test_forward_changes_neither_queue_nor_memory_nor_batch() -> None:
 
 def test_entries_are_this_batch_detached_and_fit_the_queue() -> None:
     objective, batch, queue = step()
-    entries = _run(objective, batch, queue).entries
+    entries = run_once(objective, batch, queue).entries
     assert not any(tensor.requires_grad for tensor in entries)
     for new, kept in zip(entries, queue.entries, strict=True):
         assert new.shape == (5, *kept.shape[1:])
@@ -204,14 +172,14 @@ def test_entries_are_this_batch_detached_and_fit_the_queue() -> None:
 def test_every_pass_reads_the_memory_it_was_given_and_not_its_own_write(monkeypatch, fusion: str) -> None:
     objective, batch, queue = step(fusion=fusion)
     given = torch.randn(objective.model.memory.state.shape, generator=torch.Generator().manual_seed(9))
-    calls = _spy_on_stack(monkeypatch)
-    first = _run(objective, batch, queue, given)
+    calls = spy_on_stack(monkeypatch)
+    first = run_once(objective, batch, queue, given)
     assert len(calls) == 2 and all(torch.equal(call["reader"].mean, given) for call in calls)
     assert not torch.allclose(first.posterior, given, atol=1e-3)
     # A forward leaves the state as it was: the next one gives the same.
-    again = _run(objective, batch, queue)
+    again = run_once(objective, batch, queue)
     assert torch.equal(first.loss, again.loss) and torch.equal(first.posterior, again.posterior)
-    other = _run(objective, batch, queue, first.posterior)
+    other = run_once(objective, batch, queue, first.posterior)
     assert not torch.isclose(first.metrics["contrastive_loss"], other.metrics["contrastive_loss"], rtol=1e-5)
 
 
@@ -223,7 +191,7 @@ def test_a_pair_does_not_read_what_its_neighbours_write(fusion: str) -> None:
     other = {name: value.clone() for name, value in batch.items()}
     other["vision_features"][1:] += 1
     other["input_ids"][1:, 1] = 20
-    a, b = _run(objective, batch, queue), _run(objective, other, queue)
+    a, b = run_once(objective, batch, queue), run_once(objective, other, queue)
     torch.testing.assert_close(a.entries.text_features[0], b.entries.text_features[0])
     torch.testing.assert_close(a.entries.image_features[0], b.entries.image_features[0])
     assert not torch.allclose(a.posterior, b.posterior)
@@ -234,8 +202,8 @@ def test_the_posterior_is_the_write_of_the_true_pairs_codes(fusion: str) -> None
     objective, batch, queue = step(fusion=fusion)
     objective.eval()
     model = objective.model
-    output = _run(objective, batch, queue)
-    pooled = _pooled(objective, batch)
+    output = run_once(objective, batch, queue)
+    pooled = pooled_tokens(objective, batch)
     fused = model.run_stack(batch["input_ids"], batch["attention_mask"], pooled)
     # Longhand Bayesian regression of the codes on their addresses, in float64.
     codes, prior = fused.codes.double(), model.memory.gpm.prior_mean.double()
@@ -254,11 +222,11 @@ def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(fusion: str
     objective, batch, queue = step(weights(itm_weight=itm_weight), fusion=fusion, batch_options={"longest": 4})
     objective.eval()
     queue.entries.attention_mask[:, :11] = 1
-    with torch.no_grad():
-        queue.entries.text_features.copy_(_run(objective, batch, queue).entries.image_features[0])  # near: surely drawn
-        output = _run(objective, batch, queue)
+    with torch.no_grad():  # near: surely drawn
+        queue.entries.text_features.copy_(run_once(objective, batch, queue).entries.image_features[0])
+        output = run_once(objective, batch, queue)
         model = objective.model
-        pooled = _pooled(objective, batch)
+        pooled = pooled_tokens(objective, batch)
         logits = model(batch["input_ids"], batch["attention_mask"], pooled)
     labels = batch["input_ids"][:, 1:].masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
@@ -267,20 +235,20 @@ def test_text_loss_does_not_depend_on_how_long_the_hard_captions_are(fusion: str
 
 def test_token_dropout_touches_the_contrastive_pass_in_training_only(monkeypatch) -> None:
     objective, batch, queue = step(weights(token_dropout=0.9))
-    calls = _spy_on_stack(monkeypatch)
-    entries = _run(objective, batch, queue).entries
+    calls = spy_on_stack(monkeypatch)
+    entries = run_once(objective, batch, queue).entries
     real = batch["attention_mask"].sum()
     assert calls[0]["mask"].sum() < real and calls[1]["mask"][:5].sum() == real
     assert entries.attention_mask.sum() == real  # the queue keeps the whole caption
     objective.eval()
-    _run(objective, batch, queue)
+    run_once(objective, batch, queue)
     assert calls[2]["mask"].sum() == real
 
 
 def test_eval_mode_is_repeatable_but_for_the_draw_of_negatives() -> None:
     objective, batch, queue = step()
     objective.eval()
-    a, b = _run(objective, batch, queue, seed=1), _run(objective, batch, queue, seed=2)
+    a, b = run_once(objective, batch, queue, seed=1), run_once(objective, batch, queue, seed=2)
     for name in ("contrastive_loss", "memory_kl_loss", "caption_loss", "memory_quality", "memory_utilization"):
         assert torch.equal(a.metrics[name], b.metrics[name]), name
 
@@ -288,9 +256,9 @@ def test_eval_mode_is_repeatable_but_for_the_draw_of_negatives() -> None:
 @pytest.mark.parametrize("memory_dim", [16, 8])
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_runs_under_bfloat16_autocast_with_losses_near_float32(fusion: str, memory_dim: int) -> None:
-    exact = _run(*step(fusion=fusion, memory_dim=memory_dim))
+    exact = run_once(*step(fusion=fusion, memory_dim=memory_dim))
     with torch.autocast("cpu", torch.bfloat16):
-        output = _run(*step(fusion=fusion, memory_dim=memory_dim))
+        output = run_once(*step(fusion=fusion, memory_dim=memory_dim))
     output.loss.backward()
     assert output.loss.dtype == torch.float32 and output.posterior.dtype == torch.float32
     for name in ("contrastive_loss", "memory_kl_loss", "caption_loss"):

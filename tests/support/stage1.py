@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -168,3 +169,39 @@ def generator(seed: int) -> torch.Generator:
 def weights(**changes: float) -> Weights:
     """The objective's settings, some of them changed."""
     return replace(Weights(), **changes)
+
+
+def pooled_tokens(objective: Stage1Objective, batch: dict) -> torch.Tensor:
+    """The batch's image tokens as matching sees them."""
+    return objective.model.pool_image_tokens(objective.model.encode_image(None, batch["vision_features"]).image_tokens)
+
+
+def spy_on_stack(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Everything ``run_stack`` is called with."""
+    calls: list[dict] = []
+    plain = BitGenModel.run_stack
+
+    def spy(self, input_ids, attention_mask=None, image_tokens=None, reader=None, cache=None):
+        calls.append({"ids": input_ids, "mask": attention_mask, "tokens": image_tokens, "reader": reader})
+        return plain(self, input_ids, attention_mask, image_tokens, reader, cache)
+
+    monkeypatch.setattr(BitGenModel, "run_stack", spy)
+    return calls
+
+
+def step(weights=None, filled: int = 7, seed: int = 0, batch_options: dict | None = None, **model):
+    """An objective with open gates, a batch of 5 and a queue holding 7 of 10."""
+    objective = make_objective(weights, seed=seed, **model)
+    models.open_gates(objective)
+    config, random = objective.model.config, generator(seed)
+    queue = make_queue(config, 10)
+    if filled:
+        queue.enqueue(make_entries(config, filled, random))
+    return objective, make_batch(config, 5, random, **(batch_options or {})), queue
+
+
+def run_once(
+    objective: Stage1Objective, batch: dict, queue: FeatureQueue, memory: torch.Tensor | None = None, seed: int = 3
+):
+    torch.manual_seed(seed)
+    return forward(objective, batch, queue, memory)

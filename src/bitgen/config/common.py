@@ -32,8 +32,8 @@ class TrainingSettings:
     muon_learning_rate: Positive = setting(0.01, "Peak learning rate of Muon, on the same schedule.")
     gate_lr_factor: NotNegative[float] = setting(
         10.0,
-        "Learning rate of the gates of fusion and memory relative to learning_rate: they start at 0, and what they let "
-        "through learns only as they open.",
+        "Learning rate of the gates of fusion and memory relative to learning_rate: what a gate that starts at 0 lets "
+        "through learns only as it opens.",
     )
     weight_decay: NotNegative[float] = setting(
         0.02, "Decay of matrices, apart from the gradient; norms, biases, gates and temperature have none."
