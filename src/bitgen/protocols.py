@@ -75,8 +75,9 @@ class Objective(Protocol):
 
     def __call__(self, inputs: dict[str, Tensor]) -> Output: ...
 
-    def begin(self, done: float) -> None:
-        """Before each step: the share of the stage that lies behind, for schedules."""
+    def begin(self, done: float, logged: bool) -> None:
+        """Before each step: the share of the stage that lies behind, for schedules, and whether the step's metrics will
+        be logged, for those that cost time."""
 
     def advance(self, updates: Sequence[Any], ranks: Processes) -> None:
         """After each optimizer step: take in the updates of its micro-steps. All ranks call it together."""

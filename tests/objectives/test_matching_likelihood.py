@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bitgen.objectives import stage1
+from bitgen.objectives import matching, stage1
 from bitgen.objectives.stage1 import Stage1Objective
 from support.models import open_gates
 from support.stage1 import Seen, forward, generator, make_batch, make_objective, make_queue, weights
@@ -25,9 +25,9 @@ def step(monkeypatch) -> Callable:
         open_gates(objective)
         return objective, make_batch(objective.model.config, 5, generator(0)), make_queue(objective.model.config, 10)
 
-    def draw(queries, candidates, *_):
+    def draw(queries, candidates, *_, **__):
         rows = torch.tensor(PARTNERS[::2] if len(queries) == 3 else PARTNERS[1::2])
-        return stage1.HardNegatives(rows, torch.ones(len(rows)), torch.ones(len(rows)))
+        return matching.HardNegatives(rows, torch.ones(len(rows)), torch.ones(len(rows)))
 
     monkeypatch.setattr(stage1, "draw_hard_negatives", draw)
     return build

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bitgen.objectives import stage1
+from bitgen.objectives.matching import interleave
 from support.stage1 import (
     run_once,
     spy_on_stack,
@@ -56,9 +57,9 @@ def test_half_of_the_partners_are_drawn_by_the_image_and_half_by_the_text(monkey
     asked: list[tuple[torch.Tensor, torch.Tensor]] = []
     plain = stage1.draw_hard_negatives
 
-    def spy(queries, candidates, *rest):
+    def spy(queries, candidates, *rest, **options):
         asked.append((queries, candidates))
-        return plain(queries, candidates, *rest)
+        return plain(queries, candidates, *rest, **options)
 
     monkeypatch.setattr(stage1, "draw_hard_negatives", spy)
     entries, past = run_once(objective, batch, queue).entries, queue.valid()
@@ -85,5 +86,5 @@ def test_negatives_are_drawn_from_easy_to_hard_in_equal_ratios(monkeypatch) -> N
 
 
 def test_interleave_by_hand() -> None:
-    joined = stage1.interleave(torch.tensor([0, 2, 4]), torch.tensor([1, 3]))
+    joined = interleave(torch.tensor([0, 2, 4]), torch.tensor([1, 3]))
     assert joined.tolist() == [0, 1, 2, 3, 4]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.objectives import matching_pass, stage1
+from bitgen.objectives import matching, matching_pass, stage1
 from bitgen.objectives.feature_queue import QueueEntries
 from support.stage1 import (
     pooled_tokens,
@@ -34,7 +34,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(fusion: str) -> None:
         "temperature",
         "acc_i2t",
         "acc_t2i",
-        "itm_acc",
+        "itm_acc_drawn",
         "itm_negative_rank",
         "memory_utilization",
         "memory_quality",
@@ -120,9 +120,9 @@ def test_gradient_flows_into_a_local_negative_image_and_not_into_the_queue(monke
     def draw(index: list[int]):
         parts = {3: index[::2], 2: index[1::2]}
 
-        def fake(queries, candidates, *_):
+        def fake(queries, candidates, *_, **__):
             rows = parts[len(queries)]
-            return stage1.HardNegatives(torch.tensor(rows), torch.ones(len(rows)), torch.ones(len(rows)))
+            return matching.HardNegatives(torch.tensor(rows), torch.ones(len(rows)), torch.ones(len(rows)))
 
         return fake
 

@@ -48,7 +48,7 @@ class NextToken(nn.Module):
         loss = losses[inputs["mask"].flatten()].mean()
         return Output(loss, {"loss": loss.detach()}, len(targets))
 
-    def begin(self, done: float) -> None: ...
+    def begin(self, done: float, logged: bool) -> None: ...
 
     def advance(self, updates: Sequence[int], ranks: Processes) -> None:
         self.seen += sum(updates)

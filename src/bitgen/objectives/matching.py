@@ -34,16 +34,33 @@ def draw_hard_negatives(
         queries: ``[B, D]``, candidates: ``[N, D]``, both L2-normalised.
         query_ids ``[B]``, candidate_ids ``[N]``: image ids; equal ones are never negatives.
     """
-    cosine = queries.float() @ candidates.float().T
-    allowed = query_ids[:, None] != candidate_ids[None, :]
-    has_candidate = allowed.any(dim=1)
-    scores = (cosine / temperature).masked_fill(~allowed, -torch.inf)
+    cosine, has_candidate = _of_other_images(queries, candidates, query_ids, candidate_ids)
+    scores = cosine / temperature
     # A row without candidates draws anything at weight 0, so that every rank runs the same passes in every step.
     scores = torch.where(has_candidate[:, None], scores, torch.zeros_like(scores))
     # A NaN goes on into the loss, where the trainer skips the step; here it would only raise.
     index = torch.multinomial(scores.softmax(dim=1).nan_to_num(1.0), 1, generator=generator)
     rank = 1 + (scores > scores.gather(1, index)).sum(dim=1)
     return HardNegatives(index.squeeze(1), has_candidate.float(), rank)
+
+
+@torch.no_grad()
+@outside_autocast
+def hardest_negatives(
+    queries: torch.Tensor, candidates: torch.Tensor, query_ids: torch.Tensor, candidate_ids: torch.Tensor
+) -> HardNegatives:
+    """For each query the candidate of another image with the highest cosine: the wrong pairs that an evaluation is made
+    of. Arguments as of :func:`draw_hard_negatives`."""
+    cosine, has_candidate = _of_other_images(queries, candidates, query_ids, candidate_ids)
+    return HardNegatives(cosine.nan_to_num(-torch.inf).argmax(dim=1), has_candidate.float(), torch.ones_like(query_ids))
+
+
+def _of_other_images(
+    queries: torch.Tensor, candidates: torch.Tensor, query_ids: torch.Tensor, candidate_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines ``[B, N]``, -inf between a query and its own image, and whether a query ``[B]`` has another at all."""
+    allowed = query_ids[:, None] != candidate_ids[None, :]
+    return (queries.float() @ candidates.float().T).masked_fill(~allowed, -torch.inf), allowed.any(dim=1)
 
 
 def interleave(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:

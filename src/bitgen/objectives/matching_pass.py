@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from bitgen.model.episodic_memory import MemoryReader
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
-from bitgen.objectives.matching import MatchingOutput, matching_loss
+from bitgen.objectives.feature_queue import QueueEntries, pad_to
+from bitgen.objectives.matching import (
+    HardNegatives,
+    MatchingOutput,
+    hardest_negatives,
+    interleave,
+    matching_loss,
+    select,
+)
+
+# Of a batch, for the accuracy on the hardest pairs: enough for a curve, and little time beside a step.
+MEASURED_PAIRS = 32
 
 
 class Pairs(NamedTuple):
@@ -17,6 +29,65 @@ class Pairs(NamedTuple):
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     image_tokens: torch.Tensor
+
+
+Pick = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], HardNegatives]
+"""``(queries, candidates, query_ids, candidate_ids)`` -> a candidate for each query."""
+
+
+def pick_partners(pick: Pick, local: QueueEntries, past: QueueEntries) -> HardNegatives:
+    """For each of the B ``local`` pairs one of batch and queue: in even rows a text that is hard for the image, in odd
+    rows an image that is hard for the text."""
+    ids = torch.cat((local.image_ids, past.image_ids))
+    texts = torch.cat((local.text_features, past.text_features))
+    images = torch.cat((local.image_features, past.image_features))
+    by_image = pick(local.image_features[::2], texts, local.image_ids[::2], ids)
+    by_text = pick(local.text_features[1::2], images, local.image_ids[1::2], ids)
+    return HardNegatives(*(interleave(even, odd) for even, odd in zip(by_image, by_text, strict=True)))
+
+
+def with_partners(own: Pairs, local: QueueEntries, past: QueueEntries, picked: HardNegatives) -> tuple[Pairs, Pairs]:
+    """The pairs and their partners, padded to the longest caption among them (which is seldom ``max_seq_len``)."""
+    ids = select(local.input_ids, past.input_ids, picked)
+    mask = select(local.attention_mask, past.attention_mask, picked)
+    width = max(own.attention_mask.shape[1], int(mask.sum(dim=1).max()))
+    tokens = select(own.image_tokens, past.image_tokens, picked)
+    partner = Pairs(ids[:, :width].to(own.input_ids), mask[:, :width].to(own.attention_mask), tokens)
+    return Pairs(pad_to(own.input_ids, width), pad_to(own.attention_mask, width), own.image_tokens), partner
+
+
+def wrong_pairs(own: Pairs, partner: Pairs) -> Pairs:
+    """The B wrong pairs that partners were picked for: (image, partner's text) in even rows, (partner's image, text) in
+    odd rows."""
+    even = torch.arange(len(own.input_ids), device=own.input_ids.device) % 2 == 0
+    return Pairs(
+        torch.where(even[:, None], partner.input_ids, own.input_ids),
+        torch.where(even[:, None], partner.attention_mask, own.attention_mask),
+        torch.where(even[:, None, None], own.image_tokens, partner.image_tokens),
+    )
+
+
+@torch.no_grad()
+def accuracy_on_hardest(
+    model: BitGenModel, own: Pairs, local: QueueEntries, past: QueueEntries, reader: MemoryReader | None
+) -> torch.Tensor:
+    """The head's balanced accuracy on the first true pairs of a batch and as many wrong ones, the most similar of batch
+    and queue: pairs as hard as those that an evaluation is made of, judged in eval mode as there.
+
+    The pairs that the loss is over are drawn, and can be far easier.
+    """
+    local = QueueEntries(*(part[:MEASURED_PAIRS] for part in local))
+    picked = pick_partners(hardest_negatives, local, past)
+    own, partner = with_partners(Pairs(*(part[:MEASURED_PAIRS].detach() for part in own)), local, past, picked)
+    pairs = Pairs(*(torch.cat(parts) for parts in zip(own, wrong_pairs(own, partner), strict=True)))
+    training = model.training
+    model.eval()
+    try:
+        logits = model.match(pairs.image_tokens, pairs.input_ids, pairs.attention_mask, reader)
+    finally:
+        model.train(training)
+    labels = torch.tensor([1, 0], device=logits.device).repeat_interleave(len(picked.weight))
+    return matching_loss(logits, labels, torch.cat((torch.ones_like(picked.weight), picked.weight))).accuracy
 
 
 def match_by_token(
@@ -56,18 +127,13 @@ def match_by_likelihood(
     cosine, the head is to learn: those it will judge are too.
 
     Args:
-        partner: in even rows the text is hard for ``own``'s image, in odd rows the image for its text.
+        partner: as :func:`pick_partners` picks them.
         weight: ``[B]``, 0 where no partner was found.
         alone: ``[B, t, D]``, the stack's output on ``own``'s captions without an image.
     """
     fused = model.run_stack(*own, reader)
     with torch.no_grad():
-        even = torch.arange(len(weight), device=weight.device) % 2 == 0
-        wrong = Pairs(
-            torch.where(even[:, None], partner.input_ids, own.input_ids),
-            torch.where(even[:, None], partner.attention_mask, own.attention_mask),
-            torch.where(even[:, None, None], own.image_tokens, partner.image_tokens),
-        )
+        wrong = wrong_pairs(own, partner)
         width = alone.shape[1]
         true = own._replace(input_ids=own.input_ids[:, :width], attention_mask=own.attention_mask[:, :width])
         wrong_fused = model.run_stack(*wrong, reader).hidden_states

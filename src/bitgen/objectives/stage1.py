@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +26,15 @@ from bitgen.objectives.feature_queue import FeatureQueue, QueueEntries, pad_to
 from bitgen.objectives.flops import pair_flops, text_flops
 from bitgen.objectives.gather import gather_entries, gather_rows
 from bitgen.objectives.language import language_loss
-from bitgen.objectives.matching import HardNegatives, draw_hard_negatives, interleave, select
-from bitgen.objectives.matching_pass import Pairs, match_by_likelihood, match_by_token
+from bitgen.objectives.matching import draw_hard_negatives
+from bitgen.objectives.matching_pass import (
+    Pairs,
+    accuracy_on_hardest,
+    match_by_likelihood,
+    match_by_token,
+    pick_partners,
+    with_partners,
+)
 from bitgen.objectives.stage1_reach import Stage1Settings, unreached_by
 from bitgen.objectives.token_dropout import drop_tokens
 from bitgen.protocols import Output
@@ -71,7 +79,7 @@ class Stage1Objective(nn.Module):
         self.settings = settings
         self.sees_pairs = sees_pairs
         self.memory_alpha = memory_alpha
-        self.done = 1.0
+        self.done, self.logged = 1.0, False
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
         sizes = model.config
         # No buffers: they would be broadcast by DistributedDataParallel and be part of the model's weights.
@@ -87,9 +95,10 @@ class Stage1Objective(nn.Module):
 
     # --- what the training loop asks -----------------------------------------------------------------------------
 
-    def begin(self, done: float) -> None:
-        """Before a step: the share of the run that lies behind, for the temperature of drawing negatives."""
-        self.done = done
+    def begin(self, done: float, logged: bool) -> None:
+        """Before a step: the share of the run that lies behind, for the temperature of drawing negatives, and whether
+        the step is logged, for what is measured then alone."""
+        self.done, self.logged = done, logged
 
     @torch.no_grad()
     def advance(self, updates: Sequence[Stage1Update], ranks: Processes) -> None:
@@ -303,32 +312,21 @@ class Stage1Objective(nn.Module):
         """A partner for each of the B pairs, and what the head says of true and wrong pairs: the true pairs' output for
         the losses that follow, and the metrics.
 
-        Half of the rows draw the text that is hard for their image, half the image that is hard for their text.
         ``alone [B, T, D]``: the captions as the stack read them without an image, for a head that reads likelihoods.
         """
-        ids = torch.cat((local.image_ids, past.image_ids))
-        images = torch.cat((local.image_features, past.image_features))
-        texts = torch.cat((local.text_features, past.text_features))
-        temperature = self.itm_temperature()
-        by_image = draw_hard_negatives(local.image_features[::2], texts, local.image_ids[::2], ids, temperature)
-        by_text = draw_hard_negatives(local.text_features[1::2], images, local.image_ids[1::2], ids, temperature)
-        drawn = HardNegatives(*(interleave(even, odd) for even, odd in zip(by_image, by_text, strict=True)))
-        partner_ids = select(local.input_ids, past.input_ids, drawn)
-        partner_mask = select(local.attention_mask, past.attention_mask, drawn)
-        width = max(mask.shape[1], int(partner_mask.sum(dim=1).max()))  # the longest caption drawn, not max_seq_len
-        own = Pairs(pad_to(input_ids, width), pad_to(mask, width), pooled)
-        partner = Pairs(
-            partner_ids[:, :width].to(input_ids),
-            partner_mask[:, :width].to(mask),
-            select(pooled, past.image_tokens, drawn),
-        )
+        drawn = pick_partners(partial(draw_hard_negatives, temperature=self.itm_temperature()), local, past)
+        pairs = Pairs(input_ids, mask, pooled)
+        own, partner = with_partners(pairs, local, past, drawn)
         if self.model.config.itm_likelihood:
             assert alone is not None
             fused, itm = match_by_likelihood(self.model, own, partner, drawn.weight, alone, reader)
         else:
             fused, itm = match_by_token(self.model, own, partner, drawn.weight, reader)
         median = drawn.rank.float().masked_fill(drawn.weight == 0, torch.nan).nanmedian().nan_to_num(0.0)
-        return fused, {"itm_loss": itm.loss, "itm_acc": itm.accuracy, "itm_negative_rank": median}
+        metrics = {"itm_loss": itm.loss, "itm_acc_drawn": itm.accuracy, "itm_negative_rank": median}
+        if self.logged:
+            metrics["itm_acc"] = accuracy_on_hardest(self.model, pairs, local, past, reader)
+        return fused, metrics
 
     def _write_episode(self, fused: StackOutput, mask: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Write the gathered batch as one episode into the prior; the posterior mean and the metrics."""

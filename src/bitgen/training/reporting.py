@@ -58,6 +58,10 @@ class Reporter:
         left = min(per_epoch, stage.steps - epoch * per_epoch)
         self.monitor.start_epoch(epoch, left, step - epoch * per_epoch, -(-stage.steps // per_epoch))
 
+    def logs(self, step: int) -> bool:
+        """Whether a step's scalars are logged: every ``log_steps``, and the last."""
+        return step % self.log_steps == 0 or step == self.run.stage.steps
+
     def step(
         self,
         progress: Progress,
@@ -65,21 +69,19 @@ class Reporter:
         outputs: list[Output],
         rates: dict[str, float],
         grad_norm: float,
-        last: int,
     ) -> None:
         """A finished step, with its scalars every ``log_steps``.
 
         Args:
             outputs: of its micro-steps.
             rates: learning rates by group.
-            last: the stage's last step, which is always logged.
         """
         # A step's own values, not a window's, so that a resumed run logs the same numbers; of a loss that this step did
         # not take (text or pairs), those of the last step that did.
         for name in sorted({name for output in outputs for name in output.metrics}):
             values = [output.metrics[name].float() for output in outputs if name in output.metrics]
             self.latest[name] = torch.stack(values).mean()
-        if progress.step % self.log_steps and progress.step != last:
+        if not self.logs(progress.step):
             self.monitor.step(progress.step, phase)
             return
         means = {name: value.item() for name, value in self.latest.items()}

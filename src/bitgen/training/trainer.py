@@ -161,7 +161,7 @@ class Trainer:
         """One optimizer step; whether any rank was told to stop."""
         settings, progress, optimizer = self.settings, self.progress, self.optimizer
         assert optimizer is not None
-        self.objective.begin(progress.step / self.stage.steps)
+        self.objective.begin(progress.step / self.stage.steps, self.reporter.logs(progress.step + 1))
         rates = set_learning_rates(optimizer, self.stage, progress.step)
         shares = loss_shares([batch.counts for batch in drawn], self.ranks)
         outputs = [
@@ -197,7 +197,7 @@ class Trainer:
         if report.skipped:
             self.skipped_records.add(skipped, progress, self.ranks)
         self.throughput.end_step(report.samples, report.words, self._flops(drawn))
-        self.reporter.step(progress, self.phase, outputs, rates, norm.item(), self.stage.steps)
+        self.reporter.step(progress, self.phase, outputs, rates, norm.item())
         if progress.nonfinite_in_row >= settings.max_nonfinite_steps:
             if self.store.newest is None:
                 self.save()  # weights that no skipped step has touched, so that there is something to go back to
