@@ -21,6 +21,7 @@ FLOORS = (  # from the top
     {"data", "checkpoint", "protocols"},
     {"show", "machine"},
     {"model", "config", "stages"},
+    {"guards"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LONGEST_FILE, LONGEST_TRAINER = 350, 300

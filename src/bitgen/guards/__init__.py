@@ -1,0 +1,1 @@
+"""What comes from outside (data, files, servers, flags) is checked here, each kind at one door."""

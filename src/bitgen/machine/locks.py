@@ -1,0 +1,46 @@
+"""A file or folder that one process at a time works on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class InUse(ValueError):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def exclusive(lock: str | Path, what: str, remedy: str) -> Iterator[None]:
+    """Hold the file ``lock`` until the block ends; the system lets it go when the process dies.
+
+    Args:
+        what: what is locked, as a message's subject: "checkpoints/run is in use by ...".
+        remedy: what to do about it.
+
+    Raises:
+        InUse: another process has it, named by its number and host.
+        ValueError: the lock cannot be written.
+    """
+    lock = Path(lock)
+    try:
+        file = open(lock, "a+b")  # noqa: SIM115 (closed below, which also lets the lock go)
+    except OSError as error:
+        raise ValueError(f"{what}: cannot write there ({error.strerror or error})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read(200).decode("utf-8", "replace").strip()
+            by = f"another process ({holder})" if holder.isprintable() and holder else "another process"
+            raise InUse(f"{what} is in use by {by}. {remedy}") from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+        yield

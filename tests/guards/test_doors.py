@@ -1,0 +1,85 @@
+"""Names, JSON, numbers and texts from outside: what passes, and what is said of the rest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bitgen.guards.json_files import BadJson, parse_json, read_json
+from bitgen.guards.names import BadName, inside
+from bitgen.guards.numbers import finite_float
+from bitgen.guards.printable import printable
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b/c d.jpg", "a..b.jpg", "...", "ä 猫.png", "x" * 255])
+def test_a_name_inside_its_folder_is_a_path(tmp_path: Path, name: str) -> None:
+    assert inside(tmp_path, name) == Path(os.path.realpath(tmp_path)) / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "..", "../a", "b/../../a", "/etc/passwd", "a\0b", "x" * 256, "é" * 128, "\ud83d.png", "out/secret", "..\\a"],
+)
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "out").symlink_to(tmp_path)
+    with pytest.raises(BadName):
+        inside(folder, name)
+
+
+def test_a_folder_may_itself_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert inside(tmp_path / "link", "a") == Path(os.path.realpath(tmp_path)) / "real" / "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "a list where an object"),
+        ("null", "null where an object"),
+        ("[" * 100_000, "nested"),
+        (b'{"a": "\xff"}', "no JSON"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": 1e999}', "too large"),
+        ('{"a": ' + "9" * 5000 + "}", "too large"),
+        ("{}", "no 'a'"),
+        ('{"a": "1"}', "'a' is a text where a whole number"),
+        ('{"a": true}', "true or false where a whole number"),
+    ],
+)
+def test_json_of_another_shape_is_one_error(text: str | bytes, says: str) -> None:
+    with pytest.raises(BadJson, match=says):
+        parse_json(text, dict, {"a": int})
+
+
+def test_a_json_file_is_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"a": 1, "b": [1.5]}')
+    assert read_json(file, dict, {"a": int, "b": (list, str)}) == {"a": 1, "b": [1.5]}
+    with pytest.raises(BadJson, match="more than"):
+        read_json(file, dict, most=5)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadJson, match="regular"):
+        read_json(tmp_path / "pipe", dict)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none", dict)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "", "1,5", "\x1b[2J"])
+def test_a_number_is_finite(text: str) -> None:
+    with pytest.raises(ValueError, match="not a finite number") as caught:
+        finite_float(text)
+    assert str(caught.value).isprintable()
+    assert finite_float(" -1.5e3") == -1500.0
+
+
+def test_text_for_a_terminal_is_one_line_without_orders_to_it() -> None:
+    hostile = "a\nb\r\x1b[2J\x9bc\x07\u202e\u2028\ud83dz\x00\t"
+    assert printable(hostile).isprintable() and "\x1b" not in printable(hostile)
+    assert printable("ein Löwe 猫 👨‍👩‍👧 नमस्ते می‌خواهم") == "ein Löwe 猫 👨‍👩‍👧 नमस्ते می‌خواهم"
+    assert printable("x" * 501) == "x" * 500 + "..."
