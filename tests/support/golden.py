@@ -55,6 +55,7 @@ COMMON: dict[str, object] = dict(
     queue_size=40,
     temperature=0.07,
     itm_pooling="last",
+    optimizer="adamw",
     gate_start=0.0,
     batch_size=4,
     grad_accum_steps=2,

@@ -60,7 +60,7 @@ BOUNDARY = 5
 
 def stage_of(config: Config | None = None) -> Stage:
     """Stage 1's groups: the adapters start at step 5 of 50."""
-    config = config or Config()
+    config = config or Config(training=TrainingSettings(optimizer="adamw"))
     phases = (Phase(0), Phase(BOUNDARY))
     return Stage("stage1", groups(config, BOUNDARY), 50, 10, config.training.warmup_steps, phases=phases)
 

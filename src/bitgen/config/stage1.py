@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from bitgen.config.common import OutputSettings, RunSchema, TrainingSettings
+from bitgen.config.common import OutputSettings, RunSchema
 from bitgen.config.sources import parse_sources
 from bitgen.config.stage1_settings import (
     DataSettings,
@@ -17,6 +17,7 @@ from bitgen.config.stage1_settings import (
     MemorySettings,
     ModelSettings,
     ObjectiveSettings,
+    Stage1TrainingSettings,
     VisionSettings,
 )
 from bitgen.config.values import ConfigError
@@ -57,7 +58,7 @@ class Config(RunSchema):
     model: ModelSettings = field(default_factory=ModelSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    training: Stage1TrainingSettings = field(default_factory=Stage1TrainingSettings)
     data: DataSettings = field(default_factory=DataSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from bitgen.config.common import TrainingSettings
 from bitgen.config.fields import AtLeastOne, NotNegative, Positive, Range, Rate, Share, WrittenAs, setting
 
 
@@ -245,6 +246,16 @@ class ObjectiveSettings:
     )
     token_dropout: Rate = setting(
         0.0, "Share of caption tokens deleted before the contrastive pass, in training only; BOS and EOS stay."
+    )
+
+
+@dataclass
+class Stage1TrainingSettings(TrainingSettings):
+    """How it is minimised: batches, steps, learning rate, numbers and devices."""
+
+    optimizer: Literal["adamw", "muon"] = setting(
+        "muon",
+        "muon: Muon updates what is new and a matrix, AdamW the rest. It learns in fewer steps.",
     )
 
 
