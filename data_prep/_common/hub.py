@@ -55,7 +55,7 @@ def load_hub(args: Namespace) -> HubRows:
 
 
 def _load(dataset: str, config: str | None, split: str | None) -> tuple[Dataset, str]:
-    from datasets import get_dataset_split_names, load_dataset
+    from datasets import load_dataset
     from huggingface_hub import constants
 
     from bitgen.data.tokenizer import hub_answers
@@ -74,7 +74,7 @@ def _load(dataset: str, config: str | None, split: str | None) -> tuple[Dataset,
     try:
         if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
             return _saved(folder, split)
-        split = split or _one_split(get_dataset_split_names(dataset, config), dataset)
+        split = split or _one_split(_split_names(dataset, config), dataset)
         return load_dataset(dataset, config, split=split), split
     except _ManySplits as error:
         raise ValueError(f"--hub_dataset {dataset} {error}") from error
@@ -97,6 +97,16 @@ def _saved(folder: Path, split: str | None) -> tuple[Dataset, str]:
         folder = inside(folder, split)
     arrow_files(folder)  # they are its own
     return load_from_disk(str(folder)), split or "train"
+
+
+def _split_names(dataset: str, config: str | None) -> list[str]:
+    """The splits of a dataset; ``train`` where they cannot be asked for, as offline: loading says what is wrong."""
+    from datasets import get_dataset_split_names
+
+    try:
+        return get_dataset_split_names(dataset, config)
+    except Exception:  # as in `_load`
+        return ["train"]
 
 
 def _one_split(present: list[str], dataset: str) -> str:
@@ -154,20 +164,21 @@ def hub_items(hub: HubRows, limit: int | None, args: Namespace, problems: Proble
     rows = hub.rows.select(range(min(limit or len(hub.rows), len(hub.rows))))
     for number, cell, row in _cells(rows, hub, problems):
         payload = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
-        key = hash_of(payload) if isinstance(payload, bytes) else payload or f"row {number}"
+        key = hash_of(payload) if isinstance(payload, bytes) and payload else payload or -1 - number
         owner = owners.setdefault(key, number)
         if owner != number:
             problems.add("row with the image of an earlier row (joined with it)", _id(hub, owner))
         captions.setdefault(owner, []).extend(texts_of(row, hub.captions, _id(hub, number)))
-    items = []
+    items, total = [], len(captions) + problems.lost
+    images = rows.select_columns([hub.image])
     for number, texts in captions.items():
         texts = clean_captions(_id(hub, number), texts, problems)
         if texts:
-            load = partial(_payload, rows, number, hub, args.check_images, args.max_image_pixels)
+            load = partial(_payload, images, number, hub, args.check_images, args.max_image_pixels)
             items.append(Item(_id(hub, number), load, texts))
         else:
             problems.add("image without a caption", _id(hub, number), lost=True)
-    return items, len(captions)
+    return items, total
 
 
 def _id(hub: HubRows, number: int) -> str:
@@ -189,7 +200,7 @@ def _cells(rows: Dataset, hub: HubRows, problems: Problems) -> Iterator[tuple[in
 
 
 def _payload(rows: Dataset, number: int, hub: HubRows, check: bool, max_pixels: int) -> bytes:
-    cell = rows.select_columns([hub.image])[number][hub.image]
+    cell = rows[number][hub.image]
     if isinstance(cell, dict):
         cell = cell.get("bytes") or (_file(cell["path"], hub.folders) if cell.get("path") else None)
     if not cell:
