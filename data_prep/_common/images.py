@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from PIL import Image
 
 from _common.problems import Problems, Unusable
 from _common.reading import need_folder
 from _common.writing import Item
+from bitgen.guards.names import BadName, Outside, inside
 
 # `open_image` has a limit of its own and needs no second opinion on the terminal.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -80,10 +82,14 @@ def image_items(
         need_folder(folder, "--images")
     items = []
     for name, texts in captions.items():
-        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-            problems.add("file name that leaves the image folder", name, lost=True)
+        try:
+            path = next((path for folder in folders if os.path.isfile(path := inside(folder, name))), None)
+        except Outside as error:
+            problems.add("file name that leaves the image folder", str(error), lost=True)
             continue
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        except BadName as error:
+            problems.add("file name that cannot be used", str(error), lost=True)
+            continue
         if path is None:
             problems.add("missing image", name, lost=True)
         else:
