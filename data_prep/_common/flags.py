@@ -137,7 +137,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
 
 
 def run(main: Callable[[list[str] | None], None], interrupted: str = "") -> None:
-    """Runs a script's ``main``: a user's mistake ends in one line on stderr and exit status 1, not in a traceback.
+    """Runs a script's ``main``: a user's mistake ends in one line on stderr and exit status 2, not in a traceback.
 
     ``interrupted`` is what to say, after "no dataset was written", to a user who pressed Ctrl-C.
     """
@@ -148,7 +148,7 @@ def run(main: Callable[[list[str] | None], None], interrupted: str = "") -> None
         main(None)
     except (ValueError, OSError) as error:
         logger.error("\n".join(printable(line, 10_000) for line in str(error).split("\n")))
-        sys.exit(1)
+        sys.exit(2)  # as argparse does for a flag
     except KeyboardInterrupt:
         logger.error("interrupted: no dataset was written%s", f"; {interrupted}" if interrupted else "")
         sys.exit(130)

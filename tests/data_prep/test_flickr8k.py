@@ -231,7 +231,7 @@ def test_scripts_run_from_anywhere_and_end_in_one_line(source):
     assert done.returncode == 0, done.stderr
     assert "6 images, 12 captions" in done.stderr
     again = run_script("flickr8k.py", *source.arguments("images"), cwd=source.folder)
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert "--overwrite True" in again.stderr and "Traceback" not in again.stderr
     shown = run_script("coco.py", "--help", cwd=source.folder)
     assert shown.returncode == 0 and "example:" in shown.stdout and "python data_prep/coco.py" in shown.stdout
