@@ -25,9 +25,11 @@ from _common.download import RemoteFile, fetch_file, get_json, make_client
 from _common.features import open_array, row_payload, row_shape, stored_dtype
 from _common.flags import boolean, make_parser, parse, run
 from _common.problems import Problems
-from _common.reading import clean_captions, read_json
+from _common.reading import clean_captions, read_json, shown
 from _common.writing import Item, write
 from bitgen.data.records import DatasetInfo
+from bitgen.guards.json_files import BadJson, check_keys
+from bitgen.guards.printable import printable
 
 EXAMPLE = """\
   python data_prep/babylm_multimodal.py --part cc_3M --folder babylm --download True --output data/babylm_cc3m
@@ -40,26 +42,57 @@ PARTS = ("cc_3M", "local_narr")
 OSF_API = "https://api.osf.io/v2"
 _OSF_FILES = "nodes/ad7qg/files/osfstorage/6603014bb3a1e301127dfa59/"
 _CAPTION_KEYS = ("caption", "text")
+_MOST_PAGES = 100
 
 
 def remote_files(client: httpx2.Client, url: str) -> list[RemoteFile]:
-    """Every file of an OSF folder listing at ``url``, its further pages and its folders."""
+    """Every file of an OSF folder listing at ``url``, its further pages and its folders.
+
+    Raises ``ValueError`` for a page that is no such listing, or for more than 100 of them.
+    """
     files: list[RemoteFile] = []
-    while url:
+    waiting, pages = [url], 0
+    while waiting:
+        url, pages = waiting.pop(0), pages + 1
+        if pages > _MOST_PAGES:
+            raise ValueError(f"{printable(url, 200)}: the listing of files has more than {_MOST_PAGES} pages")
         page = get_json(client, url)
         try:
+            check_keys(page, {"data": list, "links": dict})
             for entry in page["data"]:
-                attributes = entry["attributes"]
+                attributes = _field(entry, "attributes")
+                check_keys(attributes, {"kind": str, "name": str})
                 if attributes["kind"] == "folder":
-                    files += remote_files(client, entry["relationships"]["files"]["links"]["related"]["href"])
-                else:
-                    hashes = (attributes.get("extra") or {}).get("hashes") or {}
-                    download = entry["links"]["download"]
-                    files.append(RemoteFile(attributes["name"], download, int(attributes["size"]), hashes))
-            url = page["links"].get("next")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{url} is not a listing of files as OSF writes them ({error!r})") from error
+                    links = _field(entry, "relationships", "files", "links", "related")
+                    check_keys(links, {"href": str})
+                    waiting.append(links["href"])
+                    continue
+                check_keys(attributes, {"size": int})
+                hashes = (attributes.get("extra") or {}).get("hashes") or {}
+                links = _field(entry, "links")
+                check_keys(links, {"download": str})
+                hashes = {kind: value for kind, value in hashes.items() if isinstance(value, str)}
+                files.append(RemoteFile(attributes["name"], links["download"], attributes["size"], hashes))
+            following = page["links"].get("next")
+            if following:
+                check_keys(page["links"], {"next": str})
+                waiting.insert(0, following)
+        except (BadJson, AttributeError) as error:
+            raise ValueError(
+                f"{printable(url, 200)} is not a listing of files as OSF writes them ({printable(error, 200)})"
+            ) from error
     return files
+
+
+def _field(entry: object, *names: str) -> dict:
+    """The object that is found in ``entry`` under ``names``, one below the other; :class:`BadJson` for another kind."""
+    for name in names:
+        if not isinstance(entry, dict):
+            raise BadJson(f"it has no object {name!r}")
+        check_keys(entry, {name: dict})
+        entry = entry[name]
+    assert isinstance(entry, dict)
+    return entry
 
 
 def download(part: str, folder: Path, api: str) -> None:
@@ -69,7 +102,9 @@ def download(part: str, folder: Path, api: str) -> None:
         files = [file for file in listed if file.name == f"{part}_captions.json" or _is_states(part, file.name)]
         names = {file.name for file in files}
         if f"{part}_captions.json" not in names or len(names) < 2:
-            raise ValueError(f"OSF lists no captions or no states of {part}, but {[file.name for file in listed]}")
+            raise ValueError(
+                f"OSF lists no captions or no states of {part}, but {printable([file.name for file in listed])}"
+            )
         for file in sorted(files):
             fetch_file(client, file, folder)
 
@@ -134,20 +169,24 @@ class States:
 
 
 def read_captions(path: Path) -> list[str]:
-    """Captions in their order; entries are strings, or objects with a caption or text. Raises ``ValueError``."""
+    """Captions in their order, a missing one as ""; entries are strings, or objects with a caption or text.
+
+    Raises ``ValueError`` naming the entry that is neither.
+    """
     entries = read_json(path, "--folder")
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must hold a JSON list of captions, and not an empty one")
     captions = []
     for index, entry in enumerate(entries):
+        cell = entry
         if isinstance(entry, dict):
-            entry = next((entry[key] for key in _CAPTION_KEYS if key in entry), None)
-        if not isinstance(entry, str):
+            cell = next((entry[key] for key in _CAPTION_KEYS if key in entry), entry)
+        if not (cell is None or isinstance(cell, str)):
             raise ValueError(
                 f"{path} entry {index} is neither a string nor an object with {' or '.join(_CAPTION_KEYS)}: "
-                f"{str(entries[index])[:80]}"
+                f"{shown(entry)}"
             )
-        captions.append(entry)
+        captions.append(cell or "")
     return captions
 
 

@@ -2,7 +2,8 @@
 
 Text is split into documents (at headings, blank lines and, where a line is very long, at ends of sentences), cleaned,
 freed of documents that occur twice, and tokenized. Words are counted as `wc -w` counts them in the files, per source,
-because budgets of training data are stated in them. The same files and flags give the same bytes.
+because budgets of training data are stated in them; where a script has no spaces, a line is one such word. The same
+files and flags give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-from _common.documents import Document, count_words, read_documents, text_files
+from _common.documents import Document, count_letters, count_words, least_words, read_documents, text_files
 from _common.flags import fraction, plain_parser, positive, run
 from _common.problems import Problems
 from bitgen.data.text_shards import (
@@ -92,10 +93,9 @@ class Selection:
         return "val" if int.from_bytes(digest[:8], "big") < self.val_below else "train"
 
     def _reason(self, text: str) -> str | None:
-        if len(text.split()) < self.min_words:
+        if least_words(text) < self.min_words:
             return SHORT
-        letters = sum(map(str.isalpha, text))
-        return NO_LANGUAGE if letters < _LEAST_LETTERS * (len(text) - text.count(" ")) else None
+        return NO_LANGUAGE if count_letters(text) < _LEAST_LETTERS * (len(text) - text.count(" ")) else None
 
     def dropped(self) -> dict[str, dict[str, int]]:
         """Documents and words of each reason."""
@@ -191,7 +191,8 @@ def main(argv: list[str] | None = None) -> None:
         "--min_document_words",
         type=positive,
         default=3,
-        help="documents with fewer words once cleaned are dropped (default %(default)s)",
+        help="documents with fewer words once cleaned are dropped; a character counts as one in scripts without "
+        "spaces, such as Chinese, Japanese and Thai (default %(default)s)",
     )
     parser.add_argument("--val_output", type=Path, help="folder for documents held out for validation")
     parser.add_argument(

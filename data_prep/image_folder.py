@@ -2,13 +2,16 @@
 
 The folder follows the imagefolder convention: metadata.csv or metadata.jsonl with file_name (relative to the folder)
 and a column of captions. Several rows of one file_name, or a list in the captions' column (JSON lines), are several
-captions of that image. A Hub dataset has a column of images and one of captions; rows that follow one another with the
-same image are joined.
+captions of that image. So are several columns: caption_0, caption_1 ... are found by themselves. A cell with a text in
+each of several languages ({"en": ..., "de": ...}) has them all as captions.
+
+A Hub dataset has a column of images (or of the encoded files' bytes) and one or several of captions. It may also be a
+local folder of Parquet files, or one that `datasets` wrote with save_to_disk. Rows with the same image are joined,
+wherever they stand.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +21,11 @@ from _common.hub import hub_items, load_hub
 from _common.images import image_items
 from _common.problems import Problems
 from _common.reading import need_folder, not_utf8, read_json_lines, with_captions
-from _common.tables import caption_column, texts_of
+from _common.tables import caption_columns, texts_of
 from _common.writing import write
 from bitgen.data.records import DatasetInfo
+from bitgen.guards.csv_files import BadCsv, read_csv
+from bitgen.guards.printable import printable
 
 EXAMPLE = """\
   python data_prep/image_folder.py --folder photos --output data/photos
@@ -59,31 +64,38 @@ def read_metadata(path: Path) -> list[tuple[str, dict]]:
         return [(f"{path} line {number}", row) for number, row in read_json_lines(path, "--folder")]
     rows = []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                where = f"{path} line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise ValueError(
-                        f"{where} does not have the {len(reader.fieldnames)} cells of the header (a caption with "
-                        f"commas needs quotes): {list(row.values())}"
-                    )
-                rows.append((where, row))
+        for number, row in read_csv(path):
+            where = f"{path} line {number}"
+            _refuse_swallowed_rows(row, where)
+            rows.append((where, row))
     except UnicodeDecodeError as error:
         raise not_utf8(path, "--folder", error) from error
-    except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num} is not CSV ({error})") from error
+    except BadCsv as error:
+        raise ValueError(f"{path} {error}") from error
     return rows
 
 
-def captions_by_file(rows: list[tuple[str, dict]], column: str, problems: Problems) -> dict[str, list[str]]:
+def _refuse_swallowed_rows(row: dict[str, str], where: str) -> None:
+    """A quote that opens in one caption and closes in another makes one cell of all rows between them."""
+    for column, cell in row.items():
+        for line in cell.split("\n")[1:]:
+            name = line.partition(",")[0].strip().strip('"')
+            if "," in line and name.lower().endswith(_IMAGE_SUFFIXES):
+                raise ValueError(
+                    f"{where}: {printable(column, 40)} holds what look like further rows ({printable(line, 60)}): "
+                    'close the quote that opened before them, or write "" for a quote that belongs to the text'
+                )
+
+
+def captions_by_file(rows: list[tuple[str, dict]], columns: list[str]) -> dict[str, list[str]]:
     """Captions of every file, in the order of the rows."""
     captions: dict[str, list[str]] = {}
     for where, row in rows:
         name = row.get("file_name")
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{where} has no file_name; it has {', '.join(row)}")
-        captions.setdefault(name.strip(), []).extend(texts_of(row.get(column), column, where))
+            raise ValueError(f"{where} has no file_name; it has {printable(', '.join(row), 200)}")
+        # The same file under two spellings, a.jpg and ./a.jpg, is one image.
+        captions.setdefault(os.path.normpath(name.strip()), []).extend(texts_of(row, columns, where))
     return captions
 
 
@@ -103,15 +115,22 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, EXAMPLE)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--folder", type=Path, help="folder of images with metadata.csv or metadata.jsonl")
-    source.add_argument("--hub_dataset", help="Hub id such as user/pictures, or a local folder of Parquet files")
-    parser.add_argument("--caption_column", help="column of the captions; found by itself where there is no doubt")
+    source.add_argument("--hub_dataset", help="Hub id such as user/pictures, or a local folder (see above)")
+    parser.add_argument(
+        "--caption_column", help="column of the captions, or several with commas between; found where there is no doubt"
+    )
     parser.add_argument("--image_column", help="Hub dataset: column of the images; found by itself where there is one")
     parser.add_argument("--config", help="Hub dataset: configuration, where it has several")
-    parser.add_argument("--split", help="Hub dataset: split (default train)")
+    parser.add_argument("--split", help="Hub dataset: split (default: train, or the only one there is)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        help="Hub dataset: folder of the files that rows name where they hold no image themselves",
+    )
     add_image_flags(parser)
     args = parse(parser, argv)
-    if args.folder and (args.image_column or args.config or args.split):
-        parser.error("--image_column, --config and --split belong to --hub_dataset, not to --folder")
+    if args.folder and (args.image_column or args.config or args.split or args.images):
+        parser.error("--image_column, --config, --split and --images belong to --hub_dataset, not to --folder")
 
     problems = Problems(args.max_failed_fraction)
     if args.folder:
@@ -119,20 +138,17 @@ def main(argv: list[str] | None = None) -> None:
         rows = read_metadata(metadata)
         if not rows:
             raise ValueError(f"{metadata} lists no image")
-        column = caption_column({name for _, row in rows for name in row}, args.caption_column, str(metadata))
-        listed = captions_by_file(rows, column, problems)
+        columns = caption_columns({name for _, row in rows for name in row}, args.caption_column, str(metadata))
+        listed = captions_by_file(rows, columns)
         count_unlisted(args.folder, listed, problems)
         wanted = dict(list(listed.items())[: args.limit])
         captions = with_captions(wanted, problems)
         items = image_items([args.folder], captions, args.check_images, args.max_image_pixels, problems)
         total, source = len(wanted), f"folder: {args.folder.resolve().name}"
     else:
-        split = args.split or "train"
-        rows, image, column = load_hub(args.hub_dataset, args.config, split, args.image_column, args.caption_column)
-        rows = rows.select(range(min(args.limit or len(rows), len(rows))))
-        name = f"{args.hub_dataset}/{split}"
-        items = hub_items(rows, image, column, name, args.check_images, args.max_image_pixels, problems)
-        total, source = len(rows), f"Hub: {name}"
+        hub = load_hub(args)
+        items, total = hub_items(hub, args.limit, args, problems)
+        source = f"Hub: {hub.name}"
     write(items, DatasetInfo(kind="images", source=source), problems, total, args)
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from _common.flags import add_image_flags, make_parser, parse, run
 from _common.images import image_items
 from _common.problems import Problems
-from _common.reading import read_json_lines, with_captions
+from _common.reading import read_json_lines, shown, with_captions
 from _common.writing import write
+from bitgen.data.captions import captions_of
 from bitgen.data.records import DatasetInfo
+from bitgen.guards.printable import printable
 
 EXAMPLE = """\
   python data_prep/localized_narratives.py --narratives mscoco_train2017_captions.jsonl --images train2017 \\
@@ -30,8 +32,8 @@ def file_name(dataset_id: str, image_id: str) -> str:
     """Name of an image's file: ``dataset_id`` decides how ``image_id`` is written. ``ValueError`` for no such id."""
     if not dataset_id.lower().startswith("mscoco"):
         return f"{image_id}.jpg"
-    if not image_id.isdecimal():
-        raise ValueError(f"image_id {image_id!r} of {dataset_id} is not a number")
+    if not (image_id.isdecimal() and len(image_id) <= 12):
+        raise ValueError(f"image_id {shown(image_id)} of {printable(dataset_id, 40)} is not a number of COCO's")
     return f"{int(image_id):012d}.jpg"
 
 
@@ -48,20 +50,21 @@ def read_narratives(paths: list[Path], problems: Problems) -> dict[str, list[str
         for number, entry in read_json_lines(path, "--narratives"):
             empty = False
             image_id, caption = entry.get("image_id"), entry.get("caption")
-            if not isinstance(image_id, (str, int)) or not isinstance(caption, str):
-                raise ValueError(
-                    f"--narratives {path} line {number} lacks image_id or caption; it has: {', '.join(entry)}"
-                )
+            where = f"--narratives {path} line {number}"
+            if not isinstance(image_id, (str, int)) or isinstance(image_id, bool) or "caption" not in entry:
+                present = printable(", ".join(entry), 200)
+                raise ValueError(f"{where} lacks image_id or caption; it has: {present}")
             try:
                 name = file_name(str(entry.get("dataset_id", "")), str(image_id))
             except ValueError as error:
-                raise ValueError(f"--narratives {path} line {number}: {error}") from error
-            key = hash((name, entry.get("annotator_id"), caption))
+                raise ValueError(f"{where}: {error}") from error
+            texts = captions_of(caption, "caption", where)
+            key = hash((name, str(entry.get("annotator_id")), *texts))
             if "annotator_id" in entry and key in seen:
                 problems.add("narrative that stands there twice (taken once)", name)
                 continue
             seen.add(key)
-            captions.setdefault(name, []).append(caption)
+            captions.setdefault(name, []).extend(texts)
         if empty:
             raise ValueError(f"--narratives {path} is empty")
     return captions

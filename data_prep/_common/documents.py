@@ -5,11 +5,14 @@ from __future__ import annotations
 import html
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from _common.reading import need_file, need_folder, read_lines
+from bitgen.data.captions import valid_unicode
+from bitgen.guards.printable import printable
 
 TEXT_SUFFIXES = (".train", ".txt")
 
@@ -22,7 +25,8 @@ _ABBREVIATION = re.compile(r"[(\[\"'“‘]*(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Rev|Ge
 _CHILDES_SPEAKER = re.compile(r"\*[A-Z0-9]{2,4}:")
 _LETTER_SPEAKERS = ("A:", "B:")
 # What neither shows nor says anything: control characters, soft hyphens, marks of direction, byte-order marks.
-_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
+# Not the joiners \u200c and \u200d: they are letters' business in Persian and Hindi, and hold emoji together.
+_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,80}>")
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _ASCII_LETTER = re.compile("[A-Za-z]")
@@ -51,6 +55,9 @@ def text_files(paths: Iterable[Path], flag: str) -> list[Path]:
         if not found:
             raise ValueError(f"{flag} {path} holds no {' or '.join(TEXT_SUFFIXES)} file")
         files += found
+    for path in files:
+        if valid_unicode(path.name) != path.name:
+            raise ValueError(f"{flag} {printable(path)}: the name of this file is not valid Unicode; rename it")
     files.sort(key=lambda path: (path.stem, str(path)))
     for first, second in zip(files, files[1:], strict=False):
         if first.stem == second.stem:
@@ -72,6 +79,25 @@ def count_words(path: Path, flag: str) -> int:
             f"{flag} {path} is empty: no word in {path.stat().st_size} bytes; leave it out, or get it again"
         )
     return words
+
+
+# Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese put no spaces between words.
+_UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\u1a20-\u1aaf\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff"
+    "\uaa60-\uaa7f\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def least_words(text: str) -> int:
+    """How many words a text has at least: those between spaces, or a character each of scripts without spaces."""
+    return max(len(text.split()), 0 if text.isascii() else len(_UNSPACED.findall(text)))
+
+
+def count_letters(text: str) -> int:
+    """Letters, and the marks that belong to them: vowels and tones in the scripts of India and of South-East Asia."""
+    if text.isascii():
+        return sum(map(str.isalpha, text))
+    return sum(unicodedata.category(character)[0] in "LM" for character in text)
 
 
 def read_documents(path: Path, flag: str, keep_speakers: bool, max_words: int) -> Iterator[Document]:

@@ -9,6 +9,10 @@ import numpy as np
 from _common.problems import Problems, Unusable
 from _common.reading import need_file, read_json, read_names
 from bitgen.data.records import FEATURE_DTYPES
+from bitgen.guards.json_files import BadJson, check_keys
+from bitgen.guards.printable import printable
+
+_DECLARED = {"scale": (float, int), "zero_point": (int, float), "encoder": (str, type(None))}
 
 
 def open_array(path: Path, flag: str) -> np.ndarray:
@@ -73,13 +77,11 @@ class FeatureFile:
         quantised = dtype.endswith("int8")
         if quantised and not {"scale", "zero_point"} <= set(declared):
             raise ValueError(f"--features {path} is {dtype}: give --feature_info with its scale and zero_point")
-        try:
-            scale = float(declared["scale"]) if quantised else None
-            zero_point = int(declared["zero_point"]) if quantised else None
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"--feature_info {info_path}: scale and zero_point must be numbers ({error})") from error
-        if scale is not None and not (np.isfinite(scale) and scale > 0):
+        scale, zero_point = (declared[field] if quantised else None for field in ("scale", "zero_point"))
+        if scale is not None and not scale > 0:
             raise ValueError(f"--feature_info {info_path}: scale is {scale}; it must be positive")
+        if zero_point is not None and zero_point != (zero_point := int(zero_point)):
+            raise ValueError(f"--feature_info {info_path}: zero_point must be a whole number")
         self.description = {
             "feature_shape": feature_shape,
             "feature_dtype": dtype,
@@ -95,10 +97,17 @@ class FeatureFile:
         declared = read_json(path, "--feature_info")
         if not isinstance(declared, dict):
             raise ValueError(f"--feature_info {path} must hold a JSON object")
+        try:
+            check_keys(declared, {field: kind for field, kind in _DECLARED.items() if field in declared})
+        except BadJson as error:
+            raise ValueError(
+                f"--feature_info {path}: {error}; scale and zero_point must be numbers, zero_point a whole one"
+            ) from error
         for field, found in (("dtype", dtype), ("shape_per_image", list(shape))):
             if field in declared and declared[field] != found:
                 raise ValueError(
-                    f"--feature_info {path} declares {field} {declared[field]}, but --features has {found}"
+                    f"--feature_info {path} declares {field} {printable(declared[field], 80)}, "
+                    f"but --features has {found}"
                 )
         return declared
 

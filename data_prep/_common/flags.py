@@ -10,10 +10,13 @@ from pathlib import Path
 
 from bitgen.data.records import SIDECAR, read_info
 from bitgen.data.whole_folder import check_output
+from bitgen.guards.numbers import finite_float
+from bitgen.guards.printable import printable
 
 logger = logging.getLogger("data_prep")
 
 MAX_IMAGE_PIXELS = 50_000_000
+_MOST_DIGITS = 15
 
 
 def boolean(text: str) -> bool:
@@ -25,35 +28,32 @@ def boolean(text: str) -> bool:
 
 def positive(text: str) -> int:
     """Parses a positive whole number."""
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    value = count(text)
+    if value > 0:
+        return value
+    raise argparse.ArgumentTypeError(f"{printable(text, 40)!r} is not a positive whole number")
 
 
 def count(text: str) -> int:
     """Parses a whole number from 0 on."""
-    if text.isdecimal():
+    if text.isdecimal() and len(text) <= _MOST_DIGITS:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    raise argparse.ArgumentTypeError(
+        f"{printable(text, 40)!r} is not a positive whole number of at most {_MOST_DIGITS} digits"
+    )
 
 
 def seconds(text: str) -> float:
     """Parses a positive number of seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if 0 < value < float("inf"):
+    value = finite_float(text)
+    if value > 0:
         return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
 
 
 def fraction(text: str) -> float:
     """Parses a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = finite_float(text)
     if 0 <= value <= 1:
         return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
@@ -147,7 +147,7 @@ def run(main: Callable[[list[str] | None], None], interrupted: str = "") -> None
     try:
         main(None)
     except (ValueError, OSError) as error:
-        logger.error("%s", error)
+        logger.error("\n".join(printable(line, 10_000) for line in str(error).split("\n")))
         sys.exit(1)
     except KeyboardInterrupt:
         logger.error("interrupted: no dataset was written%s", f"; {interrupted}" if interrupted else "")

@@ -7,6 +7,7 @@ when the first image comes.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from _common.problems import Problems, Unusable
 from _common.reading import need_folder
 from _common.writing import Item
-from bitgen.guards.names import BadName, inside
+from bitgen.guards.names import BadName, Outside, inside
 from bitgen.guards.regular_files import BadFile, read_regular_file
 
 if TYPE_CHECKING:
@@ -83,11 +84,13 @@ def image_items(
     items = []
     for name, texts in captions.items():
         try:
-            paths = [inside(folder, name) for folder in folders]
-        except BadName as error:
+            path = next((path for folder in folders if os.path.isfile(path := inside(folder, name))), None)
+        except Outside as error:
             problems.add("file name that leaves the image folder", str(error), lost=True)
             continue
-        path = next((path for path in paths if path.is_file()), None)
+        except BadName as error:
+            problems.add("file name that cannot be used", str(error), lost=True)
+            continue
         if path is None:
             problems.add("missing image", name, lost=True)
         else:

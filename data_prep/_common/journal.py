@@ -10,7 +10,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from bitgen.guards.json_files import BadJson, parse_json
 from bitgen.machine.files import replacing
+
+_ENTRY = {"url": str, "size": int, "reason": str, "detail": str, "transient": bool}
 
 
 class Outcome(NamedTuple):
@@ -65,19 +68,21 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line, dict, None if settings is None else _ENTRY)
                     if settings is None:
                         settings = entry
                     else:
-                        self.outcomes[entry["url"]] = Outcome(**entry)
-                except (ValueError, TypeError, KeyError) as error:
+                        self.outcomes[entry["url"]] = Outcome(
+                            **{field: entry[field] for field in _ENTRY}, digest=str(entry.get("digest", ""))
+                        )
+                except BadJson as error:
                     raise ValueError(f"{path} is damaged ({error}); remove {self.folder} to start anew") from error
                 whole += len(line)
         os.truncate(path, whole)
         return settings
 
     def _write(self, entry: dict) -> None:
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(entry) + "\n")
 
     def add(self, outcome: Outcome) -> None:
         """Notes an outcome, on disk and in memory."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bitgen.guards.printable import printable
+
 _NAMES_SHOWN = 20
 
 
@@ -27,7 +29,7 @@ class Problems:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         names = self.names.setdefault(reason, [])
         if len(names) < _NAMES_SHOWN:
-            names.append(name)
+            names.append(printable(name, 200))
         self.lost += lost
 
     def lines(self) -> list[str]:

@@ -1,8 +1,11 @@
-"""Columns of tables that other people made: which one holds the captions, and what a cell of it means."""
+"""Columns of tables that other people made: which ones hold the captions."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+
+from bitgen.data.captions import captions_of, numbered_columns
+from bitgen.guards.printable import printable
 
 _CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentence", "sentences"),
@@ -10,32 +13,26 @@ _CAPTION_COLUMNS = (
 )
 
 
-def caption_column(columns: Collection[str], asked: str | None, where: str) -> str:
-    """The column of captions: the one asked for, or the only one with a usual name.
+def caption_columns(columns: Collection[str], asked: str | None, where: str) -> list[str]:
+    """The columns of captions: those asked for (with commas between), the only one with a usual name, or caption_0 ...
 
-    Raises ``ValueError`` naming ``where`` and the columns when it is not there, or there are none or several.
+    Raises ``ValueError`` naming ``where`` and the columns when one is not there, or there are none or several.
     """
-    present = ", ".join(sorted(columns))
+    present = printable(", ".join(sorted(columns)))
     if asked is not None:
-        if asked not in columns:
-            raise ValueError(f"{where} has no column {asked}; it has {present}")
-        return asked
+        names = [asked] if asked in columns else [name.strip() for name in asked.split(",")]
+        missing = [name for name in names if name not in columns]
+        if missing:
+            raise ValueError(f"{where} has no column {', '.join(missing)}; it has {present}")
+        return names
     usual = [column for column in _CAPTION_COLUMNS if column in columns]
-    if len(usual) != 1:
+    found = usual or numbered_columns(columns)
+    if not found or len(usual) > 1:
         what = f"several columns that may hold captions ({', '.join(usual)})" if usual else "no column of captions"
         raise ValueError(f"{where} has {what}; name one with --caption_column. It has {present}")
-    return usual[0]
+    return found
 
 
-def texts_of(cell: object, column: str, where: str) -> list[str]:
-    """The captions of a cell: a string, a list of strings, or nothing."""
-    if cell is None:
-        return []
-    if isinstance(cell, str):
-        return [cell]
-    if isinstance(cell, list) and all(isinstance(text, str) for text in cell):
-        return cell
-    raise ValueError(
-        f"{where}: {column} holds {str(cell)[:60]!r}, neither a string nor a list of strings; "
-        "name another column with --caption_column"
-    )
+def texts_of(row: dict, columns: list[str], where: str) -> list[str]:
+    """The captions of a row, what is missing as an empty text; ``ValueError`` for a cell that is no text."""
+    return [text for column in columns for text in captions_of(row.get(column), column, where)]

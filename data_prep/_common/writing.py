@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 from _common.problems import Problems, Unusable
+from bitgen.data.captions import valid_unicode
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record, RecordReader
 
 logger = logging.getLogger("data_prep")
 
 EXCLUDED = "image of an --exclude dataset (left out)"
+COPY = "image with the same bytes as an earlier one (kept as another image; their captions count as wrong for it)"
 
 
 class Item(NamedTuple):
@@ -23,6 +26,11 @@ class Item(NamedTuple):
     name: str
     load: Callable[[], bytes]
     captions: list[str]
+
+
+def hash_of(payload: bytes) -> int:
+    """Tells payloads apart: eight bytes, for a set of millions."""
+    return int.from_bytes(blake2b(payload, digest_size=8).digest(), "little")
 
 
 def excluded_ids(folders: list[Path]) -> set[str]:
@@ -38,6 +46,7 @@ def _records(items: Iterable[Item], excluded: set[str], problems: Problems, tota
     from tqdm import tqdm
 
     written = 0
+    seen: set[int] = set()
     for item in tqdm(items, total=total - problems.lost, desc="writing", unit="image", disable=None):
         if item.name in excluded:
             problems.add(EXCLUDED, item.name)
@@ -49,8 +58,12 @@ def _records(items: Iterable[Item], excluded: set[str], problems: Problems, tota
             problems.add(error.reason, name, lost=True)
             problems.stop_if_too_many(total)
             continue
+        digest = hash_of(payload)
+        if digest in seen:
+            problems.add(COPY, item.name)
+        seen.add(digest)
         written += 1
-        yield Record(item.name, payload, item.captions)
+        yield Record(valid_unicode(item.name), payload, item.captions)
     problems.stop_if_too_many(total)
     if not written:
         raise ValueError("no image is left to write:\n  " + "\n  ".join(problems.lines()))

@@ -239,3 +239,42 @@ def test_the_real_corpus(script, shared_data, tmp_path):
     assert json.loads((tmp_path / "corpus" / TEXT_SIDECAR).read_text())["preparation"]["limit"] == 40
     blocks = TextBlocks(tmp_path / "corpus", load_tokenizer(tmp_path / "bpe"), 512)
     assert sum(blocks[index]["words"] for index in range(len(blocks))) == info.words
+
+
+# ---- scripts that are not Latin ----
+
+CHINESE, JAPANESE, PERSIAN = "我喜欢读书。", "ねこが好きです。", "می\u200cخواهم کتاب بخوانم"
+BURMESE, HINDI = "ကျွန်တော် စာဖတ်ရတာ ကြိုက်တယ်", "मुझे किताबें पढ़ना पसंद है"
+
+
+@pytest.mark.parametrize("line", [CHINESE, JAPANESE, PERSIAN, BURMESE, HINDI, "ผมชอบอ่านหนังสือ"])
+def test_a_line_of_any_script_is_kept_as_it_is(script, tokenizer_folder, tmp_path, line):
+    (tmp_path / "a.txt").write_text(line + "\n", encoding="utf-8")
+    info = prepare(script, tmp_path / "a.txt", tokenizer_folder, tmp_path / "out")
+    assert (info.documents, info.words) == (1, len(line.split()))
+    assert decoded(tmp_path / "out", tokenizer_folder, "a") == [line]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "letters"),
+    [
+        ("the cat sat", 3, 9),
+        ("caf\u00e9 42 --", 3, 4),
+        ("cafe\u0301", 1, 5),
+        ("ok 我喜欢", 3, 5),
+        ("\u200b 👍🏽 !!", 3, 0),
+        ("မြန်မာ", 6, 6),
+    ],
+)
+def test_words_and_letters(scripts_on_path, text, words, letters):
+    documents = importlib.import_module("_common.documents")
+    assert (documents.least_words(text), documents.count_letters(text)) == (words, letters)
+
+
+def test_what_is_too_short_in_any_script_is_counted(script, tokenizer_folder, tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("读书\n\nthe cat\n\nthe cat sat\n", encoding="utf-8")
+    info = prepare(script, tmp_path / "a.txt", tokenizer_folder, tmp_path / "out")
+    assert info.dropped == {
+        "document of fewer words than --min_document_words once cleaned": {"documents": 2, "words": 3}
+    }
+    assert "2 documents, 3 words" in caplog.text

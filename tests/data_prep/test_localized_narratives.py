@@ -49,7 +49,7 @@ def test_narratives_of_one_image_are_one_row(source, narratives, tmp_path):
     assert [(reader.image_id(row), reader.captions(row)) for row in range(len(reader))] == [
         ("000000574769.jpg", ["In this image there is a cat.", "A woman holds a cat."]),
         ("000000000139.jpg", ["A room."]),
-        ("4a84e4d5a6d3f5a0.jpg", ["A street.\u2028Two cars."]),
+        ("4a84e4d5a6d3f5a0.jpg", ["A street. Two cars."]),
     ]
     assert reader.payload(2) == (tmp_path / "open" / "4a84e4d5a6d3f5a0.jpg").read_bytes()
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from bitgen.evaluation.flags import parse_flags
+from bitgen.guards.csv_files import BadCsv, read_csv
 from bitgen.guards.json_files import BadJson, parse_json, read_json
-from bitgen.guards.names import BadName, inside
+from bitgen.guards.names import BadName, Outside, inside
 from bitgen.guards.numbers import finite_float
 from bitgen.guards.printable import printable
 
@@ -26,8 +28,9 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "out").symlink_to(tmp_path)
-    with pytest.raises(BadName):
+    with pytest.raises(BadName) as caught:
         inside(folder, name)
+    assert isinstance(caught.value, Outside) == ("leads out" in str(caught.value))
 
 
 def test_a_folder_may_itself_be_a_link(tmp_path: Path) -> None:
@@ -57,6 +60,38 @@ def test_json_of_another_shape_is_one_error(text: str | bytes, says: str) -> Non
         parse_json(text, dict, {"a": int})
 
 
+def test_nan_of_a_table_is_null_where_that_is_asked_for() -> None:
+    assert parse_json('[NaN, "NaN", 1.5]', list, nan_is_null=True) == [None, "NaN", 1.5]
+    assert parse_json("3", object) == 3
+    for text in ("[Infinity]", "[-Infinity]", "[1e999]"):
+        with pytest.raises(BadJson):
+            parse_json(text, list, nan_is_null=True)
+
+
+def test_csv_is_rows_of_the_header(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('\ufeffa,b\n1,"two\n""lines"""\n\n' + "x" * 200_000 + ",3\n", encoding="utf-8")
+    assert list(read_csv(file)) == [(3, {"a": "1", "b": 'two\n"lines"'}), (5, {"a": "x" * 200_000, "b": "3"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a,b\n1\n", "line 2 does not have the 2 cells of the header"),
+        ("a,b\n1,2,3\n", "line 2 does not have the 2 cells of the header"),
+        ('a,b\n1,"2\n3,4\n', "line 3 is not CSV"),
+        ('a,b\n1,"2" inches\n', "line 2 is not CSV"),
+        ("a,a\n1,2\n", "line 1 names two columns 'a'"),
+        ("a,b\n1,\x1b[2J,3\n", "line 2 does not have"),
+    ],
+)
+def test_csv_of_another_shape_is_one_error(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(BadCsv, match=says) as caught:
+        list(read_csv(tmp_path / "a.csv"))
+    assert str(caught.value).isprintable()
+
+
 def test_a_json_file_is_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text('{"a": 1, "b": [1.5]}')
@@ -76,6 +111,22 @@ def test_a_number_is_finite(text: str) -> None:
         finite_float(text)
     assert str(caught.value).isprintable()
     assert finite_float(" -1.5e3") == -1500.0
+
+
+@pytest.mark.parametrize("flag", ["--rerank_cosine_weight", "--rerank_text_weight"])
+def test_a_flag_shows_what_is_no_finite_number(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_flags(["--data", "x", "--checkpoint", "x", flag, "nan"])
+    assert f"argument {flag}: 'nan' is not a finite number" in capsys.readouterr().err
+
+
+def test_no_flag_takes_nan_or_infinity() -> None:
+    root = Path(__file__).resolve().parents[2]
+    files = [
+        path for folder in ("src", "data_prep", "benchmarks", "examples") for path in (root / folder).rglob("*.py")
+    ]
+    assert len(files) > 100
+    assert not [str(path) for path in files if "type=float" in path.read_text(encoding="utf-8")]
 
 
 def test_text_for_a_terminal_is_one_line_without_orders_to_it() -> None:

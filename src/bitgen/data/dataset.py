@@ -16,6 +16,7 @@ from bitgen.data.records import DatasetInfo, RecordReader
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.views import random_view
 from bitgen.data.word_count import caption_words_per_batch
+from bitgen.guards.printable import printable
 from bitgen.model.image_decoding import ImageError
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor, View
 
@@ -200,7 +201,8 @@ class PairDataset(Dataset):
 
     def record_of_image(self, image_index: int) -> str:
         """How messages call an image."""
-        return f"dataset {self.reader.folder}, record {image_index} ({self.reader.image_id(image_index)})"
+        name = printable(self.reader.image_id(image_index), 200)
+        return f"dataset {self.reader.folder}, record {image_index} ({name})"
 
     def _image_of(self, index: int) -> int:
         return int(self.caption_image[index]) if self.caption_sampling == "all" else index

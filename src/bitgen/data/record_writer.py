@@ -11,8 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from bitgen.data.captions import valid_unicode
 from bitgen.data.records import SIDECAR, DatasetInfo, Record
 from bitgen.data.whole_folder import check_output
+from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing_folder
 
 # A record batch is what a reader pages in at once; 8 MiB keeps writing at constant memory whatever the images' sizes.
@@ -38,6 +40,11 @@ class _ShardWriter:
         self._writer: Any = None
 
     def add(self, record: Record) -> None:
+        """Raises ``ValueError`` naming a record whose text is no valid Unicode: now, not when its batch is written."""
+        try:
+            "".join([record.image_id, *record.captions]).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"record {printable(record.image_id, 80)} has text that is no valid Unicode") from error
         for column, value in zip(self._columns, record, strict=True):
             column.append(value)
         self._batch_bytes += len(record.payload)
@@ -116,7 +123,7 @@ def write_dataset(
     """
     check_output(folder, overwrite, SIDECAR)
     with replacing_folder(folder) as complete:
-        info = _write_rows(complete, records, info)
+        info = replace(_write_rows(complete, records, info), source=valid_unicode(info.source))
         if info.num_images == 0:
             raise ValueError(f"no usable record for {folder}: nothing was written")
         text = json.dumps(asdict(info), indent=2, ensure_ascii=False)

@@ -14,7 +14,6 @@ nothing of models or tokenizers: the scripts in ``data_prep/`` use it too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,12 +21,29 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from bitgen.data.column_types import wrong_columns
+from bitgen.guards.json_files import BadJson, check_keys, read_json
+from bitgen.guards.names import inside
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SIDECAR = "bitgen_dataset.json"
 FORMAT_VERSION = 1
 FEATURE_DTYPES = ("int8", "uint8", "float16", "float32")
+_NULL = type(None)
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "source": str,
+    "num_images": int,
+    "num_captions": int,
+    "feature_shape": (list, _NULL),
+    "feature_dtype": (str, _NULL),
+    "scale": (float, int, _NULL),
+    "zero_point": (int, _NULL),
+    "encoder": (str, _NULL),
+    "format_version": int,
+}
 
 HOW_TO_MAKE = (
     "make it with `python data_prep/flickr8k.py --captions captions.txt --split split_train.txt --images DIR "
@@ -69,10 +85,12 @@ class DatasetInfo:
         if self.kind == "images":
             return
         shape = self.feature_shape
-        if shape is None or len(shape) != 2 or any(not isinstance(n, int) or n < 1 for n in shape):
+        if shape is None or len(shape) != 2 or any(type(n) is not int or n < 1 for n in shape):
             raise ValueError(f"feature_shape is {shape!r}; it must be two positive numbers [patches, channels]")
         if self.feature_dtype not in FEATURE_DTYPES:
             raise ValueError(f"feature_dtype is {self.feature_dtype!r}; it must be one of {', '.join(FEATURE_DTYPES)}")
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(f"scale is {self.scale!r}; it must be positive")
         if self.feature_dtype.endswith("int8") and (self.scale is None or self.zero_point is None):
             raise ValueError(
                 f"{self.feature_dtype} features need scale and zero_point: value = (v - zero_point) * scale"
@@ -116,13 +134,11 @@ def read_info(folder: str | Path) -> DatasetInfo:
     if not path.is_file():
         raise ValueError(f"{folder} is not a BitGen dataset (it has no {SIDECAR}): {remedy}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, dict)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {remedy}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} must hold a JSON object: {remedy}")
+    except BadJson as error:
+        raise ValueError(f"{path} is not valid JSON of a JSON object ({error}): {remedy}") from error
     if raw.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version {raw.get('format_version')!r}; this BitGen reads {FORMAT_VERSION}: {remedy}"
@@ -130,12 +146,26 @@ def read_info(folder: str | Path) -> DatasetInfo:
     unknown = sorted(set(raw) - {field.name for field in fields(DatasetInfo)})
     if unknown:
         raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}; remove them, or {remedy}")
-    if isinstance(raw.get("feature_shape"), list):
-        raw["feature_shape"] = tuple(raw["feature_shape"])
     try:
+        check_keys(raw, {name: _FIELDS[name] for name in {"kind", "source", "num_images", *raw}})
+        if raw.get("feature_shape") is not None:
+            raw["feature_shape"] = tuple(raw["feature_shape"])
         return DatasetInfo(**raw)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}; {remedy}") from error
+
+
+def arrow_files(folder: str | Path) -> list[Path]:
+    """The Arrow files of a dataset folder, as its ``state.json`` lists them.
+
+    Raises ``OSError`` when it cannot be read, ``ValueError`` for another kind of file, or a name out of the folder.
+    """
+    listed = read_json(Path(folder) / "state.json", dict, {"_data_files": list})["_data_files"]
+    for entry in listed:
+        if not isinstance(entry, dict):
+            raise BadJson("state.json lists a file that is no object")
+        check_keys(entry, {"filename": str})
+    return [inside(folder, entry["filename"]) for entry in listed]
 
 
 class RecordReader:
@@ -151,6 +181,7 @@ class RecordReader:
         self.info = read_info(self.folder)
         remedy = f"remove {self.folder} and {HOW_TO_MAKE.format(folder=self.folder)}"
         try:
+            arrow_files(self.folder)
             table = load_from_disk(str(self.folder))
         except PermissionError as error:
             raise ValueError(f"cannot read dataset {self.folder}: {error}; check its permissions") from error
@@ -160,6 +191,9 @@ class RecordReader:
         if not isinstance(table, Dataset) or not wanted <= set(table.column_names):
             found = getattr(table, "column_names", None)
             raise ValueError(f"dataset {self.folder} lacks the columns {sorted(wanted)} (it has {found}): {remedy}")
+        wrong = wrong_columns(table.data.schema, self.info.payload_column, ["captions"])
+        if wrong is not None:
+            raise ValueError(f"dataset {self.folder}: its {wrong}, or {remedy}")
         if len(table) == 0:
             raise ValueError(f"dataset {self.folder} is empty: {remedy}")
         if len(table) != self.info.num_images:

@@ -5,24 +5,29 @@ each holds is known from the files' metadata, read once at the start; so the ord
 position in it found again, without reading an image.
 
 Parquet: an ``image`` column (the encoded file, or ``datasets``' struct with ``bytes``) and ``captions``, ``caption`` or
-``text`` (a string or a list of them); ``image_id`` where there is one. A folder, a file or a glob, local or as a URL
+``text`` (a string, a list of them, or a struct with one in each language), or several of them, ``caption_0`` ...;
+``image_id`` where there is one. A folder, a file or a glob, local or as a URL
 that fsspec understands (``hf://datasets/owner/name/data/train-*.parquet``, ``s3://``, ``gs://``, ``https://``).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from bitgen.data.records import HOW_TO_MAKE, SIDECAR, DatasetInfo, Record, read_info
+from bitgen.data.captions import numbered_columns
+from bitgen.data.column_types import wrong_columns
+from bitgen.data.records import HOW_TO_MAKE, SIDECAR, DatasetInfo, Record, arrow_files, read_info
+from bitgen.data.table_rows import Columns, TableRows, iter_captions
+from bitgen.guards.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -75,29 +80,6 @@ def _again(action: Any, what: str) -> Any:
                     f"{what} cannot be read ({type(error).__name__}: {detail}): download or write that shard again"
                 ) from error
             time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
-
-
-class _LazyRows(Sequence[Record]):
-    """Rows of an Arrow table as records, converted when asked for: a chunk's bytes exist once."""
-
-    def __init__(self, table: Any, columns: tuple[str | None, str, str], prefix: str) -> None:
-        ids, payloads, captions = columns
-        self._ids = table.column(ids) if ids else None
-        self._payloads, self._captions = table.column(payloads), table.column(captions)
-        self._rows, self._prefix = table.num_rows, prefix
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __getitem__(self, row: int) -> Record:  # type: ignore[override]  # nobody slices it
-        payload, captions = self._payloads[row].as_py(), self._captions[row].as_py()
-        name = self._ids[row].as_py() if self._ids is not None else None
-        if isinstance(payload, dict):
-            name = name or payload.get("path")
-            payload = payload.get("bytes")
-        captions = [captions] if isinstance(captions, str) else captions or []
-        captions = [caption for caption in captions if caption and caption.strip()]
-        return Record(str(name) if name is not None else f"{self._prefix}{row}", payload or b"", captions)
 
 
 class ParquetShards:
@@ -177,26 +159,28 @@ class ParquetShards:
 
         return _again(read, f"Parquet shard {self._paths[file]}")
 
-    def _columns(self, footers: list[tuple[list[int], Any, list[int]]]) -> tuple[str | None, str, str]:
+    def _columns(self, footers: list[tuple[list[int], Any, list[int]]]) -> Columns:
         """Names of the id, image and caption columns, which all shards must have."""
-        first = set(footers[0][1].names)
-        caption = next((name for name in _CAPTION_COLUMNS if name in first), None)
-        if _IMAGE_COLUMN not in first or caption is None:
+        schema = footers[0][1]
+        captions = next(([name] for name in _CAPTION_COLUMNS if name in schema.names), numbered_columns(schema.names))
+        if _IMAGE_COLUMN not in schema.names or not captions:
             raise ValueError(
-                f"Parquet shard {self._paths[0]} has the columns {sorted(first)}; it needs image, and one of "
-                f"{', '.join(_CAPTION_COLUMNS)}: rename its columns"
+                f"Parquet shard {self._paths[0]} has the columns {printable(sorted(set(schema.names)))}; it needs "
+                f"image, and one of {', '.join(_CAPTION_COLUMNS)}: rename its columns"
             )
-        identity = _ID_COLUMN if _ID_COLUMN in first else None
-        columns = (identity, _IMAGE_COLUMN, caption)
-        for path, (_, schema, _) in zip(self._paths, footers, strict=True):
-            for name in filter(None, columns):
-                if name not in schema.names or schema.field(name).type != footers[0][1].field(name).type:
-                    found = schema.field(name).type if name in schema.names else "missing"
+        identity = _ID_COLUMN if _ID_COLUMN in schema.names else None
+        for path, (_, other, _) in zip(self._paths, footers, strict=True):
+            for name in filter(None, (identity, _IMAGE_COLUMN, *captions)):
+                if name not in other.names or other.field(name).type != schema.field(name).type:
+                    found = printable(other.field(name).type) if name in other.names else "missing"
                     raise ValueError(
-                        f"Parquet shard {path}: column {name} is {found}, but {footers[0][1].field(name).type} in "
+                        f"Parquet shard {path}: column {name} is {found}, but {printable(schema.field(name).type)} in "
                         f"{self._paths[0]}: give train_data shards of one dataset"
                     )
-        return columns
+        wrong = wrong_columns(schema, _IMAGE_COLUMN, captions)
+        if wrong is not None:
+            raise ValueError(f"Parquet shard {self._paths[0]}: {wrong}")
+        return identity, _IMAGE_COLUMN, tuple(captions)
 
     # ---- rows ----
 
@@ -205,22 +189,23 @@ class ParquetShards:
 
         def read() -> Any:
             with self._open(file) as parquet:
-                return parquet.read_row_group(group, columns=[*filter(None, self.columns)], use_threads=False)
+                identity, image, captions = self.columns
+                names = [*filter(None, (identity, image)), *captions]
+                return parquet.read_row_group(group, columns=names, use_threads=False)
 
         table = _again(read, f"Parquet shard {self._paths[file]}, row group {group}")
-        return _LazyRows(table, self.columns, f"{Path(self._paths[file]).name}:{group}:")
+        where = partial(self.where, chunk)
+        return TableRows(table, self.columns, where, f"{Path(self._paths[file]).name}:{group}:")
 
     def where(self, chunk: int, row: int) -> str:
         return f"shard {self._paths[int(self._file[chunk])]}, row group {int(self._group[chunk])}, row {row}"
 
     def iter_captions(self) -> Iterator[str]:
-        caption = self.columns[2]
+        names = self.columns[2]
         for file, path in enumerate(self._paths):
             with _again(lambda file=file: self._open(file), f"Parquet shard {path}") as parquet:
-                for batch in parquet.iter_batches(1024, columns=[caption], use_threads=False):
-                    for value in batch.column(0):
-                        captions = value.as_py()
-                        yield from [captions] if isinstance(captions, str) else captions or []
+                for batch in parquet.iter_batches(1024, columns=list(names), use_threads=False):
+                    yield from iter_captions(batch, names, f"Parquet shard {path}")
 
 
 class ArrowShards:
@@ -230,12 +215,11 @@ class ArrowShards:
         self.name, self.info = folder, read_info(folder)
         remedy = f"remove {folder} and {HOW_TO_MAKE.format(folder=folder)}"
         try:
-            listed = json.loads((Path(folder) / "state.json").read_text(encoding="utf-8"))["_data_files"]
-            self._paths = [str(Path(folder) / entry["filename"]) for entry in listed]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"dataset {folder} is damaged ({type(error).__name__}: {error}): {remedy}") from error
+            self._paths = [str(path) for path in arrow_files(folder)]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"dataset {folder} is damaged ({error}): {remedy}") from error
         self.num_files = len(self._paths)
-        self.columns = (_ID_COLUMN, self.info.payload_column, "captions")
+        self.columns: Columns = (_ID_COLUMN, self.info.payload_column, ("captions",))
         places: list[tuple[int, int, int]] = []
         for file, path in enumerate(self._paths):
             try:
@@ -260,9 +244,13 @@ class ArrowShards:
 
         with pa.memory_map(path) as file:
             schema = pa.ipc.read_schema(file)
-            missing = {*self.columns} - {*schema.names}
+            payload, captions = self.columns[1:]
+            missing = {_ID_COLUMN, payload, *captions} - {*schema.names}
             if missing:
                 raise ValueError(f"it lacks the columns {sorted(missing)}")
+            wrong = wrong_columns(schema, payload, captions)
+            if wrong is not None:
+                raise ValueError(wrong)
             size = file.size()
             while (offset := file.tell()) < size:
                 try:
@@ -284,7 +272,7 @@ class ArrowShards:
                 file.seek(int(self._offset[chunk]))
                 return pa.ipc.read_record_batch(pa.ipc.read_message(file), schema)
 
-        return _LazyRows(_again(read, f"shard {path}"), self.columns, "")
+        return TableRows(_again(read, f"shard {path}"), self.columns, partial(self.where, chunk), "")
 
     def where(self, chunk: int, row: int) -> str:
         return f"shard {self._paths[int(self._file[chunk])]}, record {int(self._first_row[chunk]) + row}"
@@ -295,5 +283,4 @@ class ArrowShards:
         for path in self._paths:
             with pa.memory_map(path) as file:
                 for batch in pa.ipc.open_stream(file):
-                    for captions in batch.column("captions"):
-                        yield from captions.as_py() or []
+                    yield from iter_captions(batch, self.columns[2], f"shard {path}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from hashlib import blake2b
 from itertools import chain, islice
 
 import numpy as np
@@ -18,15 +21,45 @@ from bitgen.data.shards import Shards
 from bitgen.data.stream_order import StreamBatchSampler
 from bitgen.data.views import random_view
 from bitgen.data.word_count import caption_words_per_batch
+from bitgen.guards.printable import printable
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor
 
 # Captions that a tokenizer is trained on: those of the first shards, as many as its training profits from.
 CAPTIONS_FOR_TOKENIZER = 2_000_000
+_ROWS_LOOKED_AT = 1000
+
+logger = logging.getLogger(__name__)
 
 
 def stream_captions(sources: Sequence[Shards]) -> Iterator[str]:
     """Captions of the sources in order: a tokenizer's training text, the first so many of each where there are more."""
     return chain.from_iterable(islice(s.iter_captions(), CAPTIONS_FOR_TOKENIZER // len(sources)) for s in sources)
+
+
+def warn_of_copies(shards: Shards) -> None:
+    """Says so where rows among the first thousand hold one picture: a stream cannot join what stands far apart."""
+    seen: dict[bytes, str] = {}
+    first: tuple[str, str] | None = None
+    read = copies = 0
+    for chunk, rows in enumerate(shards.chunk_rows):
+        if read and read + rows > _ROWS_LOOKED_AT:
+            break
+        records = shards.read(chunk)
+        for row in range(int(rows)):
+            name = shards.where(chunk, row)
+            with suppress(BadRecord):  # counted when its turn comes
+                payload = records[row].payload
+                other = seen.setdefault(blake2b(payload, digest_size=16).digest(), name) if payload else name
+                if other != name:
+                    first, copies = first or (name, other), copies + 1
+        read += int(rows)
+    if first is not None:
+        logger.warning(
+            "%s: %d of the first %d rows hold the picture of an earlier one (%s, that of %s). A stream takes each row "
+            "for a picture of its own, so that copies count as wrong answers: join the captions of a picture in one "
+            "row, as data_prep/image_folder.py --hub_dataset does",
+            *(shards.name, copies, read, *first),
+        )
 
 
 class StreamDataset(Dataset):
@@ -89,6 +122,9 @@ class StreamDataset(Dataset):
         # A window is a little more than shuffle_buffer rows; the chunks at its two ends count in full.
         self._cached_rows = shuffle_buffer + 2 * int(rows.max())
         self._cache: OrderedDict[int, Sequence[Record]] = OrderedDict()
+        if self.kind == "images":
+            for shards in self.sources:
+                warn_of_copies(shards)
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_cache": OrderedDict()}
@@ -156,7 +192,7 @@ class StreamDataset(Dataset):
     def _sample(self, index: int, epoch: int) -> dict:
         shards, chunk, row, number = self._locate(index)
         record = self._rows(shards, chunk, number)[row]
-        name = f"{shards.where(chunk, row)} ({record.image_id})"
+        name = f"{shards.where(chunk, row)} ({printable(record.image_id, 200)})"
         if not record.captions:
             raise BadRecord(f"{name} has no caption: prepare the shard again without it", NO_CAPTION)
         random = np.random.default_rng([self.seed % 2**63, epoch, index])

@@ -21,9 +21,23 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from bitgen.guards.json_files import BadJson, check_keys, read_json
+from bitgen.guards.names import inside
+from bitgen.guards.printable import printable
+
 TEXT_SIDECAR = "bitgen_text.json"
 TEXT_FORMAT_VERSION = 1
 _DTYPES = ("uint16", "uint32")
+_FIELDS: dict[str, type] = {
+    "tokenizer_sha256": str,
+    "tokenizer_size": int,
+    "dtype": str,
+    "sources": list,
+    "preparation": dict,
+    "dropped": dict,
+    "format_version": int,
+}
+_COUNTS: dict[str, type] = {"name": str, "documents": int, "words": int, "tokens": int}
 _REMEDY = "make it with `python data_prep/babylm_text.py --text FOLDER --tokenizer DIR --output {folder}`"
 
 
@@ -126,20 +140,28 @@ def read_text_info(folder: str | Path) -> TextInfo:
     if not path.is_file():
         raise ValueError(f"{folder} is not a BitGen text corpus (it has no {TEXT_SIDECAR}): {remedy}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, dict)
         if raw.get("format_version") != TEXT_FORMAT_VERSION:
             found = raw.get("format_version")
             raise ValueError(f"it has format_version {found!r}; this BitGen reads {TEXT_FORMAT_VERSION}")
         unknown = sorted(set(raw) - {field.name for field in fields(TextInfo)})
         if unknown:
-            raise ValueError(f"it has unknown fields: {', '.join(unknown)}")
-        raw["sources"] = tuple(SourceCount(**source) for source in raw["sources"])
+            raise ValueError(f"it has unknown fields: {printable(', '.join(unknown), 200)}")
+        check_keys(raw, _FIELDS)
+        raw["sources"] = tuple(_source(entry) for entry in raw["sources"])
         info = TextInfo(**raw)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be used ({error}): {remedy}") from error
     if info.dtype not in _DTYPES:
         raise ValueError(f"{path} declares dtype {info.dtype!r}, not one of {', '.join(_DTYPES)}: {remedy}")
     return info
+
+
+def _source(entry: object) -> SourceCount:
+    if not isinstance(entry, dict):
+        raise BadJson("its 'sources' hold what is no object")
+    check_keys(entry, _COUNTS)
+    return SourceCount(*(entry[name] for name in _COUNTS))
 
 
 class TextShard:
@@ -150,17 +172,21 @@ class TextShard:
 
     def __init__(self, folder: Path, source: SourceCount, dtype: str) -> None:
         remedy = f"remove {folder} and {_REMEDY.format(folder=folder)}"
+        what = f"source {printable(source.name, 80)} of {folder}"
         try:
-            self.tokens = np.load(folder / f"{source.name}.tokens.npy", mmap_mode="r", allow_pickle=False)
-            counts = np.load(folder / f"{source.name}.documents.npy", allow_pickle=False)
+            self.tokens = np.load(inside(folder, f"{source.name}.tokens.npy"), mmap_mode="r", allow_pickle=False)
+            counts = np.load(inside(folder, f"{source.name}.documents.npy"), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"source {source.name} of {folder} cannot be read ({error}): {remedy}") from error
-        if self.tokens.dtype != np.dtype(dtype) or self.tokens.ndim != 1 or counts.shape != (source.documents, 2):
-            raise ValueError(f"source {source.name} of {folder} has arrays of another shape or dtype: {remedy}")
+            raise ValueError(f"{what} cannot be read ({error}): {remedy}") from error
+        dtypes, shapes = (self.tokens.dtype, counts.dtype), (self.tokens.ndim, counts.shape)
+        if dtypes != (np.dtype(dtype), np.dtype("int64")) or shapes != (1, (source.documents, 2)):
+            raise ValueError(f"{what} has arrays of another shape or dtype: {remedy}")
+        if (counts < 0).any():
+            raise ValueError(f"{what} has documents of less than no length: {remedy}")
         self.lengths, self.words = counts[:, 0], counts[:, 1]
         found = (int(self.lengths.sum()), int(self.words.sum()), len(self.tokens))
         if found != (source.tokens, source.words, source.tokens):
             raise ValueError(
-                f"source {source.name} of {folder} holds {found[2]} tokens, {found[1]} words; {TEXT_SIDECAR} declares "
+                f"{what} holds {found[2]} tokens, {found[1]} words; {TEXT_SIDECAR} declares "
                 f"{source.tokens} and {source.words}: {remedy}"
             )

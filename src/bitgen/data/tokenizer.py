@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from bitgen.guards.json_files import BadJson, check_keys, read_json
 from bitgen.machine.files import replacing_folder
 
 logger = logging.getLogger(__name__)
@@ -208,6 +209,10 @@ def _reuse(captions: Iterable[str] | None, vocab_size: int, folder: Path) -> Pre
         raise ValueError(
             f"{folder} holds the tokenizer {meta.get('spec')!r} of an earlier run, not a trained one: {remedy}"
         )
+    try:
+        check_keys(meta, {"vocab_size": int, "sha256": str})
+    except BadJson as error:
+        raise ValueError(f"{folder / _TRAINING_FILE} is damaged ({error}): {remedy}") from error
     if meta["vocab_size"] != vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} was trained with vocab_size {meta['vocab_size']}, not {vocab_size}: {remedy}"
@@ -228,7 +233,7 @@ def kept_spec(folder: Path) -> str | None:
 
 def _kept_meta(folder: Path) -> dict:
     try:
-        return json.loads((folder / _TRAINING_FILE).read_text(encoding="utf-8"))
+        return read_json(folder / _TRAINING_FILE, dict)
     except FileNotFoundError:
         return {}
     except ValueError as error:

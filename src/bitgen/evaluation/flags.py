@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bitgen.guards.numbers import finite_float
+
 RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM = "retrieval", "matching", "memory", "captioning", "babylm"
 RERANK_TOP_K = 16
 TASKS = (RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM)
@@ -86,7 +88,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--rerank_cosine_weight",
-        type=float,
+        type=finite_float,
         metavar="X",
         help="re-rank by matching logit + X * cosine (default: 1 / itm_temperature of the run. Negatives were drawn in "
         "proportion to exp(cosine / itm_temperature), so the head learned what that leaves over). An itm_likelihood "
@@ -94,7 +96,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--rerank_text_weight",
-        type=float,
+        type=finite_float,
         metavar="X",
         help="and + X * (log p(caption | image) - log p(caption)), what the image adds to the caption's likelihood in "
         "nats; with both weights 0 matching alone decides (default: 1 with --captioner or if the run had a "

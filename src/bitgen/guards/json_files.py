@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from bitgen.guards.printable import printable
 
-Found = TypeVar("Found", dict[str, Any], list[Any])
+Found = TypeVar("Found", dict[str, Any], list[Any], object)
 Shape = Mapping[str, type | tuple[type, ...]]
 MOST_BYTES = 1 << 30
 
@@ -19,17 +19,19 @@ class BadJson(ValueError):
     """A text that is no JSON, or JSON of another shape. The message does not name the file; the caller does."""
 
 
-def parse_json(text: str | bytes, kind: type[Found], keys: Shape | None = None) -> Found:
-    """Parse a JSON text whose top is of ``kind``.
+def parse_json(text: str | bytes, kind: type[Found], keys: Shape | None = None, nan_is_null: bool = False) -> Found:
+    """Parse a JSON text whose top is of ``kind`` (``object``: of any).
 
     Args:
+        nan_is_null: ``NaN`` becomes null, as programs write a missing value of a table; else it is an error.
         keys: for an object: the keys it must have, and the types of their values. A bool is no int here.
 
     Raises:
         BadJson: it is no JSON, nested too deeply, not UTF-8, holds numbers that are not finite, or has another shape.
     """
     try:
-        found = json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_integer)
+        constant = _nan_as_null if nan_is_null else _not_finite
+        found = json.loads(text, parse_constant=constant, parse_float=_finite, parse_int=_integer)
     except RecursionError as error:
         raise BadJson("it is nested too deeply") from error
     except BadJson:
@@ -55,7 +57,13 @@ def check_keys(found: Mapping[str, Any], keys: Shape) -> None:
             raise BadJson(f"its {key!r} is {_named(value)} where {wanted} should be")
 
 
-def read_json(path: str | Path, kind: type[Found], keys: Shape | None = None, most: int = MOST_BYTES) -> Found:
+def read_json(
+    path: str | Path,
+    kind: type[Found],
+    keys: Shape | None = None,
+    most: int = MOST_BYTES,
+    nan_is_null: bool = False,
+) -> Found:
     """:func:`parse_json` of a regular file of at most ``most`` bytes.
 
     Raises:
@@ -67,7 +75,7 @@ def read_json(path: str | Path, kind: type[Found], keys: Shape | None = None, mo
         raise BadJson("it is not a regular file")
     if path.stat().st_size > most:
         raise BadJson(f"it has more than {most:,} bytes")
-    return parse_json(path.read_bytes(), kind, keys)
+    return parse_json(path.read_bytes(), kind, keys, nan_is_null)
 
 
 _NAMES = {
@@ -87,6 +95,11 @@ def _named(value: object) -> str:
 
 def _not_finite(text: str) -> float:
     raise BadJson(f"{text} is no number of JSON")
+
+
+def _nan_as_null(text: str) -> None:
+    if text != "NaN":
+        _not_finite(text)
 
 
 def _finite(text: str) -> float:

@@ -14,19 +14,23 @@ class BadName(ValueError):
     """A name from data that is not that of a file inside its folder."""
 
 
+class Outside(BadName):
+    """A name that leads out of its folder."""
+
+
 def inside(folder: str | Path, name: str) -> Path:
     """The path of ``name`` in ``folder``, after links are followed. Whether there is a file is not asked.
 
     Raises:
-        BadName: the name is empty, absolute, holds ``..`` or a character that no file name has, has a part of more than
-            255 bytes, or leads out of the folder through a link.
+        BadName: the name is empty, holds a character that no file name has, or has a part of more than 255 bytes.
+        Outside: it is absolute, holds ``..``, or leads out of the folder through a link.
     """
     shown = printable(name, 80)
     if not name or "\0" in name:
         raise BadName(f"{shown!r} is not the name of a file")
     parts = Path(name.replace("\\", "/")).parts if os.sep == "/" else Path(name).parts
     if Path(name).is_absolute() or ".." in parts:
-        raise BadName(f"{shown} leads out of the folder it belongs to")
+        raise Outside(f"{shown} leads out of the folder it belongs to")
     try:
         too_long = any(len(os.fsencode(part)) > _LONGEST for part in parts)
     except UnicodeEncodeError as error:
@@ -36,5 +40,5 @@ def inside(folder: str | Path, name: str) -> Path:
     root = Path(os.path.realpath(folder))
     path = Path(os.path.realpath(root / name))
     if root not in (path, *path.parents):
-        raise BadName(f"{shown} leads out of the folder it belongs to, through a link")
+        raise Outside(f"{shown} leads out of the folder it belongs to, through a link")
     return path

@@ -28,7 +28,7 @@ def sets(eval_dir, tmp_path):
             r"'numops' is 'two'; it must be a whole number",
         ),
         ("ewok_fast/d.jsonl", {"Domain": ...}, r"line 3 has no field 'Domain'"),
-        ("wug_adj_nominalization/wugs.jsonl", {"ratio": float("nan")}, r"line 3: 'ratio' is nan; it must be finite"),
+        ("wug_adj_nominalization/wugs.jsonl", {"ratio": float("nan")}, r"line 3: 'ratio' is None; it must be a number"),
         ("wug_adj_nominalization/wugs.jsonl", {"sentences": "one"}, r"line 3: 'sentences' holds one sentence"),
     ],
 )
@@ -62,7 +62,8 @@ def test_a_file_that_is_no_json_lines_is_named(tmp_path, content, message):
     ("old", "new", "message"),
     [
         ("RTgopast", "RTgo", r"reading_data.csv has no column 'RTgopast'"),
-        ("0,None,", "0,None,,x", r"row 1: 'word' is empty; it must be a word"),
+        ("0,None,blue,", "0,None,,", r"row 1: 'word' is empty; it must be a word"),
+        ("0,None,", "0,None,,x", r"line 2 does not have the 20 cells of the header"),
     ],
 )
 def test_reading_data_with_gaps_is_named(sets, old, new, message):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bitgen.data.captions import valid_unicode
+from bitgen.guards.json_files import BadJson, parse_json
+from bitgen.guards.printable import printable
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,10 @@ class Record:
     def __init__(self, line: str, path: Path, number: int) -> None:
         self.path, self.origin = path, f"{path} line {number}"
         try:
-            self.fields = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{self.origin} is not JSON ({error}); download the file again") from error
-        if not isinstance(self.fields, dict):
-            raise ValueError(f"{self.origin} is not a JSON object; download the file again")
+            self.fields = parse_json(line, dict, nan_is_null=True)
+        except BadJson as error:
+            kind = "JSON" if error.__cause__ else "a JSON object"
+            raise ValueError(f"{self.origin} is not {kind} ({error}); download the file again") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self.fields
@@ -52,30 +53,33 @@ class Record:
             raise ValueError(f"{self.origin} has no field {name!r}: add it, or download the file again")
         value = self.fields[name]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{self.origin}: {name!r} is {value!r}; it must be {wanted}")
+            raise ValueError(f"{self.origin}: {name!r} is {printable(repr(value), 80)}; it must be {wanted}")
         return value
 
     def text(self, name: str) -> str:
-        """A string."""
-        return self._get(name, str, "text")
+        """A string of valid Unicode."""
+        return self._valid(self._get(name, str, "text"), name)
+
+    def _valid(self, text: str, name: str) -> str:
+        if valid_unicode(text) != text:
+            raise ValueError(f"{self.origin}: {name!r} is no valid Unicode; download the file again")
+        return text
 
     def integer(self, name: str) -> int:
         """A whole number."""
         return self._get(name, int, "a whole number")
 
     def number(self, name: str) -> float:
-        """A finite number."""
-        value = float(self._get(name, (int, float), "a number"))
-        if not math.isfinite(value):
-            raise ValueError(f"{self.origin}: {name!r} is {value}; it must be finite")
-        return value
+        """A finite number: :func:`parse_json` takes no other."""
+        return float(self._get(name, (int, float), "a number"))
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Two strings or more."""
         values = self._get(name, list, "a list of texts")
         if len(values) < 2 or not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{self.origin}: {name!r} is {values!r}; it must be a list of at least two texts")
-        return tuple(values)
+            shown = printable(repr(values), 80)
+            raise ValueError(f"{self.origin}: {name!r} is {shown}; it must be a list of at least two texts")
+        return tuple(self._valid(value, name) for value in values)
 
 
 def _blimp(record: Record) -> Item:

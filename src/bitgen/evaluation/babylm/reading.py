@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,9 @@ import numpy as np
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.evaluation.babylm.packing import TokenSequence
 from bitgen.evaluation.babylm.regression import Fit, fit_with_interactions
+from bitgen.guards.csv_files import BadCsv, read_csv
+from bitgen.guards.numbers import finite_float
+from bitgen.guards.printable import printable
 
 EYE_TRACKING = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
 SELF_PACED = "self_paced_reading_time"
@@ -55,9 +57,8 @@ def read_reading_data(folder: Path) -> ReadingData:
     """
     path = folder / FILE
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = [row for _, row in read_csv(path)]
+    except (OSError, UnicodeDecodeError, BadCsv) as error:
         raise ValueError(f"{path} cannot be read ({error}); download it again, or remove {folder}") from error
     numbers = (*MEASURES, *CONTROLS, "prev_length")
     for name in ("item", "word", "prev_item", "prev_word", *numbers):
@@ -76,24 +77,24 @@ def read_reading_data(folder: Path) -> ReadingData:
     return ReadingData(words, previous, columns)
 
 
-def _text(row: dict[str, str | None], name: str) -> str | None:
-    cell = row[name]
-    return None if cell is None or cell in _MISSING else cell
+def _text(row: dict[str, str], name: str) -> str | None:
+    return None if row[name] in _MISSING else row[name]
 
 
-def _word(row: dict[str, str | None], name: str, origin: str) -> str:
+def _word(row: dict[str, str], name: str, origin: str) -> str:
     word = _text(row, name)
     if word is None:
         raise ValueError(f"{origin}: {name!r} is empty; it must be a word. Download the file again")
     return word
 
 
-def _number(row: dict[str, str | None], name: str, origin: str) -> float:
+def _number(row: dict[str, str], name: str, origin: str) -> float:
     cell = _text(row, name)
     try:
-        return math.nan if cell is None else float(cell)
+        return math.nan if cell is None else finite_float(cell)
     except ValueError as error:
-        raise ValueError(f"{origin}: {name!r} is {cell!r}; it must be a number. Download the file again") from error
+        shown = printable(repr(cell), 60)
+        raise ValueError(f"{origin}: {name!r} is {shown}; it must be a number. Download the file again") from error
 
 
 def word_parts(word: Word, encoder: ProcessorEncoder) -> list[tuple[str, int]]:
