@@ -3,7 +3,8 @@
 Images are made smaller, stored as JPEG in a work folder, and written into the dataset when all were tried. The work
 folder's journal notes what became of every URL: after any interruption the same command goes on, and fetches only what
 is missing or failed for a transient reason (a timeout, a server that was down). What failed, and why, is listed in
-OUTPUT.failures.csv. Several captions of one URL become one row; its image_id is the URL.
+OUTPUT.failures.csv. One picture that several URLs bring counts as failed for all of them: hosts answer so for dead
+links, and nothing says whose picture it is. Several captions of one URL become one row; its image_id is the URL.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("%d images: %d to fetch, %d done before; work folder %s", len(urls), len(missing),
                     len(urls) - len(missing), work)  # fmt: skip
         fetch_images(missing, journal, options)
+        journal.refuse_shared(urls)
     finally:
         journal.write_failures(failures, urls)
         journal.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +13,16 @@ from typing import NamedTuple
 import httpx2
 from tqdm import tqdm
 
+from bitgen.guards.json_files import BadJson, parse_json
+from bitgen.guards.names import inside
+from bitgen.guards.printable import printable
 from bitgen.machine.files import fsync
 
 logger = logging.getLogger("data_prep")
 
 _CHUNK = 2**20
+_LARGEST_ANSWER = 16 * 2**20
+_LONGEST_ANSWER = 300.0  # seconds
 _HASHES = ("sha256", "md5")
 
 
@@ -35,23 +41,38 @@ def make_client() -> httpx2.Client:
 
 
 def get_json(client: httpx2.Client, url: str, retries: int = 4, backoff: float = 1.0) -> dict:
-    """Fetches a JSON object; ``ValueError`` when it cannot be had after ``retries`` further attempts."""
+    """Fetches a JSON object of at most 16 MiB within five minutes.
+
+    Raises ``ValueError`` when it cannot be had after ``retries`` further attempts.
+    """
     for attempt in range(retries + 1):
         try:
-            response = client.get(url)
-            if response.status_code == 200:
-                return response.json()
-            problem, transient = f"HTTP {response.status_code}", _transient(response.status_code)
+            with client.stream("GET", url) as response:
+                if response.status_code == 200:
+                    return parse_json(_body(response), dict)
+                problem, transient = f"HTTP {response.status_code}", _transient(response.status_code)
         except httpx2.RequestError as error:
             problem, transient = f"{type(error).__name__}: {error}", True
-        except ValueError as error:
-            problem, transient = f"no JSON: {error}", False
+        except BadJson as error:
+            problem, transient = f"no JSON as expected: {error}", False
         if not transient:
             break
         if attempt < retries:
-            logger.warning("%s does not answer (%s); trying again", url, problem)
+            logger.warning("%s does not answer (%s); trying again", printable(url), printable(problem))
             time.sleep(backoff * 2**attempt)
-    raise ValueError(f"cannot read {url} ({problem}); is this machine online?")
+    raise ValueError(f"cannot read {printable(url)} ({printable(problem)}); is this machine online?")
+
+
+def _body(response: httpx2.Response) -> bytes:
+    """All of an answer; a server may send without end."""
+    body, end = bytearray(), time.monotonic() + _LONGEST_ANSWER
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > _LARGEST_ANSWER:
+            raise BadJson(f"it has more than {_LARGEST_ANSWER:,} bytes")
+        if time.monotonic() > end:
+            raise httpx2.ReadTimeout(f"not whole after {_LONGEST_ANSWER:g} s")
+    return bytes(body)
 
 
 def fetch_file(client: httpx2.Client, remote: RemoteFile, folder: Path, retries: int = 6, backoff: float = 1.0) -> Path:
@@ -59,9 +80,10 @@ def fetch_file(client: httpx2.Client, remote: RemoteFile, folder: Path, retries:
 
     Bytes go to ``NAME.part``, which a later call goes on from; it gets its name after size and checksum agree. A
     failed attempt that brought nothing new is repeated ``retries`` times, after ``backoff`` seconds, doubled each time.
-    Raises ``ValueError`` for a file that has another size than the server says, or cannot be had.
+    Raises ``ValueError`` for a name that leads out of ``folder``, a file that has another size than the server says, is
+    larger than the free disk, or cannot be had.
     """
-    path = folder / remote.name
+    path = inside(folder, remote.name)
     if path.exists():
         if path.stat().st_size != remote.size:
             raise ValueError(f"{path} has {path.stat().st_size} bytes, not {remote.size} as on the server; remove it")
@@ -69,6 +91,13 @@ def fetch_file(client: httpx2.Client, remote: RemoteFile, folder: Path, retries:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")
+    missing = remote.size - (partial.stat().st_size if partial.exists() else 0)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise ValueError(
+            f"{path} needs {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free there: make room, or name "
+            "another folder"
+        )
     for start_over in (True, False):
         _complete(client, remote, partial, retries, backoff)
         problem = _difference(partial, remote)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _common.images import check_image
+from _common.images import check_image, read_image
 from _common.problems import Problems, Unusable
 from _common.reading import clean_captions
 from _common.tables import caption_columns, texts_of
@@ -219,5 +219,5 @@ def _file(name: str, folders: list[Path]) -> bytes:
         except (BadName, ValueError):
             continue
         if path.is_file():
-            return path.read_bytes()
+            return read_image(path, check=False, max_pixels=0)
     raise Unusable("path to a file that is not the dataset's own (not read; --images names a folder of yours)", name)

@@ -1,4 +1,8 @@
-"""Image files: finding them, checking that they decode, refusing image bombs, making them smaller."""
+"""Image files: finding them, checking that they decode, making them smaller.
+
+What an image is says ``bitgen.model.image_decoding``, as for training. Importing it takes seconds, and so it is done
+when the first image comes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import os
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -14,38 +19,42 @@ from _common.problems import Problems, Unusable
 from _common.reading import need_folder
 from _common.writing import Item
 from bitgen.guards.names import BadName, Outside, inside
+from bitgen.guards.regular_files import BadFile, read_regular_file
 
-# `open_image` has a limit of its own and needs no second opinion on the terminal.
+if TYPE_CHECKING:
+    import torch
+
+# ``decode`` has a limit of its own and needs no second opinion on the terminal.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def open_image(payload: bytes, max_pixels: int) -> Image.Image:
-    """Opens an image without decoding it; :class:`Unusable` for no image, or one of more than ``max_pixels``."""
+def decode(payload: bytes, max_pixels: int, enough: int) -> torch.Tensor:
+    """The image as training sees it, uint8 ``[3, H, W]``, at least ``enough`` pixels wide and high if it has them.
+
+    Raises:
+        Unusable: it is no image, damaged, or of more than ``max_pixels``.
+    """
+    from bitgen.model.image_decoding import TOO_LARGE, ImageError, decode_image
+
     try:
-        image = Image.open(io.BytesIO(payload))
-    except Image.DecompressionBombError as error:
-        raise Unusable("image of too many pixels", str(error)) from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... by format
-        raise Unusable("undecodable image", f"{type(error).__name__}: {error}") from error
-    if image.width * image.height > max_pixels:
-        raise Unusable("image of too many pixels", f"{image.width} x {image.height}, over {max_pixels}")
-    return image
+        return decode_image(payload, max_pixels=max_pixels, enough=(enough, enough))
+    except ImageError as error:
+        reason = "image of too many pixels" if error.reason == TOO_LARGE else "undecodable image"
+        raise Unusable(reason, error.detail) from error
 
 
 def check_image(payload: bytes, max_pixels: int) -> None:
-    """Raises :class:`Unusable` unless ``payload`` is a whole image of at most ``max_pixels``."""
-    with open_image(payload, max_pixels) as image:
-        try:
-            # JPEG's reduced decoding still reads the whole file, so it finds truncation at a fraction of the cost.
-            image.draft("RGB", (1, 1))
-            image.load()
-        except Exception as error:
-            raise Unusable("undecodable image", f"{type(error).__name__}: {error}") from error
+    """Raises :class:`Unusable` unless ``payload`` is a whole image of at most ``max_pixels`` that training decodes."""
+    # JPEG's reduced decoding still reads the whole file, so it finds truncation at a fraction of the cost.
+    decode(payload, max_pixels, enough=1)
 
 
 def read_image(path: Path, check: bool, max_pixels: int) -> bytes:
-    """Returns the file's bytes; with ``check``, as :func:`check_image`."""
-    payload = path.read_bytes()
+    """Returns the file's bytes; with ``check``, as :func:`check_image`. Raises :class:`Unusable` if it cannot."""
+    try:
+        payload = read_regular_file(path)
+    except (OSError, BadFile) as error:
+        raise Unusable("unreadable file", str(getattr(error, "strerror", None) or error)) from error
     if check:
         check_image(payload, max_pixels)
     return payload
@@ -56,15 +65,7 @@ def shrink(payload: bytes, size: int, side: str, quality: int, max_pixels: int) 
 
     A smaller image keeps its size. Raises :class:`Unusable` as :func:`check_image`.
     """
-    from bitgen.model.image_decoding import to_rgb
-
-    with open_image(payload, max_pixels) as image:
-        # Twice the size leaves the antialiased resize enough to work on.
-        image.draft("RGB", (2 * size, 2 * size))
-        try:
-            image = to_rgb(image)
-        except Exception as error:  # as in open_image
-            raise Unusable("undecodable image", f"{type(error).__name__}: {error}") from error
+    image = Image.fromarray(decode(payload, max_pixels, enough=size).permute(1, 2, 0).numpy())
     measure = min(image.size) if side == "shorter" else max(image.size)
     if measure > size:
         width, height = (max(1, round(length * size / measure)) for length in image.size)

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ _ENTRY = {"url": str, "size": int, "reason": str, "detail": str, "transient": bo
 
 
 class Outcome(NamedTuple):
-    """What became of one URL: ``size`` bytes stored, or the ``reason`` (empty when stored) why not.
+    """What became of one URL: ``size`` bytes of that ``digest`` stored, or the ``reason`` (empty when stored) why not.
 
     ``transient`` says that the reason may be gone another day: a timeout, a server that is down.
     """
@@ -26,6 +27,11 @@ class Outcome(NamedTuple):
     reason: str = ""
     detail: str = ""
     transient: bool = False
+    digest: str = ""
+
+
+def _digest(payload: bytes) -> str:
+    return hashlib.blake2b(payload, digest_size=16).hexdigest()
 
 
 class Journal:
@@ -66,7 +72,9 @@ class Journal:
                     if settings is None:
                         settings = entry
                     else:
-                        self.outcomes[entry["url"]] = Outcome(**{field: entry[field] for field in _ENTRY})
+                        self.outcomes[entry["url"]] = Outcome(
+                            **{field: entry[field] for field in _ENTRY}, digest=str(entry.get("digest", ""))
+                        )
                 except BadJson as error:
                     raise ValueError(f"{path} is damaged ({error}); remove {self.folder} to start anew") from error
                 whole += len(line)
@@ -97,7 +105,7 @@ class Journal:
         partial = path.with_suffix(".part")
         partial.write_bytes(payload)
         os.replace(partial, path)
-        return Outcome(url, size=len(payload))
+        return Outcome(url, size=len(payload), digest=_digest(payload))
 
     def _stored(self, outcome: Outcome) -> bool:
         try:
@@ -118,6 +126,19 @@ class Journal:
             elif not self._stored(outcome):
                 wanted.append(url)
         return wanted
+
+    def refuse_shared(self, urls: list[str]) -> None:
+        """Makes failures of those of ``urls`` that brought one and the same picture: hosts answer so for dead links.
+
+        Not in the file: of a shorter list, one of them alone may be a picture of its own.
+        """
+        stored = [url for url in urls if url in self.outcomes and not self.outcomes[url].reason]
+        of = {url: self.outcomes[url].digest or _digest(self.path(url).read_bytes()) for url in stored}
+        count = Counter(of.values())
+        for url, digest in of.items():
+            if count[digest] > 1:
+                reason, detail = "one picture for several URLs", f"{count[digest]} URLs bring picture {digest[:8]}"
+                self.outcomes[url] = Outcome(url, reason=reason, detail=detail)
 
     def write_failures(self, path: Path, urls: list[str]) -> None:
         """Writes those of ``urls`` that failed as CSV ``url,reason,detail,transient``; removes an outdated file."""

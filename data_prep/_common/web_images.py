@@ -13,6 +13,7 @@ from tqdm import tqdm
 from _common.images import shrink
 from _common.journal import Journal, Outcome
 from _common.problems import Unusable
+from bitgen.guards.printable import printable
 
 USER_AGENT = "Mozilla/5.0 (compatible; BitGen data preparation)"
 _LONGEST_WAIT = 60.0
@@ -42,7 +43,7 @@ class _Failure(Exception):
 
     def __init__(self, reason: str, detail: str = "", transient: bool = False, wait: float = 0.0) -> None:
         super().__init__(reason)
-        self.reason, self.detail, self.transient, self.wait = reason, detail, transient, wait
+        self.reason, self.detail, self.transient, self.wait = reason, printable(detail, 200), transient, wait
 
 
 def fetch_images(urls: list[str], journal: Journal, options: FetchOptions) -> None:
@@ -53,7 +54,7 @@ def fetch_images(urls: list[str], journal: Journal, options: FetchOptions) -> No
     if not urls:
         return
     # What `shrink` needs takes seconds to import, which must not count as a server's silence.
-    import bitgen.model.processing_bitgen  # noqa: F401
+    import bitgen.model.image_decoding  # noqa: F401
 
     asyncio.run(_fetch_all(urls, journal, options))
 
@@ -61,7 +62,8 @@ def fetch_images(urls: list[str], journal: Journal, options: FetchOptions) -> No
 async def _fetch_all(urls: list[str], journal: Journal, options: FetchOptions) -> None:
     limits = httpx2.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
     client = httpx2.AsyncClient(
-        # Images are compressed already, and a body that unpacks to more than it weighs could be a trap.
+        # Images are compressed already, and a body that unpacks to more than it weighs could be a trap: `_get` takes
+        # bodies as they are sent.
         headers={"User-Agent": USER_AGENT, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
         follow_redirects=True,
         max_redirects=options.max_redirects,
@@ -145,7 +147,7 @@ async def _get(url: str, client: httpx2.AsyncClient, options: FetchOptions) -> b
         async with client.stream("GET", url) as response:
             _check_head(response, options.max_bytes)
             body = bytearray()
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():
                 body += chunk
                 if len(body) > options.max_bytes:
                     raise _Failure("file too large", f"over {options.max_bytes} bytes")
@@ -174,6 +176,9 @@ def _check_head(response: httpx2.Response, max_bytes: int) -> None:
         wait = headers.get("Retry-After", "")
         seconds = float(wait) if wait.isdecimal() else 0.0
         raise _Failure(f"HTTP {status}", response.reason_phrase, status in _TRANSIENT_STATUS, seconds)
+    packed = headers.get("Content-Encoding", "identity").strip().lower()
+    if packed not in ("", "identity"):
+        raise _Failure("packed answer", f"Content-Encoding {packed}, which was not asked for")
     if "html" in headers.get("Content-Type", "").lower():
         raise _Failure("HTML instead of an image")
     if re.search(r"\bno(image)?ai\b", headers.get("X-Robots-Tag", "").lower()):

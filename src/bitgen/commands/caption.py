@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.generation import LONGEST, caption_of
+from bitgen.guards.printable import printable
+from bitgen.guards.regular_files import read_regular_file
 from bitgen.trained import CAPTIONS, Trained, open_model
 
 
@@ -58,11 +59,11 @@ def main(argv: list[str] | None = None) -> None:
         trained = load_captioner(flags.model)
         for path in flags.images:
             try:
-                pixels = trained.processor.images([Path(path).read_bytes()])
+                pixels = trained.processor.images([read_regular_file(path)])
                 text = caption_of(trained, pixels, flags.prompt, flags.num_beams, flags.max_new_tokens)
             except (OSError, ValueError) as error:
-                problems.append(f"{path}: {error}")
+                problems.append(printable(f"{path}: {error}"))
                 continue
-            print(f"{path}\t{text}", flush=True)
+            print(f"{printable(path, 4096)}\t{printable(text, 4096)}", flush=True)
         if problems:
             raise ConfigError("; ".join(problems))

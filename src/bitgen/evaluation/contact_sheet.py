@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,12 @@ import numpy as np
 from PIL import Image
 
 from bitgen.data.dataset import PairDataset
+from bitgen.guards.names import BadName, inside
+from bitgen.guards.printable import printable
+from bitgen.guards.regular_files import BadFile, read_regular_file
 from bitgen.machine.files import write_whole
 from bitgen.model.image_decoding import decode_image
+from bitgen.model.processing_bitgen import MAX_IMAGE_PIXELS
 from bitgen.show.drawing import (
     QUIET,
     canvas,
@@ -24,6 +29,8 @@ from bitgen.show.drawing import (
     spread,
     to_picture,
 )
+
+logger = logging.getLogger(__name__)
 
 PICTURES = 24
 _COLUMNS, _TILE, _GAP, _TEXT, _HEAD = 4, 260, 22, 152, 44
@@ -44,7 +51,8 @@ def choose_pictures(
     """At most `wanted` images spread evenly over the dataset, as the model sees them; of features none are at hand.
 
     Args:
-        images: a folder of the original image files, named by image id; then only images found there are chosen.
+        images: a folder of the original image files, named by image id; then only images found there are chosen. An id
+            that leads out of the folder is left out, and said.
 
     Raises:
         ValueError: the folder does not exist or holds none of the images, or an image cannot be read.
@@ -58,15 +66,37 @@ def choose_pictures(
     folder = Path(images)
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")
-    at_hand = [row for row in range(dataset.image_count) if (folder / image_id(row)).is_file()]
+    at_hand = _found(folder, dataset)
     if not at_hand:
-        raise ValueError(f"{folder} holds none of the images: the first one would be {folder / image_id(0)}")
+        first = printable(folder / image_id(0))
+        raise ValueError(f"{folder} holds none of the images: the first one would be {first}")
     chosen = []
     for position in spread(len(at_hand), wanted):
-        path = folder / image_id(at_hand[position])
-        decoded = decode_image(path.read_bytes(), str(path), enough=(_TILE, _TILE))
-        chosen.append(SheetPicture(at_hand[position], path.name, to_picture(decoded)))
+        row, path = at_hand[position]
+        name = printable(folder / image_id(row))
+        try:
+            content = read_regular_file(path)
+        except (OSError, BadFile) as error:
+            raise ValueError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        decoded = decode_image(content, name, MAX_IMAGE_PIXELS, enough=(_TILE, _TILE))
+        chosen.append(SheetPicture(row, Path(name).name, to_picture(decoded)))
     return chosen
+
+
+def _found(folder: Path, dataset: PairDataset) -> list[tuple[int, Path]]:
+    """Row and file of each image that the folder holds."""
+    found, refused = [], []
+    for row in range(dataset.image_count):
+        try:
+            path = inside(folder, dataset.reader.image_id(row))
+        except BadName as error:
+            refused.append(str(error))
+            continue
+        if path.is_file():
+            found.append((row, path))
+    if refused:
+        logger.warning("%s: %d images are left out of the sheet, the first: %s", folder, len(refused), refused[0])
+    return found
 
 
 def write_contact_sheet(
@@ -88,8 +118,8 @@ def write_contact_sheet(
         x = _GAP + number % _COLUMNS * (_TILE + _GAP)
         y = _HEAD + number // _COLUMNS * (_TILE + _TEXT)
         draw_tile(axes, x, y, _TILE, picture.pixels, picture.image_id)
-        draw_folded(axes, x, y + _TILE + 8, caption or "(nothing)", _LETTERS, lines=3)
-        draw_folded(axes, x, y + _TILE + 74, reference, _LETTERS, lines=3, colour=QUIET)
+        draw_folded(axes, x, y + _TILE + 8, printable(caption) or "(nothing)", _LETTERS, lines=3)
+        draw_folded(axes, x, y + _TILE + 74, printable(reference), _LETTERS, lines=3, colour=QUIET)
     content = io.BytesIO()
     Image.fromarray(render(figure).permute(1, 2, 0).numpy()).save(content, "PNG", optimize=True)
     write_whole(path, content.getvalue())

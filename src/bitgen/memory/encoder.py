@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from bitgen import trained
+from bitgen.guards.printable import printable
+from bitgen.guards.regular_files import read_regular_file
 from bitgen.memory.episodes import check_texts
 from bitgen.model.image_decoding import ImageSource
 from bitgen.model.modeling_bitgen import BitGenModel
@@ -91,10 +93,11 @@ class PairEncoder:
             raise ValueError(f"this model {_NO_TOWER}")
         if isinstance(image, (str, Path)):
             try:
-                content = Path(image).read_bytes()
-            except OSError as error:
-                raise ValueError(f"image {image} cannot be read: {error.strerror or error}") from error
-            return self.processor.image(content, str(image))
+                content = read_regular_file(image)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise ValueError(f"image {printable(image)} cannot be read: {reason}") from error
+            return self.processor.image(content, printable(image))
         if isinstance(image, (bytes, Image.Image)):
             return self.processor.image(image, f"image {position}")
         raise ValueError(f"image {position} is a {type(image).__name__}; give a file name, bytes, PIL image or tensor")
