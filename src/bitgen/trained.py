@@ -22,7 +22,7 @@ from bitgen.checkpoint.format import (
     verify,
 )
 from bitgen.config import Config, ConfigError, load_config
-from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer
+from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer, vocabulary_size
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -156,7 +156,7 @@ def _run_tokenizer(folder: Path, model_config: BitGenConfig, config: Config) -> 
             f"{folder} has no tokenizer: {where} is missing. A checkpoint stays in its run's folder; put it back there."
         )
     tokenizer = load_tokenizer(where)
-    has, needs = len(tokenizer), model_config.vocab_size
+    has, needs = vocabulary_size(tokenizer), model_config.vocab_size
     if has > needs or (has < needs and (spec == "train" or kept_spec(where) != spec)):
         raise ConfigError(
             f"the tokenizer in {where} has {has:,} tokens and the checkpoint's vocabulary {needs:,}: it is not "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from bitgen.evaluation.encode import Runner, Split, image_batches, image_input
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import text_ids
 from bitgen.trained import Trained
 
 BATCH = 64
@@ -47,7 +49,7 @@ def generate_texts(
     max_new_tokens: int = LONGEST,
     **image: torch.Tensor,
 ) -> list[str]:
-    """What the model writes after ``BOS prompt``, without the prompt and without special tokens; one batch.
+    """What the model writes after ``BOS prompt``, as it follows the prompt, without special tokens; one batch.
 
     Args:
         model: in eval mode.
@@ -56,7 +58,7 @@ def generate_texts(
     Raises:
         ValueError: a prompt as long as the context, after which nothing can follow.
     """
-    encoded = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    encoded = text_ids(tokenizer, prompts)
     longest = max(len(ids) for ids in encoded)
     width = longest + 1
     input_ids = torch.full((len(encoded), width), tokenizer.pad_token_id)
@@ -73,7 +75,22 @@ def generate_texts(
         max_new_tokens=max_new_tokens,
         **image,
     )
-    return tokenizer.batch_decode(written[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [
+        _continuation(tokenizer, prompt, ids, new)
+        for prompt, ids, new in zip(prompts, encoded, written[:, width:].tolist(), strict=True)
+    ]
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], new: list[int]) -> str:
+    """What ``new`` ids add to a prompt's text: whether a word begins with a space is known beside what it follows."""
+
+    def text_of(tokens: list[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    before, whole = text_of(ids), text_of([*ids, *new])
+    added = whole[len(os.path.commonprefix([before, whole])) :]
+    # A prompt's last space is lost with tokenizers that mark words, and is in the next word instead.
+    return added.lstrip(" ") if prompt.endswith(" ") and not before.endswith(" ") else added
 
 
 def sample_captions(

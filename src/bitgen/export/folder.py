@@ -10,6 +10,7 @@ from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import bitgen.model
+from bitgen.data.tokenizer import vocabulary_size
 from bitgen.export.merge import merged_state
 from bitgen.machine.files import apply_umask
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
@@ -42,7 +43,8 @@ def exported_model(loaded: Trained, merge_lora: bool) -> BitGenForCausalLM:
         trained_with=kept_of_training(
             loaded.config, loaded.temperature
         ),  # by which whoever opens it knows what it never learned
-        tokenizer_size=len(tokenizer),  # vocab_size may be more: only this tells whose tokenizer lies beside the model
+        # vocab_size may be more: only this tells whose tokenizer lies beside the model
+        tokenizer_size=vocabulary_size(tokenizer),
     )
     merges = merge_lora and model.vision_encoder is not None and model.config.vision_tuning == "lora"
     if merges:
