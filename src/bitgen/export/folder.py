@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import bitgen.model
 from bitgen.data.tokenizer import vocabulary_size
+from bitgen.export.card import IMAGE_TASK
 from bitgen.export.merge import merged_state
 from bitgen.machine.files import apply_umask
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
@@ -18,13 +19,21 @@ from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.trained import Trained, kept_of_training
 
-# `save_pretrained` writes the entry of the saved class alone, and a model is loaded through four.
+# `save_pretrained` writes the entry of the saved class alone, and a model is loaded through five.
 AUTO_MAP = {
     "AutoConfig": "configuration_bitgen.BitGenConfig",
     "AutoModel": "causal_lm_bitgen.BitGenTextModel",
     "AutoModelForCausalLM": "causal_lm_bitgen.BitGenForCausalLM",
+    "AutoModelForImageTextToText": "causal_lm_bitgen.BitGenForCausalLM",
     "AutoProcessor": "auto_processing_bitgen.BitGenAutoProcessor",
 }
+_IMAGE_TASK = {
+    "impl": "pipeline_bitgen.BitGenImageTextToTextPipeline",
+    "pt": ["AutoModelForImageTextToText"],
+    "type": "multimodal",
+}
+# Both names of one task: transformers 4 knew the first one too.
+PIPELINES = {"image-to-text": _IMAGE_TASK, IMAGE_TASK: _IMAGE_TASK}
 LONGEST_ANSWER = 64
 _NOT_CARRIED = ("__init__.py", "factory.py")  # factory.py builds new models, from pretrained towers
 
@@ -91,6 +100,8 @@ def write_folder(loaded: Trained, folder: Path, card: str, merge_lora: bool) -> 
     """Write everything into ``folder``, which nothing needs this repository to load."""
     model = exported_model(loaded, merge_lora)
     model.config.auto_map = dict(AUTO_MAP)
+    if not model.config.takes_features:
+        model.config.custom_pipelines = dict(PIPELINES)
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
