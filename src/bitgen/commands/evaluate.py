@@ -23,7 +23,7 @@ from bitgen.data.swapped_scenes import SwappedScenes
 from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
 from bitgen.evaluation.babylm.models import load_model_folder, run_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
-from bitgen.evaluation.captioning import Captioned, caption_dataset, draw_sheet, pictures_of_sheet
+from bitgen.evaluation.captioning import Captioned, caption_dataset, coco_results, draw_sheet, pictures_of_sheet
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RERANK_TOP_K, RETRIEVAL, parse_flags
 from bitgen.evaluation.matching import (
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise ConfigError(f"--{name} {error}") from error
         device = device_of(flags)
         results: dict[str, Any] = {}
-        predictions: dict[str, Any] = {}
+        predictions: Any = {}
         try:
             if flags.data is not None and flags.task != [BABYLM]:
                 loaded = opened("checkpoint", flags.checkpoint)
@@ -283,10 +283,10 @@ def main(argv: list[str] | None = None) -> None:
         if CAPTIONING in flags.task:
             captioned = caption(loaded, dataset, device, flags)
             results[CAPTIONING] = captioned.metrics
-            captions = enumerate(captioned.captions)
-            predictions[CAPTIONING] = [
-                {"image_id": dataset.reader.image_id(i), "caption": text} for i, text in captions
-            ]
+            with naming_bad_records():
+                said = coco_results(dataset, captioned.captions)
+            # COCO's tools read a list; beside the decisions of BabyLM's sets it is one of several.
+            predictions = predictions | {CAPTIONING: said} if BABYLM in flags.task else said
             writers["contact_sheet"] = lambda path: draw_sheet(path, pictures, dataset, captioned)
         # Before writing: a disk that is full must not lose it.
         print(tables(results, flags.rerank_top_k or RERANK_TOP_K))

@@ -68,8 +68,9 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--predictions",
         metavar="FILE",
-        help="where babylm's decisions go, by folder what the official predictions.json holds; and captioning's, "
-        "as COCO's results are written (default: nowhere)",
+        help="where captioning's captions go, as the list that COCO's loadRes reads (with COCO's numbers where "
+        "data_prep/coco.py knew them, else the images' names); and babylm's decisions, by folder what the official "
+        "predictions.json holds. Both together: one object, the list under captioning (default: nowhere)",
     )
     parser.add_argument(
         "--task", default="retrieval,matching", metavar="LIST", help="tasks from above (default: retrieval,matching)"
