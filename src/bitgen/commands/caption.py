@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from bitgen.config import ConfigError, exit_on_config_error
-from bitgen.evaluation.generation import LONGEST, caption_of
+from bitgen.evaluation.generation import LONGEST, SEARCH_RANGES, caption_of
+from bitgen.guards.flags import check_ranges
+from bitgen.guards.printable import printable
 from bitgen.trained import CAPTIONS, Trained, open_model
 
 
@@ -25,9 +27,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--max_new_tokens", type=int, default=LONGEST, metavar="N", help=f"longest caption (default: {LONGEST})"
     )
     flags = parser.parse_args(argv)
-    for name in ("num_beams", "max_new_tokens"):
-        if getattr(flags, name) < 1:
-            parser.error(f"--{name} is {getattr(flags, name)}; it must be at least 1")
+    check_ranges(parser, flags, SEARCH_RANGES)
     return flags
 
 
@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> None:
                 pixels = trained.processor.images([Path(path).read_bytes()])
                 text = caption_of(trained, pixels, flags.prompt, flags.num_beams, flags.max_new_tokens)
             except (OSError, ValueError) as error:
-                problems.append(f"{path}: {error}")
+                problems.append(printable(f"{path}: {error}"))
                 continue
-            print(f"{path}\t{text}", flush=True)
+            print(f"{printable(path, 4096)}\t{printable(text, 4096)}", flush=True)
         if problems:
             raise ConfigError("; ".join(problems))

@@ -19,6 +19,8 @@ from bitgen.trained import Trained
 
 BATCH = 64
 LONGEST = 40
+# Of a search, both ends included: memory grows with the beams, and a context with more tokens than these is unheard of.
+SEARCH_RANGES = {"num_beams": (1, 256), "max_new_tokens": (1, 1_000_000)}
 
 
 def language_model(model: BitGenModel, tokenizer: PreTrainedTokenizerBase) -> BitGenForCausalLM:
@@ -56,8 +58,12 @@ def generate_texts(
         image: ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]``, one for each prompt; none: text alone.
 
     Raises:
-        ValueError: a prompt as long as the context, after which nothing can follow.
+        ValueError: a prompt as long as the context, after which nothing can follow, or a search out of its range.
     """
+    for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
+        least, most = SEARCH_RANGES[name]
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}; it must be from {least} to {most:,}")
     encoded = text_ids(tokenizer, prompts)
     longest = max(len(ids) for ids in encoded)
     width = longest + 1

@@ -97,6 +97,6 @@ def _finite(text: str) -> float:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 30:  # int() of thousands of digits takes long, and nothing of ours needs them
+    if len(text) > 40:  # int() of thousands of digits takes long; tokenizers write 10^30 where texts have no limit
         raise BadJson(f"{printable(text, 30)} is too large a number")
     return int(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,12 @@ class BitGenProcessor:
             raise ValueError(f"image_size is {image_size}; it must be positive")
         if max_length < 3:
             raise ValueError(f"max_length is {max_length}; BOS, one token and EOS need at least 3")
+        for name, values, fits in (
+            ("image_mean", image_mean, math.isfinite),
+            ("image_std", image_std, lambda value: 0 < value < math.inf),
+        ):
+            if len(values) != 3 or not all(isinstance(value, (int, float)) and fits(value) for value in values):
+                raise ValueError(f"{name} is {values!r}; it must be three numbers, one for each of red, green and blue")
         for role in ("bos", "eos", "pad") if tokenizer is not None else ():
             if getattr(tokenizer, f"{role}_token_id") is None:
                 raise ValueError(f"the tokenizer has no {role} token; set tokenizer.{role}_token")
