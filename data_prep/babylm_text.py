@@ -29,7 +29,7 @@ from bitgen.data.text_shards import (
     tokenizer_sha256,
     write_text_info,
 )
-from bitgen.data.tokenizer import load_tokenizer
+from bitgen.data.tokenizer import load_tokenizer, vocabulary_size
 from bitgen.data.whole_folder import check_output
 from bitgen.machine.files import replacing_folder
 
@@ -107,7 +107,8 @@ def write_source(
     path: Path, args: Namespace, tokenizer: object, select: Selection, folders: dict[str, Path], progress: object
 ) -> dict[str, SourceCount]:
     """Writes one file's shard into the folder of each split, and counts them."""
-    writers = {split: TextShardWriter(folder, path.stem, len(tokenizer)) for split, folder in folders.items()}
+    size = vocabulary_size(tokenizer)
+    writers = {split: TextShardWriter(folder, path.stem, size) for split, folder in folders.items()}
     for batch in _batches(path, args):
         chosen = [(split, document) for document in batch if (split := select(document)) is not None]
         encoded = encode_documents(tokenizer, [document.text for _, document in chosen]) if chosen else []
@@ -154,8 +155,8 @@ def prepare(args: Namespace) -> dict[str, TextInfo]:
                 )
             infos[split] = TextInfo(
                 tokenizer_sha256=tokenizer_sha256(tokenizer),
-                tokenizer_size=len(tokenizer),
-                dtype="uint16" if len(tokenizer) <= 2**16 else "uint32",
+                tokenizer_size=vocabulary_size(tokenizer),
+                dtype="uint16" if vocabulary_size(tokenizer) <= 2**16 else "uint32",
                 sources=sources,
                 preparation={"split": split} | {name: getattr(args, name) for name in names},
                 dropped=select.dropped(),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from _common.caption_json import ALL, read_caption_json
+from _common.coco_ids import coco_ids
 from _common.flags import add_image_flags, make_parser, parse, run
 from _common.images import image_items
 from _common.problems import Problems
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     items = image_items([args.images], captions, args.check_images, args.max_image_pixels, problems)
     split = f", {' '.join(args.split)}" if args.split else ""
     info = DatasetInfo(kind="images", source=f"COCO: {args.annotations.name}{split}")
-    write(items, info, problems, len(wanted), args)
+    numbers = coco_ids(args.annotations)
+    write(items, info, problems, len(wanted), args, {name: numbers[name] for name in captions if name in numbers})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -70,12 +70,18 @@ def _records(items: Iterable[Item], excluded: set[str], problems: Problems, tota
 
 
 def write(
-    items: Iterable[Item], info: DatasetInfo, problems: Problems, total: int, args: argparse.Namespace
+    items: Iterable[Item],
+    info: DatasetInfo,
+    problems: Problems,
+    total: int,
+    args: argparse.Namespace,
+    source_ids: Mapping[str, int] | None = None,
 ) -> DatasetInfo:
     """Writes ``items``, stops when too many of the ``total`` images asked for are lost, and logs the summary."""
     problems.stop_if_too_many(total)
     excluded = excluded_ids(args.exclude)
-    info = write_dataset(args.output, _records(items, excluded, problems, total), info, overwrite=args.overwrite)
+    records = _records(items, excluded, problems, total)
+    info = write_dataset(args.output, records, info, overwrite=args.overwrite, source_ids=source_ids)
     for line in problems.lines():
         logger.warning(line)
     size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6

@@ -22,7 +22,11 @@ from bitgen.checkpoint.format import (
     verify,
 )
 from bitgen.config import Config, ConfigError, load_config
-from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer
+from bitgen.data.records import SIDECAR
+from bitgen.data.text_shards import TEXT_SIDECAR
+from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer, vocabulary_size
+from bitgen.guards.json_files import BadJson, read_json
+from bitgen.guards.printable import printable
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -30,8 +34,13 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 
 TOKENIZER_FOLDER = "tokenizer"
+# A file of each kind of folder that is written as a whole.
+_WRITTEN_WHOLE = ("config.json", MANIFEST_FILE, STATE_FILE, "tokenizer.json", SIDECAR, TEXT_SIDECAR)
 CAPTIONS, MATCHING, RETRIEVAL = "captions", "matching", "retrieval"
 WHAT_TO_GIVE = "Give a run's --output_dir, one of its checkpoints or an export."
+# The largest sizes of an export's configuration: nothing of ours comes near, and more would be built for hours.
+_MOST = 10_000_000
+_MOST_OF = {"num_layers": 1000, "num_hidden_layers": 1000, "compressor_convolutions": 1000, "image_size": 16_384}
 # What an export keeps of the settings of its training: enough to say what the model never learned, and what evaluation
 # weighs its scores by.
 _KEPT_SETTINGS = ("contrastive_weight", "itm_weight", "text_loss_weight", "temperature", "itm_temperature")
@@ -100,6 +109,11 @@ def is_export(path: str | Path) -> bool:
     return is_model_folder(path) and _model_type(Path(path)) == BitGenConfig.model_type
 
 
+def holds_model_or_data(folder: Path) -> bool:
+    """Whether a folder is one that a model, a tokenizer or a dataset was written into: its files are not to replace."""
+    return any((folder / name).is_file() for name in _WRITTEN_WHOLE)
+
+
 def kept_of_training(config: Config, temperature: float) -> dict[str, Any]:
     """What an export records of its training, in its ``config.json``; :func:`open_model` reads it."""
     flat = config.flat()
@@ -156,7 +170,7 @@ def _run_tokenizer(folder: Path, model_config: BitGenConfig, config: Config) -> 
             f"{folder} has no tokenizer: {where} is missing. A checkpoint stays in its run's folder; put it back there."
         )
     tokenizer = load_tokenizer(where)
-    has, needs = len(tokenizer), model_config.vocab_size
+    has, needs = vocabulary_size(tokenizer), model_config.vocab_size
     if has > needs or (has < needs and (spec == "train" or kept_spec(where) != spec)):
         raise ConfigError(
             f"the tokenizer in {where} has {has:,} tokens and the checkpoint's vocabulary {needs:,}: it is not "
@@ -173,39 +187,66 @@ def _open_export(folder: Path, device: torch.device) -> Trained:
         kind = _model_type(folder) or "no model_type"
         raise CheckpointError(f"{folder} is no exported model of BitGen ({kind} in its config.json). {WHAT_TO_GIVE}")
     try:
+        _check_export_files(folder)
         parts = BitGenAutoProcessor.from_pretrained(folder)
-        model, report = BitGenForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # missing or damaged files: transformers and safetensors raise many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        # Safetensors alone: what else transformers would look for is unpickled.
+        model, report = BitGenForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+        )
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"it lacks {len(missing)} weights, first {missing[0]}, which would be random")
+        config, seen = model.config, parts.image_processor
+        normalisation: dict[str, Any] = {}
+        if seen is not None:
+            normalisation = {"image_mean": seen.image_mean, "image_std": seen.image_std}
+        processor = BitGenProcessor(parts.tokenizer, config.image_size, config.max_seq_len, **normalisation)
+        kept = getattr(config, "trained_with", None)
+        settings = {name: kept[name] for name in _KEPT_SETTINGS if name in kept} if kept is not None else {}
+        trained_with = Config().replace(itm_likelihood=config.itm_likelihood, **settings)
+        untrained = _untrained(kept) if kept is not None else {}
+        temperature = float((kept or {}).get("learned_temperature", trained_with.objective.temperature))
+    except BaseException as error:  # transformers, safetensors and torch raise many kinds; tokenizers in Rust its own
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = printable(next(iter(str(error).splitlines()), type(error).__name__), 300)
         raise DamagedCheckpoint(
             f"{folder} is a damaged or incomplete export ({reason}). Export the model again, or restore it from a copy."
         ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise DamagedCheckpoint(
-            f"{folder} is an incomplete export: it lacks {len(missing)} weights, first {missing[0]}, which would be "
-            "random. Export the model again, or restore it from a copy."
-        )
-    config = model.config
     check_vocabulary(parts.tokenizer, config, folder)
-    seen = parts.image_processor
-    normalisation: dict[str, Any] = {} if seen is None else {"image_mean": seen.image_mean, "image_std": seen.image_std}
-    processor = BitGenProcessor(parts.tokenizer, config.image_size, config.max_seq_len, **normalisation)
-    kept = getattr(config, "trained_with", None)
-    settings = {name: kept[name] for name in _KEPT_SETTINGS if name in kept} if kept is not None else {}
-    trained_with = Config().replace(itm_likelihood=config.itm_likelihood, **settings)
-    untrained = _untrained(kept) if kept is not None else {}
-    temperature = (kept or {}).get("learned_temperature", trained_with.objective.temperature)
     return Trained(
         model.eval().to(device), trained_with, parts.tokenizer, processor, folder, "export", untrained, temperature
     )
 
 
+def _check_export_files(folder: Path) -> None:
+    """What transformers would end on without naming the file, or would build whatever its size.
+
+    Raises:
+        ValueError: a file is missing or no JSON object, or a size is beyond every model.
+    """
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        try:
+            content = read_json(path, dict)
+        except BadJson as error:
+            raise ValueError(f"{name}: {error}") from error
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise ValueError("model.safetensors is missing")
+    vision = content.get("vision_config")
+    for name, value in [*content.items(), *(vision.items() if isinstance(vision, dict) else ())]:
+        most = _MOST_OF.get(name, _MOST)
+        if isinstance(value, int) and abs(value) > most:
+            raise ValueError(f"config.json: {printable(name, 40)} is {value}, beyond {most:,}")
+
+
 def _model_type(folder: Path) -> str | None:
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kind = read_json(folder / "config.json", dict).get("model_type")
+    except (OSError, BadJson):
         return None
-    return content.get("model_type") if isinstance(content, dict) else None
+    return printable(kind, 40) if isinstance(kind, str) else None
 
 
 # ---- what was never learned ----

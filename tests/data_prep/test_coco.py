@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bitgen.data.records import RecordReader
+from bitgen.data.source_ids import read_source_ids
 from support.flickr8k_files import Source
 
 
@@ -34,6 +35,7 @@ def test_coco_gathers_captions_by_image(source, coco):
     assert len(reader) == 6
     assert reader[2].image_id == "2.jpg"
     assert reader[2].captions == ["caption 2", "caption 8", "caption 14"]
+    assert read_source_ids(source.output) == {f"{row}.jpg": 100 + row for row in range(6)}
     assert reader[2].payload == (source.images / "2.jpg").read_bytes()
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitgen.evaluation.caption_metrics import caption_metrics, words
 
@@ -140,6 +144,56 @@ def test_counts():
 
 def test_one_image_has_no_cider():
     assert math.isnan(caption_metrics(["a dog"], [["a dog"]])["cider"])
+
+
+@given(st.text(st.characters(codec="ascii")) | st.text("abn't -sSrevld\u2019é,."))
+def test_latin_text_has_the_words_it_always_had(text):
+    """The pattern of COCO's words for English, by itself."""
+    plain = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:-\w+)*")
+    assert words(text) == " ".join(plain.findall(text.lower().replace("\u2019", "'")))
+
+
+SCRIPTS = {  # two captions, the first one's words, and the first with a word changed
+    "Chinese": (
+        "一只棕色的狗在草地上奔跑。",
+        "两个孩子在海边玩沙子",
+        "一 只 棕 色 的 狗 在 草 地 上 奔 跑",
+        "一只棕色的狗在草地上跑步",
+    ),
+    "Japanese": ("茶色の犬が走る", "子供がパンを食べる", "茶 色 の 犬 が 走 る", "茶色の犬が座る"),
+    "Thai": ("สุนัขวิ่งบนหญ้า", "เด็กสองคนเล่นทราย", "สุ นั ข วิ่ ง บ น ห ญ้ า", "สุนัขนั่งบนหญ้า"),
+    "Hindi": ("एक भूरा कुत्ता दौड़ रहा है।", "दो बच्चे रेत में खेल रहे हैं", "एक भूरा कुत्ता दौड़ रहा है", "एक भूरा कुत्ता बैठ रहा है"),
+    "Persian": ("سگ قهوه‌ای می‌دود و بازی", "دو کودک در ساحل بازی", "سگ قهوه‌ای می‌دود و بازی", "سگ قهوه‌ای می‌دود و خواب"),
+    "Burmese": ("ခွေးပြေးနေတယ်", "ကလေးနှစ်ယောက်", "ခွေး ပြေး နေ တ ယ်", "ခွေးပြေးသွားတယ်"),
+    "Korean": (
+        "갈색 개가 풀밭 위를 달린다",
+        "두 아이가 모래를 가지고 논다",
+        "갈색 개가 풀밭 위를 달린다",
+        "갈색 개가 풀밭 위를 걷는다",
+    ),
+    "mixed": (
+        "一只 dog 在 the grass 上",
+        "两个 kids 玩 with sand 子",
+        "一 只 dog 在 the grass 上",
+        "一只 cat 在 the grass 上",
+    ),
+}
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_every_script_has_words_and_scores(language):
+    first, second, expected, near = SCRIPTS[language]
+    assert words(first) == unicodedata.normalize("NFC", expected)
+    perfect = caption_metrics([first, second], [[first], [second]])
+    assert perfect["bleu4"] == pytest.approx(100) and perfect["cider"] == pytest.approx(1000)
+    wrong = caption_metrics([near, second], [[first], [second]])
+    for name in ("bleu4", "rouge_l", "cider", "chrf"):
+        assert 0 < wrong[name] < perfect[name]
+
+
+def test_an_accent_written_apart_is_the_same_letter():
+    assert words("Cafe\u0301 a\u0300 la n\u0303") == words("Café à la ñ") == "café à la ñ"
+    assert words("I \u2764\ufe0f it") == "i it"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import DynamicCache
 
 from bitgen.data.tokenizer import train_bpe
@@ -178,6 +179,47 @@ def test_of_a_long_text_the_end_is_read(model_of):
         logits = model(ids).logits
         torch.testing.assert_close(logits[:, 5:], model(ids[:, 5:]).logits, atol=1e-5, rtol=0)
     assert logits.shape[1] == 17 and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+def test_a_long_text_reads_as_with_the_whole_square_of_who_sees_what(model_of, with_image):
+    """In rows of different lengths, padded on either side; the square mask takes the plain way."""
+    model, ids = model_of(), sequence(30, 4)
+    mask = torch.ones_like(ids)
+    mask[1, 20:], mask[2, :15], mask[3, :25] = 0, 0, 0
+    image = {"vision_features": features(4)} if with_image else {}
+    with torch.no_grad():
+        cut = model(ids, mask, output_hidden_states=True, labels=ids, **image)
+        whole = model(ids, mask[:, None].expand(-1, 30, -1).tril(), output_hidden_states=True, labels=ids, **image)
+    real = mask.bool()
+    for found, expected in zip((cut.logits, *cut.hidden_states), (whole.logits, *whole.hidden_states), strict=True):
+        torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=0)
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        sizes = [
+            part.numel() for part in (made if isinstance(made, (tuple, list)) else (made,)) if torch.is_tensor(part)
+        ]
+        self.elements = max([self.elements, *sizes])
+        return made
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_of_the_size_of_length_times_length_is_made_of_a_long_text(model_of, padded):
+    model, length = model_of(), 600
+    ids = sequence(length, 1)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[:, :-4] = 0
+    with torch.no_grad(), Largest() as largest:
+        assert model(ids, mask).logits.isfinite().all()
+    assert largest.elements <= length * max(model.config.vocab_size, 64)
 
 
 @pytest.mark.parametrize("memory_dim", [16, 12])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from bitgen.config import ConfigError, exit_on_config_error
-from bitgen.evaluation.generation import LONGEST, caption_of
+from bitgen.evaluation.generation import LONGEST, SEARCH_RANGES, caption_of
+from bitgen.guards.flags import check_ranges
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import read_regular_file
 from bitgen.trained import CAPTIONS, Trained, open_model
@@ -26,9 +27,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--max_new_tokens", type=int, default=LONGEST, metavar="N", help=f"longest caption (default: {LONGEST})"
     )
     flags = parser.parse_args(argv)
-    for name in ("num_beams", "max_new_tokens"):
-        if getattr(flags, name) < 1:
-            parser.error(f"--{name} is {getattr(flags, name)}; it must be at least 1")
+    check_ranges(parser, flags, SEARCH_RANGES)
     return flags
 
 

@@ -23,7 +23,7 @@ from bitgen.data.swapped_scenes import SwappedScenes
 from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
 from bitgen.evaluation.babylm.models import load_model_folder, run_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
-from bitgen.evaluation.captioning import Captioned, caption_dataset, draw_sheet, pictures_of_sheet
+from bitgen.evaluation.captioning import Captioned, caption_dataset, coco_results, draw_sheet, pictures_of_sheet
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RERANK_TOP_K, RETRIEVAL, parse_flags
 from bitgen.evaluation.matching import (
@@ -34,12 +34,12 @@ from bitgen.evaluation.matching import (
     rerank_metrics,
 )
 from bitgen.evaluation.memory_metrics import memory_metrics
+from bitgen.evaluation.outputs import check_outputs
 from bitgen.evaluation.results import Results, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
 from bitgen.evaluation.swapped_words import swapped_metrics
 from bitgen.evaluation.tables import tables
 from bitgen.machine.devices import Precision, choose_device, resolve_precision
-from bitgen.machine.files import check_writable
 from bitgen.trained import CAPTIONS, Trained, is_export, is_model_folder, open_model
 
 logger = logging.getLogger("evaluate")
@@ -229,7 +229,7 @@ def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[
     """
     data = read_evaluation_data(flags.eval_dir)
     if is_model_folder(flags.checkpoint) and not is_export(flags.checkpoint):
-        model, encoder = load_model_folder(flags.checkpoint, device)
+        model, encoder = load_model_folder(flags.checkpoint, device, flags.trust_remote_code)
     else:
         model, encoder = run_language_model(opened("checkpoint", flags.checkpoint), device)
     return evaluate_babylm(data, encoder, Scorer(model, device, batch_tokens=32 * flags.batch_size))
@@ -252,15 +252,13 @@ def main(argv: list[str] | None = None) -> None:
         files = {"output": flags.output, "predictions": flags.predictions}
         if CAPTIONING in flags.task:
             files["contact_sheet"] = flags.contact_sheet
-        for name, path in files.items():
-            try:
-                if path is not None:
-                    check_writable(path)
-            except ValueError as error:
-                raise ConfigError(f"--{name} {error}") from error
+        try:
+            check_outputs(files, {"data": flags.data, "eval_dir": flags.eval_dir, "images": flags.images})
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         device = device_of(flags)
         results: dict[str, Any] = {}
-        predictions: dict[str, Any] = {}
+        predictions: Any = {}
         try:
             if flags.data is not None and flags.task != [BABYLM]:
                 loaded = opened("checkpoint", flags.checkpoint)
@@ -283,10 +281,10 @@ def main(argv: list[str] | None = None) -> None:
         if CAPTIONING in flags.task:
             captioned = caption(loaded, dataset, device, flags)
             results[CAPTIONING] = captioned.metrics
-            captions = enumerate(captioned.captions)
-            predictions[CAPTIONING] = [
-                {"image_id": dataset.reader.image_id(i), "caption": text} for i, text in captions
-            ]
+            with naming_bad_records():
+                said = coco_results(dataset, captioned.captions)
+            # COCO's tools read a list; beside the decisions of BabyLM's sets it is one of several.
+            predictions = predictions | {CAPTIONING: said} if BABYLM in flags.task else said
             writers["contact_sheet"] = lambda path: draw_sheet(path, pictures, dataset, captioned)
         # Before writing: a disk that is full must not lose it.
         print(tables(results, flags.rerank_top_k or RERANK_TOP_K))

@@ -9,6 +9,8 @@ import sys
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.export.hub import push_to_hub
 from bitgen.export.revisions import export_run, read_results
+from bitgen.guards.flags import boolean
+from bitgen.guards.printable import printable
 
 logger = logging.getLogger("export")
 
@@ -19,12 +21,6 @@ model card, and needs nothing of this repository.
 
 What is exported is what the checkpoint holds: the averaged weights where the run kept them (ema_decay), the memory's
 running state, and in phase 1 adapters that change nothing yet. The model card says which phase it was."""
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"write True or False, not {text!r}")
-    return text.lower() == "true"
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,14 +34,14 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder that is empty or not there yet")
     parser.add_argument(
         "--merge_lora",
-        type=_boolean,
+        type=boolean,
         default=False,
         metavar="BOOL",
         help="fold the LoRA adapters into the tower: same outputs, and loading needs no peft (default: False)",
     )
     parser.add_argument(
         "--words_seen_checkpoints",
-        type=_boolean,
+        type=boolean,
         default=False,
         metavar="BOOL",
         help="export the run's chck_1M, chck_2M ... too, into folders of these names in --output (default: False)",
@@ -57,7 +53,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         help="upload to this repository (USER/NAME), one revision for each chck_*; log in with `hf auth login` first",
     )
     parser.add_argument(
-        "--private", type=_boolean, default=False, metavar="BOOL", help="a private repository (default: False)"
+        "--private", type=boolean, default=False, metavar="BOOL", help="a private repository (default: False)"
     )
     return parser.parse_args(argv)
 
@@ -78,6 +74,6 @@ def main(argv: list[str] | None = None) -> None:
                 push_to_hub(folder, flags.push_to_hub, flags.private)
             except OSError as error:  # no network, no right to write: the hub's own errors are among these
                 raise ConfigError(
-                    f"--push_to_hub {flags.push_to_hub}: {error}. The export itself is whole in {folder}."
+                    f"--push_to_hub {flags.push_to_hub}: {printable(error)}. The export itself is whole in {folder}."
                 ) from error
             logger.info("uploaded to %s", flags.push_to_hub)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from bitgen.data.captions import valid_unicode
 from bitgen.data.records import SIDECAR, DatasetInfo, Record
+from bitgen.data.source_ids import write_source_ids
 from bitgen.data.whole_folder import check_output
 from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing_folder
@@ -113,12 +114,17 @@ def _write_rows(folder: Path, records: Iterable[Record], info: DatasetInfo) -> D
 
 
 def write_dataset(
-    folder: str | Path, records: Iterable[Record], info: DatasetInfo, overwrite: bool = False
+    folder: str | Path,
+    records: Iterable[Record],
+    info: DatasetInfo,
+    overwrite: bool = False,
+    source_ids: Mapping[str, int] | None = None,
 ) -> DatasetInfo:
     """Streams ``records`` into a dataset folder at constant memory; returns ``info`` with its counts filled in.
 
     All or nothing: rows go to a temporary folder beside ``folder``, which takes its name only when complete, so a
-    crash or an exception from ``records`` leaves what was there before. Raises ``ValueError`` for no records or a
+    crash or an exception from ``records`` leaves what was there before. ``source_ids``: the numbers that the source
+    gives its images, by image_id. Raises ``ValueError`` for no records or a
     taken ``folder``.
     """
     check_output(folder, overwrite, SIDECAR)
@@ -128,4 +134,5 @@ def write_dataset(
             raise ValueError(f"no usable record for {folder}: nothing was written")
         text = json.dumps(asdict(info), indent=2, ensure_ascii=False)
         (complete / SIDECAR).write_text(text + "\n", encoding="utf-8")
+        write_source_ids(complete, source_ids or {})
     return info

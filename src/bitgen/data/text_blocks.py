@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.text_shards import TextShard, read_text_info, tokenizer_sha256
+from bitgen.data.tokenizer import vocabulary_size
 from bitgen.model.likelihood import IGNORED
 
 PADDING_DOCUMENT = -1
@@ -66,7 +67,8 @@ class TextBlocks(Dataset):
         if tokenizer_sha256(tokenizer) != self.info.tokenizer_sha256:
             raise ValueError(
                 f"text corpus {folder} was made with another tokenizer (of {self.info.tokenizer_size} tokens, this one "
-                f"has {len(tokenizer)}): pass that one with --tokenizer DIR, or prepare the corpus again with this one"
+                f"has {vocabulary_size(tokenizer)}): pass that one with --tokenizer DIR, or prepare the corpus again "
+                "with this one"
             )
         names = [source.name for source in self.info.sources]
         unknown = sorted(set(sources or ()) - set(names))

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from bitgen.guards.json_files import BadJson, check_keys, read_json
 from bitgen.guards.names import inside
 from bitgen.guards.printable import printable
+from bitgen.model.processing_bitgen import text_ids
 
 TEXT_SIDECAR = "bitgen_text.json"
 TEXT_FORMAT_VERSION = 1
@@ -91,10 +92,7 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """Texts to ids ``BOS ... EOS``, as captions are encoded: text that spells a special token is text."""
-    encoded = tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-    )
-    return [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]
+    return [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in text_ids(tokenizer, texts)]
 
 
 class TextShardWriter:

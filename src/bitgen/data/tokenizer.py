@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bitgen.guards.json_files import BadJson, check_keys, read_json
+from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing_folder
 
 logger = logging.getLogger(__name__)
@@ -46,10 +47,11 @@ def build_tokenizer(
     if spec == "train":
         return _train_once(captions, vocab_size, folder)
     tokenizer = load_tokenizer(spec)
-    if len(tokenizer) > vocab_size:
+    if (size := vocabulary_size(tokenizer)) > vocab_size:
+        gaps = f" whose largest id is {size - 1}" if size > len(tokenizer) else ""
         raise ValueError(
-            f"tokenizer {spec} has {len(tokenizer)} tokens but vocab_size is {vocab_size}: "
-            f"use --vocab_size {len(tokenizer)}"
+            f"tokenizer {spec} has {len(tokenizer)} tokens{gaps} but vocab_size is {vocab_size}: "
+            f"use --vocab_size {size}"
         )
     # Left alone where it is the same: a run that resumes must not lose its tokenizer to a crash at this point.
     if folder is not None and _kept_meta(folder).get("spec") != spec:
@@ -73,7 +75,7 @@ def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = _from_pretrained(str(spec))
     except Exception as error:  # offline, no such repository, damaged files: transformers and the hub raise many kinds
-        reason = next(iter(str(error).splitlines()), "no reason given")
+        reason = printable(next(iter(str(error).splitlines()), "no reason given"), 200)
         raise ValueError(
             f"cannot load tokenizer {spec!r} ({type(error).__name__}: {reason}): "
             "where the hub cannot be reached, download it elsewhere (for gpt2: vocab.json and merges.txt), "
@@ -84,31 +86,37 @@ def load_tokenizer(spec: str | Path) -> PreTrainedTokenizerFast:
     return _with_specials(tokenizer, str(spec))
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many embeddings its ids need: the largest id and one. ``len()`` counts tokens, and ids may have gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, folder: str | Path) -> None:
     """Refuse a tokenizer that is not the size of the one the model beside it was trained with.
 
-    An export's configuration records that size (``tokenizer_size``). Other models often have more embeddings than
-    their tokenizer has tokens: there only one with tokens beyond the embeddings is known to be another model's.
+    An export's configuration records that size (``tokenizer_size``; exports made earlier counted the tokens, which
+    differs where ids have gaps). Other models often have more embeddings than their tokenizer has tokens: there only
+    one with tokens beyond the embeddings is known to be another model's.
 
     Raises:
         ValueError: with both sizes.
     """
-    needs = getattr(config, "tokenizer_size", None)
-    fits = len(tokenizer) <= config.vocab_size if needs is None else len(tokenizer) == needs
+    needs, size = getattr(config, "tokenizer_size", None), vocabulary_size(tokenizer)
+    fits = size <= config.vocab_size and needs in (None, size, len(tokenizer))
     if not fits:
         raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer):,} tokens and the model's vocabulary "
+            f"the tokenizer in {folder} has {size:,} tokens and the model's vocabulary "
             f"{needs or config.vocab_size:,}: it is not the one that the model was trained with. Put that one back."
         )
 
 
 def _from_pretrained(spec: str) -> PreTrainedTokenizerFast:
     try:
-        return AutoTokenizer.from_pretrained(spec, local_files_only=True)
+        return AutoTokenizer.from_pretrained(spec, local_files_only=True, trust_remote_code=False)
     except Exception:  # a folder has no second chance; a hub id may not be in the cache yet
         if Path(spec).is_dir() or not hub_answers():
             raise
-    return AutoTokenizer.from_pretrained(spec)
+    return AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
 
 
 def hub_answers() -> bool:
@@ -130,7 +138,9 @@ def _load_gpt2_files(folder: Path) -> PreTrainedTokenizerFast:
     try:
         bpe = models.BPE.from_file(str(vocab), str(merges))
     except Exception as error:  # the Rust library raises plain Exception
-        raise ValueError(f"tokenizer files in {folder} are damaged ({error}); download them again") from error
+        raise ValueError(
+            f"tokenizer files in {folder} are damaged ({printable(error, 200)}); download them again"
+        ) from error
     tokenizer = Tokenizer(bpe)
     if tokenizer.token_to_id(GPT2_SPECIAL) is None:
         raise ValueError(f"{vocab} has no {GPT2_SPECIAL} token; use a folder with tokenizer.json instead")
@@ -233,11 +243,14 @@ def kept_spec(folder: Path) -> str | None:
 
 def _kept_meta(folder: Path) -> dict:
     try:
-        return read_json(folder / _TRAINING_FILE, dict)
+        meta = read_json(folder / _TRAINING_FILE, dict, {"spec": str})
+        if meta["spec"] == "train":
+            check_keys(meta, {"vocab_size": int, "sha256": str})
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ValueError(f"{folder / _TRAINING_FILE} is damaged ({error}); remove {folder}") from error
+    except (OSError, BadJson) as error:
+        raise ValueError(f"{folder / _TRAINING_FILE} is damaged ({printable(error)}); remove {folder}") from error
+    return meta
 
 
 class _CaptionDigest:

@@ -1,13 +1,15 @@
 """Scores of captions against several references an image: BLEU-4, chrF, ROUGE-L and CIDEr-D.
 
 All four read the same words: lower case, no punctuation, clitics apart (``dog 's``, ``do n't``), hyphenated words
-whole. That is what COCO's tokenizer, a Java program, makes of captions; see :func:`words`.
+whole. That is what COCO's tokenizer, a Java program, makes of English captions. Scripts that put no spaces between
+words are read character by character, as is usual for them; see :func:`words`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -15,12 +17,25 @@ import sacrebleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-_WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:-\w+)*")
+# Han, Hiragana, Katakana, Thai, Lao, Burmese and Khmer: no spaces between words.
+_UNSPACED = (
+    "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+    "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"
+)
+# Vowel signs and accents belong to the letter before them, which `\w` does not know; so do the two joiners, of Persian
+# and Hindi. Variation selectors and key caps are emoji's.
+_MARKS = "\u200c\u200d" + "".join(
+    chr(code)
+    for code in range(0x300, 0x20000)
+    if unicodedata.category(chr(code)) in ("Mn", "Mc") and not (0xFE00 <= code <= 0xFE0F or 0x20D0 <= code <= 0x20FF)
+)
+_RUN = f"(?:[^\\W{_UNSPACED}][{_MARKS}]*)+"
+_WORD = re.compile(rf"(?=[{_UNSPACED}])\w[{_MARKS}]*|{_RUN}(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|{_RUN}(?:-{_RUN})*")
 
 
 def words(text: str) -> str:
-    """The words of a caption, one space between them."""
-    return " ".join(_WORD.findall(text.lower().replace("\u2019", "'")))
+    """The words of a caption, one space between them; of a script without spaces, its characters."""
+    return " ".join(_WORD.findall(unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'")))
 
 
 def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from bitgen.config import ConfigError
 from bitgen.data.dataset import PairDataset
+from bitgen.data.records import RecordReader
 from bitgen.data.scenes import ScenesDataset
+from bitgen.data.source_ids import read_source_ids, source_id
 from bitgen.evaluation.caption_metrics import caption_metrics
 from bitgen.evaluation.generation import sample_captions
 from bitgen.evaluation.scene_captions import scene_caption_metrics
@@ -85,6 +88,19 @@ def caption_dataset(
     if len(captions) == 1:
         logger.warning("CIDEr needs at least two images: it weighs words by how few images have them")
     return Captioned(metrics, captions)
+
+
+def coco_results(dataset: PairDataset, captions: Sequence[str]) -> list[dict[str, int | str]]:
+    """Captions as COCO's tools read results: a list of ``image_id`` and ``caption``.
+
+    ``image_id`` is COCO's number where the dataset knows it, and else the image's name.
+
+    Raises:
+        ValueError: the dataset's list of numbers is damaged.
+    """
+    numbers = read_source_ids(dataset.reader.folder) if isinstance(dataset.reader, RecordReader) else {}
+    names = [dataset.reader.image_id(row) for row in range(dataset.image_count)]
+    return [{"image_id": source_id(numbers, name), "caption": text} for name, text in zip(names, captions, strict=True)]
 
 
 def draw_sheet(path: str, pictures: list[SheetPicture], dataset: PairDataset, captioned: Captioned) -> None:

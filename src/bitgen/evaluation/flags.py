@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bitgen.evaluation.generation import SEARCH_RANGES
+from bitgen.guards.flags import boolean, check_ranges
 from bitgen.guards.numbers import finite_float
 
 RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM = "retrieval", "matching", "memory", "captioning", "babylm"
@@ -34,7 +36,7 @@ tasks, separated by commas:
              images with their captions. With --data scenes also right_*: how many captions are right, and in what.
   babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, entity tracking, WUG, EWoK, reading), each item decided
              as by the official pipeline; float32 whatever --precision says. --checkpoint may also be any folder that
-             AutoModelForCausalLM loads (the code in a folder that is no export of BitGen is run).
+             AutoModelForCausalLM loads; Python code that it brings is run with --trust_remote_code True alone.
 All figures but ranks, CIDEr and counts are percentages. Ties count against the model."""
 
 _EXAMPLES = """\
@@ -47,6 +49,17 @@ examples:
       captions; --images gives the contact sheet its pictures where the dataset holds features
   python src/evaluate.py --checkpoint my-model --task babylm --eval_dir evaluation_data/fast_eval
       the BabyLM fast sets, on an exported model"""
+
+
+# Of whole numbers, both ends included. The upper ends are beyond use: what is more would fill memory, or never end.
+_RANGES = {
+    "rerank_top_k": (0, 100_000),
+    "bootstrap": (0, 1_000_000),
+    "batch_size": (1, 65_536),
+    "max_images": (1, 10**12),
+    "num_workers": (0, 1024),
+    **SEARCH_RANGES,
+}
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -66,12 +79,21 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="a folder written by data_prep/, or 'scenes' for the built-in held-out scenes; babylm needs none",
     )
+    parser.add_argument(
+        "--trust_remote_code",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="babylm: run the Python code that a --checkpoint folder brings, where it is no export of BitGen; "
+        "read that code first (default: False)",
+    )
     parser.add_argument("--eval_dir", metavar="DIR", help="the folder of the BabyLM sets: blimp_fast, reading ...")
     parser.add_argument(
         "--predictions",
         metavar="FILE",
-        help="where babylm's decisions go, by folder what the official predictions.json holds; and captioning's, "
-        "as COCO's results are written (default: nowhere)",
+        help="where captioning's captions go, as the list that COCO's loadRes reads (with COCO's numbers where "
+        "data_prep/coco.py knew them, else the images' names); and babylm's decisions, by folder what the official "
+        "predictions.json holds. Both together: one object, the list under captioning (default: nowhere)",
     )
     parser.add_argument(
         "--task", default="retrieval,matching", metavar="LIST", help="tasks from above (default: retrieval,matching)"
@@ -169,16 +191,5 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         flags.contact_sheet = str(Path(flags.output).with_suffix("")) + "_captions.png"
     elif not flags.contact_sheet.lower().endswith(".png"):
         parser.error(f"--contact_sheet {flags.contact_sheet}: it is written as a PNG; give a name that ends in .png")
-    for name, least in (
-        ("rerank_top_k", 0),
-        ("bootstrap", 0),
-        ("batch_size", 1),
-        ("max_images", 1),
-        ("num_workers", 0),
-        ("num_beams", 1),
-        ("max_new_tokens", 1),
-    ):
-        value = getattr(flags, name)
-        if value is not None and value < least:
-            parser.error(f"--{name} is {value}; it must be at least {least}")
+    check_ranges(parser, flags, _RANGES)
     return flags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,10 +14,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from bitgen.evaluation.encode import Runner, Split, image_batches, image_input
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import text_ids
 from bitgen.trained import Trained
 
 BATCH = 64
 LONGEST = 40
+# Of a search, both ends included: memory grows with the beams, and a context with more tokens than these is unheard of.
+SEARCH_RANGES = {"num_beams": (1, 256), "max_new_tokens": (1, 1_000_000)}
 
 
 def language_model(model: BitGenModel, tokenizer: PreTrainedTokenizerBase) -> BitGenForCausalLM:
@@ -47,16 +51,20 @@ def generate_texts(
     max_new_tokens: int = LONGEST,
     **image: torch.Tensor,
 ) -> list[str]:
-    """What the model writes after ``BOS prompt``, without the prompt and without special tokens; one batch.
+    """What the model writes after ``BOS prompt``, as it follows the prompt, without special tokens; one batch.
 
     Args:
         model: in eval mode.
         image: ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]``, one for each prompt; none: text alone.
 
     Raises:
-        ValueError: a prompt as long as the context, after which nothing can follow.
+        ValueError: a prompt as long as the context, after which nothing can follow, or a search out of its range.
     """
-    encoded = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
+        least, most = SEARCH_RANGES[name]
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}; it must be from {least} to {most:,}")
+    encoded = text_ids(tokenizer, prompts)
     longest = max(len(ids) for ids in encoded)
     width = longest + 1
     input_ids = torch.full((len(encoded), width), tokenizer.pad_token_id)
@@ -73,7 +81,22 @@ def generate_texts(
         max_new_tokens=max_new_tokens,
         **image,
     )
-    return tokenizer.batch_decode(written[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [
+        _continuation(tokenizer, prompt, ids, new)
+        for prompt, ids, new in zip(prompts, encoded, written[:, width:].tolist(), strict=True)
+    ]
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: list[int], new: list[int]) -> str:
+    """What ``new`` ids add to a prompt's text: whether a word begins with a space is known beside what it follows."""
+
+    def text_of(tokens: list[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    before, whole = text_of(ids), text_of([*ids, *new])
+    added = whole[len(os.path.commonprefix([before, whole])) :]
+    # A prompt's last space is lost with tokenizers that mark words, and is in the next word instead.
+    return added.lstrip(" ") if prompt.endswith(" ") and not before.endswith(" ") else added
 
 
 def sample_captions(

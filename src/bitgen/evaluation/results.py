@@ -9,7 +9,7 @@ from bitgen.machine.files import write_whole
 Results = dict[str, dict[str, Any]]
 
 
-def write_results(results: Results, path: str) -> None:
+def write_results(results: Results | list[Any], path: str) -> None:
     """Write as JSON, atomically. NaN becomes null. Errors as in :func:`write_whole`."""
 
     def plain(value: Any) -> Any:

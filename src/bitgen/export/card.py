@@ -10,6 +10,8 @@ from bitgen.show.parameters import COMPONENTS, count_parameters
 from bitgen.show.tables import format_markdown
 from bitgen.trained import Trained
 
+# Pipelines of transformers, by what the model looks at.
+IMAGE_TASK, TEXT_TASK = "image-text-to-text", "text-generation"
 _SPLITS = ("train", "val", "dev", "test")
 _FRONT_MATTER = """\
 ---
@@ -31,7 +33,7 @@ def model_card(loaded: Trained, state: dict[str, Any], metrics: dict[str, Any], 
     """
     features = loaded.model.config.takes_features
     parts = [
-        _FRONT_MATTER.format(task="text-generation" if features else "image-to-text"),
+        _FRONT_MATTER.format(task=TEXT_TASK if features else IMAGE_TASK),
         "# BitGen\n\nA tiny multimodal language model: a causal text decoder with an episodic memory, which looks at "
         + ("image features computed earlier." if features else f"images through {_tower(loaded)}.")
         + " It continues text, describes images, and scores both.\n",
@@ -69,6 +71,11 @@ def _usage(loaded: Trained, merge_lora: bool) -> str:
         "```",
         "",
     ]
+    if image:
+        lines.append(
+            f"Or `pipeline('{IMAGE_TASK}', model=PATH, trust_remote_code=True)('photo.jpg', text='A')`. With peft, "
+            "LoRA fits on `target_modules=['query_key_value']`.\n"
+        )
     if loaded.model.config.takes_features:
         tokens, dim = loaded.model.config.feature_tokens, loaded.model.config.feature_dim
         lines.append(

@@ -10,6 +10,8 @@ from tokenizers import processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 import bitgen.model
+from bitgen.data.tokenizer import vocabulary_size
+from bitgen.export.card import IMAGE_TASK
 from bitgen.export.merge import merged_state
 from bitgen.machine.files import apply_umask
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
@@ -17,13 +19,21 @@ from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.trained import Trained, kept_of_training
 
-# `save_pretrained` writes the entry of the saved class alone, and a model is loaded through four.
+# `save_pretrained` writes the entry of the saved class alone, and a model is loaded through five.
 AUTO_MAP = {
     "AutoConfig": "configuration_bitgen.BitGenConfig",
     "AutoModel": "causal_lm_bitgen.BitGenTextModel",
     "AutoModelForCausalLM": "causal_lm_bitgen.BitGenForCausalLM",
+    "AutoModelForImageTextToText": "causal_lm_bitgen.BitGenForCausalLM",
     "AutoProcessor": "auto_processing_bitgen.BitGenAutoProcessor",
 }
+_IMAGE_TASK = {
+    "impl": "pipeline_bitgen.BitGenImageTextToTextPipeline",
+    "pt": ["AutoModelForImageTextToText"],
+    "type": "multimodal",
+}
+# Both names of one task: transformers 4 knew the first one too.
+PIPELINES = {"image-to-text": _IMAGE_TASK, IMAGE_TASK: _IMAGE_TASK}
 LONGEST_ANSWER = 64
 _NOT_CARRIED = ("__init__.py", "factory.py")  # factory.py builds new models, from pretrained towers
 
@@ -42,7 +52,8 @@ def exported_model(loaded: Trained, merge_lora: bool) -> BitGenForCausalLM:
         trained_with=kept_of_training(
             loaded.config, loaded.temperature
         ),  # by which whoever opens it knows what it never learned
-        tokenizer_size=len(tokenizer),  # vocab_size may be more: only this tells whose tokenizer lies beside the model
+        # vocab_size may be more: only this tells whose tokenizer lies beside the model
+        tokenizer_size=vocabulary_size(tokenizer),
     )
     merges = merge_lora and model.vision_encoder is not None and model.config.vision_tuning == "lora"
     if merges:
@@ -89,6 +100,8 @@ def write_folder(loaded: Trained, folder: Path, card: str, merge_lora: bool) -> 
     """Write everything into ``folder``, which nothing needs this repository to load."""
     model = exported_model(loaded, merge_lora)
     model.config.auto_map = dict(AUTO_MAP)
+    if not model.config.takes_features:
+        model.config.custom_pipelines = dict(PIPELINES)
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from bitgen.checkpoint.format import MANIFEST_FILE, read_state
 from bitgen.config import ConfigError
 from bitgen.export.card import model_card
 from bitgen.export.folder import write_folder
+from bitgen.guards.json_files import BadJson, read_json
 from bitgen.machine.files import replacing_folder
-from bitgen.trained import Trained, is_export, open_model
+from bitgen.trained import Trained, holds_model_or_data, is_export, open_model
 from bitgen.training.budget import REVISION_PREFIX
 
 _REVISION = re.compile(rf"{REVISION_PREFIX}(\d+)M")
@@ -33,14 +33,12 @@ def read_results(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(path, dict)
+    except (OSError, BadJson) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--results {path} cannot be read ({error}): name a file that src/evaluate.py wrote"
+            f"--results {path} cannot be read ({reason}): name a file that src/evaluate.py wrote"
         ) from error
-    if not isinstance(results, dict):
-        raise ConfigError(f"--results {path} holds no JSON object: name a file that src/evaluate.py wrote")
-    return results
 
 
 def export_run(
@@ -61,6 +59,11 @@ def export_run(
         raise ConfigError(
             f"--checkpoint {checkpoint} is an export already. Give the --output_dir of the run that it was made of."
         )
+    target = target.resolve()
+    if inside_of := next((folder for folder in target.parents if holds_model_or_data(folder)), None):
+        raise ConfigError(
+            f"--output {output} lies in {inside_of}, which holds a model or a dataset: name a folder outside."
+        )
     main = _opened(checkpoint)
     run = main.folder.parent
     revisions: list[Path] = []
@@ -71,7 +74,6 @@ def export_run(
                 f"--words_seen_checkpoints True: {run} holds no {REVISION_PREFIX}*M checkpoints (chck_1M: "
                 "after a million words). Leave the flag out, or name a run that saved them."
             )
-    target = target.resolve()
     try:
         with replacing_folder(target, replace=False) as folder:
             _export_one(main, folder, merge_lora, metrics)

@@ -36,3 +36,15 @@ def attend(
     else:
         attended = F.scaled_dot_product_attention(query, key, value, mask, is_causal=is_causal)
     return attended.transpose(1, 2).flatten(2).to(dtype)
+
+
+def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """What :func:`attend` weighs values by, for who wants to look at it: ``[B, H, T, S]``.
+
+    Args:
+        mask: bool, who (rows) sees what (columns); None: each sees itself and what is before it.
+    """
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(key.shape[2] - query.shape[2])
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import logging
 
 from .modeling_bitgen import BitGenModel
-from .sequence_layout import sequence_layout
+from .sequence_layout import SequenceLayout, last_tokens, sequence_layout
 
 if TYPE_CHECKING:
     # transformers 4 finds the files of a local folder that this one names, and not those that they name in turn.
@@ -33,8 +34,16 @@ if TYPE_CHECKING:
     from .vision_towers import TowerKind as TowerKind
 
 
+logger = logging.get_logger(__name__)
+
+# What transformers passes to every model, and this one has no use for.
+_HARMLESS = {"cache_position", "num_items_in_batch", "is_first_iteration", "next_sequence_length", "mm_token_type_ids"}
+
+
 class BitGenTextModel(BitGenModel):
     """The network without its output head: ids, and an image if there is one, to hidden states."""
+
+    supports_gradient_checkpointing = True
 
     @property
     def git(self) -> BitGenTextModel:
@@ -65,7 +74,7 @@ class BitGenTextModel(BitGenModel):
 
     def forward(  # type: ignore[override]  # what transformers calls, unlike the network's own
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         vision_features: torch.Tensor | None = None,
@@ -75,6 +84,11 @@ class BitGenTextModel(BitGenModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """Hidden states of text, or of text given an image.
 
@@ -86,28 +100,98 @@ class BitGenTextModel(BitGenModel):
             image_tokens: ``[B, P', D]`` of :meth:`image_context`.
             token_type_ids: accepted and ignored.
             output_hidden_states: also return what enters each block, and last what leaves the final norm.
+            inputs_embeds: ``[B, T, D]``, the tokens' embeddings in place of their ids, without positions.
+            position_ids: ``[B, T]`` or ``[1, T]``, each below ``max_seq_len``; by default real tokens are counted.
+            output_attentions: also return the weights of each block's attention, ``[B, H, T, S]``.
+            kwargs: what other versions of transformers and its companions pass; it is ignored, with a warning.
 
         Raises:
-            ValueError: more than one kind of image, the wrong kind for this model, or a mask that does not fit.
+            ValueError: more than one kind of image, the wrong kind for this model, not exactly one of ids and
+                embeddings, a mask or positions that do not fit, or a cache of fixed size.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass input_ids or inputs_embeds: one of them.")
+        for name in sorted(set(kwargs) - _HARMLESS):
+            logger.warning_once(f"{type(self).__name__} has no argument {name}: it is ignored")
         if image_tokens is None:
             image_tokens = self.image_context(pixel_values, vision_features)
         elif pixel_values is not None or vision_features is not None:
             raise ValueError("Pass pixel_values, vision_features or image_tokens: one of them.")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
+        if getattr(past_key_values, "is_compileable", False):
+            raise ValueError(
+                "This model's cache grows with the text; one of fixed size ('static') is not supported. Leave "
+                "cache_implementation out."
+            )
+        if input_ids is None:
+            assert inputs_embeds is not None
+            input_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        attentions: list[torch.Tensor] | None = [] if output_attentions else None
+        options = {"cache": past_key_values, "attentions": attentions}
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        layout = sequence_layout(attention_mask, input_ids, past, self.config.max_seq_len)
-        trace: list[torch.Tensor] | None = [] if output_hidden_states else None
-        hidden = self.run_stack(
-            input_ids, layout.real, image_tokens, cache=past_key_values, layout=layout, trace=trace
-        ).hidden_states
+        limit = self.config.max_seq_len
+        if input_ids.shape[1] > limit and not past and (attention_mask is None or attention_mask.dim() == 2):
+            if inputs_embeds is not None or position_ids is not None:
+                raise ValueError(
+                    f"{input_ids.shape[1]} tokens are more than max_seq_len={limit}: cut inputs_embeds and "
+                    "position_ids yourself, or pass input_ids alone."
+                )
+            states = self._end_of_long(input_ids, attention_mask, image_tokens, options)
+        else:
+            layout = sequence_layout(attention_mask, input_ids, past, limit)
+            if position_ids is not None:
+                layout = layout._replace(positions=_fitting_positions(position_ids, input_ids, limit))
+            states = self._states(input_ids, layout, image_tokens, embedded=inputs_embeds, **options)
         output = BaseModelOutputWithPast(
-            last_hidden_state=hidden,
+            last_hidden_state=states[-1],
             past_key_values=past_key_values,
-            hidden_states=(*trace, hidden) if trace is not None else None,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if attentions is not None else None,
         )
         return output if return_dict in (None, True) else output.to_tuple()
+
+    def _states(
+        self, input_ids: torch.Tensor, layout: SequenceLayout, image_tokens: torch.Tensor | None, **options: Any
+    ) -> list[torch.Tensor]:
+        """What enters each block, and last what leaves the final norm."""
+        trace: list[torch.Tensor] = []
+        output = self.run_stack(input_ids, layout.real, image_tokens, layout=layout, trace=trace, **options)
+        return [*trace, output.hidden_states]
+
+    def _end_of_long(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_tokens: torch.Tensor | None,
+        options: dict[str, Any],
+    ) -> list[torch.Tensor]:
+        """:meth:`_states` ``[B, T, D]`` of sequences that are too wide. They are cut before anything of the size T x T
+        is made; a token before those that are read sees nothing but itself."""
+        limit = self.config.max_seq_len
+        index, mask = last_tokens(attention_mask, input_ids, limit)
+        ids = input_ids.gather(1, index)
+        read = self._states(ids, sequence_layout(mask, ids, 0, limit), image_tokens, **options)
+        alone: list[list[torch.Tensor]] = [[] for _ in read]
+        for part in input_ids.split(limit, dim=1):
+            images = image_tokens.repeat_interleave(part.shape[1], dim=0) if image_tokens is not None else None
+            single = part.reshape(-1, 1)
+            states = self._states(single, sequence_layout(None, single, 0, limit), images)
+            for found, state in zip(alone, states, strict=True):
+                found.append(state.reshape(*part.shape, -1))
+        return [
+            torch.cat(parts, dim=1).scatter(1, index[..., None].expand_as(state), state)
+            for parts, state in zip(alone, read, strict=True)
+        ]
+
+
+def _fitting_positions(position_ids: torch.Tensor, input_ids: torch.Tensor, limit: int) -> torch.Tensor:
+    batch, length = input_ids.shape
+    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
+        raise ValueError(f"position_ids is {list(position_ids.shape)}; it must be [{batch}, {length}].")
+    if int(position_ids.min()) < 0 or int(position_ids.max()) >= limit:
+        raise ValueError(f"position_ids reach {int(position_ids.max())}; the context ends at max_seq_len={limit}.")
+    return position_ids.expand(batch, -1)
 
 
 class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
@@ -115,7 +199,7 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
 
     def forward(  # type: ignore[override]  # what transformers calls, unlike the network's own
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         vision_features: torch.Tensor | None = None,
@@ -127,12 +211,19 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        *,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Next-token logits ``[B, T, V]``; arguments and errors as for :class:`BitGenTextModel`.
 
         Args:
             labels: ``[B, T]``, the ids themselves: they are shifted here, and -100 is left out of the mean loss.
             logits_to_keep: compute the logits of that many last positions alone (0: of all), or of those indices.
+            num_items_in_batch: by what the summed loss is divided, where it is no mean: of all micro-batches of a step.
         """
         output: Any = super().forward(
             input_ids,
@@ -144,6 +235,10 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
             past_key_values,
             use_cache,
             output_hidden_states,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            output_attentions=output_attentions,
+            **kwargs,
         )
         hidden = output.last_hidden_state
         if isinstance(logits_to_keep, torch.Tensor):
@@ -153,9 +248,17 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         logits = self.lm_logits(hidden).float()
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            predicted, following = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+            loss = F.cross_entropy(predicted, following, ignore_index=-100, reduction=reduction)
+            if num_items_in_batch is not None:
+                loss = loss / num_items_in_batch
         result = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )
         return result if return_dict in (None, True) else result.to_tuple()
 
@@ -178,16 +281,21 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         image_tokens = self.image_context(pixel_values, vision_features)
         if image_tokens is not None:
             kwargs["image_tokens"] = image_tokens
-            if inputs is None and kwargs.get("input_ids") is None:
+            if inputs is None and kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
                 shape = (len(image_tokens), 1)
                 inputs = torch.full(shape, self.config.bos_token_id, device=image_tokens.device)
         return super().generate(inputs, generation_config, **kwargs)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Called by ``generate`` before each step; leaves out the ``tokenizer``, which ``stop_strings`` need, and what
-        is None: transformers 4 makes more of that than ``forward`` takes."""
+        is None: transformers 4 makes more of that than ``forward`` takes. ``generate`` looks for ``inputs_embeds`` in
+        this signature."""
         kwargs.pop("tokenizer", None)
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         return {name: value for name, value in inputs.items() if value is not None}
 
     def _validate_generated_length(

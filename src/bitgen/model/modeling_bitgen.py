@@ -217,6 +217,8 @@ class BitGenModel(PreTrainedModel):
         cache: Cache | None = None,
         layout: SequenceLayout | None = None,
         trace: list[torch.Tensor] | None = None,
+        attentions: list[torch.Tensor] | None = None,
+        embedded: torch.Tensor | None = None,
     ) -> StackOutput:
         """One pass of embeddings, fusion, memory and decoder; see the module docstring for the order.
 
@@ -227,11 +229,13 @@ class BitGenModel(PreTrainedModel):
             reader: a memory prepared by ``memory.reader``, default the running state.
             cache: key-value cache of the positions before ``input_ids``.
             layout: positions and visibility of sequences that are not simply padded on the right.
-            trace: a list to which the hidden states that enter each block are appended.
+            trace, attentions: lists to which the hidden states that enter each block, and its attention's weights, are
+                appended.
+            embedded: ``[B, T, D]`` in place of the embeddings of ``input_ids``, whose shape alone is then read.
         """
         positions, allowed = (layout.positions, layout.allowed) if layout is not None else (None, None)
         start = cache.get_seq_length() if cache is not None else 0
-        hidden = self.embeddings(input_ids, start, positions)
+        hidden = self.embeddings(input_ids, start, positions, embedded)
         if self.fusion is not None and image_tokens is not None:
             hidden = self.fusion(hidden, image_tokens)
         codes = read_weights = None
@@ -239,7 +243,7 @@ class BitGenModel(PreTrainedModel):
         if self.memory is not None and not memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)
-        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace, positions)
+        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace, positions, attentions)
         if self.memory is not None and memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,12 @@ class BitGenProcessor:
             raise ValueError(f"image_size is {image_size}; it must be positive")
         if max_length < 3:
             raise ValueError(f"max_length is {max_length}; BOS, one token and EOS need at least 3")
+        for name, values, fits in (
+            ("image_mean", image_mean, math.isfinite),
+            ("image_std", image_std, lambda value: 0 < value < math.inf),
+        ):
+            if len(values) != 3 or not all(isinstance(value, (int, float)) and fits(value) for value in values):
+                raise ValueError(f"{name} is {values!r}; it must be three numbers, one for each of red, green and blue")
         for role in ("bos", "eos", "pad") if tokenizer is not None else ():
             if getattr(tokenizer, f"{role}_token_id") is None:
                 raise ValueError(f"the tokenizer has no {role} token; set tokenizer.{role}_token")
@@ -143,11 +150,8 @@ class BitGenProcessor:
             raise ValueError(f"max_length is {longest}; BOS, one token and EOS need at least 3")
         if not texts:
             return []
-        encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-        )
         sequences = []
-        for ids in encoded["input_ids"]:
+        for ids in text_ids(self.tokenizer, texts):
             self.truncated += len(ids) > longest - 2
             sequences.append([self.tokenizer.bos_token_id, *ids[: longest - 2], self.tokenizer.eos_token_id])
         return sequences
@@ -163,6 +167,29 @@ class BitGenProcessor:
         """Token sequences ``[T_i]`` to ``input_ids`` and ``attention_mask``, int64 ``[B, T]``, padded right."""
         assert self.tokenizer is not None, "this processor was built without a tokenizer"
         return pad_tokens(sequences, self.tokenizer.pad_token_id)
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts, without BOS and EOS. Text that spells a special token is text.
+
+    ``split_special_tokens`` sees to that where special tokens are no ordinary ones. Unigram and WordLevel vocabularies
+    hold ``</s>`` as a piece that any text can reach: there its characters take its place, those that the vocabulary
+    lacks as unknown tokens. Unknown words stay the unknown token that they are.
+    """
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    specials = ends | (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+    return [ids if specials.isdisjoint(ids) else _spelled(tokenizer, ids, specials) for ids in encoded]
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, ids: list[int], specials: set[int | None]) -> list[int]:
+    spelled: list[int] = []
+    for token in ids:
+        characters = tokenizer.convert_tokens_to_ids(list(tokenizer.convert_ids_to_tokens(token)))
+        spelled += [one for one in characters if one not in specials] if token in specials else [token]
+    return spelled
 
 
 def pad_tokens(sequences: Sequence[torch.Tensor], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -57,12 +57,7 @@ def sequence_layout(
             raise ValueError(
                 f"The sequence has grown past max_seq_len={max_seq_len}: generate fewer tokens or shorten the prompt."
             )
-        logger.warning(
-            "a sequence of %d tokens is longer than max_seq_len=%d: the last %d are read",
-            int(count[:, -1].max()),
-            max_seq_len,
-            max_seq_len,
-        )
+        _warn_of_length(int(count[:, -1].max()), max_seq_len)
         real = real & (count > count[:, -1:] - max_seq_len)
         count = real.long().cumsum(dim=1)
     causal = torch.ones(length, total, dtype=torch.bool, device=input_ids.device).tril(past)
@@ -73,6 +68,43 @@ def sequence_layout(
     itself = causal.triu(past)
     positions = (count - 1).clamp_min(0)[:, past:]
     return SequenceLayout(positions, (allowed | itself)[:, None], real[:, past:].to(input_ids.dtype))
+
+
+def last_tokens(
+    attention_mask: torch.Tensor | None, input_ids: torch.Tensor, max_seq_len: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens of sequences wider than ``max_seq_len`` are read: of each row the last that are real.
+
+    Nothing of the size length x length is made. More real tokens than ``max_seq_len`` are worth a warning.
+
+    Args:
+        attention_mask: ``[B, T]``, or None where all is real.
+
+    Returns:
+        ``index [B, N]``, N <= ``max_seq_len``: where they stand, padded on the right, and their ``mask [B, N]``.
+
+    Raises:
+        ValueError: a mask of another shape.
+    """
+    real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if real.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask is {list(real.shape)}; for sequences of more than max_seq_len={max_seq_len} tokens it "
+            f"must be {list(input_ids.shape)}."
+        )
+    count = real.long().cumsum(dim=1)
+    longest = int(count[:, -1].max())
+    if longest > max_seq_len:
+        _warn_of_length(longest, max_seq_len)
+    read = real & (count > count[:, -1:] - max_seq_len)
+    index = (~read).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(min(longest, max_seq_len), 1)]
+    return index, read.gather(1, index).to(input_ids.dtype)
+
+
+def _warn_of_length(length: int, max_seq_len: int) -> None:
+    logger.warning(
+        "a sequence of %d tokens is longer than max_seq_len=%d: the last %d are read", length, max_seq_len, max_seq_len
+    )
 
 
 def _is_right_padded(real: torch.Tensor, past: int) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
-from .attention import attend, attending_dtype, split_heads
+from .attention import attend, attending_dtype, attention_weights, split_heads
 from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import GatedCrossAttention
 from .dropout import Dropout
@@ -35,7 +35,8 @@ class _OneGradient(torch.autograd.Function):
 class TextEmbeddings(nn.Module):
     """Token embeddings, plus learned position embeddings unless attention is rotary: ``input_ids [B, T] -> [B, T, D]``.
 
-    Positions count from ``start``, or are those given as ``positions [B, T]``, each below ``max_seq_len``.
+    Positions count from ``start``, or are those given as ``positions [B, T]``, each below ``max_seq_len``. Where the
+    tokens' own embeddings are at hand, ``embedded [B, T, D]`` takes the place of the table's.
     """
 
     def __init__(
@@ -51,10 +52,16 @@ class TextEmbeddings(nn.Module):
         if self.position is not None:
             nn.init.normal_(self.position.weight, std=0.02)
 
-    def forward(self, input_ids: torch.Tensor, start: int = 0, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        start: int = 0,
+        positions: torch.Tensor | None = None,
+        embedded: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         if positions is None:
             positions = self._consecutive(input_ids, start)
-        tokens = self._tokens(input_ids)
+        tokens = self._tokens(input_ids) if embedded is None else embedded
         return self.dropout(tokens if self.position is None else tokens + self.position(positions))
 
     def _consecutive(self, input_ids: torch.Tensor, start: int) -> torch.Tensor:
@@ -93,7 +100,7 @@ class CausalSelfAttention(nn.Module):
     Sequences are padded on the right, so that causality alone keeps real positions away from padding; where that does
     not hold, ``allowed [B, 1, T, S]`` says which of the S cached and new positions each of the T new ones may see.
     With ``turns`` (:func:`rotary.rotations`) queries and keys are rotated to their positions; the cache holds rotated
-    keys.
+    keys. The weights ``[B, H, T, S]`` are appended to ``attentions`` where that is given.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, layer_index: int) -> None:
@@ -109,6 +116,7 @@ class CausalSelfAttention(nn.Module):
         cache: Cache | None = None,
         allowed: torch.Tensor | None = None,
         turns: torch.Tensor | None = None,
+        attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         projected = self.query_key_value(hidden)
         query, key, value = (split_heads(part, self.num_heads) for part in projected.chunk(3, dim=-1))  # (B, H, T, d)
@@ -123,6 +131,8 @@ class CausalSelfAttention(nn.Module):
         if allowed is None and past and length > 1:
             allowed = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(past)
         attended = attend(query, key, value, allowed, is_causal=allowed is None and not past)
+        if attentions is not None:
+            attentions.append(attention_weights(query, key, allowed))
         return self.output(attended.to(projected.dtype))
 
 
@@ -169,8 +179,9 @@ class DecoderBlock(nn.Module):
         cache: Cache | None = None,
         allowed: torch.Tensor | None = None,
         turns: torch.Tensor | None = None,
+        attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), cache, allowed, turns))
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), cache, allowed, turns, attentions))
         if self.fusion is not None and image_tokens is not None:
             hidden = self.fusion(hidden, image_tokens)
         return hidden + self.dropout(self.feed_forward(hidden))
@@ -178,6 +189,10 @@ class DecoderBlock(nn.Module):
 
 class TextDecoder(nn.Module):
     """The stack of blocks; the final norm belongs to the model, because the memory may stand between them."""
+
+    # Under these two names transformers switches on that activations are computed anew in the backward pass.
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any = None
 
     def __init__(self, config: BitGenConfig) -> None:
         super().__init__()
@@ -192,8 +207,9 @@ class TextDecoder(nn.Module):
         allowed: torch.Tensor | None = None,
         trace: list[torch.Tensor] | None = None,
         positions: torch.Tensor | None = None,
+        attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """``[B, T, D] -> [B, T, D]``; what enters each block is appended to ``trace``.
+        """``[B, T, D] -> [B, T, D]``; what enters each block is appended to ``trace``, its weights to ``attentions``.
 
         ``positions [B, T]`` are read by rotary attention alone; by default they go on from the cache's length.
         """
@@ -201,7 +217,11 @@ class TextDecoder(nn.Module):
         for block in self.blocks:
             if trace is not None:
                 trace.append(hidden)
-            hidden = block(hidden, image_tokens, cache, allowed, turns)
+            inputs = (hidden, image_tokens, cache, allowed, turns)
+            if self.gradient_checkpointing and self.training and cache is None and attentions is None:
+                hidden = self._gradient_checkpointing_func(block.__call__, *inputs)
+            else:
+                hidden = block(*inputs, attentions)
         return hidden
 
     def _turns(self, hidden: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None) -> torch.Tensor:

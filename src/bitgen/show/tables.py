@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bitgen.guards.markdown import markdown
+from bitgen.guards.printable import printable
+
 Row = Sequence[str]
+_LONGEST = 4096  # characters of a cell
 
 
 def _check(columns: Row, rows: Sequence[Row]) -> None:
@@ -15,11 +19,14 @@ def _check(columns: Row, rows: Sequence[Row]) -> None:
 def format_table(columns: Row, rows: Sequence[Row], title: str | None = None) -> str:
     """A table as plain text: the first column flush left, the others flush right, a rule under the header.
 
-    `columns` of empty strings only (a list of names and values) leaves header and rule out.
+    `columns` of empty strings only (a list of names and values) leaves header and rule out. Cells may hold text from
+    data: it stays on its line.
     """
     _check(columns, rows)
     has_header = any(columns)
-    cells = ([tuple(columns)] if has_header else []) + [tuple(row) for row in rows]
+    cells = ([tuple(columns)] if has_header else []) + [
+        tuple(printable(cell, _LONGEST) for cell in row) for row in rows
+    ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))] if cells else []
     lines = [title] if title else []
     for number, row in enumerate(cells):
@@ -33,11 +40,11 @@ def format_table(columns: Row, rows: Sequence[Row], title: str | None = None) ->
 
 
 def format_markdown(columns: Row, rows: Sequence[Row]) -> str:
-    """The same table in Markdown, numbers flush right. A `|` inside a cell is escaped."""
+    """The same table in Markdown, numbers flush right. What cells hold is text, and no Markdown of its own."""
     _check(columns, rows)
 
     def line(row: Row) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |"
+        return "| " + " | ".join(markdown(cell, _LONGEST) for cell in row) + " |"
 
     rule = "|---|" + "---:|" * (len(columns) - 1)
     return "\n".join([line(columns), rule, *(line(row) for row in rows)])
@@ -65,6 +72,6 @@ def print_table(columns: Row, rows: Sequence[Row], title: str | None = None) -> 
         table.add_column(column, justify="right" if i and any(columns) else "left", overflow="fold")
     for row in rows:
         # Text, not str: square brackets in a path or a caption are no markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell, _LONGEST)) for cell in row))
     Console(stderr=True).print(table)
     return True

@@ -22,7 +22,7 @@ from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.data.text_blocks import TextBlocks
 from bitgen.data.text_shards import tokenizer_sha256
-from bitgen.data.tokenizer import build_tokenizer
+from bitgen.data.tokenizer import build_tokenizer, vocabulary_size
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -270,7 +270,7 @@ def build_parts(config: Config, processes: Processes) -> RunParts:
         text_val = build_text(config, data.text_val_data, tokenizer) if data.text_val_data is not None else None
     seed_everything(config.training.seed)  # the same new weights on every rank
     # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
-    vocab_size = min(config.model.vocab_size, len(tokenizer)) if config.data.tokenizer == "train" else None
+    vocab_size = min(config.model.vocab_size, vocabulary_size(tokenizer)) if config.data.tokenizer == "train" else None
     shape = pairs.feature_shape if pairs is not None else (config.vision.feature_tokens, config.vision.feature_dim)
     model_config = model_config_of(config, vision_config, shape, vocab_size)
     model = build_untrained(config, vision_config, model_config)

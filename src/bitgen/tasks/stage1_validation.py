@@ -16,6 +16,7 @@ from bitgen.evaluation.matching import default_cosine_weight
 from bitgen.evaluation.put_right import put_right
 from bitgen.evaluation.retrieval import Ranking
 from bitgen.evaluation.validation import validate
+from bitgen.guards.markdown import markdown
 from bitgen.machine.devices import Precision
 from bitgen.protocols import HeldOutResult
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _PICTURED_PAIRS = 32
 # Captions written for TensorBoard, and what is shown of a continued text.
 _SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 8, 12, 30
+_LONGEST_CELL = 4096  # characters
 
 
 class HeldOut:
@@ -211,8 +213,8 @@ def score_text(score: float) -> str:
 
 
 def _markdown(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table as TensorBoard's texts show it."""
+    """A table as TensorBoard's texts show it: what data and model say is text there, and no markup."""
     cells = [columns, tuple("---" for _ in columns), *rows]
     return "\n".join(
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "/") for cell in row) + " |" for row in cells
+        "| " + " | ".join(markdown(" ".join(cell.split()), _LONGEST_CELL) for cell in row) + " |" for row in cells
     )

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 from bitgen.data.tokenizer import check_vocabulary
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.export.folder import exported_model, exported_processor
+from bitgen.guards.printable import printable
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.sequence_layout import SequenceLayout
 from bitgen.trained import Trained
@@ -93,8 +94,13 @@ def as_language_model(model: torch.nn.Module) -> LanguageModel:
     return HuggingFaceModel(model)
 
 
-def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageModel, ProcessorEncoder]:
-    """A Hugging Face model, in float32 as the scores need it, and its processor. Runs the code that the folder brings.
+def load_model_folder(
+    path: str | Path, device: torch.device, trust_remote_code: bool = False
+) -> tuple[LanguageModel, ProcessorEncoder]:
+    """A Hugging Face model, in float32 as the scores need it, and its processor.
+
+    Args:
+        trust_remote_code: run the Python code that the folder brings, where transformers does not know the model.
 
     Raises:
         ValueError: it cannot be loaded as a causal language model with a processor or a tokenizer, it lacks weights, or
@@ -102,11 +108,16 @@ def load_model_folder(path: str | Path, device: torch.device) -> tuple[LanguageM
     """
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
+            path, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True
         )
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=True, padding_side="right")
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code, padding_side="right")
     except Exception as error:  # missing or damaged files, code of the folder's own: transformers raises many kinds
-        reason = next(iter(str(error).splitlines()), "no reason given")
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{path} brings Python code of its own, and it is not run unasked. Read it, and if you trust it, write "
+                "--trust_remote_code True"
+            ) from error
+        reason = printable(next(iter(str(error).splitlines()), "no reason given"), 300)
         raise ValueError(
             f"{path} cannot be loaded as a causal language model with its processor ({type(error).__name__}: {reason}):"
             " give a folder with config.json, weights and tokenizer"

@@ -1,0 +1,53 @@
+"""Where an evaluation's files go: not into one another, and not onto what it reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from bitgen.evaluation.flags import TASKS
+from bitgen.guards.json_files import BadJson, read_json
+from bitgen.guards.printable import printable
+from bitgen.machine.files import check_writable
+from bitgen.trained import holds_model_or_data
+
+
+def check_outputs(outputs: Mapping[str, str | None], inputs: Mapping[str, str | None]) -> None:
+    """Refuse, before any work, files that cannot be written or that would take the place of something else.
+
+    Args:
+        outputs: by flag, the files to write.
+        inputs: by flag, the folders of files that are read: an existing file in them is not ours to replace.
+
+    Raises:
+        ValueError: the message begins with the flag.
+    """
+    taken: dict[Path, str] = {}
+    folders = {flag: Path(os.path.realpath(folder)) for flag, folder in inputs.items() if folder is not None}
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        real, shown = Path(os.path.realpath(path)), printable(path)
+        if real in taken:
+            raise ValueError(f"--{flag} {shown} is --{taken[real]}'s file too; name another file")
+        taken[real] = flag
+        for name, folder in folders.items():
+            if real.exists() and folder in real.parents:
+                raise ValueError(f"--{flag} {shown} is a file that --{name} reads; name another file")
+        if real.exists() and holds_model_or_data(real.parent) and not _is_results(real):
+            raise ValueError(f"--{flag} {shown} is a file of the model or dataset beside it; name another file")
+        try:
+            check_writable(path)
+        except ValueError as error:
+            raise ValueError(f"--{flag} {error}") from error
+
+
+def _is_results(path: Path) -> bool:
+    """Whether an earlier evaluation wrote a file that lies in a model's folder."""
+    if path.suffix.lower() == ".png":
+        return True
+    try:
+        return set(read_json(path, dict)) <= set(TASKS)
+    except (OSError, BadJson):
+        return False

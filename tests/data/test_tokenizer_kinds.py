@@ -1,0 +1,128 @@
+"""What a caption, a document and a prompt become with tokenizers of every kind, and how many embeddings they need."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitgen.data.text_shards import encode_documents
+from bitgen.data.tokenizer import build_tokenizer, check_vocabulary, load_tokenizer, vocabulary_size
+from bitgen.evaluation.generation import generate_texts
+from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.processing_bitgen import BitGenProcessor, text_ids
+from support.tokenizers import KINDS, wordlevel_tokenizer
+
+SPELLING = "a dog </s> the grass <pad> on <s> a [SEP] dog"
+
+
+class Writes:
+    """A model that always writes the same tokens."""
+
+    device = "cpu"
+
+    def __init__(self, ids, seen):
+        self.ids, self.seen = torch.tensor(ids), seen
+
+    def generate(self, input_ids, **_):
+        self.seen += input_ids.tolist()
+        return torch.cat([input_ids, self.ids.expand(len(input_ids), -1)], dim=1)
+
+
+def with_padding(kind):
+    tokenizer = KINDS[kind]()
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def caption_ids(tokenizer):
+    return BitGenProcessor(tokenizer).encode([SPELLING])[0]
+
+
+def document_ids(tokenizer):
+    return encode_documents(tokenizer, [SPELLING])[0]
+
+
+def prompt_ids(tokenizer):
+    seen: list = []
+    generate_texts(Writes([tokenizer.eos_token_id], seen), tokenizer, [SPELLING])
+    return [*seen[0], tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("entry", [caption_ids, document_ids, prompt_ids])
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_that_spells_a_special_token_is_text(kind, entry):
+    tokenizer = with_padding(kind)
+    ids = entry(tokenizer)
+    specials = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert specials.isdisjoint(ids[1:-1])
+    assert {"dog", "grass", "on"} <= set(tokenizer.decode(ids[1:-1]).split())
+
+
+def test_where_the_vocabulary_has_its_characters_the_spelling_can_be_read_again():
+    for kind in ("bytes", "sentencepiece"):
+        tokenizer = with_padding(kind)
+        [ids] = text_ids(tokenizer, ["a dog </s> on grass"])
+        assert tokenizer.decode(ids) == "a dog </s> on grass"
+
+
+def test_an_unknown_word_stays_the_unknown_token():
+    tokenizer = with_padding("wordlevel")
+    assert text_ids(tokenizer, ["a zebra", "a <unk>"]) == [[*tokenizer.convert_tokens_to_ids(["a", "<unk>"])]] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("prompt", "whole"),
+    [
+        ("a dog", "a dog runs on the grass"),
+        ("", "a dog runs"),
+        ("a dog ", "a dog runs on the grass"),
+        ("a dog runs on the grass", "a dog runs on the grass"),
+    ],
+)
+def test_a_prompt_and_what_follows_it_are_one_text(kind, prompt, whole):
+    tokenizer = with_padding(kind)
+    start, ids = (text_ids(tokenizer, [text])[0] for text in (prompt.strip(), whole))
+    written = generate_texts(Writes(ids[len(start) :], []), tokenizer, [prompt, prompt])
+    said = f"{prompt}{written[0]}"
+    # Where a prompt's last space is read as one, " runs" follows it; otherwise the word brings none of its own.
+    keeps_it = prompt.endswith(" ") and kind in ("bytes", "sentencepiece")
+    assert said == (whole.replace("dog ", "dog  ") if keeps_it else whole) and written[0] == written[1]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_as_many_embeddings_as_the_largest_id_needs(tmp_path, step):
+    wordlevel_tokenizer(step).save_pretrained(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    size = max(tokenizer.get_vocab().values()) + 1
+    assert vocabulary_size(tokenizer) == size == step * (len(tokenizer) - 1) + 1
+    with pytest.raises(ValueError, match=f"vocab_size is {size - 1}: use --vocab_size {size}"):
+        build_tokenizer(str(tmp_path / "tokenizer"), None, size - 1, None)
+    build_tokenizer(str(tmp_path / "tokenizer"), None, size, None)
+    for config in (BitGenConfig(vocab_size=size), BitGenConfig(vocab_size=size, tokenizer_size=size)):
+        check_vocabulary(tokenizer, config, tmp_path)
+    check_vocabulary(tokenizer, BitGenConfig(vocab_size=size, tokenizer_size=len(tokenizer)), tmp_path)  # as before
+    for config in (BitGenConfig(vocab_size=size - 1), BitGenConfig(vocab_size=99, tokenizer_size=size + 1)):
+        with pytest.raises(ValueError, match="not the one that the model was trained with"):
+            check_vocabulary(tokenizer, config, tmp_path)
+
+
+def test_a_corpus_of_large_ids_is_stored_whole(tmp_path, monkeypatch):
+    """67 tokens with ids far apart: two bytes do not hold the largest."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "data_prep"))
+    monkeypatch.delitem(sys.modules, "babylm_text", raising=False)
+    import babylm_text
+
+    tokenizer = wordlevel_tokenizer(3000)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "text.train").write_text("the big red dog sat\n" * 3)
+    babylm_text.main(
+        ["--text", str(tmp_path / "text.train"), "--tokenizer", str(tmp_path / "tokenizer")]
+        + ["--output", str(tmp_path / "corpus")]
+    )
+    assert json.loads((tmp_path / "corpus" / "bitgen_text.json").read_text())["dtype"] == "uint32"
