@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from bitgen.checkpoint.format import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config.values import ConfigError
+from bitgen.guards.failures import explained
 from bitgen.machine.devices import Precision, resolve_precision, start_processes
 from bitgen.machine.parallel import Parallel, Replicated
-from bitgen.machine.ranks import Processes, from_main, main_first
+from bitgen.machine.ranks import Processes, exclusive_for_all, from_main, lost_peer, main_first
 from bitgen.machine.stopping import resume_command
 from bitgen.machine.threads import threads_of_this_process
 from bitgen.protocols import Task
@@ -24,6 +28,8 @@ from bitgen.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+LOCK_FILE = ".lock"  # in a run's folders
+
 # A configuration of any task: it has the groups `training` and `output`.
 Config = Any
 
@@ -32,8 +38,8 @@ class RunFailed(RuntimeError):
     """A run that could not go on: it diverged, the disk is full, or a record cannot be read."""
 
 
-def train(task: Task, config: Config, purpose: str | None = None) -> bool:
-    """Build and fit; whether the run came to its end unasked.
+def train(task: Task, config: Config, purpose: str | None = None) -> int:
+    """Build and fit. Returns 0, or the number of the signal that stopped the run.
 
     Args:
         purpose: what the run is one of, for the log.
@@ -42,26 +48,69 @@ def train(task: Task, config: Config, purpose: str | None = None) -> bool:
         ConfigError: what a person asked for cannot be.
         RunFailed: training could not go on; why is in the log.
     """
-    ranks = start_processes(config.training.device, config.training.use_ddp)
-    try:
-        trainer = build_trainer(task, config, ranks)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    with closing(trainer.monitor):
+    with ExitStack() as held:
+        try:
+            ranks = start_processes(config.training.device, config.training.use_ddp)
+            held.enter_context(folders_held(config.output, ranks))
+            trainer = build_trainer(task, config, ranks)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        held.enter_context(closing(trainer.monitor))
         if purpose is not None:
             logger.info(purpose)
         logger.info(threads_of_this_process().sentence)
-        try:
-            finished = trainer.fit()
-        except (TrainingDiverged, ValueError) as error:  # a disk that is full, a record that cannot be read
-            logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
-            logger.error("%s", message_of(error))
-            raise RunFailed(message_of(error)) from error
-        if finished:
+        if _fit(trainer):
             finish(trainer)
             if trainer.stopped and purpose is not None:
                 logger.info("Stopped between the two runs. Go on with:\n  %s", trainer.resume_command)
-    return finished and not trainer.stopped
+    return trainer.stopped
+
+
+def _fit(trainer: Trainer) -> bool:
+    try:
+        return trainer.fit()
+    except Exception as error:
+        logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
+        is_ours = isinstance(error, (TrainingDiverged, ValueError))  # also a record that cannot be read
+        said = message_of(error) if is_ours else lost_peer(error, trainer.ranks) or explained(error)
+        if said is None:
+            raise
+        if not is_ours:
+            said = f"{said} Go on with: {trainer.resume_command}"
+        logger.error("%s", said)
+        raise RunFailed(said) from error
+
+
+@contextmanager
+def folders_held(output: Any, ranks: Processes) -> Iterator[None]:
+    """No other run writes to this one's folders while the block runs. Rank 0 holds them for all; they are made.
+
+    Raises:
+        ValueError: another run has one of them, or it cannot be written; on every rank.
+    """
+    with ExitStack() as held:
+        taken = set()
+        for name in ("output_dir", "log_dir"):
+            folder = Path(getattr(output, name))
+            with main_first(ranks):
+                if ranks.is_main:
+                    _make(folder, name)
+            if (place := os.path.realpath(folder)) in taken:
+                continue
+            taken.add(place)
+            remedy = f"Wait until that is done, or give this run another --{name}."
+            held.enter_context(exclusive_for_all(ranks, folder / LOCK_FILE, f"--{name} {folder}", remedy))
+        yield
+
+
+def _make(folder: Path, name: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--{name} {folder}: cannot write there ({error.strerror or error}). Choose a folder that you may write "
+            "to, or free space and permissions on this one."
+        ) from error
 
 
 def find_resume(config: Config, processes: Processes) -> Checkpoint | None:
@@ -125,6 +174,7 @@ def build_trainer(task: Task, config: Config, ranks: Processes) -> Trainer:
     try:
         return _assemble(task, config, ranks, checkpoint, store, monitor)
     except BaseException:
+        logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
         monitor.close()
         raise
 

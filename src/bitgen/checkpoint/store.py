@@ -25,7 +25,7 @@ from bitgen.checkpoint.format import (
     short_hash,
     step_folder,
 )
-from bitgen.machine.files import apply_umask, file_hash, fsync, replacing, replacing_folder
+from bitgen.machine.files import apply_umask, file_hash, fsync, remove, remove_leftovers, replacing, replacing_folder
 
 _TEMPORARY, _DELETING = ".tmp-", ".deleting-"
 
@@ -34,7 +34,8 @@ class CheckpointStore:
     """Writes a run's checkpoints on rank 0.
 
     Args:
-        output_dir: the run's folder, made when missing; what an interrupted write left in it is removed.
+        output_dir: the run's folder, made when missing; what an interrupted write left in it is removed, for which the
+            caller holds the folder's lock.
         keep: how many of the newest to keep, beside the best.
         writes: False on all ranks but 0, which only ask what there is.
 
@@ -51,7 +52,8 @@ class CheckpointStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob(f"{_DELETING}*")]:
-                _remove(leftover)
+                remove(leftover)
+            remove_leftovers(self.folder)
             probe = self.folder / f"{_TEMPORARY}probe"
             probe.write_bytes(b"")
             probe.unlink()
@@ -155,7 +157,7 @@ class CheckpointStore:
     def set_aside(self, folder: Path) -> Path:
         """Rename a damaged checkpoint of this run, so that it is neither resumed nor counted; returns its new path."""
         target = folder.with_name(f"damaged-{folder.name}")
-        _remove(target)
+        remove(target)
         os.rename(folder, target)
         return target
 
@@ -166,7 +168,7 @@ class CheckpointStore:
 
     def _link(self, name: str, target: Path) -> None:
         temporary = self.folder / f"{_TEMPORARY}{name}"
-        _remove(temporary)
+        remove(temporary)
         os.symlink(target.name, temporary)
         os.replace(temporary, self.folder / name)
         fsync(self.folder)
@@ -180,9 +182,9 @@ class CheckpointStore:
     def _delete(self, folder: Path) -> None:
         # Renamed first: a crash half-way through must not leave something that looks like a checkpoint.
         doomed = folder.with_name(f"{_DELETING}{folder.name}")
-        _remove(doomed)
+        remove(doomed)
         os.rename(folder, doomed)
-        _remove(doomed)
+        remove(doomed)
 
     def _failure(self, target: Path, error: BaseException) -> CheckpointError:
         number = getattr(error, "errno", None)
@@ -209,10 +211,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    elif path.exists() or path.is_symlink():
-        path.unlink()

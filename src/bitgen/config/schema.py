@@ -20,6 +20,7 @@ import yaml
 
 from bitgen.config.fields import Setting, settings_of
 from bitgen.config.values import ConfigError, coerce, flatten, read_yaml, split_optional, suggest
+from bitgen.guards.failures import TRACEBACK, explained
 
 CONFIG_FILE = "config.yaml"
 
@@ -230,13 +231,25 @@ def save_config(config: Schema, folder: str | Path) -> Path:
 
 @contextmanager
 def exit_on_config_error() -> Iterator[None]:
-    """End the program with status 2 and one clean message, instead of a traceback, on a :class:`ConfigError`.
+    """End the program with one clean message instead of a traceback: with status 2 on a :class:`ConfigError`, with 1 on
+    what disks, memory and damaged files make libraries raise, with 130 on Ctrl-C. A mistake in the code keeps its
+    traceback.
 
     Of the processes that a launcher started, the first on each machine speaks for the others.
     """
     try:
         yield
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        said, status = str(error), 2
+    except KeyboardInterrupt:
+        said, status = "stopped by Ctrl-C", 130
+    except BaseException as error:
+        said, status = explained(error) or "", 1
+        if not said or os.environ.get(TRACEBACK):
+            raise
+        said += f" ({TRACEBACK}=1 shows where it happened.)"
+    else:
+        return
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {said}", file=sys.stderr)
+    raise SystemExit(status)

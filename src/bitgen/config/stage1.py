@@ -45,7 +45,10 @@ examples:
   torchrun --nproc_per_node=8 {ENTRY} --use_ddp True --num_gpus 8 --batch_size 64
       the same on eight GPUs
 
-Settings that turn something on or off take True or False. 'none' empties a setting whose default is None."""
+Settings that turn something on or off take True or False. 'none' empties a setting whose default is None.
+
+exit status: 0 the run is finished; 1 it failed; 2 what was asked for cannot be; 128 + N signal N stopped it, after
+a checkpoint (130 Ctrl-C, 143 SIGTERM, 129 a closed terminal)."""
 
 
 @dataclass

@@ -6,12 +6,15 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+
+_LEFTOVER = re.compile(r"\..+\.(\d+\.tmp|partial-\w{8})")
 
 
 def fsync(path: str | Path) -> None:
@@ -85,6 +88,27 @@ def replacing_folder(path: str | Path, replace: bool = True, prefix: str | None 
         fsync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what :func:`replacing` and :func:`replacing_folder` left directly in ``folder`` when they were killed.
+
+    The caller holds the folder's lock: another process' temporary files look the same.
+
+    Raises:
+        OSError: the folder cannot be read, or a file in it not be removed.
+    """
+    for path in Path(folder).iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists() or path.is_symlink():
+        path.unlink()
 
 
 def _put_in_place(new: Path, target: Path, replaced: Path | None) -> None:
