@@ -9,18 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import (
-    MANIFEST_FILE,
-    STATE_FILE,
-    CheckpointError,
-    DamagedCheckpoint,
-    checkpoint_folders,
-    load_weights,
-    read_state,
-    resolve_checkpoint,
-    step_of,
-    verify,
-)
+from bitgen.checkpoint.format import checkpoint_folders, load_weights, read_state, resolve_checkpoint, step_of
+from bitgen.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, CheckpointError, DamagedCheckpoint, verify
 from bitgen.config import Config, ConfigError, load_config
 from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor

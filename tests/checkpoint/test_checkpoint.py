@@ -9,13 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from bitgen.checkpoint import manifest
 from bitgen.checkpoint import store as checkpoint_store
 from bitgen.checkpoint.format import (
-    FORMAT_VERSION,
-    MODEL_FILE,
-    STATE_FILE,
-    CheckpointError,
-    DamagedCheckpoint,
     checkpoint_folders,
     find_checkpoint,
     load_tensors,
@@ -23,8 +19,8 @@ from bitgen.checkpoint.format import (
     resolve_checkpoint,
     step_folder,
     upgrade,
-    verify,
 )
+from bitgen.checkpoint.manifest import MODEL_FILE, STATE_FILE, CheckpointError, verify
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config
 from bitgen.machine import files
@@ -87,7 +83,7 @@ def crash(*_: object, **__: object) -> None:
 
 def home_of(name: str) -> object:
     """The module whose function a save calls."""
-    return files if name == "fsync" else checkpoint_store
+    return {"fsync": files, "file_hash": manifest}.get(name, checkpoint_store)
 
 
 @pytest.mark.parametrize("at", ["save_file", "file_hash", "fsync"])
@@ -235,14 +231,6 @@ def test_the_base_is_stored_once_under_its_hash(store: CheckpointStore) -> None:
     assert (store.folder / f"vision_base-{name}.safetensors").stat().st_mtime_ns == written
     assert store.store_base({"b": torch.arange(4.0), "a": torch.zeros(2)}) != name
     assert store.store_base({}) is None
-
-
-def test_another_format_is_refused_not_called_damage(store: CheckpointStore) -> None:
-    manifest = save(store, 1) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 99'))
-    with pytest.raises(CheckpointError, match="format version 99") as caught:
-        read_checkpoint(manifest.parent)
-    assert not isinstance(caught.value, DamagedCheckpoint)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

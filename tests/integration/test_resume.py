@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -13,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitgen.checkpoint.format import CheckpointError, checkpoint_folders, find_checkpoint
+from bitgen.checkpoint.format import checkpoint_folders, find_checkpoint
+from bitgen.checkpoint.manifest import CheckpointError, read_manifest, write_manifest
 from bitgen.config import ConfigError
 from bitgen.machine.randomness import random_state, random_state_kept, set_random_state
 from support.runs import command, environment, fit_until, metrics, same_checkpoint, scalars, wait_for_step
@@ -113,9 +113,7 @@ def change_identity(trainer, change) -> None:
     state = torch.load(path, weights_only=True)
     change(state["run"])
     torch.save(state, path)
-    manifest = json.loads((path.parent / "manifest.json").read_text())
-    del manifest["files"]["training_state.pt"]
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(path.parent, state["step"], read_manifest(path.parent)["vision_base"])
 
 
 def test_another_number_of_processes_is_refused(build) -> None:

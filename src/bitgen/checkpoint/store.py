@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,18 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from bitgen.checkpoint.format import (
-    EMA_FILE,
-    FORMAT_VERSION,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    STATE_FILE,
-    CheckpointError,
-    checkpoint_folders,
-    short_hash,
-    step_folder,
-)
-from bitgen.machine.files import apply_umask, file_hash, fsync, remove, remove_leftovers, replacing, replacing_folder
+from bitgen.checkpoint.format import checkpoint_folders, short_hash, step_folder
+from bitgen.checkpoint.manifest import EMA_FILE, MODEL_FILE, STATE_FILE, CheckpointError, base_path, write_manifest
+from bitgen.machine.files import apply_umask, fsync, remove, remove_leftovers, replacing, replacing_folder
 
 _TEMPORARY, _DELETING = ".tmp-", ".deleting-"
 
@@ -79,7 +69,7 @@ class CheckpointStore:
         if not tensors:
             return None
         name = short_hash(tensors)
-        target = self.folder / f"vision_base-{name}.safetensors"
+        target = base_path(self.folder, name)
         if target.exists():
             return name
         try:
@@ -116,7 +106,7 @@ class CheckpointStore:
                     torch.save(state, file)
                 for name, content in files.items():
                     (new / name).write_text(content, encoding="utf-8")
-                self._write_manifest(new, step, base)
+                write_manifest(new, step, base)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise self._failure(target, error) from error
         try:
@@ -160,11 +150,6 @@ class CheckpointStore:
         remove(target)
         os.rename(folder, target)
         return target
-
-    def _write_manifest(self, folder: Path, step: int, base: str | None) -> None:
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(folder.iterdir())}
-        manifest = {"format_version": FORMAT_VERSION, "step": step, "vision_base": base, "files": files}
-        (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
     def _link(self, name: str, target: Path) -> None:
         temporary = self.folder / f"{_TEMPORARY}{name}"

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
-from bitgen.checkpoint.format import EMA_FILE, Checkpoint, CheckpointError, load_weights, split_state
+from bitgen.checkpoint.format import Checkpoint, load_weights, split_state
+from bitgen.checkpoint.manifest import EMA_FILE, CheckpointError
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.machine.files import digest
 from bitgen.machine.parallel import Parallel
