@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from bitgen.config.common import OutputSettings, RunSchema, TrainingSettings
-from bitgen.config.sources import parse_sources
+from bitgen.config.sources import parse_sources, same_source
 from bitgen.config.stage1_settings import (
     DataSettings,
     LoraSettings,
@@ -231,7 +231,7 @@ def _check_text(config: Config) -> None:
         )
     if data.streaming:
         raise ConfigError("streaming is on, but text_data is mixed with mapped pairs alone. Write streaming False.")
-    if data.text_val_data == data.text_data:
+    if data.text_val_data is not None and same_source(data.text_val_data, data.text_data):
         raise ConfigError(
             f"text_val_data is {data.text_val_data}, the training text itself. Write the --val_output of "
             "data_prep/babylm_text.py, or leave it out."
@@ -259,7 +259,11 @@ def _check_data(config: Config) -> None:
         sources = [source.path for source in parse_sources(data.train_data)]
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
-    if data.val_data is not None and data.val_data != "scenes" and data.val_data in sources:
+    if (
+        data.val_data is not None
+        and data.val_data != "scenes"
+        and any(same_source(data.val_data, source) for source in sources)
+    ):
         raise ConfigError(
             f"val_data is {data.val_data}, the training data itself, so its figures would say nothing. "
             "Write the folder of a held-out split, or leave val_data out."

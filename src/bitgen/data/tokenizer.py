@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from bitgen.data.text_shards import tokenizer_sha256
+from bitgen.guards.json_files import read_json
 from bitgen.machine.files import replacing_folder
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ def build_tokenizer(
             f"use --vocab_size {len(tokenizer)}"
         )
     # Left alone where it is the same: a run that resumes must not lose its tokenizer to a crash at this point.
-    if folder is not None and _kept_meta(folder).get("spec") != spec:
+    if folder is not None and not (_kept_meta(folder).get("spec") == spec and _same_when_kept(tokenizer, folder)):
         _keep(tokenizer, folder, {"spec": spec}, replace=True)
     return tokenizer
 
@@ -221,6 +224,24 @@ def _reuse(captions: Iterable[str] | None, vocab_size: int, folder: Path) -> Pre
     return load_tokenizer(folder)
 
 
+def is_kept(spec: str, folder: Path) -> bool:
+    """Whether the tokenizer that ``spec`` names is the very one that a run keeps in ``folder``.
+
+    Raises:
+        ValueError: one of them cannot be loaded.
+    """
+    return _same_when_kept(load_tokenizer(spec), folder)
+
+
+def _same_when_kept(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
+    """Compared as it would be kept: what a library writes of some tokenizers is not quite what it was given."""
+    if not folder.is_dir():
+        return False
+    with tempfile.TemporaryDirectory() as saved:
+        tokenizer.save_pretrained(saved)
+        return tokenizer_sha256(load_tokenizer(saved)) == tokenizer_sha256(load_tokenizer(folder))
+
+
 def kept_spec(folder: Path) -> str | None:
     """What the tokenizer that a run keeps in ``folder`` was loaded from (``train``: trained); None: not recorded."""
     return _kept_meta(folder).get("spec")
@@ -228,7 +249,7 @@ def kept_spec(folder: Path) -> str | None:
 
 def _kept_meta(folder: Path) -> dict:
     try:
-        return json.loads((folder / _TRAINING_FILE).read_text(encoding="utf-8"))
+        return read_json(folder / _TRAINING_FILE, dict)
     except FileNotFoundError:
         return {}
     except ValueError as error:
