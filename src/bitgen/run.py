@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bitgen.checkpoint.format import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
+from bitgen.checkpoint.manifest import CheckpointError
 from bitgen.checkpoint.store import CheckpointStore
+from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.values import ConfigError
 from bitgen.guards.failures import explained
+from bitgen.guards.printable import printable
 from bitgen.machine.devices import Precision, resolve_precision, start_processes
 from bitgen.machine.parallel import Parallel, Replicated
 from bitgen.machine.ranks import Processes, exclusive_for_all, from_main, lost_peer, main_first
@@ -29,6 +32,9 @@ from bitgen.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"  # in a run's folders
+
+# What a run that goes on may change without a word.
+_NOT_OF_TRAINING = ("resume", "init_from", "output_dir", "log_dir", "progress")
 
 # A configuration of any task: it has the groups `training` and `output`.
 Config = Any
@@ -151,12 +157,39 @@ def _refuse_newer(found: Checkpoint, config: Config) -> None:
             )
 
 
-def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore) -> None:
+def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore, config: Config) -> None:
     for folder, problem in checkpoint.damaged.items():
         logger.warning("checkpoint %s is damaged, so the one before it is taken: %s", folder, problem)
         if store.writes and folder.parent.resolve() == store.folder.resolve():
             logger.warning("it is kept as %s", store.set_aside(folder))
     logger.info("resuming from %s, after step %d", checkpoint.path, checkpoint.step)
+    _say_what_changed(checkpoint, config)
+
+
+def _say_what_changed(checkpoint: Checkpoint, config: Config) -> None:
+    """Settings may change at a resume, but not in silence, and not those that give weights their meaning.
+
+    Raises:
+        CheckpointError: one of ``fixed`` differs.
+    """
+    path = checkpoint.path / CONFIG_FILE
+    try:
+        differing = config.differences(path) if path.is_file() else {}
+    except ConfigError as error:  # of an earlier version, perhaps
+        logger.warning("settings of the checkpoint cannot be compared with today's: %s", error)
+        return
+    changed = {
+        name: f"{name} was {printable(then, 100)} and is {printable(now, 100)}"
+        for name, (then, now) in differing.items()
+        if name not in _NOT_OF_TRAINING
+    }
+    if refused := [text for name, text in changed.items() if name in config.fixed]:
+        raise CheckpointError(
+            f"{checkpoint.path} belongs to another run: {'; '.join(refused)}. Its weights would mean something else. "
+            f"Resume with the settings in {path}, or start a new run with another --output_dir."
+        )
+    if changed:
+        logger.info("changed since the checkpoint: %s", "; ".join(changed.values()))
 
 
 def build_trainer(task: Task, config: Config, ranks: Processes) -> Trainer:
@@ -188,7 +221,7 @@ def _assemble(
     monitor: Monitor,
 ) -> Trainer:
     if checkpoint is not None:
-        _announce_resume(checkpoint, store)
+        _announce_resume(checkpoint, store, config)
     elif config.training.resume is not None:
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
     run = task.build(config, ranks, fresh=checkpoint is None)

@@ -149,6 +149,39 @@ def test_writers_that_run_out_of_room(store: CheckpointStore, large: str) -> Non
     verify(save(store, 2))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_too_little_room_is_seen_before_anything_is_written(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    if not first:
+        save(store, 1)
+    before = names(store.folder)
+    usage = checkpoint_store.shutil.disk_usage(store.folder)
+    monkeypatch.setattr(checkpoint_store.shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(CheckpointError, match="the disk is full .*free space on the disk") as caught:
+        save(store, 2)
+    assert ("start again" if first else "--resume auto") in str(caught.value)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        store.store_base({"tower": torch.zeros(100)})
+    assert names(store.folder) == before
+
+
+def test_a_library_that_does_not_say_why_it_cannot_write(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk filled up after the look at it: torch's writer says nothing of a disk."""
+    free = iter([10**9, 10])
+    usage = checkpoint_store.shutil.disk_usage(store.folder)
+    monkeypatch.setattr(checkpoint_store.shutil, "disk_usage", lambda _: usage._replace(free=next(free)))
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        save(store, 1)
+
+
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="--output_dir .*file"):

@@ -99,12 +99,31 @@ def test_a_folder_with_checkpoints_is_not_overwritten(build) -> None:
         ({"vision_tuning": "frozen"}, "vision_tuning was lora and is frozen"),
         ({"itm_pooling": "last"}, "itm_pooling was mean and is not set"),
         ({"lora_rank": 2}, "lora_A"),
+        ({"lora_alpha": 64}, "lora_alpha was 8 and is 64. Its weights would mean something else"),
+        ({"use_rslora": True}, "use_rslora was False and is True"),
+        ({"num_heads": 4}, "num_heads was 2 and is 4"),
+        ({"vision_num_heads": 4}, "vision_num_heads was 2 and is 4"),
+        ({"image_size": 14}, "image_size was 28 and is 14"),
+        ({"memory_sigma": 0.5}, "memory_sigma was 1.0 and is 0.5"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(build, settings: dict, named: str) -> None:
     build(max_steps=1).fit()
     with pytest.raises(CheckpointError, match=named):
         build(max_steps=1, resume="auto", **settings)
+
+
+def test_what_else_changed_at_a_resume_is_said_in_one_line(build, caplog) -> None:
+    first = build(max_steps=1)
+    first.fit()
+    with caplog.at_level(logging.INFO):
+        build(max_steps=1, resume="auto")
+        assert "changed since the checkpoint" not in caplog.text
+        build(max_steps=1, resume="auto", learning_rate=1e-3, contrastive_weight=0.5, dropout=0.0)
+    [line] = [r.getMessage() for r in caplog.records if "changed since" in r.getMessage()]
+    for part in ("learning_rate was 0.003 and is 0.001", "contrastive_weight was 1.0 and is 0.5", "dropout was 0.1"):
+        assert part in line
+    assert line.count(" was ") == 3
 
 
 def change_identity(trainer, change) -> None:
@@ -199,14 +218,15 @@ def test_kill_9_in_both_phases_then_resume(build, tiny_config) -> None:
     assert scalars(straight) == scalars(resumed)
 
 
-def test_sigterm_ends_the_entry_with_the_resume_command(tiny_config) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_entry_with_the_resume_command_and_128_more(tiny_config, number: signal.Signals) -> None:
     config = tiny_config(max_steps=500, num_workers=1)
     process = subprocess.Popen(
         command(config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     wait_for_step(Path(config.output.log_dir), 2, process)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, output
+    assert process.returncode == 128 + number, output
     assert "--resume auto" in output and "Stopped after step" in output
     assert find_checkpoint("auto", config.output.output_dir).step >= 2

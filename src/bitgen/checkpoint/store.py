@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from bitgen.checkpoint.format import checkpoint_folders, short_hash, step_folder
 from bitgen.checkpoint.manifest import EMA_FILE, MODEL_FILE, STATE_FILE, CheckpointError, base_path, write_manifest
+from bitgen.guards.failures import is_disk_full
+from bitgen.guards.printable import printable
 from bitgen.machine.files import apply_umask, fsync, remove, remove_leftovers, replacing, replacing_folder
 
 _TEMPORARY, _DELETING = ".tmp-", ".deleting-"
@@ -72,11 +74,13 @@ class CheckpointStore:
         target = base_path(self.folder, name)
         if target.exists():
             return name
+        need = bytes_of(tensors)
+        self._check_space(target, need)
         try:
             with replacing(target) as temporary:
                 _save_tensors(tensors, temporary)
         except (OSError, SafetensorError) as error:
-            raise self._failure(target, error) from error
+            raise self._failure(target, error, need) from error
         return name
 
     def save(
@@ -96,7 +100,8 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written; the ones before are untouched, what was begun is removed.
         """
-        target = self.folder / step_folder(step)
+        target, need = self.folder / step_folder(step), bytes_of([model, averaged, state])
+        self._check_space(target, need)
         try:
             with replacing_folder(target, prefix=f"{_TEMPORARY}{target.name}-") as new:
                 _save_tensors(model, new / MODEL_FILE)
@@ -108,7 +113,7 @@ class CheckpointStore:
                     (new / name).write_text(content, encoding="utf-8")
                 write_manifest(new, step, base)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise self._failure(target, error) from error
+            raise self._failure(target, error, need) from error
         try:
             self._link("latest", target)
             if is_best:
@@ -171,9 +176,21 @@ class CheckpointStore:
         os.rename(folder, doomed)
         remove(doomed)
 
-    def _failure(self, target: Path, error: BaseException) -> CheckpointError:
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+    def _check_space(self, target: Path, need: int) -> None:
+        """Before anything is written: libraries' writers do not all say that it was the disk that was full."""
+        free = self._free()
+        if need > free:
+            said = f"{need / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+            raise self._failure(target, OSError(errno.ENOSPC, said))
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.folder).free
+
+    def _failure(self, target: Path, error: BaseException, need: int = 0) -> CheckpointError:
+        """``need``: bytes that were to be written; what was begun is removed by now."""
+        number, said = getattr(error, "errno", None), printable(getattr(error, "strerror", None) or error, 300)
+        if is_disk_full(error) or need > self._free():
+            said = f"the disk is full ({said})"
             remedy = f"free space on the disk of {self.folder} (or lower --max_checkpoints_to_keep), then"
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
             remedy = f"make {self.folder} writable, then"
@@ -182,8 +199,23 @@ class CheckpointStore:
         whole = checkpoint_folders(self.folder)
         where = f"go on from {whole[0].name} with --resume auto" if whole else "start again"
         return CheckpointError(
-            f"cannot write checkpoint {target}: {error}. Nothing before it is lost: {remedy} {where}."
+            f"cannot write checkpoint {target}: {said}. Nothing before it is lost: {remedy} {where}."
         )
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists, each tensor once."""
+    found: dict[int, int] = {}
+
+    def look(inside: Any) -> None:
+        if isinstance(inside, torch.Tensor):
+            found[id(inside)] = inside.numel() * inside.element_size()
+        elif isinstance(inside, (Mapping, list, tuple)):
+            for inner in inside.values() if isinstance(inside, Mapping) else inside:
+                look(inner)
+
+    look(value)
+    return sum(found.values())
 
 
 def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

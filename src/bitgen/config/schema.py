@@ -43,6 +43,9 @@ class Schema:
     # Settings that are gone -> the value at which they did nothing, and are passed over.
     retired: ClassVar[Mapping[str, Any]] = {}
 
+    # Settings that trained weights mean nothing without, though they fit: a run that goes on must keep them.
+    fixed: ClassVar[tuple[str, ...]] = ()
+
     @classmethod
     def from_dict(cls: type[AnySchema], content: Mapping[str, Any], source: str = "The configuration") -> AnySchema:
         """Build from grouped settings, as :meth:`to_dict` gives them; what is left out keeps its default.
@@ -106,6 +109,17 @@ class Schema:
         )
         config.validate()
         return config
+
+    def differences(self, path: str | Path) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ from a YAML file: name -> (the file's value, this one's). What it leaves out is passed
+        over.
+
+        Raises:
+            ConfigError: as :meth:`load`.
+        """
+        kind, now = type(self), self.flat()
+        then = flatten(read_yaml(path), groups_of(kind), str(path), kind.retired)
+        return {name: (value, now[name]) for name, value in then.items() if value != now[name]}
 
     def replace(self: AnySchema, **values: Any) -> AnySchema:
         """A copy with some settings changed, each by its flat name."""

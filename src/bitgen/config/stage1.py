@@ -70,6 +70,16 @@ class Config(RunSchema):
     default_file = Path(__file__).resolve().parents[3] / "configs" / "stage1.yaml"
     # Settings that are gone, and the value at which they did nothing: checkpoints of earlier runs still hold them.
     retired = {"text_first": 0.0}
+    # Their weights have the same shapes whatever these are.
+    fixed = (
+        "lora_alpha",
+        "use_rslora",
+        "num_heads",
+        "vision_num_heads",
+        "image_size",
+        "itm_likelihood",
+        "memory_sigma",
+    )
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for the first settings that contradict each other."""

@@ -45,9 +45,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     beside it.
 
     Raises:
-        OSError: the disk says no.
+        OSError: the disk says no, or ``path`` is a folder, a device or a pipe, which must not be replaced by a file.
     """
     target = Path(path)
+    _refuse_irregular(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -123,6 +124,13 @@ def _put_in_place(new: Path, target: Path, replaced: Path | None) -> None:
         raise
 
 
+def _refuse_irregular(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
 def write_whole(path: str | Path, content: bytes) -> None:
     """Write atomically: whoever reads the file sees the old content or the new one.
 
@@ -160,8 +168,7 @@ def check_writable(path: str) -> None:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        _refuse_irregular(target)
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
