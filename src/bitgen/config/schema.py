@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_orig
 import yaml
 
 from bitgen.config.fields import Setting, settings_of
-from bitgen.config.values import ConfigError, coerce, flatten, read_yaml, split_optional, suggest
+from bitgen.config.values import ConfigError, coerce, flatten, read_yaml, shown, split_optional, suggest
 from bitgen.guards.failures import TRACEBACK, explained
 
 CONFIG_FILE = "config.yaml"
@@ -148,6 +148,9 @@ class Schema:
             allowed = known[name].range
             if allowed is not None and value is not None and not allowed.holds(value):
                 raise ConfigError(f"{name} is {value}, but it must be {allowed.words}. The default is {shipped[name]}.")
+            if allowed is not None and value is not None and allowed.most is not None and value > allowed.most:
+                most, default = f"{allowed.most:,}", shipped[name]
+                raise ConfigError(f"{name} is {shown(value)}, but it can be {most} at most. The default is {default}.")
         self.check()
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import NamedTuple
@@ -43,6 +44,8 @@ def parse_sources(text: str) -> list[Source]:
     if None in weights and any(weight is not None for weight in weights):
         without = next(source.path for source in sources if source.weight is None)
         raise ValueError(f"train_data {text!r}: {without} has no weight; give all sources one (DIR:2), or none")
+    if math.inf in weights:
+        raise ValueError(f"train_data {text[:80]!r} has a weight that is no finite number; write a smaller one")
     if 0.0 in weights:
         raise ValueError(f"train_data {text!r} has a weight of 0; write a positive number or leave that source out")
     paths = [source.path for source in sources]

@@ -86,7 +86,15 @@ class Config(RunSchema):
         check_settings(self)
 
     def check_batch(self, global_batch: int, how: str) -> None:
-        """Raise :class:`ConfigError` where the queue or the built-in data is smaller than the global batch."""
+        """Raise :class:`ConfigError` where the queue or the built-in data is smaller than the global batch, or where a
+        single pair is contrasted with nothing."""
+        objective = self.objective
+        contrasts = self.data.train_data is not None and objective.contrastive_weight
+        if global_batch == 1 and contrasts and not objective.queue_weight:
+            raise ConfigError(
+                f"The global batch is 1 ({how}) and queue_weight 0, so that the contrastive loss compares a pair with "
+                "nothing and learns nothing. Write batch_size 2 or more, or contrastive_weight 0."
+            )
         if self.objective.queue_size < global_batch:
             raise ConfigError(
                 f"queue_size is {self.objective.queue_size}, smaller than the global batch of {global_batch} ({how}) "

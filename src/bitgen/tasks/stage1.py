@@ -66,6 +66,12 @@ class Stage1:
         stage, why_one_phase = plan_stage(config, source)
         source = with_cache(config, parts, stage, source, ranks, precision)
         held_out = _held_out(config, parts, ranks, precision)
+        if sees_pairs and config.objective.contrastive_weight and config.training.batch_size * ranks.world_size == 1:
+            logger.warning(
+                "the global batch is 1: the contrastive loss compares a pair with the queue alone (queue_weight %g), "
+                "and with nothing at first. Write batch_size 2 or more",
+                config.objective.queue_weight,
+            )
         boundary = boundary_of(stage)
         if boundary is not None and boundary >= stage.steps:
             logger.warning("phase 2 would start at step %d, after the run's end: LoRA never trains", boundary + 1)
