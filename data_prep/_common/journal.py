@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from bitgen.guards.json_files import BadJson, parse_json
 from bitgen.machine.files import replacing
+from bitgen.machine.locks import exclusive
 
 _ENTRY = {"url": str, "size": int, "reason": str, "detail": str, "transient": bool}
 
@@ -41,7 +43,7 @@ class Journal:
     journal calls stored is whole; an image that is no longer as long as its line says is fetched again.
 
     Args:
-        folder: made if absent.
+        folder: made if absent; this journal's alone until :meth:`close`. ``ValueError`` when another process has it.
         settings: how images are stored; the journal's first line. ``ValueError`` when the folder has other ones.
     """
 
@@ -50,6 +52,9 @@ class Journal:
         self.outcomes: dict[str, Outcome] = {}
         path = folder / "journal.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = ExitStack()
+        remedy = "Wait until that is done, or name another --work."
+        self._lock.enter_context(exclusive(folder / ".lock", f"The work folder {folder}", remedy))
         found = self._read(path) if path.exists() else None
         if found is not None and found != settings:
             raise ValueError(
@@ -90,8 +95,9 @@ class Journal:
         self.outcomes[outcome.url] = outcome
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file and lets the folder go."""
         self._file.close()
+        self._lock.close()
 
     def path(self, url: str) -> Path:
         """Where the image of ``url`` is, or goes."""

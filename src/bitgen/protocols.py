@@ -154,6 +154,8 @@ class Run(NamedTuple):
         validator: None: there is no validation data.
         identity: what must be the same on resume for a run to go on as the same run, by the words that a message says.
         files: name -> text of what goes into each checkpoint beside weights and state.
+        fingerprints: what a thing is by its content (name -> hash), which must be the same on resume too; checkpoints
+            from before a fingerprint was taken go on without it.
         banner: rows for the start of the log; ``parameters`` the table after them.
         summary: ``(steps done, words seen) -> rows`` for the end of the log.
         score_text: what a validation's score says.
@@ -166,6 +168,7 @@ class Run(NamedTuple):
     validator: Validator | None
     identity: Mapping[str, Any]
     files: Mapping[str, str]
+    fingerprints: Mapping[str, str] = {}
     banner: Sequence[tuple[str, object]] = ()
     parameters: str = ""
     summary: Callable[[int, int], Sequence[tuple[str, object]]] = lambda step, words: ()

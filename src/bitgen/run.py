@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from bitgen.checkpoint.format import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
+from bitgen.checkpoint.manifest import CheckpointError
 from bitgen.checkpoint.store import CheckpointStore
+from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.values import ConfigError
+from bitgen.guards.failures import explained
+from bitgen.guards.printable import printable
 from bitgen.machine.devices import Precision, resolve_precision, start_processes
 from bitgen.machine.parallel import Parallel, Replicated
-from bitgen.machine.ranks import Processes, from_main, main_first
+from bitgen.machine.ranks import Processes, exclusive_for_all, from_main, lost_peer, main_first
 from bitgen.machine.stopping import resume_command
 from bitgen.machine.threads import threads_of_this_process
 from bitgen.protocols import Task
@@ -24,6 +31,11 @@ from bitgen.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+LOCK_FILE = ".lock"  # in a run's folders
+
+# What a run that goes on may change without a word.
+_NOT_OF_TRAINING = ("resume", "init_from", "output_dir", "log_dir", "progress")
+
 # A configuration of any task: it has the groups `training` and `output`.
 Config = Any
 
@@ -32,8 +44,8 @@ class RunFailed(RuntimeError):
     """A run that could not go on: it diverged, the disk is full, or a record cannot be read."""
 
 
-def train(task: Task, config: Config, purpose: str | None = None) -> bool:
-    """Build and fit; whether the run came to its end unasked.
+def train(task: Task, config: Config, purpose: str | None = None) -> int:
+    """Build and fit. Returns 0, or the number of the signal that stopped the run.
 
     Args:
         purpose: what the run is one of, for the log.
@@ -42,26 +54,69 @@ def train(task: Task, config: Config, purpose: str | None = None) -> bool:
         ConfigError: what a person asked for cannot be.
         RunFailed: training could not go on; why is in the log.
     """
-    ranks = start_processes(config.training.device, config.training.use_ddp)
-    try:
-        trainer = build_trainer(task, config, ranks)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    with closing(trainer.monitor):
+    with ExitStack() as held:
+        try:
+            ranks = start_processes(config.training.device, config.training.use_ddp)
+            held.enter_context(folders_held(config.output, ranks))
+            trainer = build_trainer(task, config, ranks)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        held.enter_context(closing(trainer.monitor))
         if purpose is not None:
             logger.info(purpose)
         logger.info(threads_of_this_process().sentence)
-        try:
-            finished = trainer.fit()
-        except (TrainingDiverged, ValueError) as error:  # a disk that is full, a record that cannot be read
-            logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
-            logger.error("%s", message_of(error))
-            raise RunFailed(message_of(error)) from error
-        if finished:
+        if _fit(trainer):
             finish(trainer)
             if trainer.stopped and purpose is not None:
                 logger.info("Stopped between the two runs. Go on with:\n  %s", trainer.resume_command)
-    return finished and not trainer.stopped
+    return trainer.stopped
+
+
+def _fit(trainer: Trainer) -> bool:
+    try:
+        return trainer.fit()
+    except Exception as error:
+        logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
+        is_ours = isinstance(error, (TrainingDiverged, ValueError))  # also a record that cannot be read
+        said = message_of(error) if is_ours else lost_peer(error, trainer.ranks) or explained(error)
+        if said is None:
+            raise
+        if not is_ours:
+            said = f"{said} Go on with: {trainer.resume_command}"
+        logger.error("%s", said)
+        raise RunFailed(said) from error
+
+
+@contextmanager
+def folders_held(output: Any, ranks: Processes) -> Iterator[None]:
+    """No other run writes to this one's folders while the block runs. Rank 0 holds them for all; they are made.
+
+    Raises:
+        ValueError: another run has one of them, or it cannot be written; on every rank.
+    """
+    with ExitStack() as held:
+        taken = set()
+        for name in ("output_dir", "log_dir"):
+            folder = Path(getattr(output, name))
+            with main_first(ranks):
+                if ranks.is_main:
+                    _make(folder, name)
+            if (place := os.path.realpath(folder)) in taken:
+                continue
+            taken.add(place)
+            remedy = f"Wait until that is done, or give this run another --{name}."
+            held.enter_context(exclusive_for_all(ranks, folder / LOCK_FILE, f"--{name} {folder}", remedy))
+        yield
+
+
+def _make(folder: Path, name: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--{name} {folder}: cannot write there ({error.strerror or error}). Choose a folder that you may write "
+            "to, or free space and permissions on this one."
+        ) from error
 
 
 def find_resume(config: Config, processes: Processes) -> Checkpoint | None:
@@ -102,12 +157,39 @@ def _refuse_newer(found: Checkpoint, config: Config) -> None:
             )
 
 
-def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore) -> None:
+def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore, config: Config) -> None:
     for folder, problem in checkpoint.damaged.items():
         logger.warning("checkpoint %s is damaged, so the one before it is taken: %s", folder, problem)
         if store.writes and folder.parent.resolve() == store.folder.resolve():
             logger.warning("it is kept as %s", store.set_aside(folder))
     logger.info("resuming from %s, after step %d", checkpoint.path, checkpoint.step)
+    _say_what_changed(checkpoint, config)
+
+
+def _say_what_changed(checkpoint: Checkpoint, config: Config) -> None:
+    """Settings may change at a resume, but not in silence, and not those that give weights their meaning.
+
+    Raises:
+        CheckpointError: one of ``fixed`` differs.
+    """
+    path = checkpoint.path / CONFIG_FILE
+    try:
+        differing = config.differences(path) if path.is_file() else {}
+    except ConfigError as error:  # of an earlier version, perhaps
+        logger.warning("settings of the checkpoint cannot be compared with today's: %s", error)
+        return
+    changed = {
+        name: f"{name} was {printable(then, 100)} and is {printable(now, 100)}"
+        for name, (then, now) in differing.items()
+        if name not in _NOT_OF_TRAINING
+    }
+    if refused := [text for name, text in changed.items() if name in config.fixed]:
+        raise CheckpointError(
+            f"{checkpoint.path} belongs to another run: {'; '.join(refused)}. Its weights would mean something else. "
+            f"Resume with the settings in {path}, or start a new run with another --output_dir."
+        )
+    if changed:
+        logger.info("changed since the checkpoint: %s", "; ".join(changed.values()))
 
 
 def build_trainer(task: Task, config: Config, ranks: Processes) -> Trainer:
@@ -125,6 +207,7 @@ def build_trainer(task: Task, config: Config, ranks: Processes) -> Trainer:
     try:
         return _assemble(task, config, ranks, checkpoint, store, monitor)
     except BaseException:
+        logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
         monitor.close()
         raise
 
@@ -138,7 +221,7 @@ def _assemble(
     monitor: Monitor,
 ) -> Trainer:
     if checkpoint is not None:
-        _announce_resume(checkpoint, store)
+        _announce_resume(checkpoint, store, config)
     elif config.training.resume is not None:
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
     run = task.build(config, ranks, fresh=checkpoint is None)

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import (
-    MANIFEST_FILE,
-    STATE_FILE,
-    CheckpointError,
-    DamagedCheckpoint,
-    checkpoint_folders,
-    load_weights,
-    read_state,
-    resolve_checkpoint,
-    step_of,
-    verify,
-)
+from bitgen.checkpoint.format import checkpoint_folders, load_weights, read_state, resolve_checkpoint, step_of
+from bitgen.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, CheckpointError, DamagedCheckpoint, verify
 from bitgen.config import Config, ConfigError, load_config
 from bitgen.data.records import SIDECAR
-from bitgen.data.text_shards import TEXT_SIDECAR
+from bitgen.data.text_shards import TEXT_SIDECAR, tokenizer_sha256
 from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer, vocabulary_size
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
@@ -36,6 +25,7 @@ from bitgen.model.processing_bitgen import BitGenProcessor
 TOKENIZER_FOLDER = "tokenizer"
 # A file of each kind of folder that is written as a whole.
 _WRITTEN_WHOLE = ("config.json", MANIFEST_FILE, STATE_FILE, "tokenizer.json", SIDECAR, TEXT_SIDECAR)
+TOKENIZER = "tokenizer"  # its name among a run's fingerprints
 CAPTIONS, MATCHING, RETRIEVAL = "captions", "matching", "retrieval"
 WHAT_TO_GIVE = "Give a run's --output_dir, one of its checkpoints or an export."
 # The largest sizes of an export's configuration: nothing of ours comes near, and more would be built for hours.
@@ -128,10 +118,11 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
     try:
         verify(folder)
         config = load_config(folder / "config.yaml")
-        model_config = BitGenConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        model_config = BitGenConfig(**read_json(folder / "config.json", dict))
         model = BitGenModel(model_config)
         load_weights(model, folder, model.base_names(), averaged=True)
-        temperature = _temperature(folder, config)
+        state = read_state(folder, lazily=True).state
+        temperature = _temperature(state, config)
     except DamagedCheckpoint as error:
         raise DamagedCheckpoint(
             f"{folder} is damaged: {error}. Give another checkpoint of {folder.parent}, or restore it from a copy."
@@ -141,7 +132,7 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
             f"{folder} cannot be used: {error}. Give another checkpoint, or use the BitGen that wrote it."
         ) from error
     model.set_adapters_trainable(False)
-    tokenizer = _run_tokenizer(folder, model_config, config)
+    tokenizer = _run_tokenizer(folder, model_config, config, state.get("fingerprints", {}).get(TOKENIZER))
     processor = BitGenProcessor(
         tokenizer,
         model_config.image_size,
@@ -152,17 +143,20 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
     return Trained(model.eval().to(device), config, tokenizer, processor, folder, "checkpoint", untrained, temperature)
 
 
-def _temperature(folder: Path, config: Config) -> float:
+def _temperature(state: dict[str, Any], config: Config) -> float:
     """Of the contrastive loss, as a checkpoint has it; where there is none, what the configuration says."""
-    learned = read_state(folder, lazily=True).state.get("objective", {}).get("log_temperature")
+    learned = state.get("objective", {}).get("log_temperature")
     return config.objective.temperature if learned is None else learned.exp().item()
 
 
-def _run_tokenizer(folder: Path, model_config: BitGenConfig, config: Config) -> PreTrainedTokenizerBase:
+def _run_tokenizer(
+    folder: Path, model_config: BitGenConfig, config: Config, fingerprint: str | None
+) -> PreTrainedTokenizerBase:
     """The tokenizer that a run keeps, refused where it is not the one whose ids the embeddings were trained for.
 
-    Training allows a loaded tokenizer that is smaller than ``vocab_size``; then the folder's own record of what was
-    loaded must agree with the run's configuration.
+    Checkpoints from before tokenizers had a ``fingerprint`` are judged by sizes. Training allows a loaded tokenizer
+    that is smaller than ``vocab_size``; then the folder's own record of what was loaded must agree with the run's
+    configuration.
     """
     where, spec = folder.parent / TOKENIZER_FOLDER, config.data.tokenizer
     if not where.is_dir():
@@ -170,6 +164,11 @@ def _run_tokenizer(folder: Path, model_config: BitGenConfig, config: Config) -> 
             f"{folder} has no tokenizer: {where} is missing. A checkpoint stays in its run's folder; put it back there."
         )
     tokenizer = load_tokenizer(where)
+    if fingerprint is not None and tokenizer_sha256(tokenizer) != fingerprint:
+        raise ConfigError(
+            f"the tokenizer in {where} is not the one that the model was trained with: tokens would stand for others. "
+            "Put that one back."
+        )
     has, needs = vocabulary_size(tokenizer), model_config.vocab_size
     if has > needs or (has < needs and (spec == "train" or kept_spec(where) != spec)):
         raise ConfigError(

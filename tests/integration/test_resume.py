@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from bitgen.checkpoint.format import CheckpointError, checkpoint_folders, find_checkpoint
+from bitgen.checkpoint.format import checkpoint_folders, find_checkpoint
+from bitgen.checkpoint.manifest import CheckpointError, read_manifest, write_manifest
 from bitgen.config import ConfigError
 from bitgen.machine.randomness import random_state, random_state_kept, set_random_state
-from support.runs import command, environment, fit_until, metrics, same_checkpoint, scalars
+from support.runs import command, environment, fit_until, metrics, same_checkpoint, scalars, wait_for_step
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 6], ids=["inside phase 1", "at the boundary", "inside phase 2"])
@@ -100,6 +99,12 @@ def test_a_folder_with_checkpoints_is_not_overwritten(build) -> None:
         ({"vision_tuning": "frozen"}, "vision_tuning was lora and is frozen"),
         ({"itm_pooling": "last"}, "itm_pooling was mean and is not set"),
         ({"lora_rank": 2}, "lora_A"),
+        ({"lora_alpha": 64}, "lora_alpha was 8 and is 64. Its weights would mean something else"),
+        ({"use_rslora": True}, "use_rslora was False and is True"),
+        ({"num_heads": 4}, "num_heads was 2 and is 4"),
+        ({"vision_num_heads": 4}, "vision_num_heads was 2 and is 4"),
+        ({"image_size": 14}, "image_size was 28 and is 14"),
+        ({"memory_sigma": 0.5}, "memory_sigma was 1.0 and is 0.5"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(build, settings: dict, named: str) -> None:
@@ -108,15 +113,26 @@ def test_a_checkpoint_of_another_run_is_refused(build, settings: dict, named: st
         build(max_steps=1, resume="auto", **settings)
 
 
+def test_what_else_changed_at_a_resume_is_said_in_one_line(build, caplog) -> None:
+    first = build(max_steps=1)
+    first.fit()
+    with caplog.at_level(logging.INFO):
+        build(max_steps=1, resume="auto")
+        assert "changed since the checkpoint" not in caplog.text
+        build(max_steps=1, resume="auto", learning_rate=1e-3, contrastive_weight=0.5, dropout=0.0)
+    [line] = [r.getMessage() for r in caplog.records if "changed since" in r.getMessage()]
+    for part in ("learning_rate was 0.003 and is 0.001", "contrastive_weight was 1.0 and is 0.5", "dropout was 0.1"):
+        assert part in line
+    assert line.count(" was ") == 3
+
+
 def change_identity(trainer, change) -> None:
     """Rewrite what the newest checkpoint says of its run."""
     path = find_checkpoint("auto", trainer.store.folder).path / "training_state.pt"
     state = torch.load(path, weights_only=True)
     change(state["run"])
     torch.save(state, path)
-    manifest = json.loads((path.parent / "manifest.json").read_text())
-    del manifest["files"]["training_state.pt"]
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(path.parent, state["step"], read_manifest(path.parent)["vision_base"])
 
 
 def test_another_number_of_processes_is_refused(build) -> None:
@@ -177,16 +193,6 @@ def test_random_states_come_back() -> None:
     assert [draw(), draw()] == expected
 
 
-def wait_for_step(log_dir: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        path = log_dir / "metrics.jsonl"
-        if path.exists() and path.read_bytes().count(b"\n") >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
-
-
 def test_kill_9_in_both_phases_then_resume(build, tiny_config) -> None:
     """The process has no chance to do anything: what counts is on disk already."""
     settings = dict(max_steps=24, lora_warmup_steps=10, save_steps=1)
@@ -212,14 +218,15 @@ def test_kill_9_in_both_phases_then_resume(build, tiny_config) -> None:
     assert scalars(straight) == scalars(resumed)
 
 
-def test_sigterm_ends_the_entry_with_the_resume_command(tiny_config) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_entry_with_the_resume_command_and_128_more(tiny_config, number: signal.Signals) -> None:
     config = tiny_config(max_steps=500, num_workers=1)
     process = subprocess.Popen(
         command(config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     wait_for_step(Path(config.output.log_dir), 2, process)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == 128 + number, output
     assert "--resume auto" in output and "Stopped after step" in output
     assert find_checkpoint("auto", config.output.output_dir).step >= 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bitgen.machine import files
-from bitgen.machine.files import replacing_folder
+from bitgen.machine.files import check_writable, replacing_folder, write_whole
 
 
 def fill(folder: Path, content: str) -> None:
@@ -87,3 +87,12 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatc
         fill(new, "new")
     monkeypatch.undo()
     assert held(target) == ["old", "old"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for write in (lambda: write_whole(pipe, b"x"), lambda: check_writable(str(pipe))):
+        with pytest.raises(ValueError, match="it is not a regular file"):
+            write()
+    assert pipe.is_fifo() and os.listdir(tmp_path) == ["pipe"]

@@ -9,7 +9,7 @@ from bitgen.machine.stopping import StopSignals, resume_command
 from support.runs import run_code
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_is_only_noted(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignals() as stop:
@@ -32,6 +32,20 @@ def test_the_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPa
     done = run_code(code)
     assert done.stdout.split() == ["first"]
     assert done.returncode == -signal.SIGTERM
+
+
+def test_a_shell_that_says_hup_again_ends_nothing_and_nohup_stays() -> None:
+    with StopSignals() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_torchruns_echo_of_ctrl_c_is_not_a_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:

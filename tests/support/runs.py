@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,17 @@ def assert_equal_ranks(first: dict[str, Any], second: dict[str, Any]) -> None:
         assert first[what].keys() == second[what].keys()
         for name, value in first[what].items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[what][name])), (what, name)
+
+
+def wait_for_step(log_dir: Path, step: int, process: subprocess.Popen) -> None:
+    """Wait until a run that ``process`` does has logged ``step`` lines."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = log_dir / "metrics.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
 
 
 # ---- trainers and what they leave ----

@@ -7,7 +7,7 @@ A run's folder::
                               training_state.pt     everything else that resuming needs; loads with weights_only=True
                               config.yaml           the resolved configuration
                               config.json           BitGenConfig
-                              manifest.json         sizes and SHA-256 of the files above
+                              manifest.json         sizes and SHA-256 of the files above, and its own
     vision_base-<hash>.safetensors   the frozen base, once for all checkpoints
     latest, best              relative links
     tokenizer/
@@ -15,7 +15,6 @@ A run's folder::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,26 +24,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from bitgen.machine.files import digest, file_hash
-
-FORMAT_VERSION = 2
-# 1: temperature and queue lay beside the step, the schedule under `plan` and the place in the data under `sampler`.
-READABLE = (1, FORMAT_VERSION)
-MODEL_FILE, EMA_FILE, STATE_FILE, MANIFEST_FILE = (
-    "model.safetensors",
-    "ema.safetensors",
-    "training_state.pt",
-    "manifest.json",
+from bitgen.checkpoint.manifest import (
+    EMA_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    STATE_FILE,
+    CheckpointError,
+    DamagedCheckpoint,
+    base_path,
+    read_manifest,
+    verify,
 )
+from bitgen.guards.printable import printable
+from bitgen.machine.files import digest
+
 STEP_PREFIX = "step-"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written, read or used; the message names the file and the remedy."""
-
-
-class DamagedCheckpoint(CheckpointError):
-    """A checkpoint is not what was written: a file is missing, cut short or changed."""
 
 
 @dataclass
@@ -146,11 +140,6 @@ def load_weights(model: torch.nn.Module, folder: Path, base_names: Collection[st
         load_tensors(model, tensors, set(tensors) & set(own), folder / EMA_FILE)
 
 
-def base_path(folder: Path, base_hash: str | None) -> Path:
-    """Where a run's folder keeps the frozen base."""
-    return folder / f"vision_base-{base_hash}.safetensors"
-
-
 def read_base(folder: Path, base_hash: str | None) -> dict[str, torch.Tensor]:
     """The frozen base that a run's folder keeps, verified.
 
@@ -181,38 +170,17 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 # ---- reading ----
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint folder."""
-    path = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"cannot read {path}: {error}") from error
-    if manifest.get("format_version") not in READABLE:
-        raise CheckpointError(
-            f"{path} has format version {manifest.get('format_version')}, this BitGen reads up to {FORMAT_VERSION}: "
-            "use the version that wrote it."
-        )
-    return manifest
-
-
-def verify(folder: Path) -> None:
-    """Compare every file of a checkpoint with its manifest; ``DamagedCheckpoint`` names the first that differs."""
-    for name, entry in read_manifest(folder)["files"].items():
-        path = folder / name
-        try:
-            if path.stat().st_size != entry["bytes"]:
-                raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, {entry['bytes']} were written")
-            if file_hash(path) != entry["sha256"]:
-                raise DamagedCheckpoint(f"{path} is not what was written (its SHA-256 differs)")
-        except OSError as error:
-            raise DamagedCheckpoint(f"cannot read {path}: {error.strerror or error}") from error
-
-
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Verify a folder and read its training state."""
-    verify(folder)
-    return read_state(folder)
+    """Verify a folder and read its training state.
+
+    Raises:
+        DamagedCheckpoint: it is not what was written.
+        CheckpointError: it is of a newer format.
+    """
+    manifest, checkpoint = verify(folder), read_state(folder)
+    if checkpoint.step != manifest["step"]:
+        raise DamagedCheckpoint(f"{folder} is of step {checkpoint.step}, and {manifest['step']} by its manifest")
+    return checkpoint
 
 
 def read_state(folder: Path, lazily: bool = False) -> Checkpoint:
@@ -220,9 +188,12 @@ def read_state(folder: Path, lazily: bool = False) -> Checkpoint:
     path = folder / STATE_FILE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+        return Checkpoint(folder, state["step"], upgrade(state))
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises many kinds; what was written is verified above, so any of them is damage
-        raise DamagedCheckpoint(f"cannot read {path}: {error}") from error
-    return Checkpoint(folder, state["step"], upgrade(state))
+        reason = printable(next(iter(str(error).splitlines()), type(error).__name__), 300)
+        raise DamagedCheckpoint(f"cannot read {path}: {reason}") from error
 
 
 def upgrade(state: dict[str, Any]) -> dict[str, Any]:

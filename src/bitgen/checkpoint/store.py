@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,18 +13,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from bitgen.checkpoint.format import (
-    EMA_FILE,
-    FORMAT_VERSION,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    STATE_FILE,
-    CheckpointError,
-    checkpoint_folders,
-    short_hash,
-    step_folder,
-)
-from bitgen.machine.files import apply_umask, file_hash, fsync, replacing, replacing_folder
+from bitgen.checkpoint.format import checkpoint_folders, short_hash, step_folder
+from bitgen.checkpoint.manifest import EMA_FILE, MODEL_FILE, STATE_FILE, CheckpointError, base_path, write_manifest
+from bitgen.guards.failures import is_disk_full
+from bitgen.guards.printable import printable
+from bitgen.machine.files import apply_umask, fsync, remove, remove_leftovers, replacing, replacing_folder
 
 _TEMPORARY, _DELETING = ".tmp-", ".deleting-"
 
@@ -34,7 +26,8 @@ class CheckpointStore:
     """Writes a run's checkpoints on rank 0.
 
     Args:
-        output_dir: the run's folder, made when missing; what an interrupted write left in it is removed.
+        output_dir: the run's folder, made when missing; what an interrupted write left in it is removed, for which the
+            caller holds the folder's lock.
         keep: how many of the newest to keep, beside the best.
         writes: False on all ranks but 0, which only ask what there is.
 
@@ -51,7 +44,8 @@ class CheckpointStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.folder.glob(f"{_TEMPORARY}*"), *self.folder.glob(f"{_DELETING}*")]:
-                _remove(leftover)
+                remove(leftover)
+            remove_leftovers(self.folder)
             probe = self.folder / f"{_TEMPORARY}probe"
             probe.write_bytes(b"")
             probe.unlink()
@@ -77,14 +71,16 @@ class CheckpointStore:
         if not tensors:
             return None
         name = short_hash(tensors)
-        target = self.folder / f"vision_base-{name}.safetensors"
+        target = base_path(self.folder, name)
         if target.exists():
             return name
+        need = bytes_of(tensors)
+        self._check_space(target, need)
         try:
             with replacing(target) as temporary:
                 _save_tensors(tensors, temporary)
         except (OSError, SafetensorError) as error:
-            raise self._failure(target, error) from error
+            raise self._failure(target, error, need) from error
         return name
 
     def save(
@@ -104,7 +100,8 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written; the ones before are untouched, what was begun is removed.
         """
-        target = self.folder / step_folder(step)
+        target, need = self.folder / step_folder(step), bytes_of([model, averaged, state])
+        self._check_space(target, need)
         try:
             with replacing_folder(target, prefix=f"{_TEMPORARY}{target.name}-") as new:
                 _save_tensors(model, new / MODEL_FILE)
@@ -114,9 +111,9 @@ class CheckpointStore:
                     torch.save(state, file)
                 for name, content in files.items():
                     (new / name).write_text(content, encoding="utf-8")
-                self._write_manifest(new, step, base)
+                write_manifest(new, step, base)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise self._failure(target, error) from error
+            raise self._failure(target, error, need) from error
         try:
             self._link("latest", target)
             if is_best:
@@ -155,18 +152,13 @@ class CheckpointStore:
     def set_aside(self, folder: Path) -> Path:
         """Rename a damaged checkpoint of this run, so that it is neither resumed nor counted; returns its new path."""
         target = folder.with_name(f"damaged-{folder.name}")
-        _remove(target)
+        remove(target)
         os.rename(folder, target)
         return target
 
-    def _write_manifest(self, folder: Path, step: int, base: str | None) -> None:
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(folder.iterdir())}
-        manifest = {"format_version": FORMAT_VERSION, "step": step, "vision_base": base, "files": files}
-        (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
     def _link(self, name: str, target: Path) -> None:
         temporary = self.folder / f"{_TEMPORARY}{name}"
-        _remove(temporary)
+        remove(temporary)
         os.symlink(target.name, temporary)
         os.replace(temporary, self.folder / name)
         fsync(self.folder)
@@ -180,13 +172,25 @@ class CheckpointStore:
     def _delete(self, folder: Path) -> None:
         # Renamed first: a crash half-way through must not leave something that looks like a checkpoint.
         doomed = folder.with_name(f"{_DELETING}{folder.name}")
-        _remove(doomed)
+        remove(doomed)
         os.rename(folder, doomed)
-        _remove(doomed)
+        remove(doomed)
 
-    def _failure(self, target: Path, error: BaseException) -> CheckpointError:
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+    def _check_space(self, target: Path, need: int) -> None:
+        """Before anything is written: libraries' writers do not all say that it was the disk that was full."""
+        free = self._free()
+        if need > free:
+            said = f"{need / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+            raise self._failure(target, OSError(errno.ENOSPC, said))
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.folder).free
+
+    def _failure(self, target: Path, error: BaseException, need: int = 0) -> CheckpointError:
+        """``need``: bytes that were to be written; what was begun is removed by now."""
+        number, said = getattr(error, "errno", None), printable(getattr(error, "strerror", None) or error, 300)
+        if is_disk_full(error) or need > self._free():
+            said = f"the disk is full ({said})"
             remedy = f"free space on the disk of {self.folder} (or lower --max_checkpoints_to_keep), then"
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
             remedy = f"make {self.folder} writable, then"
@@ -195,8 +199,23 @@ class CheckpointStore:
         whole = checkpoint_folders(self.folder)
         where = f"go on from {whole[0].name} with --resume auto" if whole else "start again"
         return CheckpointError(
-            f"cannot write checkpoint {target}: {error}. Nothing before it is lost: {remedy} {where}."
+            f"cannot write checkpoint {target}: {said}. Nothing before it is lost: {remedy} {where}."
         )
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists, each tensor once."""
+    found: dict[int, int] = {}
+
+    def look(inside: Any) -> None:
+        if isinstance(inside, torch.Tensor):
+            found[id(inside)] = inside.numel() * inside.element_size()
+        elif isinstance(inside, (Mapping, list, tuple)):
+            for inner in inside.values() if isinstance(inside, Mapping) else inside:
+                look(inner)
+
+    look(value)
+    return sum(found.values())
 
 
 def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -209,10 +228,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    elif path.exists() or path.is_symlink():
-        path.unlink()

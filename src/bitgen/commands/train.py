@@ -18,10 +18,11 @@ from bitgen.tasks.chain import train_chain
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the configuration and train; returns the exit status."""
+    """Read the configuration and train; returns the exit status, which ``--help`` explains."""
     with exit_on_config_error():
         try:
-            train_chain(TASKS["stage1"], parse_config(argv))
+            stopped = train_chain(TASKS["stage1"], parse_config(argv))
         except RunFailed:  # it has said why
             return 1
-    return 0
+    # As shells say of a process that a signal ended: to `train && evaluate`, a stopped run is not a finished one.
+    return 128 + stopped if stopped else 0

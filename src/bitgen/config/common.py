@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from bitgen.config.fields import AtLeastOne, NotNegative, Positive, Rate, setting
+from bitgen.config.fields import AtLeastOne, Batch, NotNegative, Positive, Rate, setting
 from bitgen.config.launch import check_launch, launcher_world_size
 from bitgen.config.schema import Schema
 
@@ -20,8 +20,8 @@ class TrainingSettings:
 
     _argument_group_name = "training"
 
-    batch_size: AtLeastOne = setting(128, "Pairs of a micro-batch on each process.")
-    grad_accum_steps: AtLeastOne = setting(
+    batch_size: Batch = setting(128, "Pairs of a micro-batch on each process.")
+    grad_accum_steps: Batch = setting(
         2, "Micro-batches of an optimizer step. Each one is contrasted by itself: this does not add negatives."
     )
     optimizer: Literal["adamw", "muon"] = setting(
@@ -38,8 +38,8 @@ class TrainingSettings:
     weight_decay: NotNegative[float] = setting(
         0.02, "Decay of matrices, apart from the gradient; norms, biases, gates and temperature have none."
     )
-    num_epochs: AtLeastOne = setting(50, "Passes over the training data; the schedule spans them.")
-    text_batch_size: AtLeastOne = setting(32, "Sequences of a micro-batch of text on each process.")
+    num_epochs: Batch = setting(50, "Passes over the training data; the schedule spans them.")
+    text_batch_size: Batch = setting(32, "Sequences of a micro-batch of text on each process.")
     max_words_seen: AtLeastOne | None = setting(
         None, "Budget of words, each time they are seen: the run ends before the step that would exceed it."
     )
@@ -55,7 +55,7 @@ class TrainingSettings:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where to train; auto: a GPU when there is one.")
     seed: NotNegative[int] = setting(42, "Every random draw derives from it.")
     use_ddp: bool = setting(False, "Data parallel over several processes; start them with torchrun.")
-    num_gpus: AtLeastOne = setting(1, "Processes over all machines; must be the launcher's world size. On CPUs too.")
+    num_gpus: Batch = setting(1, "Processes over all machines; must be the launcher's world size. On CPUs too.")
     parallel: Literal["replicated", "sharded"] = setting(
         "replicated",
         "How several processes share the work: replicated (each holds the whole model, DistributedDataParallel) or "

@@ -25,10 +25,15 @@ def setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Range:
-    """The values that make sense; ``words`` end the sentence "it must be ..."."""
+    """The values that make sense; ``words`` end the sentence "it must be ...".
+
+    ``most``: no machine is given more of it. What is far beyond is a slip of the keyboard, which would end in hours of
+    waiting, or in a library that crashes. None: there is no such limit.
+    """
 
     words: str
     holds: Callable[[Any], bool]
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,17 @@ class WrittenAs:
     text: Callable[[Any], Any]
 
 
-AtLeastOne = Annotated[int, Range("at least 1", lambda value: value >= 1)]
-NotNegative = Annotated[Number, Range("0 or more", lambda value: value >= 0)]
+def at_least_one(most: int) -> Range:
+    """Whole numbers from 1 to ``most``."""
+    return Range("at least 1", lambda value: value >= 1, most)
+
+
+AtLeastOne = Annotated[int, at_least_one(10**15)]  # counts of steps, words, samples
+Batch = Annotated[int, at_least_one(10**6)]
+Size = Annotated[int, at_least_one(2**16)]  # widths, heads, slots, sides in pixels
+Depth = Annotated[int, at_least_one(1000)]
+NotNegative = Annotated[Number, Range("0 or more", lambda value: value >= 0, 10**15)]
+Few = Annotated[int, Range("0 or more", lambda value: value >= 0, 1000)]
 Positive = Annotated[float, Range("more than 0", lambda value: value > 0)]
 Share = Annotated[float, Range("from 0 to 1", lambda value: 0 <= value <= 1)]
 # A rate of 1 would drop everything (or never move the average), so it stays below.

@@ -37,6 +37,38 @@ def launcher_world_size() -> int:
     return coerce(int, os.environ.get("WORLD_SIZE", 1), "The launcher's environment variable WORLD_SIZE")
 
 
+def launcher_rank(world_size: int) -> int:
+    """Which of the launcher's processes this one is; 0 without a launcher.
+
+    Raises:
+        ConfigError: the launcher's RANK is missing, no number, or not below WORLD_SIZE.
+    """
+    if world_size > 1 and "RANK" not in os.environ:
+        raise ConfigError(
+            f"The launcher says that there are {world_size} processes (WORLD_SIZE), but not which of them this is. Set "
+            "RANK to its number, from 0 on, or start with torchrun."
+        )
+    rank = coerce(int, os.environ.get("RANK", 0), "The launcher's environment variable RANK")
+    if not 0 <= rank < world_size:
+        raise ConfigError(
+            f"The launcher's RANK is {rank}, but there are {world_size} processes (WORLD_SIZE): write numbers from 0 "
+            f"to {world_size - 1}, or start with torchrun."
+        )
+    return rank
+
+
+def launcher_local_rank() -> int:
+    """Which of the processes on this machine this one is; 0 without a launcher.
+
+    Raises:
+        ConfigError: the launcher's LOCAL_RANK is no number from 0 on.
+    """
+    rank = coerce(int, os.environ.get("LOCAL_RANK", 0), "The launcher's environment variable LOCAL_RANK")
+    if rank < 0:
+        raise ConfigError(f"The launcher's LOCAL_RANK is {rank}: write a number from 0 on, or start with torchrun.")
+    return rank
+
+
 def check_launch(
     training: Launched,
     entry: str,
@@ -90,7 +122,7 @@ def _check_device(training: Launched) -> None:
             "device is cuda, but PyTorch finds no CUDA device here. Write device auto or cpu; on a machine with a GPU, "
             "look whether nvidia-smi lists it and whether the installed torch is a CUDA build."
         )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    here = coerce(int, os.environ.get("LOCAL_WORLD_SIZE", 1), "The launcher's environment variable LOCAL_WORLD_SIZE")
     if has_gpu and here > torch.cuda.device_count():
         raise ConfigError(
             f"The launcher started {here} processes on this machine, which has {torch.cuda.device_count()} GPUs. "

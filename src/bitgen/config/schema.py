@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_orig
 import yaml
 
 from bitgen.config.fields import Setting, settings_of
-from bitgen.config.values import ConfigError, coerce, flatten, read_yaml, split_optional, suggest
+from bitgen.config.values import ConfigError, coerce, flatten, read_yaml, shown, split_optional, suggest
+from bitgen.guards.failures import TRACEBACK, explained
 
 CONFIG_FILE = "config.yaml"
 
@@ -41,6 +42,9 @@ class Schema:
     default_file: ClassVar[Path | None] = None
     # Settings that are gone -> the value at which they did nothing, and are passed over.
     retired: ClassVar[Mapping[str, Any]] = {}
+
+    # Settings that trained weights mean nothing without, though they fit: a run that goes on must keep them.
+    fixed: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_dict(cls: type[AnySchema], content: Mapping[str, Any], source: str = "The configuration") -> AnySchema:
@@ -106,6 +110,17 @@ class Schema:
         config.validate()
         return config
 
+    def differences(self, path: str | Path) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ from a YAML file: name -> (the file's value, this one's). What it leaves out is passed
+        over.
+
+        Raises:
+            ConfigError: as :meth:`load`.
+        """
+        kind, now = type(self), self.flat()
+        then = flatten(read_yaml(path), groups_of(kind), str(path), kind.retired)
+        return {name: (value, now[name]) for name, value in then.items() if value != now[name]}
+
     def replace(self: AnySchema, **values: Any) -> AnySchema:
         """A copy with some settings changed, each by its flat name."""
         return type(self).from_flat({**self.flat(), **values})
@@ -133,6 +148,9 @@ class Schema:
             allowed = known[name].range
             if allowed is not None and value is not None and not allowed.holds(value):
                 raise ConfigError(f"{name} is {value}, but it must be {allowed.words}. The default is {shipped[name]}.")
+            if allowed is not None and value is not None and allowed.most is not None and value > allowed.most:
+                most, default = f"{allowed.most:,}", shipped[name]
+                raise ConfigError(f"{name} is {shown(value)}, but it can be {most} at most. The default is {default}.")
         self.check()
 
     def check(self) -> None:
@@ -230,13 +248,25 @@ def save_config(config: Schema, folder: str | Path) -> Path:
 
 @contextmanager
 def exit_on_config_error() -> Iterator[None]:
-    """End the program with status 2 and one clean message, instead of a traceback, on a :class:`ConfigError`.
+    """End the program with one clean message instead of a traceback: with status 2 on a :class:`ConfigError`, with 1 on
+    what disks, memory and damaged files make libraries raise, with 130 on Ctrl-C. A mistake in the code keeps its
+    traceback.
 
     Of the processes that a launcher started, the first on each machine speaks for the others.
     """
     try:
         yield
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        said, status = str(error), 2
+    except KeyboardInterrupt:
+        said, status = "stopped by Ctrl-C", 130
+    except BaseException as error:
+        said, status = explained(error) or "", 1
+        if not said or os.environ.get(TRACEBACK):
+            raise
+        said += f" ({TRACEBACK}=1 shows where it happened.)"
+    else:
+        return
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {said}", file=sys.stderr)
+    raise SystemExit(status)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from typing import NamedTuple
 
@@ -14,6 +16,17 @@ class Source(NamedTuple):
 
     path: str
     weight: float | None = None
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two names are of one folder or URL, however each is written: ``data/``, ``./data``, a link to it."""
+    if SCENES in (one, other) or "://" in one or "://" in other:
+        return one.rstrip("/") == other.rstrip("/")
+    paths = [os.path.realpath(os.path.expanduser(name)) for name in (one, other)]
+    try:
+        return paths[0] == paths[1] or os.path.samefile(*paths)
+    except (OSError, ValueError):  # not there, or no name of a file: whoever opens it says so
+        return False
 
 
 def parse_sources(text: str) -> list[Source]:
@@ -31,10 +44,12 @@ def parse_sources(text: str) -> list[Source]:
     if None in weights and any(weight is not None for weight in weights):
         without = next(source.path for source in sources if source.weight is None)
         raise ValueError(f"train_data {text!r}: {without} has no weight; give all sources one (DIR:2), or none")
+    if math.inf in weights:
+        raise ValueError(f"train_data {text[:80]!r} has a weight that is no finite number; write a smaller one")
     if 0.0 in weights:
         raise ValueError(f"train_data {text!r} has a weight of 0; write a positive number or leave that source out")
     paths = [source.path for source in sources]
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
+    twice = next((path for n, path in enumerate(paths) if any(same_source(path, p) for p in paths[:n])), None)
+    if twice is not None:
         raise ValueError(f"train_data {text!r} names {twice} twice; name it once, with a weight")
     return sources if len(sources) > 1 else [Source(sources[0].path)]

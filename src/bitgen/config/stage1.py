@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from bitgen.config.common import OutputSettings, RunSchema
-from bitgen.config.sources import parse_sources
+from bitgen.config.sources import parse_sources, same_source
 from bitgen.config.stage1_settings import (
     DataSettings,
     LoraSettings,
@@ -46,7 +46,10 @@ examples:
   torchrun --nproc_per_node=8 {ENTRY} --use_ddp True --num_gpus 8 --batch_size 64
       the same on eight GPUs
 
-Settings that turn something on or off take True or False. 'none' empties a setting whose default is None."""
+Settings that turn something on or off take True or False. 'none' empties a setting whose default is None.
+
+exit status: 0 the run is finished; 1 it failed; 2 what was asked for cannot be; 128 + N signal N stopped it, after
+a checkpoint (130 Ctrl-C, 143 SIGTERM, 129 a closed terminal)."""
 
 
 @dataclass
@@ -68,13 +71,31 @@ class Config(RunSchema):
     default_file = Path(__file__).resolve().parents[3] / "configs" / "stage1.yaml"
     # Settings that are gone, and the value at which they did nothing: checkpoints of earlier runs still hold them.
     retired = {"text_first": 0.0}
+    # Their weights have the same shapes whatever these are.
+    fixed = (
+        "lora_alpha",
+        "use_rslora",
+        "num_heads",
+        "vision_num_heads",
+        "image_size",
+        "itm_likelihood",
+        "memory_sigma",
+    )
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for the first settings that contradict each other."""
         check_settings(self)
 
     def check_batch(self, global_batch: int, how: str) -> None:
-        """Raise :class:`ConfigError` where the queue or the built-in data is smaller than the global batch."""
+        """Raise :class:`ConfigError` where the queue or the built-in data is smaller than the global batch, or where a
+        single pair is contrasted with nothing."""
+        objective = self.objective
+        contrasts = self.data.train_data is not None and objective.contrastive_weight
+        if global_batch == 1 and contrasts and not objective.queue_weight:
+            raise ConfigError(
+                f"The global batch is 1 ({how}) and queue_weight 0, so that the contrastive loss compares a pair with "
+                "nothing and learns nothing. Write batch_size 2 or more, or contrastive_weight 0."
+            )
         if self.objective.queue_size < global_batch:
             raise ConfigError(
                 f"queue_size is {self.objective.queue_size}, smaller than the global batch of {global_batch} ({how}) "
@@ -229,7 +250,7 @@ def _check_text(config: Config) -> None:
         )
     if data.streaming:
         raise ConfigError("streaming is on, but text_data is mixed with mapped pairs alone. Write streaming False.")
-    if data.text_val_data == data.text_data:
+    if data.text_val_data is not None and same_source(data.text_val_data, data.text_data):
         raise ConfigError(
             f"text_val_data is {data.text_val_data}, the training text itself. Write the --val_output of "
             "data_prep/babylm_text.py, or leave it out."
@@ -257,7 +278,11 @@ def _check_data(config: Config) -> None:
         sources = [source.path for source in parse_sources(data.train_data)]
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
-    if data.val_data is not None and data.val_data != "scenes" and data.val_data in sources:
+    if (
+        data.val_data is not None
+        and data.val_data != "scenes"
+        and any(same_source(data.val_data, source) for source in sources)
+    ):
         raise ConfigError(
             f"val_data is {data.val_data}, the training data itself, so its figures would say nothing. "
             "Write the folder of a held-out split, or leave val_data out."

@@ -11,7 +11,20 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from bitgen.config.common import TrainingSettings
-from bitgen.config.fields import AtLeastOne, NotNegative, Positive, Range, Rate, Share, WrittenAs, setting
+from bitgen.config.fields import (
+    AtLeastOne,
+    Depth,
+    Few,
+    NotNegative,
+    Positive,
+    Range,
+    Rate,
+    Share,
+    Size,
+    WrittenAs,
+    at_least_one,
+    setting,
+)
 
 
 def _init_text(value: Any) -> Any:
@@ -32,7 +45,8 @@ def _sources_text(value: Any) -> Any:
     return value
 
 
-SequenceLength = Annotated[int, Range("at least 3 (BOS, a token, EOS)", lambda value: value >= 3)]
+SequenceLength = Annotated[int, Range("at least 3 (BOS, a token, EOS)", lambda value: value >= 3, 2**20)]
+Many = Annotated[int, at_least_one(10**7)]  # tokens, queued pairs, scenes: each takes memory
 
 
 @dataclass
@@ -48,11 +62,11 @@ class VisionSettings:
         "random weights; needs no download) or 'features' (train_data holds features computed earlier).",
     )
     vision_revision: str | None = setting(None, "Commit or tag of the hub id, to pin its weights; none: the newest.")
-    vision_hidden_size: AtLeastOne = setting(768, "Width of a 'random' tower; other towers declare their own.")
-    vision_num_layers: AtLeastOne = setting(12, "Layers of a 'random' tower.")
-    vision_num_heads: AtLeastOne = setting(12, "Attention heads of a 'random' tower; must divide vision_hidden_size.")
-    vision_patch_size: AtLeastOne = setting(14, "Patch side in pixels of a 'random' tower; must divide image_size.")
-    image_size: AtLeastOne | None = setting(
+    vision_hidden_size: Size = setting(768, "Width of a 'random' tower; other towers declare their own.")
+    vision_num_layers: Depth = setting(12, "Layers of a 'random' tower.")
+    vision_num_heads: Size = setting(12, "Attention heads of a 'random' tower; must divide vision_hidden_size.")
+    vision_patch_size: Size = setting(14, "Patch side in pixels of a 'random' tower; must divide image_size.")
+    image_size: Size | None = setting(
         224,
         "Side in pixels that images are resized to; gives (image_size / patch)^2 image tokens. none: the size that "
         "the hub's or folder's own configuration declares.",
@@ -64,10 +78,10 @@ class VisionSettings:
         False, "Recompute the tower's activations in the backward pass: about a third slower, far less memory."
     )
     compile: bool = setting(False, "Run the tower through torch.compile: slow first steps, faster ones afterwards.")
-    feature_dim: AtLeastOne | None = setting(
+    feature_dim: Size | None = setting(
         None, "Only with 'features': width C of a feature vector; none: as the dataset declares."
     )
-    feature_tokens: AtLeastOne | None = setting(
+    feature_tokens: Size | None = setting(
         None, "Only with 'features': vectors P of an image; none: as the dataset declares."
     )
     feature_cache: str = setting(
@@ -92,8 +106,8 @@ class LoraSettings:
 
     _argument_group_name = "lora"
 
-    lora_rank: AtLeastOne = setting(16, "Rank r of the adapters: parameters grow linearly with it.")
-    lora_alpha: AtLeastOne = setting(32, "Adapters are scaled by alpha / r; twice the rank is usual.")
+    lora_rank: Size = setting(16, "Rank r of the adapters: parameters grow linearly with it.")
+    lora_alpha: Size = setting(32, "Adapters are scaled by alpha / r; twice the rank is usual.")
     lora_dropout: Rate = setting(0.1, "Dropout before each adapter, in training only.")
     lora_warmup_epochs: NotNegative[int] = setting(
         5, "Epochs of phase 1, in which the adapters stay frozen while the new modules settle; 0: no phase 1."
@@ -134,10 +148,10 @@ class ModelSettings:
 
     _argument_group_name = "model"
 
-    embed_dim: AtLeastOne = setting(128, "Width D of the text stack and of the joint space.")
-    num_layers: AtLeastOne = setting(3, "Causal blocks of the text stack.")
-    num_heads: AtLeastOne = setting(4, "Attention heads of a block; must divide embed_dim.")
-    ffn_dim: AtLeastOne = setting(256, "Hidden width of a block's feed-forward part.")
+    embed_dim: Size = setting(128, "Width D of the text stack and of the joint space.")
+    num_layers: Depth = setting(3, "Causal blocks of the text stack.")
+    num_heads: Size = setting(4, "Attention heads of a block; must divide embed_dim.")
+    ffn_dim: Size = setting(256, "Hidden width of a block's feed-forward part.")
     feed_forward: Literal["gelu", "swiglu"] = setting(
         "gelu",
         "A block's feed-forward part: gelu, or swiglu (arXiv 2002.05202), which has 1.5 times the parameters at equal "
@@ -148,15 +162,15 @@ class ModelSettings:
         "How the text stack knows positions: a learned table of max_seq_len rows, or rope, rotary attention (arXiv "
         "2104.09864, interleaved, base 10000), which has no parameters. max_seq_len is the context with either.",
     )
-    vision_embed_dim: AtLeastOne = setting(128, "Width of a compressed image token; must equal embed_dim.")
-    compressor_dim: AtLeastOne = setting(384, "Hidden width of the feature compressor.")
+    vision_embed_dim: Size = setting(128, "Width of a compressed image token; must equal embed_dim.")
+    compressor_dim: Size = setting(384, "Hidden width of the feature compressor.")
     compressor_dropout: Rate = setting(0.1, "Dropout inside the feature compressor.")
-    compressor_convolutions: NotNegative[int] = setting(
+    compressor_convolutions: Few = setting(
         0,
         "3 x 3 convolutions over the grid of image tokens after the compressor, for a tower that has not learned to "
         "see what reaches across patches.",
     )
-    vocab_size: AtLeastOne = setting(50257, "Tokens of the vocabulary; 50257 for gpt2, free with tokenizer: train.")
+    vocab_size: Many = setting(50257, "Tokens of the vocabulary; 50257 for gpt2, free with tokenizer: train.")
     max_seq_len: SequenceLength = setting(
         256, "Longest caption in tokens, BOS and EOS included; longer ones are truncated."
     )
@@ -193,8 +207,8 @@ class MemorySettings:
     _argument_group_name = "memory"
 
     use_memory: bool = setting(True, "Build the episodic memory; without it the layer is left out.")
-    memory_size: AtLeastOne = setting(32, "Slots K of the memory.")
-    memory_dim: AtLeastOne = setting(128, "Width C of a slot.")
+    memory_size: Size = setting(32, "Slots K of the memory.")
+    memory_dim: Size = setting(128, "Width C of a slot.")
     memory_alpha: Share = setting(0.2, "Share of each step's posterior in the running state; 0: it never moves.")
     direct_writing: bool = setting(True, "Write an episode in one solve; False: one code at a time, same result.")
     memory_sigma: Positive = setting(
@@ -202,7 +216,7 @@ class MemorySettings:
         "Standard deviation of the observation noise in a write, where a code element has 1. Small values make writes "
         "exact, and the KL so strong that it holds up early training (docs/lab_log.md).",
     )
-    pseudoinverse_steps: AtLeastOne = setting(30, "Newton-Schulz steps at most; the original's 3 are an ablation only.")
+    pseudoinverse_steps: Depth = setting(30, "Newton-Schulz steps at most; the original's 3 are an ablation only.")
     pseudoinverse_tolerance: Positive = setting(1e-5, "Relative residual at which the Newton-Schulz iteration stops.")
 
 
@@ -220,7 +234,7 @@ class ObjectiveSettings:
     text_loss_weight: NotNegative[float] = setting(
         0.0, "Weight of the language loss, on captions of images and on text_data; 0 in the coarse stage."
     )
-    queue_size: AtLeastOne = setting(
+    queue_size: Many = setting(
         4096, "Pairs kept as extra negatives; at least the global batch (batch_size x num_gpus)."
     )
     queue_weight: Share = setting(
@@ -306,14 +320,12 @@ class DataSettings:
         "Hub id, a folder with vocab.json and merges.txt, or 'train': a byte-level BPE of vocab_size tokens is trained "
         "on the training captions at the first start and kept in output_dir/tokenizer.",
     )
-    num_workers: NotNegative[int] = setting(
-        2, "Worker processes that load data for each process; 0: load in the process itself."
-    )
+    num_workers: Few = setting(2, "Worker processes that load data for each process; 0: load in the process itself.")
     caption_sampling: Literal["all", "one"] = setting(
         "all", "An epoch shows each caption once (all), or each image once with a caption drawn at random (one)."
     )
-    scenes_train: AtLeastOne = setting(20000, "Training scenes of the built-in data.")
-    scenes_val: AtLeastOne = setting(600, "Held-out scenes of the built-in data.")
+    scenes_train: Many = setting(20000, "Training scenes of the built-in data.")
+    scenes_val: Many = setting(600, "Held-out scenes of the built-in data.")
     image_augmentation: bool = setting(
         False, "Random crops of training images, mirrored where no caption says left or right."
     )

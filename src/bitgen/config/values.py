@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from bitgen.config.fields import Setting
+from bitgen.guards.printable import printable
 
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NONES = ("none", "null")
@@ -65,8 +66,17 @@ def _describe(hint: Any) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number, as 0.1 or 2e-4", str: "text"}[hint]
 
 
+def shown(value: Any) -> str:
+    """A value that a person wrote, for a message: short, on one line, and a list or mapping by its kind alone."""
+    if isinstance(value, str):
+        return f"'{printable(value, 80)}'"
+    if isinstance(value, int) and value.bit_length() > 100:  # Python refuses to print thousands of digits
+        return "a number of more than 30 digits"
+    return _kind(value)
+
+
 def _wrong(where: str, value: Any, hint: Any) -> ConfigError:
-    return ConfigError(f"{where} is {value!r}; write {_describe(hint)}.")
+    return ConfigError(f"{where} is {shown(value)}; write {_describe(hint)}.")
 
 
 def _bool(value: Any, where: str) -> bool:
@@ -105,7 +115,7 @@ def _int(value: Any, where: str) -> int:
 
 def _str(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{where} is {value!r}; write text, in quotes where it looks like a number.")
+        raise ConfigError(f"{where} is {shown(value)}; write text, in quotes where it looks like a number.")
     if not value.strip():
         raise ConfigError(f"{where} is empty; write a value, or leave the setting out.")
     return str(Path(value).expanduser()) if value.startswith("~/") else value
@@ -115,12 +125,35 @@ def _choice(choices: tuple[str, ...], value: Any, where: str) -> str:
     text = str(value).strip() if isinstance(value, str) else value
     if text in choices:
         return text
-    hint = suggest(str(value), choices)
-    raise ConfigError(f"{where} is {value!r}; write one of {', '.join(choices)}.{hint}")
+    hint = suggest(value, choices) if isinstance(value, str) else ""
+    raise ConfigError(f"{where} is {shown(value)}; write one of {', '.join(choices)}.{hint}")
+
+
+# Of a file of settings, written out: of bytes, and of values where each alias stands for all that it names.
+_MOST_BYTES, _MOST_PARTS = 1 << 20, 50_000
+
+
+def _parts(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values in a node, each alias counted as what it stands for; one that holds itself is endless."""
+    if id(node) not in counted:
+        counted[id(node)] = _MOST_PARTS + 1  # until it is known
+        inside = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) else []
+        children = [child for each in inside for child in (each if isinstance(each, tuple) else (each,))]
+        counted[id(node)] = 1 + sum(_parts(child, counted) for child in children)
+    return counted[id(node)]
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key written twice, where the standard loader would silently keep the last."""
+    """YAML that refuses a key written twice, where the standard loader would silently keep the last, and a text that
+    grows beyond measure: aliases of aliases double it with each line."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _parts(node, {}) > _MOST_PARTS:
+            raise yaml.constructor.ConstructorError(
+                problem=f"its aliases make it more than {_MOST_PARTS:,} values", problem_mark=node.start_mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
@@ -154,7 +187,11 @@ def read_yaml(path: str | Path) -> Any:
         remedy = f"write {inside}" if inside.is_file() else "write the path of a YAML file"
         raise ConfigError(f"The configuration {path} is a folder; {remedy}.")
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:  # not by its size: it may be a pipe
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"The configuration {path} has more than {_MOST_BYTES:,} bytes; name a file of settings.")
+        text = content.decode("utf-8")
     except FileNotFoundError:
         siblings = [str(sibling) for sibling in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"There is no configuration file {path}.{suggest(str(path), siblings)}") from None
@@ -163,15 +200,17 @@ def read_yaml(path: str | Path) -> Any:
     except OSError as error:
         raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
     try:
-        content = yaml.load(text, Loader=_StrictLoader)
+        found = yaml.load(text, Loader=_StrictLoader)
+    except RecursionError:
+        raise ConfigError(f"The configuration {path} is nested too deeply; write groups of settings.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"The configuration {path}{line} is not valid YAML: {problem}.") from None
+        raise ConfigError(f"The configuration {path}{line} is not valid YAML: {printable(problem)}.") from None
     except ValueError as error:  # a date or number that YAML recognises and Python refuses
-        raise ConfigError(f"The configuration {path} is not valid YAML: {error}.") from None
-    return {} if content is None else content
+        raise ConfigError(f"The configuration {path} is not valid YAML: {printable(error)}.") from None
+    return {} if found is None else found
 
 
 def flatten(
@@ -197,7 +236,7 @@ def flatten(
             if group in owner:
                 raise ConfigError(f"{source}: {group} stands outside its group; put it under {owner[group]}:.")
             known = suggest(str(group), [*groups, *owner])
-            raise ConfigError(f"{source}: there is no group {group!r}.{known} Groups: {', '.join(groups)}.")
+            raise ConfigError(f"{source}: there is no group {shown(group)}.{known} Groups: {', '.join(groups)}.")
         if values is None:
             continue
         if not isinstance(values, Mapping):
@@ -208,7 +247,7 @@ def flatten(
                     continue
                 if name in owner:
                     raise ConfigError(f"{source}: {name} belongs under {owner[name]}:, not under {group}:.")
-                raise ConfigError(f"{source}: {group} has no setting {name!r}.{suggest(str(name), owner)}")
+                raise ConfigError(f"{source}: {group} has no setting {shown(name)}.{suggest(str(name), owner)}")
             field = groups[group][name]
             text = field.written_as.text(value) if field.written_as is not None else value
             flat[name] = coerce(field.hint, text, f"{source}: {group}.{name}")
@@ -216,5 +255,5 @@ def flatten(
 
 
 def _kind(value: Any) -> str:
-    kinds: dict[type, str] = {list: "a list", str: "text"}
-    return kinds.get(type(value), f"{value!r}")
+    kinds: dict[type, str] = {list: "a list", dict: "a mapping", tuple: "a list", set: "a set", str: "text"}
+    return kinds.get(type(value), printable(repr(value), 80))

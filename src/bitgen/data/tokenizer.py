@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.guards.json_files import BadJson, check_keys, read_json
 from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing_folder
@@ -54,7 +56,7 @@ def build_tokenizer(
             f"use --vocab_size {size}"
         )
     # Left alone where it is the same: a run that resumes must not lose its tokenizer to a crash at this point.
-    if folder is not None and _kept_meta(folder).get("spec") != spec:
+    if folder is not None and not (_kept_meta(folder).get("spec") == spec and _same_when_kept(tokenizer, folder)):
         _keep(tokenizer, folder, {"spec": spec}, replace=True)
     return tokenizer
 
@@ -234,6 +236,24 @@ def _reuse(captions: Iterable[str] | None, vocab_size: int, folder: Path) -> Pre
         if digest.hexdigest() != meta["sha256"]:
             logger.warning("the tokenizer in %s was trained on other captions than today's; %s", folder, remedy)
     return load_tokenizer(folder)
+
+
+def is_kept(spec: str, folder: Path) -> bool:
+    """Whether the tokenizer that ``spec`` names is the very one that a run keeps in ``folder``.
+
+    Raises:
+        ValueError: one of them cannot be loaded.
+    """
+    return _same_when_kept(load_tokenizer(spec), folder)
+
+
+def _same_when_kept(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
+    """Compared as it would be kept: what a library writes of some tokenizers is not quite what it was given."""
+    if not folder.is_dir():
+        return False
+    with tempfile.TemporaryDirectory() as saved:
+        tokenizer.save_pretrained(saved)
+        return tokenizer_sha256(load_tokenizer(saved)) == tokenizer_sha256(load_tokenizer(folder))
 
 
 def kept_spec(folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from bitgen.data.dataset import PairDataset
 from bitgen.feature_cache.store import CacheDescription, CacheError, FeatureCache, gigabytes
 from bitgen.machine.devices import Precision
 from bitgen.machine.files import digest
-from bitgen.machine.ranks import Processes, from_main, gather_objects, main_first
+from bitgen.machine.ranks import Processes, exclusive_for_all, from_main, gather_objects, main_first
 from bitgen.model.modeling_bitgen import BitGenModel
 
 logger = logging.getLogger(__name__)
@@ -85,14 +85,34 @@ def fill(
 
     Raises:
         CacheError: the disk is full, a feature is not finite; what is finished stays. On every rank.
+        InUse: another process fills it.
     """
+    complete = False
+    with main_first(processes):
+        if processes.is_main:
+            complete = cache.is_complete()
+    if from_main(complete, processes):
+        logger.info("feature cache %s is complete", cache.folder)
+        return
+    remedy = "Start this run again when that is done (it then reads what is there), or name another --feature_cache."
+    with exclusive_for_all(processes, cache.lock, f"The feature cache {cache.folder}", remedy):
+        _fill(cache, dataset, model, processes, precision, batch_size, num_workers, show_progress)
+
+
+def _fill(
+    cache: FeatureCache,
+    dataset: PairDataset,
+    model: BitGenModel,
+    processes: Processes,
+    precision: Precision,
+    batch_size: int,
+    num_workers: int,
+    show_progress: bool,
+) -> None:
     with main_first(processes):
         if processes.is_main:
             cache.create()
     missing: list[int] = from_main(cache.missing_shards() if processes.is_main else None, processes)
-    if not missing:
-        logger.info("feature cache %s is complete", cache.folder)
-        return
     left = sum(len(cache.description.rows_of(shard)) for shard in missing)
     logger.info("computing the features of %s images once, into %s", f"{left:,}", cache.folder)
     started, error = time.monotonic(), None

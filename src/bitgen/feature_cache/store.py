@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitgen.machine.files import replacing
+from bitgen.guards.json_files import BadJson, read_json
+from bitgen.machine.files import remove_leftovers, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -145,13 +146,17 @@ class FeatureCache:
                 "disk, or write --feature_cache off."
             )
 
-    def create(self) -> None:
-        """Make the folder and its files, unless they are there; one process does this before the others open it.
+    @property
+    def lock(self) -> Path:
+        """The file that whoever fills the cache holds: another one's half-made files would be emptied."""
+        return self.parent / f".{self.description.key}.lock"
+
+    def is_complete(self) -> bool:
+        """Whether every feature is there; where not, the parent folder is made, for :attr:`lock`.
 
         Raises:
             CacheError: the folder cannot be written, or holds something else.
         """
-        description = self.description
         if (self.parent / SIDECAR).exists():
             raise CacheError(
                 f"{self.parent} is one cache itself, not a folder of caches: write --feature_cache "
@@ -160,9 +165,27 @@ class FeatureCache:
         try:
             if (self.folder / SIDECAR).exists():
                 self._check()
+                return not self.missing_shards()
+            self.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._failure(error) from error
+        return False
+
+    def create(self) -> None:
+        """Make the folder and its files, unless they are there; one process, which holds the lock, does this before the
+        others open it.
+
+        Raises:
+            CacheError: the folder cannot be written, or holds something else.
+        """
+        description = self.description
+        try:
+            if (self.folder / SIDECAR).exists():
+                self._check()
                 return
             self._say_what_differs()
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
             for name, size in self._sizes().items():
                 with open(self.folder / name, "wb") as file:
                     file.truncate(size)  # sparse: space is taken as shards are written
@@ -184,9 +207,9 @@ class FeatureCache:
         """That the folder is what its name says: a copy or a file cut short must not be read."""
         remedy = f"Remove {self.folder}; it is computed again"
         try:
-            found = json.loads((self.folder / SIDECAR).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CacheError(f"{self.folder / SIDECAR} is not valid JSON ({error}). {remedy}.") from error
+            found = read_json(self.folder / SIDECAR, dict)
+        except BadJson as error:
+            raise CacheError(f"{self.folder / SIDECAR} is damaged: {error}. {remedy}.") from error
         if found != self.description.to_dict():
             differing = ", ".join(_differing(found, self.description.to_dict()))
             raise CacheError(
@@ -202,8 +225,8 @@ class FeatureCache:
         """Caches of other encoders or data in the same parent are left alone; which ones there are helps a person."""
         for sidecar in sorted(self.parent.glob(f"*/{SIDECAR}")):
             try:
-                found = json.loads(sidecar.read_text(encoding="utf-8"))
-            except ValueError:
+                found = read_json(sidecar, dict)
+            except (OSError, BadJson):
                 continue
             differing = _differing(found, self.description.to_dict())
             if set(differing) <= {"data", "shape"}:  # the other split of this run, most of the time

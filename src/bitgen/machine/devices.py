@@ -11,11 +11,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bitgen.config.launch import launcher_local_rank, launcher_rank, launcher_world_size
 from bitgen.config.values import ConfigError
+from bitgen.guards.printable import printable
 from bitgen.machine.ranks import Processes
 
 # Rank 0 validates and writes checkpoints while the others wait; the default of 10 minutes (NCCL) would end such a run.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
+# To start, they need less: whoever is not there by then has ended, or was never started.
+JOINING_TIMEOUT = timedelta(minutes=5)
 
 
 def start_processes(device: str, use_ddp: bool) -> Processes:
@@ -24,20 +28,50 @@ def start_processes(device: str, use_ddp: bool) -> Processes:
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         use_ddp: whether there are other processes; ``Config.validate`` has asked the launcher.
+
+    Raises:
+        ConfigError: the launcher's environment is not whole, or the others do not come.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    world_size = launcher_world_size()
+    rank = launcher_rank(world_size)
+    chosen = choose_device(device, launcher_local_rank())
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     if use_ddp and not dist.is_initialized():
-        if chosen.type == "cuda":
-            dist.init_process_group("nccl", timeout=COLLECTIVE_TIMEOUT, device_id=chosen)
-        else:
-            dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+        on_gpus = chosen.type == "cuda"
+        dist.init_process_group(
+            "nccl" if on_gpus else "gloo",
+            store=_meet(rank, world_size),
+            rank=rank,
+            world_size=world_size,
+            timeout=COLLECTIVE_TIMEOUT,
+            device_id=chosen if on_gpus else None,
+        )
     return Processes(rank, world_size, chosen)
+
+
+def _meet(rank: int, world_size: int) -> dist.Store:
+    """Where the processes of this run leave word for one another, once all of them are there.
+
+    Raises:
+        ConfigError: some are not there in time, or there is no word of where to meet.
+    """
+    where = f"{os.environ.get('MASTER_ADDR', 'no MASTER_ADDR')}:{os.environ.get('MASTER_PORT', 'no MASTER_PORT')}"
+    problem = f"process {rank} of {world_size} could not meet the others at {where}"
+    remedy = "Look whether all of them were started and say why they end, and whether this address can be reached."
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=JOINING_TIMEOUT))
+        # A prefix of its own for each start, as torchrun keeps one store over restarts.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"bitgen/{attempt}", store)
+        store.set(f"here/{rank}", "yes")
+        store.wait([f"here/{other}" for other in range(world_size)], JOINING_TIMEOUT)
+    except (ValueError, RuntimeError, OSError) as error:  # DistError is a RuntimeError
+        reason = printable(next(iter(str(error).splitlines()), type(error).__name__), 200)
+        raise ConfigError(f"{problem} ({reason}). {remedy}") from error
+    return store
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:

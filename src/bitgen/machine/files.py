@@ -6,12 +6,15 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+
+_LEFTOVER = re.compile(r"\..+\.(\d+\.tmp|partial-\w{8})")
 
 
 def fsync(path: str | Path) -> None:
@@ -42,9 +45,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     beside it.
 
     Raises:
-        OSError: the disk says no.
+        OSError: the disk says no, or ``path`` is a folder, a device or a pipe, which must not be replaced by a file.
     """
     target = Path(path)
+    _refuse_irregular(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -87,6 +91,27 @@ def replacing_folder(path: str | Path, replace: bool = True, prefix: str | None 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what :func:`replacing` and :func:`replacing_folder` left directly in ``folder`` when they were killed.
+
+    The caller holds the folder's lock: another process' temporary files look the same.
+
+    Raises:
+        OSError: the folder cannot be read, or a file in it not be removed.
+    """
+    for path in Path(folder).iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists() or path.is_symlink():
+        path.unlink()
+
+
 def _put_in_place(new: Path, target: Path, replaced: Path | None) -> None:
     if replaced is not None:
         with contextlib.suppress(FileNotFoundError):  # nothing was there, or another process has just moved it
@@ -97,6 +122,13 @@ def _put_in_place(new: Path, target: Path, replaced: Path | None) -> None:
         if replaced is not None and replaced.exists() and not target.exists():
             os.rename(replaced, target)
         raise
+
+
+def _refuse_irregular(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -136,8 +168,7 @@ def check_writable(path: str) -> None:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        _refuse_irregular(target)
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 class InUse(ValueError):
@@ -34,11 +37,13 @@ def exclusive(lock: str | Path, what: str, remedy: str) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             holder = file.read(200).decode("utf-8", "replace").strip()
             by = f"another process ({holder})" if holder.isprintable() and holder else "another process"
             raise InUse(f"{what} is in use by {by}. {remedy}") from error
+        except OSError as error:  # some network file systems have no locks, and work must go on there
+            logger.warning("%s cannot be locked (%s): let no other process work on it", what, error.strerror or error)
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from bitgen.config.values import ConfigError
+from bitgen.machine.locks import exclusive
+
+_LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Socket Timeout", "wait timeout")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,22 @@ def stop_processes() -> None:
     """Leave the process group, if this process is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def lost_peer(error: BaseException, processes: Processes) -> str | None:
+    """What to say where ``error`` means that another process is gone or does not answer; None: it means no such thing.
+
+    Gloo and NCCL raise plain ``RuntimeError``s too, so that it goes by their words.
+    """
+    said = str(error)
+    is_of_peers = isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or any(w in said for w in _LOST)
+    if not processes.is_distributed or not isinstance(error, RuntimeError) or not is_of_peers:
+        return None
+    return (
+        f"Process {processes.rank} of {processes.world_size} lost another process of this run: it ended, or no longer "
+        "answers. What the others said before says which and why (if nothing, look for a machine that is down, or "
+        "memory that ran out)."
+    )
 
 
 # ---- what the ranks tell one another ----
@@ -114,6 +134,20 @@ def main_first(processes: Processes) -> Iterator[None]:
     if message is not None:
         raise ConfigError(f"Rank 0 stopped: {message}")
     yield
+
+
+@contextlib.contextmanager
+def exclusive_for_all(processes: Processes, lock: Path, what: str, remedy: str) -> Iterator[None]:
+    """Rank 0 holds :func:`~bitgen.machine.locks.exclusive` for all of them while the block runs.
+
+    Raises:
+        ValueError: as ``exclusive``; on every rank.
+    """
+    with contextlib.ExitStack() as held:
+        with main_first(processes):
+            if processes.is_main:
+                held.enter_context(exclusive(lock, what, remedy))
+        yield
 
 
 def check_equal_on_ranks(processes: Processes, parts: dict[str, str]) -> None:

@@ -10,13 +10,18 @@ import time
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP: the terminal was closed, or the connection to it broke.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Ctrl-C reaches a worker of torchrun twice: from the terminal, and then as SIGTERM from torchrun itself.
 _LAUNCHER_ECHO_SECONDS = 5.0
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT sets ``received``; a second one ends the process as by default."""
+    """While entered, the first of ``SIGNALS`` sets ``received``; a second one ends the process as by default.
+
+    SIGHUP counts once, for a shell sends it again to what its terminal has told already. Where it is ignored, as
+    ``nohup`` does, it stays so.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -25,6 +30,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -37,6 +44,8 @@ class StopSignals:
         if self.received is None:
             self.received, self._at = signal.Signals(number), now
             return
+        if number == signal.SIGHUP:
+            return
         from_launcher = "TORCHELASTIC_RUN_ID" in os.environ and number != self.received
         if from_launcher and now - self._at < _LAUNCHER_ECHO_SECONDS:
             return
@@ -45,8 +54,9 @@ class StopSignals:
 
 
 def outlast_stop_signals(_worker: int = 0) -> None:
-    """For data workers: Ctrl-C and torchrun signal the whole process group, and the trainer needs its workers to finish
-    the step. They end with it, or at a second SIGTERM, which multiprocessing sends to those still there at exit."""
+    """For data workers: Ctrl-C, a closed terminal and torchrun signal the whole process group, and the trainer needs
+    its workers to finish the step. They end with it, or at a second SIGTERM, which multiprocessing sends to those still
+    there at exit."""
     terms = []
 
     def on_term(number: int, frame: FrameType | None) -> None:
@@ -55,6 +65,7 @@ def outlast_stop_signals(_worker: int = 0) -> None:
             os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, on_term)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bitgen.guards.json_files import BadJson, parse_json
 from bitgen.machine.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -18,18 +20,22 @@ LAST_MEAN = 5
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """All records of a metrics file, in order; lines that a crash or a full disk cut short are left out."""
+    """All records of a metrics file, in order; lines that a crash or a full disk cut short are left out, and values
+    that are no numbers.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     records: list[dict[str, Any]] = []
     path = Path(path)
     if not path.exists():
         return records
     for line in path.read_bytes().splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(line, dict, {"step": int, "phase": int})
+        except BadJson:
             continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
+        records.append({name: value for name, value in record.items() if isinstance(value, (int, float, type(None)))})
     return records
 
 
@@ -69,14 +75,15 @@ class MetricsFile:
             # A torn line must not swallow the whole one after it.
             self._file.write(b"\n" + line if self._line_torn else line)
             self._line_torn = False
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
             self._line_torn = True
             if not self._has_warned:
                 logger.warning("%s: metrics are not being written (%s); training goes on", self.path, error)
             self._has_warned = True
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # network disks report a failed write here, which no line can mend
+            self._file.close()
 
 
 def first_and_last(records: Iterable[Mapping], name: str) -> tuple[float, float] | None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from bitgen.guards.printable import printable
+
 from .metrics_file import LAST_MEAN, MetricsFile, drop_after, read_metrics
 from .run_logging import FILE_ONLY, RunLogging
 from .summary import MAIN_HELD_OUT, held_out_table, status_line, training_rows
@@ -118,17 +120,16 @@ class Monitor:
             return
         if self._first_step is None:
             self._first_step = (step, time.monotonic())
-        if self._bar is not None:
-            self._bar.update(1)
+        self._on_bar("update", 1)
         if not scalars:
             return
         numbers = self._record(step, phase, scalars)
         left = self._time_left(step)
         if self._bar is not None:
             brief = status_line(numbers, "{:.2f}", "/s")
-            self._bar.set_description_str(f"{self._epoch_label} phase {phase}", refresh=False)
+            self._on_bar("set_description_str", f"{self._epoch_label} phase {phase}", refresh=False)
             # The time left of the whole run goes first: a narrow terminal cuts the line's end off.
-            self._bar.set_postfix_str(f"run {left} | {brief}" if left else brief)
+            self._on_bar("set_postfix_str", f"run {left} | {brief}" if left else brief)
         now = time.monotonic()
         if now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
@@ -193,7 +194,11 @@ class Monitor:
             return
         self._close_bar()
         self.flush()
-        records = read_metrics(self.log_dir / METRICS_FILE)
+        try:
+            records = read_metrics(self.log_dir / METRICS_FILE)
+        except OSError as error:
+            logger.warning("%s cannot be read (%s): no table of it", self.log_dir / METRICS_FILE, error.strerror)
+            records = []
         self._show_table(("training", "first", f"last (mean of {LAST_MEAN})"), training_rows(records))
         self._show_table(*held_out_table(records))
         peak = [r["perf/peak_memory_gb"] for r in records if r.get("perf/peak_memory_gb") is not None]
@@ -243,10 +248,12 @@ class Monitor:
             return
         try:
             getattr(self._tensorboard, method)(*args, **kwargs)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - its own kinds too; no run ends for its pictures
             # TensorBoard's writer thread is dead after its first failed write; the run and metrics.jsonl go on.
             self._tensorboard = None
-            logger.warning("%s: TensorBoard gets no more events (%s); training goes on", self.log_dir, error)
+            logger.warning(
+                "%s: TensorBoard gets no more events (%s); training goes on", self.log_dir, printable(error, 200)
+            )
 
     def _time_left(self, step: int) -> str:
         if self.total_steps is None or self._first_step is None:
@@ -261,12 +268,22 @@ class Monitor:
         if not rows:
             return
         # In colour on a terminal, and then only the file gets the plain one; else plain in both.
-        in_colour = _on_terminal() and print_table(columns, rows)
+        try:
+            in_colour = _on_terminal() and print_table(columns, rows)
+        except OSError:  # the terminal is gone
+            in_colour = False
         logger.info("\n%s", format_table(columns, rows), extra=FILE_ONLY if in_colour else None)
 
     def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._on_bar("close")
+        self._bar = None
+
+    def _on_bar(self, method: str, *args: object, **kwargs: object) -> None:
+        if self._bar is None:
+            return
+        try:
+            getattr(self._bar, method)(*args, **kwargs)
+        except OSError:  # the terminal is gone
             self._bar = None
 
 

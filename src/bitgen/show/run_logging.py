@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 FILE_ONLY = {"bitgen_file_only": True}
 """Pass as `extra=` for a line that belongs in training.log while the console shows the same thing in a livelier way."""
+
+_NOT_IN_FILE = "bitgen_not_in_file"
 
 # Libraries that report their own housekeeping as warnings; their errors are still shown.
 _NOISY = (
@@ -25,8 +28,30 @@ _NOISY = (
 )
 
 
+class _FileHandler(logging.FileHandler):
+    """A log file. Where it cannot be written (a full disk), that is said once, and the run goes on."""
+
+    _has_warned = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)  # a mistake in the call
+        elif not self._has_warned:
+            self._has_warned = True
+            lost = f"{self.baseFilename}: lines are lost ({error.strerror or error}); training goes on"
+            logging.getLogger(__name__).warning(lost, extra={_NOT_IN_FILE: True})
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written before
+            super().close()
+
+
 class _ConsoleHandler(logging.Handler):
-    """Writes above the progress bar, if one is on the screen, and not through the middle of it."""
+    """Writes above the progress bar, if one is on the screen, and not through the middle of it.
+
+    A terminal that is gone costs its lines alone; the log file has them.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -34,6 +59,8 @@ class _ConsoleHandler(logging.Handler):
 
             tqdm.write(self.format(record), file=sys.stderr)
             sys.stderr.flush()
+        except OSError:
+            pass
         except Exception:  # noqa: BLE001 - logging's own contract: a failed log line never stops the program
             self.handleError(record)
 
@@ -69,7 +96,8 @@ class RunLogging:
         rank_label = "" if is_main else f"[rank {os.environ.get('RANK', '?')}] "
         handlers: list[logging.Handler] = []
         if log_file is not None:
-            to_file = logging.FileHandler(log_file, mode="a", encoding="utf-8")
+            to_file = _FileHandler(log_file, mode="a", encoding="utf-8")
+            to_file.addFilter(lambda record: not getattr(record, _NOT_IN_FILE, False))
             to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s | %(message)s"))
             handlers.append(to_file)
         console = _ConsoleHandler()

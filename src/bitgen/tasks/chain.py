@@ -55,8 +55,10 @@ def split_first_stage(config: Config) -> tuple[Config | None, Config]:
     return first, then
 
 
-def train_chain(task: Task, config: Config) -> None:
+def train_chain(task: Task, config: Config) -> int:
     """Train, first the run that this one starts from where it names one to be trained.
+
+    Returns 0, or the number of the signal that stopped it.
 
     Raises:
         ConfigError: what was asked for cannot be.
@@ -65,7 +67,6 @@ def train_chain(task: Task, config: Config) -> None:
     first, config = split_first_stage(config)
     try:
         purpose = f"The first of two runs: {config.output.output_dir} starts from its weights"
-        if first is None or train(task, first, purpose):
-            train(task, config)
+        return (train(task, first, purpose) if first is not None else 0) or train(task, config)
     finally:
         stop_processes()

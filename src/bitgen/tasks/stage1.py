@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bitgen.config import Config, ConfigError
+from bitgen.config.schema import CONFIG_FILE
 from bitgen.data.collate import Collator
 from bitgen.data.dataset import PairDataset
 from bitgen.data.loader_source import LoaderSource
 from bitgen.data.text_blocks import TextBlocks
+from bitgen.data.text_shards import tokenizer_sha256
+from bitgen.data.tokenizer import load_tokenizer
 from bitgen.data.word_count import WordCounter
 from bitgen.feature_cache.source import OFF, CachedSource, RunCaches, uncachable, useless
 from bitgen.machine.devices import Precision, resolve_precision
@@ -23,8 +26,10 @@ from bitgen.objectives.stage1 import Stage1Objective
 from bitgen.protocols import HeldOutResult, Objective, Run
 from bitgen.show.parameters import count_parameters
 from bitgen.stages import Group, Phase, Stage
+from bitgen.tasks.fingerprints import fingerprint_of
 from bitgen.tasks.stage1_parts import RunParts, build_parts
 from bitgen.tasks.stage1_validation import HeldOut, score_text
+from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER
 from bitgen.training.budget import within_budget
 
 logger = logging.getLogger(__name__)
@@ -50,7 +55,7 @@ class Stage1:
         if config.data.train_data is None and config.data.text_data is None:
             raise ConfigError(HOW_TO_GET_DATA)
         # A run that goes on has its weights: those it started from may be gone.
-        parts = build_parts(config if fresh else config.replace(init_from=None), ranks)
+        parts = build_parts(config if fresh else config.replace(init_from=None), ranks, fresh)
         sees_pairs = config.data.train_data is not None
         objective = Stage1Objective(parts.model, config.objective, sees_pairs, config.memory.memory_alpha)
         precision = resolve_precision(config.training.precision, ranks.device)
@@ -61,6 +66,12 @@ class Stage1:
         stage, why_one_phase = plan_stage(config, source)
         source = with_cache(config, parts, stage, source, ranks, precision)
         held_out = _held_out(config, parts, ranks, precision)
+        if sees_pairs and config.objective.contrastive_weight and config.training.batch_size * ranks.world_size == 1:
+            logger.warning(
+                "the global batch is 1: the contrastive loss compares a pair with the queue alone (queue_weight %g), "
+                "and with nothing at first. Write batch_size 2 or more",
+                config.objective.queue_weight,
+            )
         boundary = boundary_of(stage)
         if boundary is not None and boundary >= stage.steps:
             logger.warning("phase 2 would start at step %d, after the run's end: LoRA never trains", boundary + 1)
@@ -70,7 +81,8 @@ class Stage1:
             stage,
             _validator(held_out, source) if held_out is not None else None,
             _identity(config, parts, source, stage),
-            {"config.yaml": config.to_yaml(), "config.json": _model_config_text(parts)},
+            {CONFIG_FILE: config.to_yaml(), "config.json": _model_config_text(parts)},
+            _fingerprints(config, parts),
             _banner(config, parts, ranks, precision, stage, source, why_one_phase),
             table.to_text(),
             lambda step, words: [*_budget_rows(config, source, step, words), *_put_right_rows(held_out)],
@@ -221,6 +233,13 @@ def _identity(config: Config, parts: RunParts, source: LoaderSource, stage: Stag
         "steps per epoch": stage.steps_per_epoch,
         "first step of phase 2 (lora_warmup_epochs, _steps)": boundary_of(stage),
     }
+
+
+def _fingerprints(config: Config, parts: RunParts) -> dict[str, str]:
+    # As it is kept, which is what evaluation and export will read.
+    tokenizer = load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER)
+    data = fingerprint_of(parts.train)
+    return {TOKENIZER: tokenizer_sha256(tokenizer), **({"training data": data} if data is not None else {})}
 
 
 def _model_config_text(parts: RunParts) -> str:

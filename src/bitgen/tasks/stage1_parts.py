@@ -22,7 +22,7 @@ from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.data.text_blocks import TextBlocks
 from bitgen.data.text_shards import tokenizer_sha256
-from bitgen.data.tokenizer import build_tokenizer, vocabulary_size
+from bitgen.data.tokenizer import build_tokenizer, is_kept, vocabulary_size
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -34,6 +34,7 @@ from bitgen.model.factory import (
 )
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.tasks.fingerprints import trained_on
 from bitgen.trained import TOKENIZER_FOLDER, open_model
 
 logger = logging.getLogger(__name__)
@@ -67,11 +68,21 @@ def training_captions(config: Config) -> Iterator[str]:
     return chain.from_iterable(RecordReader(path).iter_captions() for path in paths)
 
 
-def build_run_tokenizer(config: Config, processes: Processes) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, trained and kept by rank 0 first where the configuration asks for that."""
+def build_run_tokenizer(config: Config, processes: Processes, fresh: bool = True) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, trained and kept by rank 0 first where the configuration asks for that.
+
+    Raises:
+        ConfigError: not ``fresh``, and the tokenizer named now is not the one that the run keeps.
+    """
     folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
     captions = training_captions(config) if config.data.tokenizer == "train" else None
     with main_first(processes):
+        if not fresh and captions is None and folder.is_dir() and not is_kept(config.data.tokenizer, folder):
+            raise ConfigError(
+                f"tokenizer {config.data.tokenizer} is not the one that this run began with: its embeddings would "
+                f"stand for other tokens. Write tokenizer {folder}, which keeps that one, or another output_dir for a "
+                "new run."
+            )
         return build_tokenizer(config.data.tokenizer, captions, config.model.vocab_size, folder)
 
 
@@ -241,14 +252,32 @@ def _same_shape(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and one.shape == other.shape
 
 
-def build_parts(config: Config, processes: Processes) -> RunParts:
+def _refuse_trained_on(config: Config, pairs: TrainingPairs | None, val: PairDataset) -> None:
+    """By content: a copy, or the same images prepared again, has another name."""
+    shared, compared = trained_on(pairs, val)
+    if shared and shared == compared:
+        raise ConfigError(
+            f"val_data {config.data.val_data} holds the training images themselves, so its figures would say nothing. "
+            "Write the folder of a held-out split, or leave val_data out."
+        )
+    if shared:
+        logger.warning(
+            "%d of %d held-out images that were compared are training images too: figures of %s are too good",
+            shared, compared, config.data.val_data,
+        )  # fmt: skip
+
+
+def build_parts(config: Config, processes: Processes, fresh: bool = True) -> RunParts:
     """Tokenizer, data and model of a configuration; the same weights on every rank and at every call.
+
+    Args:
+        fresh: no checkpoint is resumed.
 
     Raises:
         ValueError: what was asked for cannot be; the message says what to write instead.
     """
     vision_config = vision_config_of(config)
-    tokenizer = build_run_tokenizer(config, processes)
+    tokenizer = build_run_tokenizer(config, processes, fresh)
     image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
     processor = BitGenProcessor(
         tokenizer, image_size, config.model.max_seq_len, max_image_pixels=config.data.max_image_pixels
@@ -261,6 +290,8 @@ def build_parts(config: Config, processes: Processes) -> RunParts:
             f"val_data {data.val_data} holds features of {val.feature_shape}, train_data of {pairs.feature_shape}: "
             "prepare both with the same encoder."
         )
+    if val is not None:
+        _refuse_trained_on(config, pairs, val)
     train: TrainingPairs | TextAndPairs | None = pairs
     text_val = None
     if data.text_data is not None:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
-from bitgen.checkpoint.format import EMA_FILE, Checkpoint, CheckpointError, load_weights, split_state
+from bitgen.checkpoint.format import Checkpoint, load_weights, split_state
+from bitgen.checkpoint.manifest import EMA_FILE, CheckpointError
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.machine.files import digest
 from bitgen.machine.parallel import Parallel
@@ -69,6 +70,7 @@ class Snapshots:
             **loop,
             "total_steps": stage.steps,
             "run": dict(self.identity),
+            "fingerprints": dict(self.run.fingerprints),
             "source": self.run.source.state(stage, step),
             "objective": objective,
             "versions": _versions(),
@@ -124,6 +126,15 @@ class Snapshots:
                 f"{checkpoint.path} belongs to another run: {'; '.join(differing)}. Resume with the settings in "
                 f"{checkpoint.path / 'config.yaml'}, or start a new run with another --output_dir."
             )
+        fingerprints = checkpoint.state.get("fingerprints", {})
+        for name, is_now in self.run.fingerprints.items():
+            then = fingerprints.get(name, is_now)
+            if then != is_now:
+                raise CheckpointError(
+                    f"{checkpoint.path} belongs to another run: the {name} is not the one that it was trained with "
+                    f"(its fingerprint was {then[:12]} and is {is_now[:12]}). Put that one back, or start a new run "
+                    "with another --output_dir."
+                )
         planned = checkpoint.state["total_steps"]
         if planned != self.run.stage.steps:
             logger.warning(

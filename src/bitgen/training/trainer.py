@@ -63,7 +63,7 @@ class Trainer:
         self.resume_command = resume_command
         self.progress = Progress()
         self.scores: list[dict[str, Any]] = []
-        self.phase, self.stopped = 0, False  # stopped: a signal came, in the last step or after it perhaps
+        self.phase, self.stopped = 0, 0  # stopped: the signal that came, perhaps in the last step
         self.optimizer: torch.optim.Optimizer | None = None
         self.restored_moments: dict[str, Any] = {}
         device = self.ranks.device
@@ -107,7 +107,7 @@ class Trainer:
                 self._train(stop)
             finally:
                 self.source.stop()
-            self.stopped = any(gather_objects(stop.received is not None, self.ranks))
+            self.stopped = max(gather_objects(int(stop.received or 0), self.ranks))
         return progress.step == self.stage.steps  # which a budget may have cut
 
     def _train(self, stop: StopSignals) -> None:
