@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bitgen.guards.printable import printable
+from bitgen.guards.regular import BadFile, read_regular
 
 Found = TypeVar("Found", dict[str, Any], list[Any])
 Shape = Mapping[str, type | tuple[type, ...]]
@@ -62,12 +63,11 @@ def read_json(path: str | Path, kind: type[Found], keys: Shape | None = None, mo
         OSError: it cannot be read.
         BadJson: as :func:`parse_json`; also for a file that is too large, or no regular file.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise BadJson("it is not a regular file")
-    if path.stat().st_size > most:
-        raise BadJson(f"it has more than {most:,} bytes")
-    return parse_json(path.read_bytes(), kind, keys)
+    try:
+        content = read_regular(path, most)
+    except BadFile as error:
+        raise BadJson(str(error)) from error
+    return parse_json(content, kind, keys)
 
 
 _NAMES = {

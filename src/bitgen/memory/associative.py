@@ -104,8 +104,10 @@ class AddressSpace:
     ) -> None:
         if not 1 <= slots <= MAX_SLOTS:
             raise ValueError(f"slots is {slots}; a memory has 1 to {MAX_SLOTS:,}")
-        if not (math.isfinite(sigma) and sigma**2 >= LEAST_VARIANCE * (1 - 1e-9)):
+        if not (math.isfinite(sigma * sigma) and sigma * sigma >= LEAST_VARIANCE * (1 - 1e-9)):
             raise ValueError(f"sigma is {sigma}; it must be at least {math.sqrt(LEAST_VARIANCE)} for exact forgetting")
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; it must be a whole number of 64 bits")
         if whitening is not None and (whitening.means.shape, whitening.matrices.shape) != ((2, half), (2, half, half)):
             raise ValueError(f"the whitening is of features of width {whitening.means.shape[-1]}, the codes' is {half}")
         self.whitening = None if whitening is None else whitening.to(device)
