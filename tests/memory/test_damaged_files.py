@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bitgen.memory import EpisodicMemory
-from bitgen.memory.associative import IMAGE
+from bitgen.memory.address_space import IMAGE
 from bitgen.memory.files import read_memory, write_memory
 from support.memories import contents, pairs
 

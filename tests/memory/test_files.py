@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bitgen.memory import EpisodicMemory, open_model
-from bitgen.memory.associative import IMAGE
+from bitgen.memory.address_space import IMAGE
 from bitgen.memory.files import exclusive
 from support.memories import contents, pairs
 from support.runs import written_run

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitgen.guards.printable import printable
-from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
+from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
+from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.files import read_memory
 from bitgen.model.episodic_memory import slot_utilization
 
@@ -220,8 +221,8 @@ class Held(NamedTuple):
             utilization=slot_utilization(memory.weights).item() if count else 0.0,
             condition_number=memory.condition,
             expected_recall=self.expected_recall(),
-            memory_bytes=sum(tensor.nbytes for tensor in memory.precision),
-            episode_bytes=memory.pairs.nbytes + memory.weights.nbytes,
+            memory_bytes=8 * memory.space.slots * (memory.space.slots + 2 * memory.space.cue_width),
+            episode_bytes=memory.pairs.nbytes + 8 * count * memory.space.slots,
         )
 
     # ---------------------------------------------------------------- files
@@ -241,7 +242,7 @@ class Held(NamedTuple):
 
 
 def held_in_file(path: str | Path, probe: Tensor) -> Held:
-    """What a file holds, summed anew from its codes; ``probe [2 D]`` of the model that is to use it.
+    """What a file holds, to be summed anew from its codes; ``probe [2 D]`` of the model that is to use it.
 
     Raises:
         ValueError: the file is missing or damaged, or was made with another model or width.
@@ -258,10 +259,9 @@ def held_in_file(path: str | Path, probe: Tensor) -> Held:
     try:
         episodes = tuple(Episode(**episode) for episode in header["episodes"])
         settings = {name: header[name] for name in ("slots", "widen", "sigma", "seed")}
-        memory = AssociativeMemory.empty(
-            AddressSpace(len(probe) // 2, device=probe.device, whitening=whitening, **settings), header["cue_noise"]
-        )
-        held = Held(memory.written(codes), episodes, header["next_id"])
+        space = AddressSpace(len(probe) // 2, device=probe.device, whitening=whitening, **settings)
+        memory = AssociativeMemory.holding(space, codes, header["cue_noise"])
+        held = Held(memory, episodes, header["next_id"])
         check_texts((part for episode in episodes for part in (episode.text, episode.id)), longest=None)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is damaged ({printable(error, 200)}): restore it, or name another") from error

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bitgen.guards.printable import printable
-from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
+from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
+from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
 from bitgen.memory.files import exclusive, write_memory
@@ -166,7 +167,7 @@ class EpisodicMemory:
         old = self._held.memory
         fixed = old.space.sigma, old.space.seed, old.space.device
         space = AddressSpace(old.space.half, slots, widen, *fixed, whitening)
-        memory = AssociativeMemory.empty(space, old.cue_noise).written(old.pairs)
+        memory = AssociativeMemory.holding(space, old.pairs, old.cue_noise)
         self._held = self._held._replace(memory=memory)
         self._warn_when_full()
 

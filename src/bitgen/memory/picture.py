@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bitgen.guards.printable import printable
 from bitgen.machine.files import write_whole
-from bitgen.memory.associative import IMAGE, TEXT
+from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.episodes import MemoryState
 from bitgen.memory.episodic_memory import EpisodicMemory
 from bitgen.show.drawing import DPI, FONT, render, shorten
