@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.encode import Runner
-from bitgen.memory.associative import AddressSpace, AssociativeMemory
+from bitgen.memory.address_space import AddressSpace
+from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.whitening import Whitening
 from bitgen.trained import Trained
 

@@ -18,7 +18,10 @@
                  the same from a model that was trained to find all others first, as the memory holds them (`held`): the
                  cheapest of several learning rates with and without replay of the others; null: none got there.
                  fine_tuning_over_write: the ratio, both with one encoding of the facts, and without it
-  write_ms, prepare_ms, read_ms, bytes   one more episode, what the next read has to compute once, then one cue
+  sum_ms, write_ms, prepare_ms, read_ms, bytes   the sums of all episodes, one more, what the next read has to compute
+                 once, then one cue
+  load_ms, load_and_recall_ms, load_teach_and_save_ms   what the command line does with a file of 1,000 episodes beyond
+                 starting and encoding
   pseudo_inverse_*   the pseudo-inverse of the memory's image half: exact, by the memory's own way, and by the iteration
                  of the model's layer, with its error at each number of steps
 
@@ -48,17 +51,17 @@ from memory_codes import (
     report,
     share,
 )
-from memory_costs import costs, pseudo_inverses
+from memory_costs import costs, loading, pseudo_inverses
 from memory_training import fine_tuning
 from torch import Tensor
 from torch.nn import functional as F
 
 from bitgen.commands.evaluate import load_split
-from bitgen.memory.associative import IMAGE, TEXT
+from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.whitening import Whitening, training_whitening
 from bitgen.trained import open_model
 
-PARTS = ("training", "costs", "pseudo_inverse", "edits", "widening", "cue_noise", "recall")
+PARTS = ("training", "costs", "loading", "pseudo_inverse", "edits", "widening", "cue_noise", "recall")
 EPISODES, SLOTS = (1, 8, 16, 32, 64, 128, 512), (32, 128, 512)
 
 
@@ -214,6 +217,7 @@ def main() -> None:
     parts: dict[str, Callable[[], object]] = {
         "training": lambda: [fine_tuning(loaded, dataset, codes, count) for count in (1, 16, 32, 128)],
         "costs": lambda: costs(codes, flags.largest),
+        "loading": lambda: loading(codes),
         "pseudo_inverse": lambda: pseudo_inverses(codes),
         "edits": lambda: edits(codes, whitening),
         "widening": lambda: widening(codes),

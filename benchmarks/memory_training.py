@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bitgen.data.dataset import PairDataset
 from bitgen.evaluation.encode import Runner, image_input
-from bitgen.memory.associative import IMAGE, TEXT
+from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.trained import Trained
 

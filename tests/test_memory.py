@@ -142,6 +142,6 @@ def test_a_file_held_by_another_process_is_left_alone(run, refused, photos, tmp_
     before = (tmp_path / "m").read_bytes()
     with open(tmp_path / ".m.lock", "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)  # a lock belongs to the open file: as good as another process's
-        assert "being written by another process" in refused("forget", "1")
+        assert "in use by another process" in refused("forget", "1")
     assert (tmp_path / "m").read_bytes() == before
     run("forget", "1")

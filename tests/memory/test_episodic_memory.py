@@ -10,7 +10,7 @@ import torch
 
 from bitgen.export.revisions import export_run
 from bitgen.memory import EpisodicMemory, open_model
-from bitgen.memory.associative import IMAGE
+from bitgen.memory.address_space import IMAGE
 from support.data import picture
 from support.memories import contents
 from support.runs import written_run

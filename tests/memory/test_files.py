@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bitgen.memory import EpisodicMemory, open_model
-from bitgen.memory.associative import IMAGE
+from bitgen.memory.address_space import IMAGE
 from bitgen.memory.files import exclusive
 from support.memories import contents, pairs
 from support.runs import written_run
@@ -46,7 +46,7 @@ def test_an_empty_memory_can_be_saved(memory, tmp_path) -> None:
     assert len(memory) == 0
 
 
-def test_a_file_of_the_format_without_whitening_is_read(taught, opened, tmp_path) -> None:
+def test_a_file_of_the_format_without_whitening_and_digest_is_read(taught, opened, tmp_path) -> None:
     taught.save(tmp_path / "a.memory")
     _change_header(tmp_path / "a.memory", lambda header: header.update(format_version=1))
     other = EpisodicMemory(*opened)
@@ -79,7 +79,7 @@ def test_a_file_that_is_being_written_is_left_alone(taught, tmp_path) -> None:
         [sys.executable, "-c", program, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match="being written by another process"):
+        with pytest.raises(ValueError, match="in use by another process"):
             taught.save(path)
         holder.stdin.close()
     assert path.read_bytes() == before
@@ -105,9 +105,14 @@ def _change_header(path: Path, change: Callable[[dict], None]) -> None:
     save_file(load_file(path), path, {"bitgen_memory": json.dumps(header)})
 
 
+def _unsealed(metadata: dict[str, str]) -> dict[str, str]:
+    """As files were before they had a digest."""
+    return {"bitgen_memory": metadata["bitgen_memory"]}
+
+
 def _spoil_whitening(path: Path) -> None:
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        metadata = _unsealed(file.metadata())
     means, matrices = torch.full((2, 16), torch.nan), torch.zeros(2, 16, 16)
     save_file({**load_file(path), "whitening_means": means, "whitening_matrices": matrices}, path, metadata)
 
@@ -131,7 +136,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def _spoil(path: Path) -> None:
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        metadata = _unsealed(file.metadata())
     tensors = load_file(path)
     tensors["codes"][0, 0] = torch.nan
     save_file(tensors, path, metadata)

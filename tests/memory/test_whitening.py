@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from bitgen.checkpoint.format import read_checkpoint, resolve_checkpoint
 from bitgen.memory import EpisodicMemory, Whitening, open_model, training_whitening
-from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
+from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
+from bitgen.memory.associative import AssociativeMemory
 from support.memories import pairs
 from support.runs import written_run
 

@@ -12,9 +12,11 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.guards.printable import printable
 from bitgen.machine.devices import choose_device
 from bitgen.machine.files import check_writable
 from bitgen.memory import EpisodicMemory, open_model, training_whitening
+from bitgen.memory.episodes import MOST_CHARACTERS
 from bitgen.memory.picture import write_picture
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
@@ -128,6 +130,11 @@ def opened(flags: argparse.Namespace) -> tuple[BitGenModel, BitGenProcessor]:
         raise ConfigError(f"--model {error}") from error
 
 
+def _row(*cells: str) -> str:
+    """Cells with tabs between them; in a cell neither a tab nor the end of a line is itself."""
+    return "\t".join(printable(cell, limit=MOST_CHARACTERS) for cell in cells)
+
+
 def change(memory: EpisodicMemory, flags: argparse.Namespace, path: Path) -> None:
     """Teach, edit or forget in the memory's file, and say what was done."""
     with memory.editing(path):
@@ -138,13 +145,13 @@ def change(memory: EpisodicMemory, flags: argparse.Namespace, path: Path) -> Non
             if flags.whiten is not None and flags.whiten != (space.whitening is not None):
                 memory.whiten(training_whitening(flags.model) if flags.whiten else None)
             key = memory.write([flags.image], [flags.text], None if flags.id is None else [flags.id])[0]
-            said = f"{key}\t{flags.text}"
+            said = _row(key, flags.text)
         elif flags.command == "edit":
             memory.edit(flags.id, flags.text)
-            said = f"{flags.id}\t{flags.text}"
+            said = _row(flags.id, flags.text)
         else:
             memory.forget(flags.id)
-            said = f"{flags.id}\tforgotten"
+            said = _row(flags.id, "forgotten")
     print(said)  # after the file was saved
 
 
@@ -153,11 +160,11 @@ def look(memory: EpisodicMemory, flags: argparse.Namespace) -> None:
     if flags.command == "recall":
         print("confidence\tdistance\tid\ttext")
         for found in memory.recall(flags.image, flags.text, flags.top_k):
-            print(f"{found.confidence:.0%}\t{found.error:.2f}\t{found.id}\t{found.text}")
+            print(_row(f"{found.confidence:.0%}", f"{found.error:.2f}", found.id, found.text))
     elif flags.command == "list":
         print("id\ttaught\ttext")
         for episode in memory.episodes:
-            print(f"{episode.id}\t{episode.edited or episode.written}\t{episode.text}")
+            print(_row(episode.id, episode.edited or episode.written, episode.text))
         state = memory.state()
         print(
             f"{state.episodes} of {state.capacity} episodes that {state.slots} slots tell apart; by their own image "
@@ -177,8 +184,10 @@ def main(argv: list[str] | None = None) -> None:
     changes = flags.command in ("teach", "edit", "forget")
     with exit_on_config_error():
         try:
-            if flags.command != "teach" and not path.is_file():
-                raise ConfigError(f"{path}: there is no memory yet. `teach` makes it, or name another with --memory.")
+            if flags.command != "teach" and not os.path.lexists(path):
+                raise ConfigError(
+                    f"{printable(path)}: there is no memory yet. `teach` makes it, or name another with --memory."
+                )
             if changes:
                 check_writable(str(path))
             if flags.command == "show":

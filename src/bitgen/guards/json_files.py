@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bitgen.guards.printable import printable
+from bitgen.guards.regular_files import BadFile, read_regular_file
 
 Found = TypeVar("Found")
 Shape = Mapping[str, type | tuple[type, ...]]
@@ -70,12 +71,11 @@ def read_json(
         OSError: it cannot be read.
         BadJson: as :func:`parse_json`; also for a file that is too large, or no regular file.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise BadJson("it is not a regular file")
-    if path.stat().st_size > most:
-        raise BadJson(f"it has more than {most:,} bytes")
-    return parse_json(path.read_bytes(), kind, keys, nan_is_null)
+    try:
+        content = read_regular_file(path, most)
+    except BadFile as error:
+        raise BadJson(str(error)) from error
+    return parse_json(content, kind, keys, nan_is_null)
 
 
 _NAMES = {

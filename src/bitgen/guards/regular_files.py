@@ -16,14 +16,18 @@ class BadFile(ValueError):
 
 
 def read_regular_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
-    """The bytes of a regular file; a pipe or device would give no end, or none at all.
+    """All bytes of a regular file, of the one version that was there when it was opened, whoever replaces it meanwhile.
+    A pipe or a device would give no end, or none at all.
 
     Raises:
         OSError: it cannot be read.
         BadFile: it is no regular file, or has more than ``most`` bytes.
     """
-    # Opened without waiting, for a pipe that nobody writes to would never open.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        # Opened without waiting, for a pipe that nobody writes to would never open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # NUL or half a surrogate pair in the name
+        raise BadFile("its name is none that a file can have") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

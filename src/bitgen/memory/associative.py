@@ -13,7 +13,8 @@ written.
 What is read. With ``G = U W^T / sigma^2`` the memory is ``M = G Z``, its halves are ``G X`` and ``G Y``. A cue x is
 addressed by the w with ``w G X = x`` that mixes the episodes least, the smallest ``|w G|``, and reads ``w G Y``. While
 addresses are independent this is ``x X+ Y`` whatever G is: a written x_i that no other cues make up reads y_i. sigma's
-shrinkage cancels and only rounding remains; so sigma may be large (0.1), and U and G well conditioned. (The plain
+shrinkage cancels and only rounding remains; so sigma may be large (0.1), and U and G well conditioned. Up to K
+episodes are therefore read from the codes, and the sums are made when more are held, or looked at. (The plain
 pseudo-inverse of ``G X`` gives the same for independent cues; but where one image is written twice, it lets the two mix
 into all others.) It holds up to ``min(K, cue columns)`` episodes: the rank that addresses and cues can have. Only
 directions that were written are read (those of W): elsewhere U is merely the prior's, and rounding there would look
@@ -37,21 +38,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bitgen.memory.whitening import Whitening
-from bitgen.model.episodic_memory import GenerativePseudoinverseMemory, MemoryPrecision
+from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
+from bitgen.memory.reading import RANK_TOLERANCE, Reader, reader_of
+from bitgen.model.episodic_memory import MemoryPrecision
 
-IMAGE, TEXT = 0, 1
-MAX_SLOTS = 4096
-LEAST_VARIANCE = 1e-8  # of the noise: below it, rounding keeps a forgotten episode above 1e-6
-
-# Unit codes at a cosine of 0.9 keep 0.67 of their similarity, at 0.5 0.14: measured in docs/memory.md.
-_KERNEL_SCALE = 2.0
-# Rows of the prior's mean that are made orthonormal together.
-_BLOCK = 512
-# Relative to the largest singular value: what is smaller is a cue written twice, and rounding.
-_RANK_TOLERANCE = 1e-10
 # A known cue is made up of written ones to this part of its length, by a mixture no longer than this.
 _UNEXPLAINED, _LONGEST_MIXTURE = 1e-2, 1.01
 # Noise that a cue is allowed before cue_noise: none, the rounding of float32 features, and steps between.
@@ -59,149 +51,69 @@ _NOISES = (0.0, 1e-10, 1e-7, 1e-4)
 
 
 class Reading(NamedTuple):
-    """What cues read: the missing halves ``[B, D]``, the addresses ``[B, K]``, and which were known ``[B]``."""
+    """What cues read: the missing halves ``[B, D]``, and which were known ``[B]``."""
 
     halves: Tensor
-    weights: Tensor
     is_known: Tensor
 
 
-class _Reader(NamedTuple):
-    """One half as the cue, by its singular value decomposition in the episodes' coordinates: ``cues [c, r]``, the
-    ``singular_values [r]``, largest first, and what each direction addresses ``[r, K]`` and reads ``[r, D]``."""
+class Sums(NamedTuple):
+    """The addresses of the episodes ``[E, K]``, and the memory that they were written into."""
 
-    cues: Tensor
-    singular_values: Tensor
-    addresses: Tensor
-    values: Tensor
-
-
-class AddressSpace:
-    """All that is fixed before anything is written: the prior, and how codes are widened.
-
-    Args:
-        half: D.
-        slots: K, 1 to 4,096.
-        widen: add K random features to each half: capacity K instead of min(K, D), at 3 times the bytes and more.
-        sigma: standard deviation of the observation noise; sigma^2 >= 1e-8.
-        seed: of the prior and the random features.
-        device: where everything is kept and computed, in float64.
-        whitening: of the features, fixed before anything is written; None: features are taken as they are.
-
-    Raises:
-        ValueError: an argument out of its range, or a whitening of another width.
-    """
-
-    def __init__(
-        self,
-        half: int,
-        slots: int = 32,
-        widen: bool = False,
-        sigma: float = 0.1,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        whitening: Whitening | None = None,
-    ) -> None:
-        if not 1 <= slots <= MAX_SLOTS:
-            raise ValueError(f"slots is {slots}; a memory has 1 to {MAX_SLOTS:,}")
-        if not (math.isfinite(sigma) and sigma**2 >= LEAST_VARIANCE * (1 - 1e-9)):
-            raise ValueError(f"sigma is {sigma}; it must be at least {math.sqrt(LEAST_VARIANCE)} for exact forgetting")
-        if whitening is not None and (whitening.means.shape, whitening.matrices.shape) != ((2, half), (2, half, half)):
-            raise ValueError(f"the whitening is of features of width {whitening.means.shape[-1]}, the codes' is {half}")
-        self.whitening = None if whitening is None else whitening.to(device)
-        self.half, self.slots, self.widen, self.sigma, self.seed = half, slots, widen, sigma, seed
-        generator = torch.Generator().manual_seed(seed)
-        self.cue_width = half + slots if widen else half
-        keys = _orthonormal(slots, 2 * self.cue_width, generator)
-        directions = _KERNEL_SCALE * torch.randn(half, slots if widen else 0, generator=generator, dtype=torch.float64)
-        phases = 2 * math.pi * torch.rand(directions.shape[1], generator=generator, dtype=torch.float64)
-        with torch.device("meta"):  # draws no random numbers of the program's; the values come next
-            self.gpm = GenerativePseudoinverseMemory(slots, 2 * self.cue_width, sigma)
-        self.gpm.prior_mean = nn.Parameter(keys.to(device), requires_grad=False)
-        self.gpm.prior_logvar = nn.Parameter(
-            torch.zeros(slots, dtype=torch.float64, device=device), requires_grad=False
-        )
-        self._directions, self._phases = directions.to(device), phases.to(device)
-
-    @property
-    def capacity(self) -> int:
-        """Episodes that can be told apart for certain."""
-        return min(self.slots, self.cue_width)
-
-    @property
-    def device(self) -> torch.device:
-        """Where codes have to be."""
-        return self.gpm.prior_mean.device
-
-    def seen(self, half: Tensor, part: int) -> Tensor:
-        """Halves ``[B, D]`` as reads give them: whitened or as they are."""
-        return half if self.whitening is None else self.whitening(half, part)
-
-    def cue(self, half: Tensor, part: int) -> Tensor:
-        """Halves ``[B, D]`` as the memory holds them, ``[B, cue_width]``."""
-        half = self.seen(half, part)
-        if not self.widen:
-            return half
-        waves = torch.cos(half @ self._directions + self._phases)
-        return torch.cat([half, waves * math.sqrt(2 / self.slots)], dim=1)
-
-    def code(self, pairs: Tensor) -> Tensor:
-        """``[E, 2 D] -> [E, 2 cue_width]``."""
-        return torch.cat([self.cue(pairs[:, : self.half], IMAGE), self.cue(pairs[:, self.half :], TEXT)], dim=1)
-
-    def address(self, codes: Tensor) -> Tensor:
-        """``W = Z A+``, ``[E, 2 cue_width] -> [E, K]``; A is orthonormal, so its pseudo-inverse is its transpose."""
-        return codes @ self.gpm.prior_mean.mT
-
-    def nothing(self) -> MemoryPrecision:
-        """The memory that holds no episode; it reads as zero."""
-        prior = self.gpm.prior_precision()
-        return MemoryPrecision(prior.precision, torch.zeros_like(prior.information))
-
-
-def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """A random matrix whose rows (at most as many as columns; else whose columns) are orthonormal.
-
-    Beyond ``_BLOCK`` rows it is block-diagonal, over random columns: decomposing thousands by thousands takes minutes.
-    """
-
-    def block(height: int, width: int) -> Tensor:
-        tall = torch.randn(max(height, width), min(height, width), generator=generator, dtype=torch.float64)
-        return torch.linalg.qr(tall).Q if height >= width else torch.linalg.qr(tall).Q.mT
-
-    count = math.ceil(rows / _BLOCK) if rows < columns else 1
-    matrix = torch.zeros(rows, columns, dtype=torch.float64)
-    of_rows = torch.arange(rows).tensor_split(count)
-    of_columns = torch.randperm(columns, generator=generator).tensor_split(count)
-    for some_rows, some_columns in zip(of_rows, of_columns, strict=True):
-        matrix[some_rows[:, None], some_columns] = block(len(some_rows), len(some_columns))
-    return matrix
+    weights: Tensor
+    precision: MemoryPrecision
 
 
 @dataclass(frozen=True, eq=False)
 class AssociativeMemory:
     """Episodes and the memory that they are written into; immutable, so that it can be read while another is made.
 
-    ``pairs [E, 2 D]`` and ``weights [E, K]`` are what forgetting needs; ``precision`` is the memory itself.
+    ``pairs [E, 2 D]`` and ``weights [E, K]`` are what forgetting needs; ``precision`` is the memory itself. ``known``:
+    those sums where an earlier memory had them, to which a change adds; None: they are made when first asked for.
     """
 
     space: AddressSpace
     pairs: Tensor
-    weights: Tensor
-    precision: MemoryPrecision
     cue_noise: float
+    known: Sums | None = None
 
     @classmethod
     def empty(cls, space: AddressSpace, cue_noise: float = 0.1) -> AssociativeMemory:
         """A memory that holds nothing. ``cue_noise``: the noise that a cue which is not exact is read with, > 0."""
         if not (math.isfinite(cue_noise) and cue_noise > 0):
             raise ValueError(f"cue_noise is {cue_noise}; it must be positive")
-        pairs = torch.zeros(0, 2 * space.half, dtype=torch.float64, device=space.device)
-        weights = torch.zeros(0, space.slots, dtype=torch.float64, device=space.device)
-        return cls(space, pairs, weights, space.nothing(), cue_noise)
+        return cls(space, torch.zeros(0, 2 * space.half, dtype=torch.float64, device=space.device), cue_noise)
+
+    @classmethod
+    def holding(cls, space: AddressSpace, pairs: Tensor, cue_noise: float = 0.1) -> AssociativeMemory:
+        """A memory of ``pairs [E, 2 D]``, whose sums are made when they are needed. Raises as :meth:`written`."""
+        empty = cls.empty(space, cue_noise)
+        return cls(space, empty._checked(pairs), cue_noise)
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def weights(self) -> Tensor:
+        """Addresses of the episodes, ``[E, K]``."""
+        return self._sums.weights
+
+    @property
+    def precision(self) -> MemoryPrecision:
+        """The memory itself, in precision form."""
+        return self._sums.precision
+
+    @cached_property
+    def _sums(self) -> Sums:
+        if self.known is not None:
+            return self.known
+        codes = self.space.code(self.pairs)
+        weights = self.space.address(codes)
+        return Sums(weights, self.space.gpm.add(self.space.nothing(), weights, codes))
+
+    @property
+    def _has_sums(self) -> bool:
+        return self.known is not None or "_sums" in self.__dict__
 
     # ---------------------------------------------------------------- writing
 
@@ -212,34 +124,40 @@ class AssociativeMemory:
             ValueError: pairs of another width, or NaN or infinity in them.
         """
         pairs = self._checked(pairs)
+        together = torch.cat([self.pairs, pairs])
+        if not self._has_sums:
+            return self._with(together)
         codes = self.space.code(pairs)
         weights = self.space.address(codes)
         precision = self.space.gpm.add(self.precision, weights, codes)
-        return self._with(torch.cat([self.pairs, pairs]), torch.cat([self.weights, weights]), precision)
+        return self._with(together, Sums(torch.cat([self.weights, weights]), precision))
 
     def without(self, row: int) -> AssociativeMemory:
         """This memory as if episode ``row`` had never been written."""
         keep = [other for other in range(len(self)) if other != row]
         if not keep:
             return self.empty(self.space, self.cue_noise)
-        return self._with(self.pairs[keep], self.weights[keep], self._forget(row))
+        sums = Sums(self.weights[keep], self._forget(row)) if self._has_sums else None
+        return self._with(self.pairs[keep], sums)
 
     def replaced(self, row: int, pair: Tensor) -> AssociativeMemory:
         """This memory with ``pair [2 D]`` in place of episode ``row``. Raises ValueError as :meth:`written` does."""
         pair = self._checked(pair[None])
+        pairs = self.pairs.clone()
+        pairs[row] = pair[0]
+        if not self._has_sums:
+            return self._with(pairs)
         code = self.space.code(pair)
-        weights = self.space.address(code)
-        precision = self.space.gpm.add(self._forget(row), weights, code)
-        pairs, all_weights = self.pairs.clone(), self.weights.clone()
-        pairs[row], all_weights[row] = pair[0], weights[0]
-        return self._with(pairs, all_weights, precision)
+        weights, all_weights = self.space.address(code), self.weights.clone()
+        all_weights[row] = weights[0]
+        return self._with(pairs, Sums(all_weights, self.space.gpm.add(self._forget(row), weights, code)))
 
     def _forget(self, row: int) -> MemoryPrecision:
         code = self.space.code(self.pairs[row : row + 1])
         return self.space.gpm.forget(self.precision, self.weights[row : row + 1], code)
 
-    def _with(self, pairs: Tensor, weights: Tensor, precision: MemoryPrecision) -> AssociativeMemory:
-        return AssociativeMemory(self.space, pairs, weights, precision, self.cue_noise)
+    def _with(self, pairs: Tensor, sums: Sums | None = None) -> AssociativeMemory:
+        return AssociativeMemory(self.space, pairs, self.cue_noise, sums)
 
     def _checked(self, pairs: Tensor) -> Tensor:
         if pairs.dim() != 2 or pairs.shape[1] != 2 * self.space.half:
@@ -272,18 +190,19 @@ class AssociativeMemory:
             raise ValueError("the memory is empty: write something into it before recalling")
         if cues.dim() != 2 or cues.shape[1] != self.space.half or not cues.isfinite().all():
             raise ValueError(f"a cue must be [cues, {self.space.half}] without NaN, got {list(cues.shape)}")
-        reader = self._readers[part]
+        reader = self._reader(part)
         cues = self.space.cue(cues.to(self.space.device, torch.float64), part)
-        along, known = cues @ reader.cues, torch.zeros(len(cues), dtype=torch.bool, device=cues.device)
-        used = torch.zeros_like(along)
+        known = torch.zeros(len(cues), dtype=torch.bool, device=cues.device)
+        used = cues.new_zeros(len(cues), len(reader.cues))
         # With more episodes than slots, a mixture of addresses is none of episodes and its length says nothing.
         for noise in (*(_NOISES if len(self) <= self.space.slots else ()), self.cue_noise):
-            mixed = along * (reader.singular_values / (reader.singular_values.square() + noise))
-            used = torch.where(known[:, None], used, mixed)
-            left = (cues - (used * reader.singular_values) @ reader.cues.mT).norm(dim=1)
+            used = torch.where(known[:, None], used, reader.mixed(cues, noise))
+            left = (cues - used @ reader.cues).norm(dim=1)
             known |= (left <= _UNEXPLAINED * cues.norm(dim=1)) & (used.norm(dim=1) <= _LONGEST_MIXTURE)
+            if known.all():
+                break
         known &= len(self) <= self.space.slots
-        return Reading(used @ reader.values, used @ reader.addresses, known)
+        return Reading(used @ reader.values, known)
 
     def errors(self, read: Tensor, part: int) -> Tensor:
         """Relative distances ``|read - written| / |written|`` of halves ``[B, D]`` from all written, ``[B, E]``."""
@@ -295,28 +214,35 @@ class AssociativeMemory:
     @property
     def condition(self) -> float:
         """The worse of the two halves' condition numbers: how many times a relative error of a cue may grow."""
-        values = [self._readers[part].singular_values for part in (IMAGE, TEXT)] if len(self) else []
-        return max((float(kept[0] / kept[-1]) for kept in values), default=1.0)
+        return max(self._reader(part).condition() for part in (IMAGE, TEXT)) if len(self) else 1.0
 
     # Computed when first read: a writer that writes a hundred times pays once. Two threads may both compute it.
+    def _reader(self, part: int) -> Reader:
+        return self._image_reader if part == IMAGE else self._text_reader
+
     @cached_property
-    def _readers(self) -> tuple[_Reader, _Reader]:
+    def _image_reader(self) -> Reader:
+        return self._new_reader(IMAGE)
+
+    @cached_property
+    def _text_reader(self) -> Reader:
+        return self._new_reader(TEXT)
+
+    def _new_reader(self, part: int) -> Reader:
+        if len(self) <= self.space.slots:
+            return reader_of(self.space.cue(self.halves(part), part), self.seen(1 - part))
         width, half = self.space.cue_width, self.space.half
+        mean = self._rows
+        parts = mean[:, :width], mean[:, width:]
+        return reader_of(parts[part], parts[1 - part][:, :half])
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """The memory's mean in coordinates in which the episodes' mixtures keep their length, ``[e, 2 cue_width]``."""
         basis = torch.linalg.qr(self.weights.mT).Q  # of the written addresses, [K, e]
         projected = torch.cholesky_solve(basis, torch.linalg.cholesky(self.precision.precision))  # U Q
         mean = projected.mT @ self.precision.information  # Q^T M, [e, 2 width]
         metric = (basis.mT @ projected - projected.mT @ projected) / self.space.sigma**2  # Q^T G G^T Q
         values, vectors = torch.linalg.eigh(metric)
-        kept = values > _RANK_TOLERANCE * values[-1]
-        whitening = vectors[:, kept] / values[kept].sqrt()  # turns Q^T G into orthonormal rows
-        mean, addresses = whitening.mT @ mean, (basis @ whitening).mT
-        parts = mean[:, :width], mean[:, width:]
-        image, text = (_reader(parts[part], parts[1 - part][:, :half], addresses) for part in (IMAGE, TEXT))
-        return image, text
-
-
-def _reader(cue: Tensor, values: Tensor, addresses: Tensor) -> _Reader:
-    left, singular, right = torch.linalg.svd(cue, full_matrices=False)
-    rank = int((singular > _RANK_TOLERANCE * singular[0]).sum())
-    mixing = left[:, :rank].mT
-    return _Reader(right[:rank].mT, singular[:rank], mixing @ addresses, mixing @ values)
+        kept = values > RANK_TOLERANCE * values[-1]
+        return (vectors[:, kept] / values[kept].sqrt()).mT @ mean  # turns Q^T G into orthonormal rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +14,15 @@ from torch import Tensor
 
 from bitgen import trained
 from bitgen.guards.printable import printable
-from bitgen.guards.regular_files import read_regular_file
+from bitgen.guards.regular_files import BadFile, read_regular_file
 from bitgen.memory.episodes import check_texts
 from bitgen.model.image_decoding import ImageSource
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 40  # characters of a text in a message
 
 MemoryImage = str | Path | ImageSource | Tensor
 
@@ -92,39 +98,69 @@ class PairEncoder:
         if self.model.config.takes_features:
             raise ValueError(f"this model {_NO_TOWER}")
         if isinstance(image, (str, Path)):
+            name = printable(image)
             try:
                 content = read_regular_file(image)
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise ValueError(f"image {printable(image)} cannot be read: {reason}") from error
-            return self.processor.image(content, printable(image))
+            except (OSError, BadFile) as error:
+                reason = error.strerror or error if isinstance(error, OSError) else error
+                raise ValueError(f"image {name} cannot be read: {reason}") from error
+            return self.processor.image(content, name)
         if isinstance(image, (bytes, Image.Image)):
             return self.processor.image(image, f"image {position}")
         raise ValueError(f"image {position} is a {type(image).__name__}; give a file name, bytes, PIL image or tensor")
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Text features ``[B, D]``.
+        """Text features ``[B, D]``. A warning says what of them is longer than the model reads.
 
         Raises:
-            ValueError: a text that is empty or no text; the message gives its position.
+            ValueError: a text that is empty, too long or no text; the message gives its position.
         """
-        check_texts(texts)
+        return self._features(self._sequences(texts))
+
+    def _features(self, sequences: list[list[int]]) -> Tensor:
         parts = []
-        for first in range(0, len(texts), self.batch_size):
-            ids, mask = self.tokens(texts[first : first + self.batch_size])
+        for first in range(0, len(sequences), self.batch_size):
+            ids, mask = self._padded(sequences[first : first + self.batch_size])
             parts.append(self.model.encode_text(ids, mask, self._reader).double())
         return torch.cat(parts)
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """``input_ids`` and ``attention_mask [B, T]`` of texts, on the model's device.
+        """``input_ids`` and ``attention_mask [B, T]`` of texts, on the model's device; warns as :meth:`texts` does.
 
         Raises:
             ValueError: as for :meth:`texts`.
         """
+        return self._padded(self._sequences(texts))
+
+    def _sequences(self, texts: Sequence[str], say: bool = True) -> list[list[int]]:
+        """``BOS ... EOS`` of each text, cut to what the model reads, which a warning says."""
         check_texts(texts)
+        longest = self.processor.max_length
         with self._tokenizing:
-            inputs = self.processor.texts(texts)
+            whole = self.processor.encode(texts, max_length=sys.maxsize)
+            cut = [position for position, ids in enumerate(whole) if len(ids) > longest]
+            if cut and say:
+                self._say_cut(texts, whole, cut)
+        return [ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]] for ids in whole]
+
+    def _say_cut(self, texts: Sequence[str], whole: list[list[int]], cut: list[int]) -> None:
+        first, read = cut[0], self.processor.max_length - 2
+        tokenizer = self.processor.tokenizer
+        assert tokenizer is not None
+        count = "" if len(cut) == 1 else f"{len(cut):,} of {len(texts):,} texts are longer than the model reads: "
+        logger.warning(
+            "%sthe text '%s' is cut: it has %d tokens and the model reads %d, as far as '...%s'. What follows changes "
+            "nothing: shorten it, or begin with what matters.",
+            count,
+            printable(texts[first], _SHOWN),
+            len(whole[first]) - 2,
+            read,
+            printable(tokenizer.decode(whole[first][1 : read + 1])[-_SHOWN:]),
+        )
+
+    def _padded(self, sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
+        inputs = self.processor.pad([torch.tensor(ids) for ids in sequences])
         return inputs["input_ids"].to(self.model.device), inputs["attention_mask"].to(self.model.device)
 
     @torch.no_grad()
@@ -138,4 +174,5 @@ class PairEncoder:
             shape, name = (1, 3, config.image_size, config.image_size), "pixel_values"
         ramp = torch.linspace(0, 50, torch.Size(shape).numel()).sin().view(shape).to(self.model.device)
         image = self.model.encode_image(**{name: ramp}).image_features.double()
-        return torch.cat([image[0], self.texts(["a red dog and two cats on a hill"])[0]])
+        text = self._features(self._sequences(["a red dog and two cats on a hill"], say=False))
+        return torch.cat([image[0], text[0]])

@@ -12,14 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
+from bitgen.guards.printable import printable
+from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
+from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.files import read_memory
 from bitgen.model.episodic_memory import slot_utilization
+
+MOST_EPISODES = 100_000
+MOST_CHARACTERS = 10_000  # of a text; a model reads a few hundred tokens of it
+_LONGEST_ID = 200
 
 # Cosines of what was read differ little between like episodes; this makes shares of them.
 _CONFIDENCE_TEMPERATURE = 0.05
 # Probes of one model on different devices and precisions differ less, those of two models far more.
 _SAME_MODEL = 0.02
+# Relative to its largest entry: a text in another batch has another code by rounding, about a tenth of this.
+_SAME_TEXT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,26 @@ class MemoryState(NamedTuple):
     episode_bytes: int
 
 
-def check_texts(texts: Iterable[str]) -> None:
-    """Raise ValueError for a text that is empty or no text."""
+def check_texts(texts: Iterable[str], longest: int | None = MOST_CHARACTERS) -> None:
+    """Raise ValueError for a text that is empty, too long (None: of any length), or no text."""
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"text {position} is a {type(text).__name__}, not a string")
         if not text.strip():
             raise ValueError(f"text {position} is empty: write what is to be remembered")
+        if longest is not None and len(text) > longest:
+            raise ValueError(f"text {position} has {len(text):,} characters, at most {longest:,} are taken: shorten it")
+        if not _encodes(text):
+            raise ValueError(f"text {position} is not valid Unicode ({printable(text, 60)}): write it anew")
+
+
+def _encodes(text: str) -> bool:
+    """Whether a text can be written to a file: half a surrogate pair, or a command line's stray byte, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Held(NamedTuple):
@@ -90,6 +111,11 @@ class Held(NamedTuple):
         if len(pairs) != len(texts) or (keys is not None and len(keys) != len(texts)):
             count = len(texts if keys is None else keys)
             raise ValueError(f"{len(pairs)} codes, {len(texts)} texts and {count} ids: pass one of each an episode")
+        if len(self.episodes) + len(texts) > MOST_EPISODES:
+            raise ValueError(
+                f"a memory holds at most {MOST_EPISODES:,} episodes, this one has {len(self.episodes):,}: forget some, "
+                "or teach others in another file"
+            )
         ids, next_id = self._new_ids(len(texts), keys)
         memory, now = self.memory.written(pairs), _now()
         new = tuple(Episode(key, text, now) for key, text in zip(ids, texts, strict=True))
@@ -123,10 +149,11 @@ class Held(NamedTuple):
                 next_id += 1
             return ids, next_id
         for key in keys:
-            if not isinstance(key, str) or not key.strip():
-                raise ValueError(f"id {key!r}: an id is a string that is not empty")
+            shown = printable(key, 60)
+            if not isinstance(key, str) or not key.strip() or len(key) > _LONGEST_ID or not _encodes(key):
+                raise ValueError(f"id '{shown}': an id is a string of 1 to {_LONGEST_ID} characters that is not empty")
             if key in taken:
-                raise ValueError(f"id {key!r} is taken: choose another, or edit or forget that episode")
+                raise ValueError(f"id '{shown}' is taken: choose another, or edit or forget that episode")
             taken.add(key)
         return list(keys), next_id
 
@@ -134,7 +161,26 @@ class Held(NamedTuple):
         for row, episode in enumerate(self.episodes):
             if episode.id == key:
                 return row
-        raise ValueError(f"there is no episode {key!r} in this memory, which holds {len(self.episodes)}")
+        raise ValueError(f"there is no episode '{printable(key, 60)}' in this memory, which holds {len(self.episodes)}")
+
+    def like_texts(self, newest: int, key: str | None = None) -> list[tuple[Episode, Episode]]:
+        """For each of the newest episodes, or that of ``key``, another one with a different text of the same code."""
+        texts = self.memory.halves(TEXT)
+        newly = range(len(texts) - newest, len(texts)) if key is None else (self._row(key),)
+        # Texts of one code are neighbours on any line: all pairs need not be compared.
+        places = texts @ torch.linspace(0, 50, texts.shape[1]).sin().to(texts)
+        along, order = places.sort()
+        tolerance = _SAME_TEXT * texts.abs().amax(dim=1)
+        reach = tolerance * texts.shape[1]
+        found = []
+        for row in newly:
+            ends = torch.stack([places[row] - reach[row], places[row] + reach[row]])
+            first, last = torch.searchsorted(along, ends).tolist()
+            near = order[first:last]
+            same = near[(texts[near] - texts[row]).abs().amax(dim=1) <= tolerance[row]].tolist()
+            new = self.episodes[row]
+            found += [(new, self.episodes[other]) for other in same if self.episodes[other].text != new.text][:1]
+        return found
 
     # ---------------------------------------------------------------- reading
 
@@ -175,8 +221,8 @@ class Held(NamedTuple):
             utilization=slot_utilization(memory.weights).item() if count else 0.0,
             condition_number=memory.condition,
             expected_recall=self.expected_recall(),
-            memory_bytes=sum(tensor.nbytes for tensor in memory.precision),
-            episode_bytes=memory.pairs.nbytes + memory.weights.nbytes,
+            memory_bytes=8 * memory.space.slots * (memory.space.slots + 2 * memory.space.cue_width),
+            episode_bytes=memory.pairs.nbytes + 8 * count * memory.space.slots,
         )
 
     # ---------------------------------------------------------------- files
@@ -196,31 +242,31 @@ class Held(NamedTuple):
 
 
 def held_in_file(path: str | Path, probe: Tensor) -> Held:
-    """What a file holds, summed anew from its codes; ``probe [2 D]`` of the model that is to use it.
+    """What a file holds, to be summed anew from its codes; ``probe [2 D]`` of the model that is to use it.
 
     Raises:
         ValueError: the file is missing or damaged, or was made with another model or width.
     """
+    name = printable(path)
     codes, theirs, whitening, header = read_memory(path)
     if theirs.shape != probe.shape:
-        raise ValueError(f"{path} holds codes of width {len(theirs)}, this model's have {len(probe)}: another model")
+        raise ValueError(f"{name} holds codes of width {len(theirs)}, this model's have {len(probe)}: another model")
     if not (theirs.to(probe) - probe).norm() <= _SAME_MODEL * probe.norm():
         raise ValueError(
-            f"{path} was made with another model, whose codes mean something else here: name that model, or teach "
+            f"{name} was made with another model, whose codes mean something else here: name that model, or teach "
             "a new memory in another file"
         )
     try:
         episodes = tuple(Episode(**episode) for episode in header["episodes"])
         settings = {name: header[name] for name in ("slots", "widen", "sigma", "seed")}
-        memory = AssociativeMemory.empty(
-            AddressSpace(len(probe) // 2, device=probe.device, whitening=whitening, **settings), header["cue_noise"]
-        )
-        held = Held(memory.written(codes), episodes, header["next_id"])
-        check_texts(episode.text for episode in episodes)
+        space = AddressSpace(len(probe) // 2, device=probe.device, whitening=whitening, **settings)
+        memory = AssociativeMemory.holding(space, codes, header["cue_noise"])
+        held = Held(memory, episodes, header["next_id"])
+        check_texts((part for episode in episodes for part in (episode.text, episode.id)), longest=None)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it, or name another") from error
+        raise ValueError(f"{name} is damaged ({printable(error, 200)}): restore it, or name another") from error
     if len({episode.id for episode in episodes}) < len(episodes):
-        raise ValueError(f"{path} is damaged (an id occurs twice): restore it, or name another")
+        raise ValueError(f"{name} is damaged (an id occurs twice): restore it, or name another")
     return held
 
 

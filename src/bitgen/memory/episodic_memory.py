@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitgen.memory.associative import IMAGE, TEXT, AddressSpace, AssociativeMemory
+from bitgen.guards.printable import printable
+from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
+from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
 from bitgen.memory.files import exclusive, write_memory
@@ -113,6 +115,7 @@ class EpisodicMemory:
         """
         with self._writing:
             self._held, ids = self._held.added(pairs, texts, keys)
+            self._warn_of_like_texts(len(ids))
             self._warn_when_full()
         return ids
 
@@ -125,6 +128,7 @@ class EpisodicMemory:
         feature = self.encoder.texts([text])[0]
         with self._writing:
             self._held = self._held.edited(id, text, feature)
+            self._warn_of_like_texts(1, id)
 
     def forget(self, id: str) -> None:
         """Take an episode out; the memory is then as if it had never been written.
@@ -163,9 +167,21 @@ class EpisodicMemory:
         old = self._held.memory
         fixed = old.space.sigma, old.space.seed, old.space.device
         space = AddressSpace(old.space.half, slots, widen, *fixed, whitening)
-        memory = AssociativeMemory.empty(space, old.cue_noise).written(old.pairs)
+        memory = AssociativeMemory.holding(space, old.pairs, old.cue_noise)
         self._held = self._held._replace(memory=memory)
         self._warn_when_full()
+
+    def _warn_of_like_texts(self, newest: int, id: str | None = None) -> None:
+        """Name texts of the newest episodes, or of one, that differ from another's and have the same code."""
+        like = self._held.like_texts(newest, id)
+        if like:
+            logger.warning(
+                "the text of episode %s%s has the same code as the other text of episode %s: the model reads no "
+                "difference, and neither text recalls its own episode alone. Make them differ in what the model reads.",
+                printable(like[0][0].id, 60),
+                f" (and of {len(like) - 1:,} more)" if len(like) > 1 else "",
+                printable(like[0][1].id, 60),
+            )
 
     def _warn_when_full(self) -> None:
         held, space = self._held, self._held.memory.space

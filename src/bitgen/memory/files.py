@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from bitgen.guards.json_files import BadJson, check_keys, parse_json
+from bitgen.guards.printable import printable
+from bitgen.guards.regular_files import BadFile, read_regular_file
+from bitgen.machine import locks
 from bitgen.machine.files import write_whole
 from bitgen.memory.whitening import Whitening
 
 FORMAT_VERSION = 2  # 1 had no whitening
-_HEADER = "bitgen_memory"
+MOST_HEADER = 100_000_000  # bytes; safetensors reads no more
+MOST_BYTES = 4 << 30
+
+_HEADER, _DIGEST = "bitgen_memory", "bitgen_memory_sha256"
 _TENSORS = ("codes", "probe")
 _WHITENING = ("whitening_means", "whitening_matrices")
-_KEYS = {"format_version", "slots", "widen", "sigma", "cue_noise", "seed", "next_id", "episodes"}
+_SHAPE: dict[str, type | tuple[type, ...]] = {
+    "format_version": int,
+    "slots": int,
+    "widen": bool,
+    "sigma": (int, float),
+    "cue_noise": (int, float),
+    "seed": int,
+    "next_id": int,
+    "episodes": list,
+}
+_EPISODE: dict[str, type | tuple[type, ...]] = {"id": str, "text": str, "written": str, "edited": (str, type(None))}
+# SHA-256 of the whole file, in which these 64 digits are zeros while it is computed.
+_SEAL, _UNSEALED = f'"{_DIGEST}":"'.encode(), b"0" * 64
 
 
 class Stored(NamedTuple):
@@ -32,27 +50,14 @@ class Stored(NamedTuple):
     header: dict[str, Any]
 
 
-@contextmanager
-def exclusive(path: str | Path) -> Iterator[None]:
+def exclusive(path: str | Path) -> AbstractContextManager[None]:
     """Hold a memory's file for writing; readers are not kept out, as files are replaced whole.
 
     Raises:
         ValueError: another holder has it now, or its folder cannot be written.
     """
-    path = Path(path)
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        file = open(lock, "ab")  # noqa: SIM115 (closed below, which also lets the lock go)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot write there ({error.strerror or error})") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"{path} is being written by another process: nothing was changed. Try again when that one is done."
-            ) from error
-        yield
+    lock = Path(path).with_name(f".{Path(path).name}.lock")
+    return locks.exclusive(lock, printable(path), "Nothing was changed: try again when that one is done.")
 
 
 def write_memory(
@@ -61,39 +66,90 @@ def write_memory(
     """Write atomically: an interrupted save leaves the old file. The caller holds :func:`exclusive`.
 
     Raises:
-        ValueError: it cannot be written.
+        ValueError: it cannot be written, or would be larger than what can be read.
     """
     tensors = {"codes": codes, "probe": probe, **dict(zip(_WHITENING, whitening or (), strict=False))}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"format_version": FORMAT_VERSION, **header}, ensure_ascii=False)
-    write_whole(path, save(tensors, {_HEADER: text}))
+    content = save(tensors, {_HEADER: text, _DIGEST: _UNSEALED.decode()})
+    if _header_length(content) > MOST_HEADER or len(content) > MOST_BYTES:
+        raise ValueError(
+            f"{printable(path)}: its texts take more than {MOST_HEADER:,} bytes, or all of it more than "
+            f"{MOST_BYTES:,}; nothing was written: forget some episodes, or teach others in another file"
+        )
+    write_whole(path, content.replace(_SEAL + _UNSEALED, _SEAL + hashlib.sha256(content).hexdigest().encode(), 1))
 
 
 def read_memory(path: str | Path) -> Stored:
-    """Read what :func:`write_memory` wrote.
+    """Read what :func:`write_memory` wrote: one version of the file, while another process replaces it too.
 
     Raises:
         ValueError: there is no such file, it is damaged or no memory, or of a newer format.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such memory file")
+    name = printable(path)
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {})[_HEADER]
-            codes, probe = (file.get_tensor(name) for name in _TENSORS)
-            whitens = _WHITENING[0] in file.keys()  # noqa: SIM118 (it is no dict)
-            whitening = Whitening(*(file.get_tensor(name) for name in _WHITENING)) if whitens else None
-        header = json.loads(text)
-        version = header["format_version"]
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no memory file ({error}): restore it, or name another") from error
-    if version not in (1, FORMAT_VERSION):
-        raise ValueError(
-            f"{path} has format {version}, this program reads {FORMAT_VERSION}: use the program it is from"
-        )
-    missing = _KEYS - header.keys()
-    if missing or codes.dim() != 2 or len(codes) != len(header["episodes"]) or probe.shape != codes.shape[1:]:
-        raise ValueError(f"{path} is damaged: its parts do not fit together; restore it, or name another")
+        content = read_regular_file(path, MOST_BYTES)
+    except FileNotFoundError as error:
+        raise ValueError(f"{name}: there is no such memory file") from error
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read ({error.strerror or error})") from error
+    except BadFile as error:
+        raise ValueError(f"{name} is no memory file: {error}") from error
+    try:
+        header = parse_json(_metadata(content)[_HEADER], dict, {"format_version": int})
+        if header["format_version"] not in (1, FORMAT_VERSION):
+            raise ValueError(
+                f"{name} has format {header['format_version']}, this program reads {FORMAT_VERSION}: use the program "
+                "it is from"
+            )
+        check_keys(header, _SHAPE)
+        for episode in header["episodes"]:
+            _check_episode(episode)
+        stored = _stored(load(content), header)
+    except (SafetensorError, BadJson, KeyError, RuntimeError) as error:
+        reason = printable(error, 200)
+        raise ValueError(f"{name} is damaged or no memory file ({reason}): restore it, or name another") from error
+    codes, probe, whitening, _ = stored
+    fit = codes.dim() == 2 and len(codes) == len(header["episodes"]) and probe.shape == codes.shape[1:]
+    if not fit or not (codes.is_floating_point() and probe.is_floating_point()):
+        raise ValueError(f"{name} is damaged: its parts do not fit together; restore it, or name another")
     if whitening is not None and not all(part.isfinite().all() for part in whitening):
-        raise ValueError(f"{path} is damaged: NaN in its whitening; restore it, or name another")
-    return Stored(codes, probe, whitening, header)
+        raise ValueError(f"{name} is damaged: NaN in its whitening; restore it, or name another")
+    return stored
+
+
+def _stored(tensors: dict[str, Tensor], header: dict[str, Any]) -> Stored:
+    codes, probe = (tensors[name] for name in _TENSORS)
+    whitens = any(name in tensors for name in _WHITENING)
+    return Stored(codes, probe, Whitening(*(tensors[name] for name in _WHITENING)) if whitens else None, header)
+
+
+def _header_length(content: bytes) -> int:
+    return int.from_bytes(content[:8], "little")
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """The texts in the header: its length in 8 bytes, then JSON; checked against the digest, which old files lack."""
+    end = 8 + _header_length(content)
+    if end > min(len(content), 8 + MOST_HEADER):
+        raise BadJson("its header is longer than it may be")
+    header = parse_json(content[8:end], dict, {"__metadata__": dict})
+    metadata: dict[str, str] = header["__metadata__"]
+    check_keys(metadata, dict.fromkeys(metadata, str))
+    if metadata.keys() == {_HEADER, _DIGEST}:
+        start = content.find(_SEAL, 8, end) + len(_SEAL)
+        whole = memoryview(content)
+        sha = hashlib.sha256(whole[:start])
+        for part in (_UNSEALED, whole[start + len(_UNSEALED) :]):
+            sha.update(part)
+        if sha.hexdigest() != metadata[_DIGEST]:
+            raise BadJson("its content is not what was written")
+    elif metadata.keys() != {_HEADER}:
+        raise BadJson("its header is none of a memory")
+    return metadata
+
+
+def _check_episode(episode: object) -> None:
+    if not isinstance(episode, dict) or episode.keys() != _EPISODE.keys():
+        raise BadJson("an episode in it has other parts than id, text and times")
+    check_keys(episode, _EPISODE)

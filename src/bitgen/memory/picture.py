@@ -14,8 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitgen.guards.printable import printable
 from bitgen.machine.files import write_whole
-from bitgen.memory.associative import IMAGE, TEXT
+from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.episodes import MemoryState
 from bitgen.memory.episodic_memory import EpisodicMemory
 from bitgen.show.drawing import DPI, FONT, render, shorten
@@ -37,14 +38,14 @@ def draw_memory(memory: EpisodicMemory) -> Tensor:
     codes, episodes = memory.codes, memory.episodes
     read = codes.read(codes.halves(IMAGE), IMAGE).halves  # raises for an empty memory
     cosines = (F.normalize(read, dim=1) @ F.normalize(codes.seen(TEXT), dim=1).mT).cpu().numpy()
-    names = [f"{episode.id}: {shorten(episode.text, 34)}" for episode in episodes]
+    names = [f"{_name(episode.id, 16)}: {_name(episode.text, 34)}" for episode in episodes]
     state = memory.state()
     figure = Figure(figsize=(12, 11), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.subplot_mosaic([["slots", "weights"], ["recall", "recall"]], height_ratios=(1, 1.6))
     mean = codes.precision.solve().mean.cpu().numpy()
     _heat(axes["slots"], mean, "what the slots hold (posterior mean)", "column of the code", "slot")
     _heat(axes["weights"], codes.weights.cpu().numpy(), "address of each episode", "slot", "")
-    _names(axes["weights"], [shorten(episode.id, 16) for episode in episodes])
+    _names(axes["weights"], [_name(episode.id, 16) for episode in episodes])
     shown = axes["recall"].imshow(cosines, cmap="magma", vmax=1, interpolation="nearest")
     _whole_numbers(axes["recall"].xaxis)
     best = cosines.argmax(axis=1)
@@ -80,6 +81,11 @@ def _heat(axes: Axes, values: np.ndarray, title: str, across: str, down: str) ->
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     axes.figure.colorbar(shown, ax=axes, pad=0.02)
+
+
+def _name(text: str, width: int) -> str:
+    """What a person wrote, as a label of one line: fonts have no control characters."""
+    return shorten(printable(" ".join(text[: 4 * width].split())), width)
 
 
 def _names(axes: Axes, names: Sequence[str]) -> None:
