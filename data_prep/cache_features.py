@@ -13,6 +13,7 @@ from _common.flags import run  # puts src on the path
 from bitgen.config import ConfigError, parse_config
 from bitgen.data.collate import Collator
 from bitgen.feature_cache.source import OFF, RunCaches, uncachable
+from bitgen.guards.arguments import Parser
 from bitgen.machine.devices import resolve_precision, start_processes
 from bitgen.machine.ranks import stop_processes
 from bitgen.tasks.stage1_parts import build_parts
@@ -30,12 +31,11 @@ logger = logging.getLogger("data_prep")
 
 def main(argv: list[str] | None = None) -> None:
     """Reads the flags, computes what is missing. Raises ``ValueError`` for anything a user can put right."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog=f"example:\n{EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="python data_prep/cache_features.py --feature_cache DIR [--config FILE] [--SETTING VALUE ...]",
-        allow_abbrev=False,
     )
     _, flags = parser.parse_known_args(argv)
     config = parse_config(flags)

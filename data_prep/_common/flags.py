@@ -10,8 +10,10 @@ from pathlib import Path
 
 from bitgen.data.records import SIDECAR, read_info
 from bitgen.data.whole_folder import check_output
+from bitgen.guards.arguments import Parser
+from bitgen.guards.failures import explained
 from bitgen.guards.numbers import finite_float
-from bitgen.guards.printable import printable
+from bitgen.guards.printable import printable, printable_lines
 
 logger = logging.getLogger("data_prep")
 
@@ -64,11 +66,10 @@ def plain_parser(description: str, example: str, output: str, replaced: str) -> 
 
     ``example``: command lines, indented, to show at the end of ``--help``.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         epilog=f"example:\n{example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--output", type=Path, required=True, help=f"{output} to write (complete or not at all)")
     parser.add_argument("--overwrite", type=boolean, default=False, help=f"True: replace {replaced} in --output")
@@ -147,8 +148,14 @@ def run(main: Callable[[list[str] | None], None], interrupted: str = "") -> None
     try:
         main(None)
     except (ValueError, OSError) as error:
-        logger.error("\n".join(printable(line, 10_000) for line in str(error).split("\n")))
+        logger.error("%s", printable_lines(error))
         sys.exit(2)  # as argparse does for a flag
+    except Exception as error:
+        said = explained(error)
+        if said is None:  # a mistake in the code
+            raise
+        logger.error("%s", said)
+        sys.exit(1)
     except KeyboardInterrupt:
         logger.error("interrupted: no dataset was written%s", f"; {interrupted}" if interrupted else "")
         sys.exit(130)

@@ -133,7 +133,7 @@ def test_a_signal_in_the_last_step_of_the_first_run_stops_both(
 
     Path(recipe).write_text(Path(recipe).read_text().replace("save_steps: 2", "save_steps: 1000"))
     monkeypatch.setattr(Trainer, "save", save_at_a_signal)
-    assert main(init_from=recipe)[0] == 0
+    assert main(init_from=recipe)[0] == 128 + signal.SIGTERM
     monkeypatch.undo()
     output = tiny_config().output.output_dir
     assert checkpoint_folders(f"{output}/first") and not checkpoint_folders(output)

@@ -6,6 +6,7 @@ import argparse
 
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.generation import LONGEST, SEARCH_RANGES, caption_of
+from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import check_ranges
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import read_regular_file
@@ -14,7 +15,7 @@ from bitgen.trained import CAPTIONS, Trained, open_model
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"

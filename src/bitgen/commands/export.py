@@ -9,6 +9,7 @@ import sys
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.export.hub import push_to_hub
 from bitgen.export.revisions import export_run, read_results
+from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import boolean
 from bitgen.guards.printable import printable
 
@@ -25,9 +26,7 @@ running state, and in phase 1 adapters that change nothing yet. The model card s
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument(
         "--checkpoint", required=True, metavar="PATH", help="a run's --output_dir (its best, else newest) or one folder"
     )

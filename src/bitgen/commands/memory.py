@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.guards.arguments import Parser
 from bitgen.guards.printable import printable
 from bitgen.machine.devices import choose_device
 from bitgen.machine.files import check_writable
@@ -56,8 +57,8 @@ docs/memory.md explains how it works and what it cannot do."""
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = argparse.ArgumentParser(description=_HELP, epilog=_EXAMPLES, **layout)
+    layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = Parser(description=_HELP, epilog=_EXAMPLES, **layout)
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"
     )
@@ -80,21 +81,21 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    teach = commands.add_parser("teach", help="remember a picture with a text", allow_abbrev=False)
+    teach = commands.add_parser("teach", help="remember a picture with a text")
     teach.add_argument("image", metavar="IMAGE", help="an image file")
     teach.add_argument("text", metavar="TEXT", help="what to remember of it")
     teach.add_argument("--id", metavar="ID", help="what to call the episode (default: the next number)")
-    recall = commands.add_parser("recall", help="what a picture or a text brings back", allow_abbrev=False)
+    recall = commands.add_parser("recall", help="what a picture or a text brings back")
     recall.add_argument("image", metavar="IMAGE", nargs="?", help="an image file")
     recall.add_argument("--text", metavar="TEXT", help="recall by a text instead of an image")
     recall.add_argument("--top_k", type=int, default=3, metavar="N", help="episodes to show (default: 3)")
-    edit = commands.add_parser("edit", help="change the text of an episode", allow_abbrev=False)
+    edit = commands.add_parser("edit", help="change the text of an episode")
     edit.add_argument("id", metavar="ID", help="as `list` shows it")
     edit.add_argument("text", metavar="TEXT", help="the new text")
-    forget = commands.add_parser("forget", help="remove an episode, as if it had never been taught", allow_abbrev=False)
+    forget = commands.add_parser("forget", help="remove an episode, as if it had never been taught")
     forget.add_argument("id", metavar="ID", help="as `list` shows it")
-    commands.add_parser("list", help="all episodes, and how full the memory is", allow_abbrev=False)
-    show = commands.add_parser("show", help="draw the memory", allow_abbrev=False)
+    commands.add_parser("list", help="all episodes, and how full the memory is")
+    show = commands.add_parser("show", help="draw the memory")
     show.add_argument("--output", required=True, metavar="FILE.png", help="where the picture goes")
     flags = parser.parse_args(argv)
     if flags.command == "recall" and (flags.image is None) == (flags.text is None):

@@ -21,6 +21,7 @@ import yaml
 from bitgen.config.fields import Setting, settings_of
 from bitgen.config.values import ConfigError, coerce, flatten, read_yaml, shown, split_optional, suggest
 from bitgen.guards.failures import TRACEBACK, explained
+from bitgen.guards.printable import printable_lines
 
 CONFIG_FILE = "config.yaml"
 
@@ -257,7 +258,7 @@ def exit_on_config_error() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        said, status = str(error), 2
+        said, status = printable_lines(error), 2
     except KeyboardInterrupt:
         said, status = "stopped by Ctrl-C", 130
     except BaseException as error:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bitgen.evaluation.generation import SEARCH_RANGES
+from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import boolean, check_ranges
 from bitgen.guards.numbers import finite_float
 
@@ -64,7 +65,7 @@ _RANGES = {
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as it can be without reading anything."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=_HELP, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(

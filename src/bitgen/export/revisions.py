@@ -11,6 +11,7 @@ from bitgen.config import ConfigError
 from bitgen.export.card import model_card
 from bitgen.export.folder import write_folder
 from bitgen.guards.json_files import BadJson, read_json
+from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing_folder
 from bitgen.trained import Trained, holds_model_or_data, is_export, open_model
 from bitgen.training.budget import REVISION_PREFIX
@@ -33,11 +34,14 @@ def read_results(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return read_json(path, dict)
+        results = read_json(path, dict)
+        if not results or not all(isinstance(part, (dict, list)) for part in results.values()):
+            raise BadJson("it holds no results")
+        return results
     except (OSError, BadJson) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"--results {path} cannot be read ({reason}): name a file that src/evaluate.py wrote"
+            f"--results {printable(path)} cannot be read ({reason}): name a file that src/evaluate.py wrote"
         ) from error
 
 

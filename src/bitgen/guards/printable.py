@@ -25,3 +25,8 @@ def _escaped(character: str) -> str:
     if unicodedata.category(character) not in _UNSAFE or character in _JOINERS:
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def printable_lines(text: object) -> str:
+    """A message of several lines, each made :func:`printable`."""
+    return "\n".join(printable(line, 10_000) for line in str(text).split("\n"))

@@ -63,9 +63,6 @@ def _meet(rank: int, world_size: int) -> dist.Store:
     remedy = "Look whether all of them were started and say why they end, and whether this address can be reached."
     try:
         store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=JOINING_TIMEOUT))
-        # A prefix of its own for each start, as torchrun keeps one store over restarts.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"bitgen/{attempt}", store)
         store.set(f"here/{rank}", "yes")
         store.wait([f"here/{other}" for other in range(world_size)], JOINING_TIMEOUT)
     except (ValueError, RuntimeError, OSError) as error:  # DistError is a RuntimeError
