@@ -38,6 +38,10 @@ class LanguageModel(Protocol):
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """``[B, T]`` ids, padded right, and mask to logits ``[B, T, V]``."""
 
+    def states_of_long(self, input_ids: Tensor) -> Tensor | None:
+        """What the head reads of one text ``[T]`` beyond ``max_length``, ``[T, D]``; None where only logits are to be
+        had, which are ``T`` times the vocabulary at once."""
+
     def hidden_states(self, inputs: PackedInputs) -> Tensor:
         """What the head reads, ``[B, N, D]``; any exception means that this model cannot read packed rows."""
 
@@ -55,6 +59,9 @@ class HuggingFaceModel:
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         output = self.model(input_ids=input_ids, attention_mask=attention_mask)
         return (output[0] if isinstance(output, tuple) else output["logits"])[:, -input_ids.shape[1] :]
+
+    def states_of_long(self, input_ids: Tensor) -> Tensor | None:
+        return None
 
     def hidden_states(self, inputs: PackedInputs) -> Tensor:
         dtype = self.model.dtype
@@ -78,6 +85,9 @@ class BitGenLanguageModel:
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.model(input_ids, attention_mask).logits
+
+    def states_of_long(self, input_ids: Tensor) -> Tensor | None:
+        return self.model(input_ids[None], output_hidden_states=True, logits_to_keep=1).hidden_states[-1][0]
 
     def hidden_states(self, inputs: PackedInputs) -> Tensor:
         layout = SequenceLayout(inputs.positions, inputs.visible[:, None], torch.ones_like(inputs.input_ids))

@@ -86,7 +86,11 @@ class Scorer:
 
     def _too_long(self, sequence: TokenSequence) -> np.ndarray:
         try:
-            return self._plain([sequence], quiet=True)
+            states = self.model.states_of_long(torch.tensor(sequence.inputs, device=self.device))
+            if states is None:
+                return self._plain([sequence], quiet=True)
+            wanted = np.array(sequence.wanted, dtype=np.int64)
+            return self._log_probs(states, wanted - 1, np.array([sequence.ids[position] for position in wanted]))
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{sequence.origin}: {len(sequence.inputs)} tokens, and the model reads {self.model.max_length}. It "
