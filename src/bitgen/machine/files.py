@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def fsync(path: str | Path) -> None:
@@ -88,8 +91,10 @@ def replacing_folder(path: str | Path, replace: bool = True, prefix: str | None 
 
 
 def _put_in_place(new: Path, target: Path, replaced: Path | None) -> None:
-    if replaced is not None:
-        with contextlib.suppress(FileNotFoundError):  # nothing was there, or another process has just moved it
+    if replaced is not None and target.exists():
+        if _exchanged(new, target):  # at no moment is nothing there, even if the process is killed
+            return
+        with contextlib.suppress(FileNotFoundError):  # another process has just moved it
             os.rename(target, replaced)
     try:
         os.rename(new, target)
@@ -97,6 +102,15 @@ def _put_in_place(new: Path, target: Path, replaced: Path | None) -> None:
         if replaced is not None and replaced.exists() and not target.exists():
             os.rename(replaced, target)
         raise
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
