@@ -23,13 +23,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "src"))
-sys.path.insert(0, str(REPOSITORY / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from bitgen.checkpoint.format import CheckpointError, find_checkpoint
 from bitgen.config import Config
-from support.runs import TINY, command, environment, same_checkpoint
+from support.runs import REPOSITORY, TINY, command, environment, same_checkpoint
 
 # Long enough that a run is most often killed while it trains, short enough for dozens of runs in ten minutes.
 _SETTINGS = {**TINY, "max_steps": 60, "save_steps": 4, "lora_warmup_steps": 30, "ema_decay": 0.9, "val_data": "scenes"}
