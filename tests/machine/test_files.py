@@ -72,8 +72,9 @@ def test_a_folder_that_is_not_to_be_replaced_is_left_alone_unless_it_is_empty(tm
     assert held(target) == ["first", "first"] and list(tmp_path.iterdir()) == [target]
 
 
-def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch) -> None:
+def test_without_an_exchange_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch) -> None:
     target, rename = tmp_path / "target", os.rename
+    monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
     with replacing_folder(target) as new:
         fill(new, "old")
 
@@ -85,8 +86,11 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "rename", refuse)
     with pytest.raises(OSError), replacing_folder(target) as new:
         fill(new, "new")
-    monkeypatch.undo()
+    monkeypatch.setattr(os, "rename", rename)
     assert held(target) == ["old", "old"] and list(tmp_path.iterdir()) == [target]
+    with replacing_folder(target) as new:
+        fill(new, "new")
+    assert held(target) == ["new", "new"] and list(tmp_path.iterdir()) == [target]
 
 
 def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:

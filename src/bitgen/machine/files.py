@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 _LEFTOVER = re.compile(r"\..+\.(\d+\.tmp|partial-\w{8})")
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def fsync(path: str | Path) -> None:
@@ -113,8 +115,10 @@ def remove(path: Path) -> None:
 
 
 def _put_in_place(new: Path, target: Path, replaced: Path | None) -> None:
-    if replaced is not None:
-        with contextlib.suppress(FileNotFoundError):  # nothing was there, or another process has just moved it
+    if replaced is not None and target.exists():
+        if _exchanged(new, target):  # at no moment is nothing there, even if the process is killed
+            return
+        with contextlib.suppress(FileNotFoundError):  # another process has just moved it
             os.rename(target, replaced)
     try:
         os.rename(new, target)
@@ -129,6 +133,15 @@ def _refuse_irregular(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def write_whole(path: str | Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from contextlib import AbstractContextManager
@@ -77,6 +78,9 @@ def write_memory(
             f"{printable(path)}: its texts take more than {MOST_HEADER:,} bytes, or all of it more than "
             f"{MOST_BYTES:,}; nothing was written: forget some episodes, or teach others in another file"
         )
+    path = Path(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a writer that was killed
+        leftover.unlink(missing_ok=True)
     write_whole(path, content.replace(_SEAL + _UNSEALED, _SEAL + hashlib.sha256(content).hexdigest().encode(), 1))
 
 
