@@ -24,6 +24,7 @@ import pytest
 
 from bitgen.commands import caption, evaluate, export, memory, train
 from bitgen.data.tokenizer import train_bpe
+from bitgen.show.run_logging import FILE_ONLY
 from support.runs import REPOSITORY, TINY, written_run
 
 LONGEST = 30  # seconds
@@ -291,18 +292,11 @@ def _command(entry: Entry, good: dict[str, str], flag: str, value: str) -> list[
     return [*flags, *words]
 
 
-class _Messages(logging.Formatter):
-    """What a person sees of a record: where an error happened stands in a run's log alone."""
-
-    def formatException(self, ei: object) -> str:
-        return ""
-
-
 def _fault(main: Callable, argv: list[str], flag: str, value: str) -> str | None:
     """What is wrong with how an entry takes a bad input; None: it says it in one line and ends."""
     said, log = io.StringIO(), io.StringIO()
     handler = logging.StreamHandler(log)
-    handler.setFormatter(_Messages())
+    handler.addFilter(lambda record: not any(hasattr(record, name) for name in FILE_ONLY))  # not for a person
     status: object = 0
 
     def too_long(*_: object) -> None:

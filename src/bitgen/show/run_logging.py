@@ -96,7 +96,7 @@ class RunLogging:
         rank_label = "" if is_main else f"[rank {os.environ.get('RANK', '?')}] "
         handlers: list[logging.Handler] = []
         if log_file is not None:
-            to_file = _FileHandler(log_file, mode="a", encoding="utf-8")
+            to_file = _FileHandler(log_file, mode="a", encoding="utf-8", errors="backslashreplace")
             to_file.addFilter(lambda record: not getattr(record, _NOT_IN_FILE, False))
             to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s | %(message)s"))
             handlers.append(to_file)
