@@ -264,7 +264,8 @@ def test_a_disk_that_fills_up_is_an_error_that_keeps_what_is_finished(build, cac
 
 
 def test_a_disk_that_is_too_small_is_refused_with_the_numbers(build, cached, images, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    small = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(feature_cache, "shutil", small)  # the cache's disk, not that of checkpoints
     with pytest.raises(CacheError, match="needs 0.00 GB .30 images x 16 x 32 x float32. and .* 0.00 GB free.*pool 7"):
         build("explicit", **cached, max_steps=1).fit()
     assert not cache_folders(cached["feature_cache"])

@@ -180,7 +180,7 @@ class CheckpointStore:
         """Before anything is written: libraries' writers do not all say that it was the disk that was full."""
         free = self._free()
         if need > free:
-            said = f"{need / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+            said = f"{need:,} bytes are needed and {free:,} are free"
             raise self._failure(target, OSError(errno.ENOSPC, said))
 
     def _free(self) -> int:
