@@ -188,6 +188,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--task {others[0]} needs --data")
     if BABYLM in flags.task and flags.eval_dir is None:
         parser.error(f"--task {BABYLM} needs --eval_dir")
+    if not Path(flags.output).name:
+        parser.error(f"--output {flags.output!r} is not the name of a file")
     if flags.contact_sheet is None:
         flags.contact_sheet = str(Path(flags.output).with_suffix("")) + "_captions.png"
     elif not flags.contact_sheet.lower().endswith(".png"):
