@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -31,8 +32,8 @@ from bitgen.config import Config
 from support.runs import REPOSITORY, TINY, command, environment, same_checkpoint
 
 # Long enough that a run is most often killed while it trains, short enough for dozens of runs in ten minutes.
-_SETTINGS = {**TINY, "max_steps": 60, "save_steps": 4, "lora_warmup_steps": 30, "ema_decay": 0.9, "val_data": "scenes"}
-_SETTINGS |= {"eval_steps": 20, "caption_sampling": "one", "token_dropout": 0.1}
+_SETTINGS = {**TINY, "max_steps": 24, "save_steps": 2, "lora_warmup_steps": 12, "ema_decay": 0.9, "val_data": "scenes"}
+_SETTINGS |= {"eval_steps": 8, "caption_sampling": "one", "token_dropout": 0.1}
 _LONGEST = 600.0  # seconds that a run may take by itself
 _MOST_KILLS = 8
 
@@ -46,11 +47,9 @@ class Run:
         self.arguments = command(config, processes, resume="auto")
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start it, or go on, in a process group of its own."""
+        """Start it, or go on."""
         with open(self.folder / "said.txt", "ab") as said:
-            return subprocess.Popen(
-                self.arguments, env=environment(), cwd=REPOSITORY, stdout=said, stderr=said, start_new_session=True
-            )
+            return subprocess.Popen(self.arguments, env=environment(), cwd=REPOSITORY, stdout=said, stderr=said)
 
     def finish(self) -> float:
         """Run it to its end; the seconds that it took. Raises RuntimeError with its last words where it fails."""
@@ -68,21 +67,24 @@ class Run:
         return (self.folder / "said.txt").read_text(errors="replace")[-1000:]
 
 
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def kill_all(process: subprocess.Popen[bytes], started: Sequence[int] = ()) -> None:
+    """End the process and all that it started, now or, as ``started`` says, before it ended."""
+    for number in (*descendants(process.pid), *started, process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
     process.wait()
 
 
-def members(group: int) -> list[int]:
-    """The processes of a group, by Linux's /proc; the first is the one that started the others."""
-    found = []
+def descendants(process: int) -> list[int]:
+    """The processes that one started, and what these started, by Linux's /proc: ranks have groups of their own."""
+    parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[2]) == group:
-                found.append(int(folder.name))
-    return sorted(found)
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [process]
+    for one in found:  # grows meanwhile
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 def disturb(run: Run, within: float, draw: random.Random) -> str:
@@ -95,13 +97,13 @@ def disturb(run: Run, within: float, draw: random.Random) -> str:
         if process.returncode:
             raise RuntimeError(f"status {process.returncode}: {run.last_words()}")
         return "nothing"
-    group = members(process.pid)
-    if len(group) > 1 and draw.random() < 0.5:
+    started = descendants(process.pid)
+    if started and draw.random() < 0.5:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(draw.choice(group[1:]), signal.SIGKILL)
+            os.kill(draw.choice(started), signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(draw.uniform(1, 30))  # the others may notice, or be killed as well
-        kill_all(process)
+        kill_all(process, started)
         return "one process"
     kill_all(process)
     return "all processes"
@@ -127,12 +129,13 @@ def one(folder: Path, straight: Run, processes: int, seconds: float, draw: rando
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10, metavar="N", help="how long (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=10, metavar="N", help="after the undisturbed runs (default: %(default)s)"
+    )
     parser.add_argument("--processes", type=int, choices=(1, 2), nargs="+", default=[1, 2], help="default: 1 2")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: %(default)s)")
     flags = parser.parse_args()
     draw, counts = random.Random(flags.seed), Counter[str]()
-    end = time.monotonic() + 60 * flags.minutes
     with tempfile.TemporaryDirectory() as folder:
         straight: dict[int, tuple[Run, float]] = {}
         for processes in flags.processes:
@@ -140,7 +143,7 @@ def main() -> None:
             place.mkdir()
             run = Run(place, processes)
             straight[processes] = (run, run.finish())
-        number = 0
+        number, end = 0, time.monotonic() + 60 * flags.minutes
         while time.monotonic() < end:
             processes = flags.processes[number % len(flags.processes)]
             number, (undisturbed, seconds) = number + 1, straight[processes]
