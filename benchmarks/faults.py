@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from bitgen.checkpoint.format import CheckpointError, find_checkpoint
 from bitgen.config import Config
+from bitgen.guards.numbers import finite_float
 from support.runs import REPOSITORY, TINY, command, environment, same_checkpoint
 
 # Long enough that a run is most often killed while it trains, short enough for dozens of runs in ten minutes.
@@ -130,7 +131,11 @@ def one(folder: Path, straight: Run, processes: int, seconds: float, draw: rando
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--minutes", type=float, default=10, metavar="N", help="after the undisturbed runs (default: %(default)s)"
+        "--minutes",
+        type=finite_float,
+        default=10,
+        metavar="N",
+        help="after the undisturbed runs (default: %(default)s)",
     )
     parser.add_argument("--processes", type=int, choices=(1, 2), nargs="+", default=[1, 2], help="default: 1 2")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: %(default)s)")

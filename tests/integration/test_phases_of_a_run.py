@@ -41,7 +41,7 @@ def test_lora_stands_still_in_phase_1_and_moves_in_phase_2_while_the_base_never_
 
 
 def test_the_optimizer_carries_its_moments_over_the_boundary(build) -> None:
-    trainer = build()
+    trainer = build(optimizer="adamw")
     seen: list[tuple[dict, dict]] = []
     enter = trainer._enter_phase
 
