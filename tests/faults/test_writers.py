@@ -52,11 +52,11 @@ def way_on(writer: Writer, folder: Path, whole: list[str], clean: bool) -> None:
     assert not left if clean else all(fnmatch.fnmatch(name.split("/")[0], writer.leftovers) for name in left), left
 
 
-def test_a_disk_that_fails_at_any_operation_costs_nothing(writer, fresh) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_at_any_operation_costs_nothing(writer, fresh, number: int) -> None:
     whole, at, fired = finished(writer, next(fresh)), 0, True
     while fired:
         at, folder = at + 1, next(fresh)
-        number = errno.ENOSPC if at % 2 else errno.EIO
         with failing(folder, at, raising(number)) as operations:
             try:
                 writer.write(folder, 2)
