@@ -18,14 +18,12 @@ from bitgen.checkpoint.format import (
     read_checkpoint,
     resolve_checkpoint,
     step_folder,
-    upgrade,
 )
 from bitgen.checkpoint.manifest import MODEL_FILE, STATE_FILE, CheckpointError, verify
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config
 from bitgen.machine import files
 
-FORMAT_1 = Path(__file__).resolve().parents[1] / "golden" / "format1"
 FILES = {"config.yaml": Config().to_yaml(), "config.json": '{"model_type": "bitgen"}'}
 
 
@@ -345,23 +343,3 @@ def test_a_disk_that_fails_a_milestone_is_a_clear_error(
     monkeypatch.undo()
     assert "chck_1M" in str(caught.value) and "--resume auto" in str(caught.value)
     assert names(store.folder) == ["latest", step_folder(1)]
-
-
-# ---- the format before this one ----
-
-
-def test_a_state_of_the_first_format_becomes_one_of_today() -> None:
-    """What a run of that time resumes to is compared bit for bit in tests/golden."""
-    state = read_checkpoint(FORMAT_1 / step_folder(2)).state
-    assert set(state["objective"]) == {"log_temperature", "queue"} and state["total_steps"] == 8
-    assert state["run"]["optimizer"] == "adamw" and state["run"]["steps per epoch"] == 9
-    assert state["run"]["first step of phase 2 (lora_warmup_epochs, _steps)"] == 4
-    assert upgrade(state) is state
-
-
-def test_before_there_was_a_choice_of_optimizers_it_was_adamw() -> None:
-    state = torch.load(FORMAT_1 / step_folder(2) / STATE_FILE, weights_only=True)
-    del state["run"]["optimizer"]
-    assert upgrade(state)["run"]["optimizer"] == "adamw"
-    state["run"]["optimizer"] = "muon"
-    assert upgrade(state)["run"]["optimizer"] == "muon"
