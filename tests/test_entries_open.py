@@ -16,7 +16,7 @@ from bitgen.commands import caption, evaluate, export, memory
 from bitgen.config import ConfigError
 from bitgen.export.revisions import export_run
 from bitgen.tasks.stage1_parts import start_from
-from bitgen.trained import open_model
+from bitgen.trained import CHECKSUMS, open_model
 from support.runs import written_run
 
 EVALUATE = ["--data", "scenes", "--max_images", "4", "--task", "retrieval", "--rerank_top_k", "2", "--bootstrap", "0"]
@@ -199,5 +199,8 @@ def test_an_export_that_lacks_weights_is_refused(tmp_path) -> None:
     weights = load_file(exported / "model.safetensors")
     del weights["final_norm.weight"]
     save_file(weights, exported / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="not what was exported"):
+        open_model(exported)
+    (exported / CHECKSUMS).unlink()  # as in exports of earlier versions
     with pytest.raises(ValueError, match="lacks 1 weights, first final_norm.weight"):
         open_model(exported)

@@ -12,14 +12,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import bitgen
+from bitgen.checkpoint.manifest import DamagedCheckpoint
 from bitgen.commands import caption, evaluate
 from bitgen.export.revisions import export_run
+from bitgen.trained import CHECKSUMS, open_model
+from faults.harness import flip, spread_bits
 from support.runs import written_run
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return export_run(str(written_run()), str(tmp_path_factory.mktemp("whole") / "model"), True, False, {})
+    """An export as it was before exports had checksums, which would find most of what follows."""
+    folder = export_run(str(written_run()), str(tmp_path_factory.mktemp("whole") / "model"), True, False, {})
+    (folder / CHECKSUMS).unlink()
+    return folder
 
 
 def write(name, content):
@@ -123,3 +129,17 @@ def test_every_entry_ends_with_that_line(whole, tmp_path, entry, damage, capsys)
             )
     assert stopped.value.code == 2
     assert "is a damaged or incomplete export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_flipped_bit_in_an_export_is_found(tmp_path: Path, name: str) -> None:
+    folder = export_run(str(written_run()), str(tmp_path / "model"), True, False, {})
+    good = (folder / name).read_bytes()
+    open_model(folder)
+    for bit in spread_bits(folder / name, 20):
+        flip(folder / name, bit)
+        with pytest.raises(DamagedCheckpoint, match="damaged or incomplete export"):
+            open_model(folder)
+        (folder / name).write_bytes(good)
+    (folder / CHECKSUMS).unlink()
+    open_model(folder)

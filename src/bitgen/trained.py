@@ -15,7 +15,9 @@ from bitgen.data.records import SIDECAR
 from bitgen.data.text_shards import TEXT_SIDECAR, tokenizer_sha256
 from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer, vocabulary_size
 from bitgen.guards.json_files import BadJson, read_json
+from bitgen.guards.names import inside
 from bitgen.guards.printable import printable
+from bitgen.machine.files import file_hash
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -23,6 +25,7 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 
 TOKENIZER_FOLDER = "tokenizer"
+CHECKSUMS = "checksums.json"  # of an export: SHA-256 of weights and tokenizer
 # A file of each kind of folder that is written as a whole.
 _WRITTEN_WHOLE = ("config.json", MANIFEST_FILE, STATE_FILE, "tokenizer.json", SIDECAR, TEXT_SIDECAR)
 TOKENIZER = "tokenizer"  # its name among a run's fingerprints
@@ -233,6 +236,12 @@ def _check_export_files(folder: Path) -> None:
             raise ValueError(f"{name}: {error}") from error
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise ValueError("model.safetensors is missing")
+    if (folder / CHECKSUMS).exists():  # earlier exports have none
+        for name, expected in read_json(folder / CHECKSUMS, dict).items():
+            if file_hash(inside(folder, name)) != expected:
+                raise ValueError(
+                    f"{printable(name, 60)} is not what was exported; delete {CHECKSUMS} if you changed it"
+                )
     vision = content.get("vision_config")
     for name, value in [*content.items(), *(vision.items() if isinstance(vision, dict) else ())]:
         most = _MOST_OF.get(name, _MOST)

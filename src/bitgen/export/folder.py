@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,11 @@ import bitgen.model
 from bitgen.data.tokenizer import vocabulary_size
 from bitgen.export.card import IMAGE_TASK
 from bitgen.export.merge import merged_state
-from bitgen.machine.files import apply_umask
+from bitgen.machine.files import apply_umask, file_hash
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.trained import Trained, kept_of_training
+from bitgen.trained import CHECKSUMS, Trained, kept_of_training
 
 # `save_pretrained` writes the entry of the saved class alone, and a model is loaded through five.
 AUTO_MAP = {
@@ -111,3 +112,7 @@ def write_folder(loaded: Trained, folder: Path, card: str, merge_lora: bool) -> 
         if source.name not in _NOT_CARRIED:
             shutil.copyfile(source, folder / source.name)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    # Of what nobody edits by hand; transformers does not look at it, BitGen's own entries do.
+    checked = [*sorted(folder.glob("*.safetensors")), folder / "tokenizer.json"]
+    content = json.dumps({path.name: file_hash(path) for path in checked}, indent=2)
+    (folder / CHECKSUMS).write_text(content + "\n", encoding="utf-8")
