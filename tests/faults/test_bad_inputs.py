@@ -24,6 +24,7 @@ import pytest
 
 from bitgen.commands import caption, evaluate, export, memory, train
 from bitgen.data.tokenizer import train_bpe
+from bitgen.guards.printable import printable
 from bitgen.show.run_logging import FILE_ONLY
 from support.runs import REPOSITORY, TINY, written_run
 
@@ -281,7 +282,7 @@ def test_every_bad_input_ends_in_one_line(name: str, good, bad_paths, tmp_path, 
         meant = _may_be_meant(flag, value, bad_paths)  # asked before a file is there
         fault = _fault(entry.main, argv, flag, value)
         if fault and not (fault.startswith(("status 0", UNNAMED)) and meant):
-            faults.append(f"{flag} {value[:60]!r}: {fault}")
+            faults.append(printable(f"{flag} {value[:60]!r}: {fault}"))
     assert not faults, f"{len(faults)} of {count}:\n" + "\n".join(faults)
     assert count >= 60
 
@@ -307,7 +308,8 @@ def _fault(main: Callable, argv: list[str], flag: str, value: str) -> str | None
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + MOST_MEMORY, limits[1]))
     signal.alarm(LONGEST)
-    logging.getLogger().addHandler(handler)
+    root, others = logging.getLogger(), logging.getLogger().handlers[:]
+    root.handlers[:] = [handler]  # pytest's would carry half characters to the process that reports, which takes none
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             status = main(argv)
@@ -321,7 +323,7 @@ def _fault(main: Callable, argv: list[str], flag: str, value: str) -> str | None
         signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_AS, limits)
         signal.signal(signal.SIGALRM, before)
-        logging.getLogger().removeHandler(handler)
+        root.handlers[:] = others
     if status in (0, None):
         return "status 0"
     text = said.getvalue() + log.getvalue()
