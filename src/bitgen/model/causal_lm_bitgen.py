@@ -5,6 +5,8 @@ The weights have the names of :class:`BitGenModel`; only ``forward`` differs, an
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -196,6 +198,11 @@ def _fitting_positions(position_ids: torch.Tensor, input_ids: torch.Tensor, limi
 
 class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
     """The language model: next-token logits in float32, a loss for ``labels``, and ``generate``."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
+        """As transformers does. Checksums that an export of other weights left in the folder do not stay."""
+        super().save_pretrained(save_directory, *args, **options)
+        (Path(save_directory) / "checksums.json").unlink(missing_ok=True)
 
     def forward(  # type: ignore[override]  # what transformers calls, unlike the network's own
         self,
