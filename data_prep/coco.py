@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from _common.caption_json import ALL, read_caption_json
+from _common.caption_json import ALL, captions_in
 from _common.coco_ids import coco_ids
 from _common.flags import add_image_flags, make_parser, parse, run
 from _common.images import image_items
 from _common.problems import Problems
-from _common.reading import with_captions
+from _common.reading import read_json, with_captions
 from _common.writing import write
 from bitgen.data.records import DatasetInfo
 
@@ -44,13 +44,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(parser, argv)
 
     problems = Problems(args.max_failed_fraction)
-    found = read_caption_json(args.annotations, "--annotations", args.split, problems)
+    content = read_json(args.annotations, "--annotations")
+    found = captions_in(content, f"--annotations {args.annotations}", args.split, problems)
     wanted = dict(list(found.items())[: args.limit])
     captions = with_captions(wanted, problems)
     items = image_items([args.images], captions, args.check_images, args.max_image_pixels, problems)
     split = f", {' '.join(args.split)}" if args.split else ""
     info = DatasetInfo(kind="images", source=f"COCO: {args.annotations.name}{split}")
-    numbers = coco_ids(args.annotations)
+    numbers = coco_ids(content)
     write(items, info, problems, len(wanted), args, {name: numbers[name] for name in captions if name in numbers})
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from bitgen.commands import caption
 from bitgen.data.tokenizer import load_tokenizer
 from bitgen.export.revisions import export_run
-from bitgen.trained import CHECKSUMS, open_model
+from bitgen.model.causal_lm_bitgen import CHECKSUMS
+from bitgen.trained import open_model
 from support.runs import written_run
 from support.tokenizers import other_tokenizer
 

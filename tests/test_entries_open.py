@@ -15,8 +15,9 @@ from PIL import Image
 from bitgen.commands import caption, evaluate, export, memory
 from bitgen.config import ConfigError
 from bitgen.export.revisions import export_run
+from bitgen.model.causal_lm_bitgen import CHECKSUMS
 from bitgen.tasks.stage1_parts import start_from
-from bitgen.trained import CHECKSUMS, open_model
+from bitgen.trained import open_model
 from support.runs import written_run
 
 EVALUATE = ["--data", "scenes", "--max_images", "4", "--task", "retrieval", "--rerank_top_k", "2", "--bootstrap", "0"]

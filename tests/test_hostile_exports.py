@@ -15,7 +15,8 @@ import bitgen
 from bitgen.checkpoint.manifest import DamagedCheckpoint
 from bitgen.commands import caption, evaluate
 from bitgen.export.revisions import export_run
-from bitgen.trained import CHECKSUMS, open_model
+from bitgen.model.causal_lm_bitgen import CHECKSUMS
+from bitgen.trained import open_model
 from faults.harness import flip, spread_bits
 from support.runs import written_run
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from _common.problems import Problems
-from _common.reading import read_json, shown
+from _common.reading import shown
 from bitgen.data.captions import captions_of
 from bitgen.guards.json_files import BadJson, check_keys
 from bitgen.guards.printable import printable
@@ -17,16 +16,17 @@ ALL = "all"
 Captions = dict[str, list[str]]
 
 
-def read_caption_json(path: Path, flag: str, splits: list[str] | None, problems: Problems) -> Captions:
-    """Captions of every image file, in the file's order; an image without one has an empty list.
+def captions_in(content: object, where: str, splits: list[str] | None, problems: Problems) -> Captions:
+    """Captions of every image that a file names, in its order; an image without one has an empty list.
 
     Args:
+        content: the parsed JSON.
+        where: how messages call the file.
         splits: those to take of a file that says of each image which split it belongs to; None: it may have one only.
 
     Raises:
         ValueError: the file is in none of these layouts, or an entry of it is not; the message names the entry.
     """
-    content, where = read_json(path, flag), f"{flag} {path}"
     if isinstance(content, list) and content:
         wanted, read = None, _read_list
     elif isinstance(content, dict) and "annotations" not in content and _is_karpathy(content.get("images")):

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 
-from _common.reading import read_json
-
-
-def coco_ids(path: Path) -> dict[str, int]:
+def coco_ids(content: object) -> dict[str, int]:
     """The id of each file name in COCO's list of images, where it is a whole number; other layouts have none."""
-    content = read_json(path, "--annotations")
     images = content.get("images") if isinstance(content, dict) else None
     entries = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
     pairs = [(image.get("file_name"), image.get("id")) for image in entries]

@@ -12,6 +12,7 @@ from bitgen.data.records import SIDECAR, read_info
 from bitgen.data.whole_folder import check_output
 from bitgen.guards.arguments import Parser
 from bitgen.guards.failures import explained
+from bitgen.guards.flags import boolean
 from bitgen.guards.numbers import finite_float
 from bitgen.guards.printable import printable, printable_lines
 
@@ -19,13 +20,6 @@ logger = logging.getLogger("data_prep")
 
 MAX_IMAGE_PIXELS = 50_000_000
 _MOST_DIGITS = 15
-
-
-def boolean(text: str) -> bool:
-    """Parses True/False as the training command does; ``type=bool`` would read "False" as true."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 
 def positive(text: str) -> int:

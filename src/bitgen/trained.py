@@ -19,13 +19,12 @@ from bitgen.guards.names import inside
 from bitgen.guards.printable import printable
 from bitgen.machine.files import file_hash
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
-from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
+from bitgen.model.causal_lm_bitgen import CHECKSUMS, BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 
 TOKENIZER_FOLDER = "tokenizer"
-CHECKSUMS = "checksums.json"  # of an export: SHA-256 of weights and tokenizer
 # A file of each kind of folder that is written as a whole.
 _WRITTEN_WHOLE = ("config.json", MANIFEST_FILE, STATE_FILE, "tokenizer.json", SIDECAR, TEXT_SIDECAR)
 TOKENIZER = "tokenizer"  # its name among a run's fingerprints

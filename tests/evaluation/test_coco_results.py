@@ -46,7 +46,8 @@ def test_an_image_has_cocos_number_where_it_is_known(tmp_path, names, numbers, e
 
 
 def test_the_file_loads_beside_the_annotations_it_came_from(tmp_path, capsys):
-    coco = pytest.importorskip("pycocotools.coco")
+    from pycocotools import coco
+
     folder = dataset(tmp_path / "data", NAMED, {"a.png": 500, "b.png": 7, "c.png": 9})
     annotations = {
         "info": {},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import struct
@@ -19,6 +18,7 @@ import torch
 from bitgen.memory import EpisodicMemory
 from bitgen.memory.address_space import IMAGE
 from bitgen.memory.files import read_memory, write_memory
+from support import irregular_files
 from support.memories import contents, pairs
 
 TEXTS = ["the cat", "a red dog", "blue mat", "a hill", 'two "dogs" \\ and\na cat, \u00e9\u4e2d\U0001f600']
@@ -154,24 +154,15 @@ def test_a_header_that_is_deep_or_long_is_damage(taught, tmp_path) -> None:
 # ---------------------------------------------------------------- what is no file, and what is too large
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "dangling link", "name too long", "NUL"])
+@pytest.mark.parametrize("kind", irregular_files.KINDS)
 def test_what_is_no_regular_file_is_refused_at_once(taught, tmp_path, kind) -> None:
-    path = tmp_path / "m"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "dangling link":
-        path.symlink_to("nowhere")
-    elif kind == "name too long":
-        path = tmp_path / ("m" * 300)
-    else:
-        with pytest.raises(ValueError, match="no memory file"):
-            taught.load(str(path) + "\0")
-        return
+    path = irregular_files.make(kind, tmp_path / "m")
     assert "memory file" in refusal(taught, path) or "cannot be read" in refusal(taught, path)
+
+
+def test_a_name_that_no_file_has_is_refused(taught, tmp_path) -> None:
+    with pytest.raises(ValueError, match="no memory file"):
+        taught.load(f"{tmp_path / 'm'}\0")
 
 
 def test_a_file_that_could_not_be_read_back_is_not_written(taught, tmp_path, monkeypatch) -> None:

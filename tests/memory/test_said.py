@@ -11,6 +11,7 @@ import pytest
 from bitgen.commands import memory as command
 from bitgen.guards.regular_files import MOST_BYTES
 from bitgen.memory import EpisodicMemory
+from support import irregular_files
 from support.data import picture
 from support.memories import pairs
 from support.runs import written_run
@@ -146,22 +147,14 @@ def test_no_text_or_id_steers_the_terminal(on_command_line, tmp_path) -> None:
 # ---------------------------------------------------------------- paths of images
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "dangling link", "name too long", "NUL", "too large"])
+@pytest.mark.parametrize("kind", [*irregular_files.KINDS, "NUL", "too large"])
 def test_an_image_is_a_regular_file(taught, tmp_path, monkeypatch, kind) -> None:
     path: object = tmp_path / "photo.png"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "dangling link":
-        path.symlink_to("nowhere")
-    elif kind == "too large":
+    if kind == "too large":
         picture(0).save(path)
         os.truncate(path, MOST_BYTES + 1)  # a hole, which takes no space
     else:
-        path = tmp_path / ("p" * 300) if kind == "name too long" else "photo\0.png"
+        path = "photo\0.png" if kind == "NUL" else irregular_files.make(kind, path)
     for attempt in (lambda: taught.write([path], ["x"]), lambda: taught.recall(image=path)):
         with pytest.raises(ValueError, match="cannot be read: ") as raised:
             attempt()

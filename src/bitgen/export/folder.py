@@ -16,9 +16,9 @@ from bitgen.export.card import IMAGE_TASK
 from bitgen.export.merge import merged_state
 from bitgen.machine.files import apply_umask, file_hash
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor, BitGenImageProcessor
-from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
+from bitgen.model.causal_lm_bitgen import CHECKSUMS, BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.trained import CHECKSUMS, Trained, kept_of_training
+from bitgen.trained import Trained, kept_of_training
 
 # `save_pretrained` writes the entry of the saved class alone, and a model is loaded through five.
 AUTO_MAP = {

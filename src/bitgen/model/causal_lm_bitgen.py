@@ -20,6 +20,8 @@ from transformers.utils import logging
 from .modeling_bitgen import BitGenModel
 from .sequence_layout import SequenceLayout, last_tokens, sequence_layout
 
+CHECKSUMS = "checksums.json"  # of an export: SHA-256 of weights and tokenizer
+
 if TYPE_CHECKING:
     # transformers 4 finds the files of a local folder that this one names, and not those that they name in turn.
     from .attention import attend as attend
@@ -202,7 +204,7 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
         """As transformers does. Checksums that an export of other weights left in the folder do not stay."""
         super().save_pretrained(save_directory, *args, **options)
-        (Path(save_directory) / "checksums.json").unlink(missing_ok=True)
+        (Path(save_directory) / CHECKSUMS).unlink(missing_ok=True)
 
     def forward(  # type: ignore[override]  # what transformers calls, unlike the network's own
         self,
