@@ -219,7 +219,7 @@ def test_flags_that_do_not_belong_together(source, flickr, capsys):
         flickr([*flags, "--images", "x"])
     with pytest.raises(SystemExit):
         flickr([*flags, "--overwrite", "yes"])
-    assert "neither True nor False" in capsys.readouterr().err
+    assert "write True or False" in capsys.readouterr().err
 
 
 def run_script(name: str, *flags: str, cwd: Path) -> subprocess.CompletedProcess:
