@@ -1,0 +1,40 @@
+"""Conversations to ids: the chat template, and a place for each token of a visual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bitgen.data.bad_records import BadRecord
+from bitgen.data.chat import IMAGE_ID, encode_chat
+from bitgen.data.conversations import Turn
+
+UNRENDERED = "turns that the chat template cannot write"
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Writes turns as a language model was taught to read them; what ``ConversationDataset`` asks for as ``encode``."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    system_prompt: str | None = None
+
+    def __call__(self, turns: Sequence[Turn], tokens: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """``(ids, labels)``, both ``[T]``, with as many ids of -200 as each visual has ``tokens``.
+
+        Raises:
+            BadRecord: the template cannot write these turns.
+        """
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        try:
+            ids, labels = encode_chat(self.tokenizer, messages, self.template, self.system_prompt, visuals=len(tokens))
+        except ValueError as error:
+            raise BadRecord(str(error), UNRENDERED) from error
+        marks = ids == IMAGE_ID
+        repeats = torch.ones_like(ids)
+        repeats[marks] = torch.tensor(list(tokens), dtype=ids.dtype)
+        return ids.repeat_interleave(repeats).tolist(), labels.repeat_interleave(repeats).tolist()

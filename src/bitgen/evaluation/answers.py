@@ -1,0 +1,104 @@
+"""What a vision-language model of parts answers: the last answer of each conversation, written by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from bitgen.vlm.language import generate
+from bitgen.vlm.modeling import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are searched for; figures are printed with it."""
+
+    num_beams: int = 1
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+
+
+def up_to_the_answer(sample: dict[str, Any]) -> dict[str, Any]:
+    """A training sample without its last answer and what follows: what a model is to go on from.
+
+    ``input_ids`` and ``labels`` are cut where the last run of supervised positions begins, which is where the template
+    would ask for an answer.
+    """
+    labels: Tensor = sample["labels"]
+    supervised = (labels != -100).nonzero().flatten().tolist()
+    start = supervised[-1]
+    known = set(supervised)
+    while start - 1 in known:
+        start -= 1
+    return {**sample, "input_ids": sample["input_ids"][:start], "labels": labels[:start]}
+
+
+def write_answers(
+    model: VisionLanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[dict[str, Any]] | Iterator[dict[str, Any]],
+    collate: Callable[[Sequence[dict]], dict[str, Any]],
+    decoding: Decoding,
+    batch_size: int = 16,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    total: int | None = None,
+    show_progress: bool = False,
+) -> list[str]:
+    """An answer for each sample, in order, on one line, without special tokens.
+
+    Args:
+        model: on its device; gets its train or eval mode back.
+        samples: as the dataset gives them for training; their last answers are cut off.
+        collate: pads on the left.
+    """
+    answers: list[str] = []
+    bar = tqdm(total=total, desc="answers", leave=False, disable=None if show_progress else True)
+    with bar, evaluating(model):
+        for batch in _batches(samples, batch_size):
+            inputs = collate([up_to_the_answer(sample) for sample in batch])
+            inputs = {name: t.to(model.device) for name, t in inputs.items() if isinstance(t, Tensor)}
+            with torch.no_grad(), autocast():
+                embeds = model.embed(inputs)
+                written = generate(
+                    model.language,
+                    embeds,
+                    inputs["attention_mask"],
+                    tokenizer,
+                    max_new_tokens=decoding.max_new_tokens,
+                    num_beams=decoding.num_beams,
+                    temperature=decoding.temperature,
+                    length_penalty=decoding.length_penalty,
+                )
+            answers += [" ".join(text.split()) for text in written]
+            bar.update(len(batch))
+    return answers
+
+
+def _batches(samples: Any, size: int) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for sample in samples:
+        batch.append(sample)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode while the block runs, and what it was before afterwards."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)

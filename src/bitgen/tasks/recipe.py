@@ -1,0 +1,52 @@
+"""A recipe: the stages of a vision-language model of parts, one run after the other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitgen.checkpoint.format import checkpoint_folders
+from bitgen.config.values import ConfigError
+from bitgen.config.vlm import StageRun
+from bitgen.machine.files import replacing
+from bitgen.machine.ranks import stop_processes
+from bitgen.run import train
+from bitgen.tasks.vlm import Vlm
+
+logger = logging.getLogger(__name__)
+
+DONE = "finished"  # in a stage's folder, once it is
+
+
+def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
+    """Train the stages in their order; returns 0, or the number of the signal that stopped one.
+
+    Args:
+        resume: finished stages are passed over, and one that was begun goes on.
+
+    Raises:
+        ConfigError: what was asked for cannot be.
+        RunFailed: training could not go on.
+    """
+    task = Vlm()
+    try:
+        for number, (name, config) in enumerate(stages, 1):
+            folder = Path(config.output.output_dir)
+            if resume and (folder / DONE).is_file():
+                continue
+            begun = bool(checkpoint_folders(folder))
+            if begun and not resume:
+                raise ConfigError(
+                    f"{folder} holds checkpoints of an earlier run: write --resume auto to go on with it, or another "
+                    "--output_dir (and --log_dir) for a new one."
+                )
+            purpose = f"Stage {name}, {number} of {len(stages)}" if name else None
+            stopped = train(task, config, purpose)
+            if stopped:
+                return stopped
+            with replacing(folder / DONE) as temporary:
+                temporary.write_text("This stage is at its end.\n", encoding="utf-8")
+    finally:
+        stop_processes()
+    return 0

@@ -1,0 +1,145 @@
+"""A stage of a vision-language model of parts as a task: what trains, at what rates, on what, and what is measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from bitgen.config.schema import CONFIG_FILE
+from bitgen.config.vlm import ADAPTER, CONNECTOR, LANGUAGE, VISION, VlmConfig
+from bitgen.data.loader_source import LoaderSource
+from bitgen.machine.devices import Precision, resolve_precision
+from bitgen.machine.ranks import Processes
+from bitgen.objectives.supervised import NextTokens
+from bitgen.protocols import Run
+from bitgen.stages import Group, Phase, Stage
+from bitgen.tasks.vlm_parts import VlmParts, build_parts
+from bitgen.tasks.vlm_validation import HeldOutAnswers
+from bitgen.training.budget import within_budget
+from bitgen.vlm.modeling import MATRIX
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE = "config.json"
+
+
+class Vlm:
+    """The task of one stage."""
+
+    def build(self, config: VlmConfig, ranks: Processes, fresh: bool) -> Run:
+        """See ``protocols.Task``.
+
+        Raises:
+            ValueError: what was asked for cannot be; the message says what to write instead.
+        """
+        precision = resolve_precision(config.training.precision, ranks.device)
+        parts = build_parts(config, ranks, fresh)
+        objective = NextTokens(parts.model)
+        source = LoaderSource(
+            parts.train,
+            parts.sampler,
+            parts.collate,
+            count_words=lambda ids, mask: int(mask.sum()),  # batches say it themselves
+            batches_per_step=config.training.grad_accum_steps,
+            num_workers=config.data.num_workers,
+            pin=ranks.device.type == "cuda",
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+        stage = plan_stage(config, source)
+        held_out = HeldOutAnswers(config, parts, ranks.device, precision) if parts.val is not None else None
+        return Run(
+            objective,
+            source,
+            stage,
+            (lambda trained, phase: held_out(trained)) if held_out is not None else None,
+            _identity(config, source, stage),
+            {CONFIG_FILE: config.to_yaml(), MODEL_FILE: json.dumps(parts.description, indent=2, sort_keys=True) + "\n"},
+            parts.fingerprints,
+            _banner(config, parts, ranks, precision, stage, source),
+            parts.table,
+            score_text=f"{config.validation.best_metric} {{:.4g}}".format,
+            next_commands=_next_commands(config),
+        )
+
+
+def plan_stage(config: VlmConfig, source: LoaderSource) -> Stage:
+    """The schedule that a configuration asks for, within its budgets."""
+    training = config.training
+    steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
+    says = f"{', '.join(config.trained_parts)} trains" if config.trained_parts else "nothing trains"
+    stage = Stage("vlm", groups(config), steps, source.steps_per_epoch, phases=(Phase(0, says),))
+    stage = within_budget(stage, source, training.num_gpus, training.max_epochs, training.max_words_seen)
+    share = training.warmup_ratio
+    warmup = training.warmup_steps if share is None else round(share * stage.steps)
+    return Stage("vlm", stage.groups, stage.steps, stage.steps_per_epoch, warmup, phases=stage.phases)
+
+
+def groups(config: VlmConfig) -> tuple[Group, ...]:
+    """The groups of the parts that train, in the optimizer's order."""
+    training, parts = config.training, config.trained_parts
+    rate, decay = training.learning_rate, training.weight_decay
+    found = []
+    if ADAPTER in parts:
+        ratio = config.adapter.adapter_lora_plus
+        found.append(Group("adapter", (f"{ADAPTER}/lora_a", f"{ADAPTER}/magnitude"), rate, decay=decay))
+        found.append(Group("adapter_b", (f"{ADAPTER}/lora_b",), rate, ratio=ratio, decay=decay))
+    own_rates = {
+        CONNECTOR: training.connector_learning_rate or rate,
+        LANGUAGE: rate,
+        VISION: training.vision_learning_rate or rate,
+    }
+    for part, its_rate in own_rates.items():
+        if part not in parts:
+            continue
+        if training.optimizer == "muon":
+            muon = training.muon_learning_rate
+            found.append(Group(f"{part}_matrix", (f"{part}/{MATRIX}",), muon, decay=decay, optimizer="muon"))
+        found.append(Group(part, (f"{part}/*",), its_rate, decay=decay))
+    return tuple(found)
+
+
+def _identity(config: VlmConfig, source: LoaderSource, stage: Stage) -> dict[str, Any]:
+    training = config.training
+    return {
+        "training samples": source.size,
+        "batch_size": training.batch_size,
+        "grad_accum_steps": training.grad_accum_steps,
+        "seed": training.seed,
+        "optimizer": training.optimizer,
+        "trains": ", ".join(config.trained_parts),
+        "max_length": config.language.max_length,
+        "prompts": config.data.prompts,
+        **source.identity(),
+        "steps per epoch": stage.steps_per_epoch,
+    }
+
+
+def _banner(
+    config: VlmConfig, parts: VlmParts, ranks: Processes, precision: Precision, stage: Stage, source: LoaderSource
+) -> list[tuple[str, object]]:
+    training = config.training
+    batch = f"{training.batch_size} conversations"
+    batch += f" x {ranks.world_size} processes" if ranks.world_size > 1 else ""
+    batch += f" x {training.grad_accum_steps} accumulated" if training.grad_accum_steps > 1 else ""
+    rows: list[tuple[str, object]] = [
+        ("device", f"{ranks.device} ({ranks.world_size} process{'es' if ranks.world_size > 1 else ''})"),
+        ("precision", precision.name),
+        ("trains", ", ".join(config.trained_parts)),
+        *parts.rows,
+        ("training data", f"{config.data.train_data}: {source.describe()}"),
+        ("held-out data", config.data.val_data or "none"),
+        ("batch", batch),
+        ("steps", f"{stage.steps:,} ({stage.steps_per_epoch:,} an epoch, warm-up {stage.warmup:,})"),
+        ("checkpoints", config.output.output_dir),
+    ]
+    return rows
+
+
+def _next_commands(config: VlmConfig) -> list[tuple[str, str]]:
+    run = config.output.output_dir
+    commands = [("a folder to use it from", f"python src/export.py --checkpoint {run} --output DIR")]
+    if config.data.val_data is not None and config.connector.connector != "none":
+        evaluate = f"python src/evaluate.py --checkpoint {run} --task captioning --data {config.data.val_data}"
+        commands.insert(0, ("how good it is", evaluate))
+    return commands

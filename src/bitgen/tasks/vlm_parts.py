@@ -1,0 +1,360 @@
+"""From the configuration of a stage to the things it describes: tokenizer, data, and the model before its first step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bitgen.checkpoint.format import checkpoint_folders
+from bitgen.config.sources import SCENES
+from bitgen.config.values import ConfigError
+from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
+from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator
+from bitgen.data.scenes import scene_captions
+from bitgen.data.tokenizer import build_tokenizer
+from bitgen.machine.randomness import seed_everything
+from bitgen.machine.ranks import Processes, main_first
+from bitgen.model.factory import random_vision_config
+from bitgen.show.tables import format_table
+from bitgen.tasks.vlm_data import conversations_of, dataset_of, sampler_of
+from bitgen.trained import TOKENIZER_FOLDER
+from bitgen.trained_vlm import own_weights, read_description, vlm_folder
+from bitgen.vlm.assembly import Assembled, assemble
+from bitgen.vlm.connectors import KINDS, ConnectorConfig
+from bitgen.vlm.description import Description, LanguageSource, SpeechSource, VisionSource
+from bitgen.vlm.language import LanguageModel
+from bitgen.vlm.modeling import VisionLanguageModel
+from bitgen.vlm.vision import FEATURES, OURS, RANDOM, VisionSpec
+
+logger = logging.getLogger(__name__)
+
+# Options of connectors, and the settings that say them.
+_OPTIONS = {
+    "queries": "connector_queries",
+    "depth": "connector_depth",
+    "heads": "connector_heads",
+    "width": "connector_width",
+    "factor": "connector_factor",
+    "dropout": "connector_dropout",
+}
+_BOS, _EOS, _PAD = 0, 1, 2  # of a trained tokenizer
+
+
+@dataclass(frozen=True)
+class VlmParts:
+    """All that a stage is made of. ``val_rows``: held-out samples whose answers are generated, one an image."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: ConversationDataset
+    val: ConversationDataset | None
+    val_rows: list[int]
+    sampler: Any
+    collate: Callable
+    model: VisionLanguageModel
+    description: dict[str, Any]
+    fingerprints: dict[str, str]
+    table: str
+    rows: list[tuple[str, object]]
+
+
+def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
+    """Everything of a stage; the same weights on every rank and at every call.
+
+    Args:
+        fresh: no checkpoint is resumed.
+
+    Raises:
+        ValueError: what was asked for cannot be; the message says what to write instead.
+    """
+    before = _folder_before(config, fresh)
+    source = conversations_of(config, config.data.train_data, "train")
+    held_out = conversations_of(config, config.data.val_data, "val") if config.data.val_data is not None else None
+    if held_out is not None and held_out.feature_shape != source.feature_shape:
+        raise ConfigError(
+            f"val_data {config.data.val_data} holds features of {held_out.feature_shape}, train_data of "
+            f"{source.feature_shape}: prepare both with the same encoder."
+        )
+    own_tokenizer = _own_tokenizer(config, ranks, before)
+    seed_everything(config.training.seed)  # the same new weights on every rank
+    made = assemble(
+        _description(config, source.feature_shape, own_tokenizer, before),
+        None if config.connector.connector == "none" else _Plan(config),
+        checkpointing=config.language.language_checkpointing,
+    )
+    tokenizer = own_tokenizer or made.tokenizer
+    assert tokenizer is not None
+    if fresh and before is not None:
+        start_from(made, before)
+    train = dataset_of(config, tokenizer, made.model, source, is_training=True)
+    val = dataset_of(config, tokenizer, made.model, held_out, is_training=False) if held_out is not None else None
+    return VlmParts(
+        tokenizer,
+        train,
+        val,
+        list(held_out.one_an_image()) if held_out is not None else [],
+        sampler_of(config, train, ranks),
+        VisualCollator(tokenizer.pad_token_id),
+        made.model,
+        made.description.to_dict(),
+        _fingerprints(made.description),
+        _parameters(made.model, config.trained_parts),
+        _rows(made),
+    )
+
+
+# ---- what the stage before left ----
+
+
+def _folder_before(config: VlmConfig, fresh: bool) -> Path | None:
+    """The checkpoint whose model this stage has: its own where it goes on, else that of ``init_from``; None: none.
+
+    Raises:
+        ConfigError: ``init_from`` names no model of this kind.
+    """
+    if not fresh:
+        return next(iter(checkpoint_folders(config.output.output_dir)), None)
+    if config.training.init_from is None:
+        return None
+    try:
+        return vlm_folder(config.training.init_from)
+    except ValueError as error:
+        raise ConfigError(f"init_from {error}") from error
+
+
+def start_from(made: Assembled, folder: Path) -> None:
+    """Give a new model the weights of the one before it: of each part that it has, all of them.
+
+    Raises:
+        ConfigError: a part is another one there than here.
+    """
+    then, now = read_description(folder), made.description
+    same = [
+        ("connector", then.connector, now.connector),
+        ("language model", then.language.name, now.language.name),
+        ("its weights", _published(then), _published(now)),
+        ("adapter", then.adapter, now.adapter),
+    ]
+    for name, there, here in same:
+        if there is not None and here is not None and there != here:
+            raise ConfigError(
+                f"init_from {folder}: its {name} is {there}, and this stage's is {here}. Make them alike."
+            )
+    if then.adapter is not None and now.adapter is None:
+        raise ConfigError(
+            f"init_from {folder} has adapters and this stage has none, which would lose what they learned. Keep adapter "
+            f"{then.adapter['kind']}, or merge them first (src/export.py --merge_lora True)."
+        )
+    theirs, ours = own_weights(folder), made.model.state_dict()
+    taken: dict[str, Tensor] = {}
+    for part in sorted({made.model.part_of(name) for name in theirs}):
+        there = {name: tensor for name, tensor in theirs.items() if made.model.part_of(name) == part}
+        here = {name: tensor for name, tensor in ours.items() if made.model.part_of(name) == part}
+        if not here:
+            continue  # a stage without a connector, say
+        differing = [n for n in {**there, **here} if n not in there or n not in here or there[n].shape != here[n].shape]
+        if differing:
+            raise ConfigError(
+                f"init_from {folder} holds another {part}: {len(differing)} of its weights differ in shape or are "
+                f"missing, first {sorted(differing)[0]}. Give this stage the settings of its config.yaml."
+            )
+        taken |= there
+    made.model.load_own(taken)
+    logger.info("starting from the weights of %s", folder)
+
+
+def _published(description: Description) -> str | None:
+    return None if description.language.config is not None else description.language.weights_sha256
+
+
+# ---- the description ----
+
+
+def _description(
+    config: VlmConfig,
+    feature_shape: tuple[int, int] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    before: Path | None,
+) -> Description:
+    """What the configuration describes, before encoder and language model are opened."""
+    language, adapter, speech = config.language, config.adapter, config.language
+    own = set(read_description(before).own_parts) if before is not None else set()
+    own |= {part for part in config.trained_parts if part in (LANGUAGE, VISION)}
+    if config.vision.vision_tuning == "lora":
+        own.discard(VISION)
+    vision = _vision_source(config, feature_shape)
+    if vision is None:
+        own.discard(VISION)
+    elif (vision.config.get(OURS) or {}).get("source") == RANDOM:
+        own.add(VISION)
+    random_language = language.language_model == RANDOM
+    if random_language:
+        own.add(LANGUAGE)
+    settings = None
+    if adapter.adapter != "none":
+        targets = adapter.adapter_targets
+        settings = {
+            "kind": adapter.adapter,
+            "rank": adapter.adapter_rank,
+            "alpha": adapter.adapter_alpha,
+            "dropout": adapter.adapter_dropout,
+            "rslora": adapter.adapter_rslora,
+            "targets": targets if "," not in targets else [name.strip() for name in targets.split(",")],
+        }
+    return Description(
+        LanguageSource(
+            language.language_model,
+            language.language_revision,
+            config=_random_language(config, tokenizer) if random_language else None,
+            dtype=language.language_dtype,
+            quantization=None if language.quantization == "none" else language.quantization,
+        ),
+        vision,
+        adapter=settings,
+        own_parts=tuple(sorted(own)),
+        speech=SpeechSource(
+            speech.template, speech.system_prompt, speech.max_length, config.data.num_frames, config.prompt_list[0]
+        ),
+    )
+
+
+def _random_language(config: VlmConfig, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    assert tokenizer is not None
+    language = config.language
+    return {
+        "model_type": "llama",
+        "hidden_size": language.language_hidden_size,
+        "intermediate_size": 4 * language.language_hidden_size,
+        "num_hidden_layers": language.language_num_layers,
+        "num_attention_heads": language.language_num_heads,
+        "num_key_value_heads": language.language_num_heads,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": language.language_positions,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _vision_source(config: VlmConfig, feature_shape: tuple[int, int] | None) -> VisionSource | None:
+    vision = config.vision
+    if config.connector.connector == "none":
+        return None
+    if (feature_shape is not None) != (vision.vision_encoder == FEATURES):
+        holds = "features" if feature_shape is not None else "pictures"
+        raise ConfigError(
+            f"train_data {config.data.train_data} holds {holds}, and vision_encoder is {vision.vision_encoder!r}: write "
+            f"vision_encoder {'features' if feature_shape is not None else 'random, a folder or a hub id'}."
+        )
+    if feature_shape is not None:
+        tokens, width = feature_shape
+        return VisionSource({"model_type": FEATURES, "feature_tokens": tokens, "feature_dim": width}, "all")
+    ours: dict[str, Any] = {"source": vision.vision_encoder, "image_size": vision.image_size}
+    ours["revision"] = vision.vision_revision
+    settings: dict[str, Any] = {}
+    if vision.vision_encoder == RANDOM:
+        assert vision.image_size is not None
+        settings = random_vision_config(
+            vision.vision_hidden_size,
+            vision.vision_num_layers,
+            vision.vision_num_heads,
+            vision.vision_patch_size,
+            vision.image_size,
+        )
+    return VisionSource(
+        {**settings, OURS: ours},
+        config.layers,
+        vision.vision_tuning,
+        vision.vision_adapter_rank,
+        vision.vision_adapter_alpha,
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The connector that a configuration asks for, once both its sides are open."""
+
+    config: VlmConfig
+
+    def __call__(self, spec: VisionSpec, language: LanguageModel, layers: int) -> ConnectorConfig:
+        settings, lm = self.config.connector, language.model.config
+        kind = KINDS[settings.connector].connector
+        taken = kind.Options.__dataclass_fields__
+        options = {name: getattr(settings, of) for name, of in _OPTIONS.items() if name in taken}
+        frames = self.config.data.num_frames
+        return ConnectorConfig(
+            settings.connector,
+            spec.width,
+            language.model.get_input_embeddings().weight.shape[1],
+            spec.tokens,
+            layers,
+            frames if kind.most_frames is None else min(frames, kind.most_frames),
+            getattr(lm, "num_attention_heads", None) or lm.num_heads,
+            {name: value for name, value in options.items() if value is not None},
+        )
+
+
+# ---- the tokenizer of a language model that is trained from nothing ----
+
+
+def _own_tokenizer(config: VlmConfig, ranks: Processes, before: Path | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a ``random`` language model: the one of the stage before, else trained on the captions; None: the
+    language model brings one."""
+    if config.language.language_model != RANDOM:
+        return None
+    folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
+    kept = before.parent / TOKENIZER_FOLDER if before is not None else folder
+    with main_first(ranks):
+        if kept.is_dir():
+            return build_tokenizer(str(kept), None, config.language.language_vocab_size, folder)
+        if config.data.train_data != SCENES:
+            raise ConfigError(
+                "language_model is 'random', whose tokenizer is trained on the built-in scenes. Write train_data scenes, "
+                "or the folder of a language model."
+            )
+        captions = scene_captions("train", config.data.scenes_train, config.training.seed)
+        return build_tokenizer("train", captions, config.language.language_vocab_size, folder)
+
+
+# ---- what is said of it ----
+
+
+def _fingerprints(description: Description) -> dict[str, str]:
+    """What must be the same on resume, where its weights lie elsewhere."""
+    found = {}
+    if LANGUAGE not in description.own_parts and description.language.weights_sha256 is not None:
+        found["language model"] = description.language.weights_sha256
+    if description.vision is not None and VISION not in description.own_parts:
+        weights = (description.vision.config.get(OURS) or {}).get("weights")
+        if weights is not None:
+            found["vision encoder"] = weights
+    return found
+
+
+def _parameters(model: VisionLanguageModel, trained: tuple[str, ...]) -> str:
+    """The table of parameters by part, and how many train."""
+    total: dict[str, int] = {}
+    training: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = model.role_of(name, parameter).part
+        total[part] = total.get(part, 0) + parameter.numel()
+        training[part] = training.get(part, 0) + (parameter.numel() if part in trained else 0)
+    rows = [(part, f"{count:,}", f"{training[part]:,}") for part, count in total.items()]
+    rows.append(("total", f"{sum(total.values()):,}", f"{sum(training.values()):,}"))
+    return format_table(("part", "parameters", "trained"), rows, title="Parameters")
+
+
+def _rows(made: Assembled) -> list[tuple[str, object]]:
+    description, connector = made.description, made.model.connector
+    rows: list[tuple[str, object]] = [("language model", description.language.name)]
+    if made.model.tower is not None and connector is not None:
+        spec = made.model.tower.spec
+        rows.insert(0, ("vision encoder", f"{spec.source}: {spec.tokens} tokens x {spec.width}"))
+        rows.append(("connector", f"{connector.config.kind}: {connector.tokens(1)} tokens a picture"))
+    return rows

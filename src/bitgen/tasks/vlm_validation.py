@@ -1,0 +1,77 @@
+"""Validation of a vision-language model of parts: the loss of held-out answers, and scores of what it writes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from bitgen.config.vlm import VlmConfig
+from bitgen.evaluation.answers import Decoding, evaluating, write_answers
+from bitgen.evaluation.text_metrics import score_texts
+from bitgen.guards.markdown import markdown
+from bitgen.machine.devices import Precision
+from bitgen.protocols import HeldOutResult, Objective
+from bitgen.tasks.vlm_parts import VlmParts
+from bitgen.vlm.modeling import VisionLanguageModel
+
+_SHOWN = 8  # answers in TensorBoard
+_LONGEST_CELL = 4096  # characters
+
+
+class HeldOutAnswers:
+    """Validates on held-out conversations; call it with the objective.
+
+    The score is the negative loss, or what ``best_metric`` names.
+    """
+
+    def __init__(self, config: VlmConfig, parts: VlmParts, device: torch.device, precision: Precision) -> None:
+        assert parts.val is not None
+        validation = config.validation
+        self.data, self.collate, self.tokenizer = parts.val, parts.collate_left, parts.tokenizer
+        self.device, self.precision, self.batch_size = device, precision, config.training.batch_size
+        self.best = validation.best_metric
+        self.decoding = Decoding(validation.val_beams, validation.val_max_new_tokens)
+        self.samples = min(len(self.data), validation.val_samples or len(self.data))
+        self.rows = parts.val_rows[: validation.val_generated]
+
+    def __call__(self, objective: Objective) -> HeldOutResult:
+        """Scalars under ``val/``, and a table of answers beside what was to be said."""
+        model = objective.model
+        assert isinstance(model, VisionLanguageModel)
+        scalars, texts = {"val/loss": self._loss(model)}, {}
+        if self.rows:
+            samples = (self.data[row] for row in self.rows)
+            answers = write_answers(
+                model, self.tokenizer, samples, self.collate, self.decoding, self.batch_size, self.precision.autocast
+            )
+            references = [self.data.references(row) for row in self.rows]
+            found = score_texts(answers, references, temporal=self.best == "temporal_f1").to_dict()
+            right = [answer in listed for answer, listed in zip(answers, references, strict=True)]
+            found["exact"] = 100 * sum(right) / len(right)
+            scalars |= {f"val/{name}": value for name, value in found.items() if isinstance(value, float)}
+            texts["samples/answers"] = _table(answers[:_SHOWN], references[:_SHOWN])
+        score = -scalars["val/loss"] if self.best == "loss" else scalars[f"val/{self.best}"]
+        return HeldOutResult(scalars, {}, texts, -math.inf if math.isnan(score) else score)
+
+    def _loss(self, model: VisionLanguageModel) -> float:
+        """Mean loss of a supervised token over all samples."""
+        total, count = 0.0, 0
+        with evaluating(model), torch.no_grad():
+            for start in range(0, self.samples, self.batch_size):
+                rows = range(start, min(start + self.batch_size, self.samples))
+                batch = self.collate([self.data[row] for row in rows])
+                inputs = {name: t.to(self.device) for name, t in batch.items() if isinstance(t, torch.Tensor)}
+                with self.precision.autocast():
+                    logits, targets = model(inputs)
+                total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
+                count += len(targets)
+        return total / max(count, 1)
+
+
+def _table(answers: list[str], references: list[list[str]]) -> str:
+    rows = ["| written | to be said |", "|---|---|"]
+    for answer, listed in zip(answers, references, strict=True):
+        rows.append(f"| {markdown(answer)[:_LONGEST_CELL]} | {markdown(listed[0])[:_LONGEST_CELL]} |")
+    return "\n".join(rows)

@@ -1,0 +1,189 @@
+"""The whole model: pictures through encoder and connector into the places that a text keeps for them.
+
+Shapes: B rows, T tokens, H width of the language model; V visuals of F pictures each, K pictures in all; L layers of
+the encoder, N patches, C channels; a visual becomes M tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bitgen.stages import Role
+from bitgen.vlm.connectors import Connector
+from bitgen.vlm.language import supervised_logits
+from bitgen.vlm.splice import IMAGE_ID
+from bitgen.vlm.vision import VisionTower
+
+CONNECTOR, ADAPTER, VISION, LANGUAGE = "connector", "adapter", "vision", "language"
+MATRIX, VECTOR = "matrix", "vector"
+# Kinds of an adapter's parameters, by what their names hold (peft's).
+ADAPTER_KINDS = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "magnitude"}
+_PART_OF = {"connector": CONNECTOR, "tower": VISION, "language": LANGUAGE}
+
+
+class Supervised(NamedTuple):
+    """``logits [n, vocabulary]`` of the positions whose next token is supervised, and those ``targets [n]``."""
+
+    logits: Tensor
+    targets: Tensor
+
+
+class VisionLanguageModel(nn.Module):
+    """Encoder, connector and causal language model.
+
+    Args:
+        tower: gives the connector's features; None: they come from elsewhere, or there is no connector.
+        connector: None: a language model alone.
+        language: a causal language model of transformers, perhaps with adapters in it.
+        own_parts: parts beside connector and adapters whose weights are this model's own, because a run trained them or
+            drew them at random: ``vision``, ``language``. The others are whatever the names in the configuration stand
+            for, and no checkpoint holds them.
+    """
+
+    def __init__(
+        self,
+        tower: VisionTower | None,
+        connector: Connector | None,
+        language: nn.Module,
+        own_parts: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.tower, self.connector, self.language, self.own_parts = tower, connector, language, own_parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
+    # ---- forward ----
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Supervised:
+        """Next-token logits where ``labels`` ask for them.
+
+        Args:
+            inputs: ``input_ids``, ``labels``, ``attention_mask`` ``[B, T]`` (-200 for each token of a visual; -100 for
+                what is not supervised), and of the visuals, in reading order, ``pictures [K, 3, S, S]`` or ``features
+                [K, N, C]`` or ``[K, L, N, C]``, and ``frames [V]``. Packed rows have ``position_ids`` too.
+        """
+        embeds = self.embed(inputs)
+        targets = inputs["labels"][:, 1:]
+        keep = nn.functional.pad(targets != -100, (0, 1))  # a position's label is the token after it
+        logits = supervised_logits(
+            self.language, embeds, inputs["attention_mask"], keep, position_ids=inputs.get("position_ids")
+        )
+        return Supervised(logits, targets[keep[:, :-1]])
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """``[B, T, H]``: the embeddings of the text, and the visuals' tokens in their places.
+
+        Raises:
+            ValueError: the text keeps another number of places than the visuals fill.
+        """
+        ids = inputs["input_ids"]
+        embeds = self.language.get_input_embeddings()(ids.clamp(min=0))
+        if self.connector is None:
+            return embeds
+        tokens, places = self.visual_tokens(inputs), ids == IMAGE_ID
+        if tokens is None:
+            # On several processes every rank has to run the connector, whatever its batch holds.
+            return embeds + 0.0 * self._without_a_picture().to(embeds.dtype) if self.training else embeds
+        if len(tokens) != int(places.sum()):
+            raise ValueError(
+                f"the texts of this batch keep {int(places.sum())} places for visual tokens, and its pictures fill "
+                f"{len(tokens)}: the data was prepared for another encoder or connector."
+            )
+        return embeds.masked_scatter(places.unsqueeze(-1), tokens.to(embeds.dtype))
+
+    def visual_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """``[sum of M, H]``: the tokens of all visuals in their order; None: there is none."""
+        assert self.connector is not None
+        frames = inputs["frames"].tolist() if "frames" in inputs else []
+        if not frames:
+            return None
+        features = self.features(inputs)
+        starts = [0]
+        for count in frames:
+            starts.append(starts[-1] + count)
+        done: dict[int, Tensor] = {}
+        for count in sorted(set(frames)):  # visuals of as many pictures go through the connector together
+            which = [number for number, frame in enumerate(frames) if frame == count]
+            pictures = torch.stack([features[starts[number] : starts[number] + count] for number in which])
+            done.update(zip(which, self.connector(pictures), strict=True))
+        return torch.cat([done[number] for number in range(len(frames))])
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """``[K, L, N, C]`` of all pictures."""
+        given = inputs.get("features")
+        if given is None:
+            assert self.tower is not None
+            return self.tower(inputs["pictures"])
+        return given if given.dim() == 4 else given.unsqueeze(1)
+
+    def _without_a_picture(self) -> Tensor:
+        """Zero, with every parameter of the connector in its graph."""
+        assert self.connector is not None
+        config = self.connector.config
+        like = next(self.connector.parameters())
+        shape = (1, 1, config.layers, config.tokens, config.vision_width)
+        # Ones, not zeros: a connector may divide by the norm of what it sees.
+        return self.connector(torch.ones(shape, dtype=like.dtype, device=like.device)).sum()
+
+    # ---- what its parameters are ----
+
+    def role_of(self, name: str, parameter: nn.Parameter) -> Role:
+        """The role of a parameter by its name here."""
+        part = _PART_OF[name.split(".", 1)[0]]
+        kind = next((kind for mark, kind in ADAPTER_KINDS.items() if mark in name), None)
+        if kind is not None:
+            return Role(ADAPTER if part == LANGUAGE else part, kind, decays=kind != "magnitude")
+        # An encoder with adapters keeps its own weights.
+        frozen_base = part == VISION and self.tower is not None and VISION not in self.own_parts
+        matrix = parameter.dim() >= 2 and parameter.is_floating_point()
+        embedding = part == LANGUAGE and parameter.dim() == 2 and len(parameter) == self.vocabulary
+        kind = "table" if embedding else MATRIX if matrix else VECTOR
+        return Role(part, kind, decays=matrix, reached=not frozen_base)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the language model's embedding."""
+        return self.language.get_input_embeddings().weight.shape[0]
+
+    def owns(self, name: str) -> bool:
+        """Whether a weight, by its name here, is this model's own, so that checkpoints hold it."""
+        part = _PART_OF[name.split(".", 1)[0]]
+        return part == CONNECTOR or part in self.own_parts or any(mark in name for mark in ADAPTER_KINDS)
+
+    def part_of(self, name: str) -> str:
+        """The part that a weight belongs to, by its name here."""
+        part = _PART_OF[name.split(".", 1)[0]]
+        return ADAPTER if part == LANGUAGE and any(mark in name for mark in ADAPTER_KINDS) else part
+
+    def load_own(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy weights in by their names, which must all be there. Raises ``KeyError`` for one that is not."""
+        state = self.state_dict()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                state[name].copy_(tensor)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """What :meth:`owns` says alone: encoder and language model that no run changes are not copied."""
+        state, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
+        for name in [name for name in state if not self.owns(name.removeprefix(prefix))]:
+            del state[name]
+        return state
+
+    def train(self, mode: bool = True) -> VisionLanguageModel:
+        """A frozen language model drops nothing out, but its adapters do."""
+        super().train(mode)
+        if LANGUAGE in self.own_parts:
+            return self
+        self.language.eval()
+        for name, module in self.language.named_modules():
+            # A block's own flag switches the recomputing of its activations on; what is in it stays in eval mode.
+            if "lora_dropout" in name or getattr(module, "gradient_checkpointing", False):
+                module.training = mode
+        return self
