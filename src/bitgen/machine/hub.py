@@ -1,0 +1,67 @@
+"""The Hugging Face hub: whether it can be reached, and the files of a repository as a folder on this machine."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants, snapshot_download
+
+from bitgen.guards.printable import printable
+
+
+def hub_answers() -> bool:
+    """Whether a hub can be there at all: asking an unreachable one costs three quarters of a minute of retries."""
+    if getproxies():
+        return True
+    url = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((url.hostname, url.port or {"http": 80}.get(url.scheme, 443)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequence[str]) -> Path:
+    """The folder of a repository's files: ``name`` itself where it is a folder, else the hub's files in its cache.
+
+    What the cache holds is taken without asking the hub; ``revision`` is a branch, a tag or a commit.
+
+    Args:
+        what: a word for the message, such as ``language model``.
+        files: patterns of names that are needed, at the repository's top.
+
+    Raises:
+        ValueError: there is no such folder, or the hub has no such repository, wants a login, or cannot be reached. The
+            message says what to download, and where to put it.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    name = str(name)
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ValueError(f"{what} {printable(name)}: there is no such folder; name one that is there, or a hub id")
+    snapshot = partial(snapshot_download, name, revision=revision, allow_patterns=list(files), ignore_patterns=["*/*"])
+    try:
+        try:
+            return Path(snapshot(local_files_only=True))
+        except Exception:  # not in the cache
+            if constants.HF_HUB_OFFLINE or not hub_answers():
+                raise
+        return Path(snapshot())
+    except Exception as error:  # no such repository, gated, offline: the hub raises many kinds
+        reason = printable(next(iter(str(error).splitlines()), "no reason given"), 200)
+        of = f" --revision {printable(revision, 80)}" if revision else ""
+        shown = printable(name, 100)
+        raise ValueError(
+            f"{what} {shown} is not on this machine and the hub does not give it ({type(error).__name__}: {reason}); "
+            f"where there is a network: hf download {shown}{of} --local-dir FOLDER, then name FOLDER here"
+        ) from error
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit of a folder in the hub's cache; None of any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
