@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from bitgen.data.scripts import count_words, is_unspaced
+
 # How byte-level BPE and SentencePiece write the space before a word.
 _SPACE_MARKS = ("Ġ", "▁")
+# What a token of a script without spaces may hold: its characters (from U+0E00 on), or, from its three or four bytes,
+# the first one, as byte-level BPE (à to ô) and SentencePiece write it. Other text holds these too.
+_MAYBE_UNSPACED = re.compile("[à-ô]|<0x[EF].>")
 
 
 class WordCounter:
-    """Counts words separated by spaces from token ids: tokens that start with a space, and the first of each caption.
+    """Counts words from token ids, as :func:`bitgen.data.scripts.count_words` counts them in the text.
 
-    A tokenizer that does not mark spaces has its tokens counted instead, which is never too few.
+    Words between spaces are the tokens that start with a space, and the first of each caption. A caption in a script
+    without spaces is decoded, and its characters are counted. A tokenizer that does not mark spaces has its tokens
+    counted instead, which is never too few.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         tokens = tokenizer.get_vocab()
         starts = torch.zeros(max(tokens.values()) + 1, dtype=torch.bool)
+        unspaced = torch.zeros_like(starts)
         for token, index in tokens.items():
             starts[index] = token.startswith(_SPACE_MARKS)
-        self.starts = starts if starts.any() else ~starts
+            unspaced[index] = is_unspaced(token) or _MAYBE_UNSPACED.search(token) is not None
+        marked = bool(starts.any())
+        self.starts = starts if marked else ~starts
+        self.maybe_unspaced = unspaced if marked else torch.zeros_like(starts)
+        self.tokenizer = tokenizer
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Words in ``input_ids [B, T]`` (BOS ... EOS), on the CPU; a truncated caption counts as far as it is seen."""
+        shown = attention_mask.bool()
         # Neither BOS, nor the first word's token (counted by the row), nor what the mask hides.
-        inner = attention_mask[:, 2:].bool()
-        return int((self.starts[input_ids[:, 2:]] & inner).sum()) + len(input_ids)
+        counts = (self.starts[input_ids[:, 2:]] & shown[:, 2:]).sum(1) + 1  # (B,)
+        for row in (self.maybe_unspaced[input_ids] & shown).any(1).nonzero().flatten().tolist():
+            ids = input_ids[row][shown[row]].tolist()
+            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if is_unspaced(text):
+                counts[row] = count_words(text)
+        return int(counts.sum())
 
 
 def caption_words_per_batch(captions: Iterable[str], batch_size: int) -> float:
     """Mean words of a batch of captions."""
-    counts = [len(caption.split()) for caption in captions]
+    counts = [count_words(caption) for caption in captions]
     return sum(counts) / max(len(counts), 1) * batch_size
