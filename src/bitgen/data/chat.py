@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ SYSTEM_PROMPTS = {
     "helpful": "You are a helpful assistant that answers questions about images.",
     "chest_xray": "The assistant compares chest X-rays and says what is seen and what has changed since the prior one.",
 }
-TOKENIZER = "tokenizer"
+TOKENIZER, PLAIN = "tokenizer", "plain"
 _LIBRA = (
     "{{ start }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
     + SYSTEM_PROMPTS["chest_xray"]
@@ -34,17 +35,14 @@ _PLAIN = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 # By name: the tokenizer's own; Libra's and Vicuna's shape; without any prompt: the visuals, then their caption.
-TEMPLATES = {TOKENIZER: None, "libra_v1": _LIBRA, "plain": _PLAIN}
+TEMPLATES = {TOKENIZER: None, "libra_v1": _LIBRA, PLAIN: _PLAIN}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARKS = re.compile("|".join(VISUAL_MARKS))
 _PROBE = "x"
 
 
 class EncodedChat(NamedTuple):
-    """``ids [T]``, with :data:`IMAGE_ID` once a visual, and ``labels [T]``: the answers with their ends, -100 elsewhere.
-
-    Both are int64.
-    """
+    """``ids [T]``, with :data:`IMAGE_ID` once a visual, and ``labels [T]``: answers with their ends, -100 elsewhere."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -58,12 +56,25 @@ class _Turn(NamedTuple):
     marks: tuple[int, ...] = ()
 
 
+class _Specials(NamedTuple):
+    """Of a tokenizer: a special token that stands for a visual while text is tokenised, so that the text on its two
+    sides never joins; the ids that may end an answer; and what it puts in front of a text."""
+
+    mark: str
+    ends: frozenset[int]
+    start: str
+
+
 class _Rendered(NamedTuple):
-    """The text of a conversation, the starts of its visuals' marks, and from where to where its answers go."""
+    """The text of a conversation, the starts of its visuals' marks, and from where to where its answers go.
+
+    ``blocks``: whether the template itself says so, and then may count an answer's end in.
+    """
 
     text: str
     marks: tuple[int, ...]
     answers: tuple[tuple[int, int], ...]
+    blocks: bool
 
 
 def encode_chat(
@@ -96,7 +107,7 @@ def encode_chat(
     ids, offsets = _tokens(tokenizer, rendered.text, rendered.marks, messages)
     learned = torch.zeros(len(ids), dtype=torch.bool)
     for start, end in rendered.answers:
-        learned |= _answer(tokenizer, ids, offsets, rendered.text, start, end, messages)
+        learned[_answer(ids, offsets, rendered, start, end, _specials(tokenizer).ends)] = True
     return EncodedChat(ids, torch.where(learned, ids, IGNORED))
 
 
@@ -121,7 +132,7 @@ def encode_prompt(
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> None:
-    """Raises ``ValueError`` where a template or a system prompt does not fit the tokenizer: to be called before a run."""
+    """Raises ``ValueError`` where a template or a system prompt does not fit the tokenizer; for the start of a run."""
     encode_chat(
         tokenizer,
         [{"role": USER, "content": "<image>\nWhat is it?"}, {"role": ASSISTANT, "content": "A dog."}],
@@ -140,8 +151,10 @@ def _turns(messages: Sequence[Mapping[str, str]], mark: str, template: str, visu
         role, content = message.get("role"), message.get("content")
         if role not in (SYSTEM, USER, ASSISTANT) or not isinstance(content, str):
             raise _wrong(messages, f"a message must have a text and a role of {SYSTEM}, {USER} or {ASSISTANT}")
-        parts = [part for part in _MARKS.split(content)] if role == USER else [content]
-        if role == USER and template == "plain":
+        if template == PLAIN and role == SYSTEM:
+            continue
+        parts = _MARKS.split(content) if role == USER else [content]
+        if template == PLAIN and role == USER:
             parts = [""] * len(parts)
         elif len(parts) == 1 and not content.strip():
             raise _wrong(messages, f"a message of the {role} is empty")
@@ -153,18 +166,20 @@ def _turns(messages: Sequence[Mapping[str, str]], mark: str, template: str, visu
     if visuals is not None and found != visuals:
         names = " or ".join(VISUAL_MARKS)
         raise _wrong(messages, f"the user's messages hold {names} {found} times and {visuals} visuals are given")
-    if template == "plain" and len(spoken) > 2:
+    if template == PLAIN and len(spoken) > 2:
         raise _wrong(messages, "the template plain is for one caption, and this has several turns")
     return turns
 
 
 def _marked(role: str, parts: list[str], mark: str) -> _Turn:
     """A turn whose parts have visuals between them; spaces at its ends go, as most templates take them off anyway."""
-    text, marks = parts[0].lstrip(), []
+    parts[0] = parts[0].lstrip()
+    parts[-1] = parts[-1].rstrip()
+    text, marks = parts[0], []
     for part in parts[1:]:
         marks.append(len(text))
         text += mark + part
-    return _Turn(role, text.rstrip() if len(text) > sum(marks[-1:]) + len(mark) or not marks else text, tuple(marks))
+    return _Turn(role, text, tuple(marks))
 
 
 def _wrong(messages: Sequence[Mapping[str, str]], problem: str) -> ValueError:
@@ -184,8 +199,8 @@ def _rendered(
 ) -> _Rendered:
     if template not in TEMPLATES:
         raise ValueError(f"template {printable(template, 60)!r} is unknown; choose one of {', '.join(TEMPLATES)}")
-    turns = _turns(messages, _mark_of(tokenizer), template, visuals)
-    if system is not None and turns[0].role != SYSTEM:
+    turns = _turns(messages, _specials(tokenizer).mark, template, visuals)
+    if system is not None and turns[0].role != SYSTEM and template != PLAIN:
         turns.insert(0, _Turn(SYSTEM, SYSTEM_PROMPTS.get(system, system).strip()))
     source = TEMPLATES[template] or _own_template(tokenizer)
     ways = [(turns, False), (turns, True)]  # some templates want texts, some lists of parts
@@ -222,7 +237,8 @@ def _without_system(turns: list[_Turn]) -> list[_Turn]:
 def _literals(tokenizer: PreTrainedTokenizerBase, source: str, turns: list[_Turn], as_lists: bool) -> list[str]:
     """What the template writes before, between and after the messages' texts."""
     sentinels = [f"\ue000{number}\ue001" for number in range(len(turns))]
-    text, _ = _render(tokenizer, source, [(turn.role, each) for turn, each in zip(turns, sentinels)], as_lists)
+    hollow = [turn._replace(text=sentinel) for turn, sentinel in zip(turns, sentinels, strict=True)]
+    text, _ = _render(tokenizer, source, hollow, as_lists)
     literals = []
     for turn, sentinel in zip(turns, sentinels, strict=True):
         if text.count(sentinel) != 1:
@@ -247,7 +263,7 @@ def _joined(
         if turn.role == ASSISTANT:
             answers.append((start, start + len(turn.text)))
         text += turn.text + after
-    shown, blocks = _render(tokenizer, source, [(turn.role, turn.text) for turn in turns], as_lists)
+    shown, blocks = _render(tokenizer, source, turns, as_lists)
     if shown != text:
         raise _wrong(messages, "the chat template changes its messages' texts, so that answers cannot be found in it")
     if blocks is not None:
@@ -256,24 +272,22 @@ def _joined(
         answers = blocks
     # A space in front of an answer belongs to its first token.
     answers = [(len(text[:start].rstrip(" ")), end) for start, end in answers]
-    return _Rendered(text, tuple(marks), tuple(answers))
+    return _Rendered(text, tuple(marks), tuple(answers), blocks is not None)
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, source: str, messages: list[tuple[str, str]], as_lists: bool
+    tokenizer: PreTrainedTokenizerBase, source: str, turns: list[_Turn], as_lists: bool
 ) -> tuple[str, list[tuple[int, int]] | None]:
     """The text, and where its generation blocks are; None where the template has no such blocks."""
     blocks = _GENERATION.search(source) is not None
     chat: list[dict[str, Any]] = [
-        {"role": role, "content": [{"type": "text", "text": text}] if as_lists else text} for role, text in messages
+        {"role": role, "content": [{"type": "text", "text": text}] if as_lists else text} for role, text, _ in turns
     ]
-    first = tokenizer("a").input_ids[:1]
-    starts = tokenizer.bos_token if first == [tokenizer.bos_token_id] else ""
     texts, indices = render_jinja_template(
         conversations=[chat],
         chat_template=source,
         return_assistant_tokens_mask=blocks,
-        **({"start": starts} | tokenizer.special_tokens_map),
+        **({"start": _specials(tokenizer).start} | tokenizer.special_tokens_map),
     )
     return texts[0], [tuple(block) for block in indices[0]] if blocks else None
 
@@ -281,17 +295,22 @@ def _render(
 # ---- tokens ----
 
 
-def _mark_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A special token that stands for a visual while text is tokenised: the text on its two sides never joins."""
+@functools.lru_cache(maxsize=8)
+def _specials(tokenizer: PreTrainedTokenizerBase) -> _Specials:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             "the tokenizer is a slow one, which does not tell where its tokens stand in a text; save it as a fast one "
             "(tokenizer.json) and name that folder"
         )
-    for token in tokenizer.added_tokens_decoder.values():
-        if token.special and not (token.lstrip or token.rstrip or token.normalized):
-            return token.content
-    raise ValueError("the tokenizer has no special token that keeps the texts beside it apart; name another tokenizer")
+    added = list(tokenizer.added_tokens_decoder.values())
+    apart = (token.content for token in added if token.special and not (token.lstrip or token.rstrip))
+    if (mark := next(apart, None)) is None:
+        raise ValueError(
+            "the tokenizer has no special token that could keep a visual apart from text; name another one"
+        )
+    ends = frozenset((*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()))
+    begins = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return _Specials(mark, ends, tokenizer.bos_token if begins else "")
 
 
 def _tokens(
@@ -299,7 +318,7 @@ def _tokens(
 ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = torch.tensor(encoded["input_ids"], dtype=torch.long), [tuple(o) for o in encoded["offset_mapping"]]
-    length = len(_mark_of(tokenizer))
+    length = len(_specials(tokenizer).mark)
     places = {(mark, mark + length) for mark in marks}
     visual = torch.tensor([offset in places for offset in offsets], dtype=torch.bool)
     if int(visual.sum()) != len(marks):
@@ -308,29 +327,18 @@ def _tokens(
 
 
 def _answer(
-    tokenizer: PreTrainedTokenizerBase,
-    ids: torch.Tensor,
-    offsets: list[tuple[int, int]],
-    text: str,
-    start: int,
-    end: int,
-    messages: Sequence[Mapping[str, str]],
-) -> torch.Tensor:
-    """Which tokens are of the answer at ``text[start:end]`` or the token that ends it, ``[T]``."""
+    ids: torch.Tensor, offsets: list[tuple[int, int]], rendered: _Rendered, start: int, end: int, ends: frozenset[int]
+) -> slice:
+    """Which tokens are of the answer at ``text[start:end]``, or are the one that ends it."""
     inside = [i for i, (s, e) in enumerate(offsets) if s < end and e > start or s == e and start <= s < end]
-    if not inside:
-        raise _wrong(messages, "an answer has no token")
-    ends = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    last = inside[-1]
-    closing = next((i for i in reversed(inside) if int(ids[i]) in ends), None)
-    if closing is None or text[offsets[closing][1] : end].strip():
-        last = next((i for i in range(last + 1, len(ids)) if int(ids[i]) in ends), len(ids))
-        if last == len(ids) or text[end : offsets[last][0]].strip():
-            raise _wrong(
-                messages,
-                f"the template puts no end token of the tokenizer after an answer but {text[end : end + 20]!r}; choose "
-                "a template that does",
-            )
-    learned = torch.zeros(len(ids), dtype=torch.bool)
-    learned[inside[0] : last + 1] = True
-    return learned
+    last = max(inside)
+    closed = rendered.blocks and next((i for i in reversed(inside) if int(ids[i]) in ends), None)
+    if closed and not rendered.text[offsets[closed][1] : end].strip():  # a block may hold its end
+        return slice(inside[0], last + 1)
+    last = next((i for i in range(last + 1, len(ids)) if int(ids[i]) in ends), last)
+    if int(ids[last]) not in ends or rendered.text[end : offsets[last][0]].strip():
+        raise ValueError(
+            "the chat template puts no end token of the tokenizer after an answer but "
+            f"{printable(rendered.text[end : end + 20])!r}, so that no answer would ever end; choose another template"
+        )
+    return slice(inside[0], last + 1)
