@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import checkpoint_folders, resolve_checkpoint
+from bitgen.checkpoint.format import checkpoint_folders, resolve_checkpoint, split_state
 from bitgen.checkpoint.manifest import EMA_FILE, MANIFEST_FILE, MODEL_FILE, CheckpointError, verify
 from bitgen.data.speech import Speech
 from bitgen.data.tokenizer import load_tokenizer
@@ -101,7 +101,7 @@ def open_vlm(path: str | Path, device: torch.device | str = "cpu") -> TrainedVlm
     description = read_description(folder)
     made = assemble(description)
     tensors = own_weights(folder)
-    expected = set(made.model.state_dict())
+    expected = set(split_state(made.model, ())[0])
     if missing := sorted(expected - set(tensors)):
         raise CheckpointError(f"{folder} lacks {len(missing)} weights, first {missing[0]}, which would be random.")
     if unknown := sorted(set(tensors) - expected):

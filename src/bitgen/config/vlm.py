@@ -25,7 +25,7 @@ from bitgen.guards.printable import printable
 
 ENTRY = "src/train_vlm.py"
 CONNECTOR, ADAPTER, VISION, LANGUAGE = PARTS = ("connector", "adapter", "vision", "language")
-METRICS = ("loss", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "cider", "temporal_f1", "exact")
+METRICS = ("loss", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "cider", "temporal_f1", "right")
 
 _DESCRIPTION = """\
 Train a vision-language model of parts: a vision encoder, a connector and a causal language model

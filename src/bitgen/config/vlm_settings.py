@@ -228,7 +228,8 @@ class ValidationSettings:
     val_generated: NotNegative[int] = setting(100, "Held-out answers that are generated and scored; 0: none.")
     best_metric: str = setting(
         "loss",
-        "What the best checkpoint has best: loss, bleu_1 to bleu_4, rouge_l, meteor, cider, temporal_f1 or exact.",
+        "What the best checkpoint has best: loss, bleu1 to bleu4, rouge_l, meteor, cider, temporal_f1, or right (the "
+        "share of answers that are one of the references, or that describe a built-in scene rightly).",
     )
     val_beams: Size = setting(1, "Beams of the search that writes the answers; 1: greedy.")
     val_max_new_tokens: AtLeastOne = setting(64, "Longest answer in tokens.")

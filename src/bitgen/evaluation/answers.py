@@ -25,6 +25,15 @@ class Decoding:
     temperature: float = 0.0
     length_penalty: float = 1.0
 
+    def settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Fields of transformers' ``GenerationConfig``: an answer ends with the tokenizer's end of a turn."""
+        found: dict[str, Any] = {"num_beams": self.num_beams, "eos_token_id": tokenizer.eos_token_id}
+        if self.num_beams > 1:
+            found["length_penalty"] = self.length_penalty
+        if self.temperature > 0:
+            found |= {"do_sample": True, "temperature": self.temperature}
+        return found
+
 
 def up_to_the_answer(sample: dict[str, Any]) -> dict[str, Any]:
     """A training sample without its last answer and what follows: what a model is to go on from.
@@ -71,13 +80,12 @@ def write_answers(
                     model.language,
                     embeds,
                     inputs["attention_mask"],
-                    tokenizer,
-                    max_new_tokens=decoding.max_new_tokens,
-                    num_beams=decoding.num_beams,
-                    temperature=decoding.temperature,
-                    length_penalty=decoding.length_penalty,
+                    decoding.max_new_tokens,
+                    **decoding.settings(tokenizer),
                 )
-            answers += [" ".join(text.split()) for text in written]
+            answers += [
+                " ".join(tokenizer.decode(ids, skip_special_tokens=True).split()) for ids in written.tolist()
+            ]
             bar.update(len(batch))
     return answers
 

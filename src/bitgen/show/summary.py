@@ -25,8 +25,12 @@ _HELD_OUT = tuple(f"val/{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 1
     "val/itm_acc",
     "val/caption_loss",
     "val/perplexity",
+    "val/loss",
+    "val/right",
+    "val/bleu4",
+    "val/cider",
 )
-MAIN_HELD_OUT = ("val/caption_loss", "val/perplexity")
+MAIN_HELD_OUT = ("val/caption_loss", "val/perplexity", "val/loss", "val/right", "val/bleu4", "val/cider")
 
 
 def status_line(numbers: Mapping[str, float], loss_form: str = "{:.3f}", rate_unit: str = " samples/s") -> str:

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig
 from bitgen.data.conversation_dataset import ConversationDataset
-from bitgen.data.conversations import Conversations, open_conversations
+from bitgen.data.conversations import Conversations
+from bitgen.data.open_conversations import open_conversations
 from bitgen.data.length_groups import LengthGroupedBatchSampler
 from bitgen.data.speech import Speech
 from bitgen.machine.ranks import Processes

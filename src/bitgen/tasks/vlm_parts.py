@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import checkpoint_folders
+from bitgen.checkpoint.format import checkpoint_folders, split_state
 from bitgen.config.sources import SCENES
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
 from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator
+from bitgen.data.open_conversations import one_an_image
 from bitgen.data.scenes import scene_captions
 from bitgen.data.tokenizer import build_tokenizer
 from bitgen.machine.randomness import seed_everything
@@ -97,7 +98,7 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
         tokenizer,
         train,
         val,
-        list(held_out.one_an_image()) if held_out is not None else [],
+        one_an_image(held_out) if held_out is not None else [],
         sampler_of(config, train, ranks),
         VisualCollator(tokenizer.pad_token_id),
         made.model,
@@ -150,7 +151,7 @@ def start_from(made: Assembled, folder: Path) -> None:
             f"init_from {folder} has adapters and this stage has none, which would lose what they learned. Keep adapter "
             f"{then.adapter['kind']}, or merge them first (src/export.py --merge_lora True)."
         )
-    theirs, ours = own_weights(folder), made.model.state_dict()
+    theirs, ours = own_weights(folder), split_state(made.model, ())[0]
     taken: dict[str, Tensor] = {}
     for part in sorted({made.model.part_of(name) for name in theirs}):
         there = {name: tensor for name, tensor in theirs.items() if made.model.part_of(name) == part}
@@ -271,8 +272,8 @@ def _vision_source(config: VlmConfig, feature_shape: tuple[int, int] | None) -> 
         {**settings, OURS: ours},
         config.layers,
         vision.vision_tuning,
-        vision.vision_adapter_rank,
-        vision.vision_adapter_alpha,
+        config.adapter.vision_adapter_rank,
+        config.adapter.vision_adapter_alpha,
     )
 
 

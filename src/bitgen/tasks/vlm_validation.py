@@ -8,7 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from bitgen.config.vlm import VlmConfig
-from bitgen.evaluation.answers import Decoding, evaluating, write_answers
+from bitgen.data.pair_conversations import PairConversations
+from bitgen.data.scenes import SceneReader
+from bitgen.evaluation.answers import Decoding, evaluating, up_to_the_answer, write_answers
+from bitgen.evaluation.scene_captions import scene_caption_metrics
 from bitgen.evaluation.text_metrics import score_texts
 from bitgen.guards.markdown import markdown
 from bitgen.machine.devices import Precision
@@ -29,12 +32,14 @@ class HeldOutAnswers:
     def __init__(self, config: VlmConfig, parts: VlmParts, device: torch.device, precision: Precision) -> None:
         assert parts.val is not None
         validation = config.validation
-        self.data, self.collate, self.tokenizer = parts.val, parts.collate_left, parts.tokenizer
+        self.data, self.collate, self.tokenizer = parts.val, parts.collate, parts.tokenizer
         self.device, self.precision, self.batch_size = device, precision, config.training.batch_size
         self.best = validation.best_metric
         self.decoding = Decoding(validation.val_beams, validation.val_max_new_tokens)
         self.samples = min(len(self.data), validation.val_samples or len(self.data))
         self.rows = parts.val_rows[: validation.val_generated]
+        if self.rows and not len(up_to_the_answer(self.data[self.rows[0]])["input_ids"]):
+            self.rows = []  # text alone, written without prompts, has no question to be asked
 
     def __call__(self, objective: Objective) -> HeldOutResult:
         """Scalars under ``val/``, and a table of answers beside what was to be said."""
@@ -46,14 +51,21 @@ class HeldOutAnswers:
             answers = write_answers(
                 model, self.tokenizer, samples, self.collate, self.decoding, self.batch_size, self.precision.autocast
             )
-            references = [self.data.references(row) for row in self.rows]
+            references = [self.data.conversations.references(row) for row in self.rows]
             found = score_texts(answers, references, temporal=self.best == "temporal_f1").to_dict()
-            right = [answer in listed for answer, listed in zip(answers, references, strict=True)]
-            found["exact"] = 100 * sum(right) / len(right)
+            found["right"] = self._right(answers, references)
             scalars |= {f"val/{name}": value for name, value in found.items() if isinstance(value, float)}
             texts["samples/answers"] = _table(answers[:_SHOWN], references[:_SHOWN])
         score = -scalars["val/loss"] if self.best == "loss" else scalars[f"val/{self.best}"]
         return HeldOutResult(scalars, {}, texts, -math.inf if math.isnan(score) else score)
+
+    def _right(self, answers: list[str], references: list[list[str]]) -> float:
+        """Percent of the answers that describe their scene rightly; of other data, that are one of the references."""
+        source = self.data.conversations
+        if isinstance(source, PairConversations) and isinstance(source.reader, SceneReader):
+            # One row an image, in the order of the images.
+            return scene_caption_metrics(answers, source.reader.scenes[: len(answers)])["right"]
+        return 100 * sum(a in listed for a, listed in zip(answers, references, strict=True)) / len(answers)
 
     def _loss(self, model: VisionLanguageModel) -> float:
         """Mean loss of a supervised token over all samples."""

@@ -19,7 +19,7 @@ from bitgen.vlm.splice import IMAGE_ID
 from bitgen.vlm.vision import VisionTower
 
 CONNECTOR, ADAPTER, VISION, LANGUAGE = "connector", "adapter", "vision", "language"
-MATRIX, VECTOR = "matrix", "vector"
+MATRIX, OTHER = "matrix", "other"  # maps; and tables, convolutions and vectors
 # Kinds of an adapter's parameters, by what their names hold (peft's).
 ADAPTER_KINDS = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "magnitude"}
 _PART_OF = {"connector": CONNECTOR, "tower": VISION, "language": LANGUAGE}
@@ -142,10 +142,9 @@ class VisionLanguageModel(nn.Module):
             return Role(ADAPTER if part == LANGUAGE else part, kind, decays=kind != "magnitude")
         # An encoder with adapters keeps its own weights.
         frozen_base = part == VISION and self.tower is not None and VISION not in self.own_parts
-        matrix = parameter.dim() >= 2 and parameter.is_floating_point()
-        embedding = part == LANGUAGE and parameter.dim() == 2 and len(parameter) == self.vocabulary
-        kind = "table" if embedding else MATRIX if matrix else VECTOR
-        return Role(part, kind, decays=matrix, reached=not frozen_base)
+        is_table = "embed" in name or (part == LANGUAGE and len(parameter) == self.vocabulary)
+        kind = MATRIX if parameter.dim() == 2 and not is_table else OTHER
+        return Role(part, kind, decays=parameter.dim() >= 2, reached=not frozen_base)
 
     @property
     def vocabulary(self) -> int:
