@@ -151,7 +151,10 @@ def start_from(made: Assembled, folder: Path) -> None:
             f"init_from {folder} has adapters and this stage has none, which would lose what they learned. Keep adapter "
             f"{then.adapter['kind']}, or merge them first (src/export.py --merge_lora True)."
         )
-    theirs, ours = own_weights(folder), split_state(made.model, ())[0]
+    # Weights under an adapter have another name than without one.
+    places = {_plain(name): name for name in split_state(made.model, ())[0]}
+    ours = {_plain(name): tensor for name, tensor in split_state(made.model, ())[0].items()}
+    theirs = {_plain(name): tensor for name, tensor in own_weights(folder).items()}
     taken: dict[str, Tensor] = {}
     for part in sorted({made.model.part_of(name) for name in theirs}):
         there = {name: tensor for name, tensor in theirs.items() if made.model.part_of(name) == part}
@@ -165,8 +168,12 @@ def start_from(made: Assembled, folder: Path) -> None:
                 f"missing, first {sorted(differing)[0]}. Give this stage the settings of its config.yaml."
             )
         taken |= there
-    made.model.load_own(taken)
+    made.model.load_own({places[name]: tensor for name, tensor in taken.items()})
     logger.info("starting from the weights of %s", folder)
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer.", ".")
 
 
 def _published(description: Description) -> str | None:
