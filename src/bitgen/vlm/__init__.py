@@ -1,0 +1,1 @@
+"""A vision encoder, a connector and a causal language model, put together."""
