@@ -140,6 +140,7 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
         model_config.image_size,
         model_config.max_seq_len,
         max_image_pixels=config.data.max_image_pixels,
+        **model_config.normalisation,
     )
     untrained = _untrained(kept_of_training(config, temperature))
     return Trained(model.eval().to(device), config, tokenizer, processor, folder, "checkpoint", untrained, temperature)
@@ -197,9 +198,7 @@ def _open_export(folder: Path, device: torch.device) -> Trained:
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"it lacks {len(missing)} weights, first {missing[0]}, which would be random")
         config, seen = model.config, parts.image_processor
-        normalisation: dict[str, Any] = {}
-        if seen is not None:
-            normalisation = {"image_mean": seen.image_mean, "image_std": seen.image_std}
+        normalisation = config.normalisation if seen is None else seen.normalisation
         processor = BitGenProcessor(parts.tokenizer, config.image_size, config.max_seq_len, **normalisation)
         kept = getattr(config, "trained_with", None)
         settings = {name: kept[name] for name in _KEPT_SETTINGS if name in kept} if kept is not None else {}

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.model.factory import DINOV2_BASE, build_model, pretrained_vision_config, random_vision_config
+from bitgen.model.factory import DINOV2_BASE, build_model, random_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.pretrained_tower import pretrained_vision_config
 from support.models import tiny_config
 
 

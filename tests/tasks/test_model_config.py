@@ -20,12 +20,15 @@ GROUPS = (VisionSettings, LoraSettings, ModelSettings, MemorySettings)
 # How the run trains, what it loads and where it keeps things: no matter of the network.
 NOT_THE_NETWORKS = {
     "vision_encoder", "vision_revision", "vision_hidden_size", "vision_num_layers", "vision_num_heads",
-    "vision_patch_size", "compile", "feature_cache", "feature_cache_dtype", "lora_warmup_epochs", "lora_warmup_steps",
+    "vision_patch_size", "image_normalisation", "compile", "feature_cache", "feature_cache_dtype",
+    "lora_warmup_epochs", "lora_warmup_steps",
     "lora_lr_factor", "lora_plus_ratio", "lora_lr_warmup_steps", "memory_alpha",
 }  # fmt: skip
 RENAMED = {"feature_cache_pool": "feature_pool"}
 # These are said by the data, and the settings only have to agree.
 OF_THE_DATA = {"feature_dim", "feature_tokens"}
+# These are said by the encoder, unless image_normalisation says otherwise.
+OF_THE_ENCODER = {"image_mean", "image_std", "image_resample"}
 SETTINGS = {name: setting for group in GROUPS for name, setting in settings_of(group).items()}
 REACHING = [name for name in SETTINGS if name not in NOT_THE_NETWORKS | OF_THE_DATA]
 CHOICES = {
@@ -49,7 +52,7 @@ def test_every_setting_is_known_to_the_network_or_named_here() -> None:
     """One that is neither would be a flag that does nothing."""
     known = BitGenConfig.own_names()
     assert {name for name in SETTINGS if RENAMED.get(name, name) not in known} == NOT_THE_NETWORKS
-    assert known - {RENAMED.get(name, name) for name in SETTINGS} == {"vision_config"}
+    assert known - {RENAMED.get(name, name) for name in SETTINGS} == {"vision_config", *OF_THE_ENCODER}
 
 
 @pytest.mark.parametrize("name", REACHING)

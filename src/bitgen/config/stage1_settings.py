@@ -57,9 +57,10 @@ class VisionSettings:
 
     vision_encoder: str = setting(
         "facebook/dinov2-base",
-        "What sees: a hub id, a local folder written by save_pretrained (DINOv2 with or without registers, DINOv3 ViT, "
-        "ViT, or the half for images of CLIP or SigLIP), 'random' (a DINOv2 built from the five sizes below with "
-        "random weights; needs no download) or 'features' (train_data holds features computed earlier).",
+        "What sees: a hub id or a local folder of DINOv2 (with or without registers), DINOv3 ViT, ViT, CLIP, SigLIP or "
+        "SigLIP 2 of fixed resolution (whole, or the half for images), a vision transformer of timm or such a half in "
+        "open_clip (BiomedCLIP; needs timm); 'random' (a DINOv2 built from the five sizes below with random weights; "
+        "needs no download) or 'features' (train_data holds features computed earlier).",
     )
     vision_revision: str | None = setting(None, "Commit or tag of the hub id, to pin its weights; none: the newest.")
     vision_hidden_size: Size = setting(768, "Width of a 'random' tower; other towers declare their own.")
@@ -70,6 +71,12 @@ class VisionSettings:
         224,
         "Side in pixels that images are resized to; gives (image_size / patch)^2 image tokens. none: the size that "
         "the hub's or folder's own configuration declares.",
+    )
+    image_normalisation: Literal["encoder", "imagenet"] = setting(
+        "encoder",
+        "Mean, standard deviation and resampling of the pixels. encoder: as its preprocessor_config.json says, or "
+        "where there is none, as is usual for its kind. imagenet: ImageNet's, bicubic, whatever the encoder, as in "
+        "every run from before there was a choice.",
     )
     vision_tuning: Literal["frozen", "lora", "full"] = setting(
         "lora", "What phase 2 trains in the tower: nothing (frozen), LoRA adapters (lora) or every weight (full)."

@@ -36,7 +36,8 @@ _IMAGE_TASK = {
 # Both names of one task: transformers 4 knew the first one too.
 PIPELINES = {"image-to-text": _IMAGE_TASK, IMAGE_TASK: _IMAGE_TASK}
 LONGEST_ANSWER = 64
-_NOT_CARRIED = ("__init__.py", "factory.py")  # factory.py builds new models, from pretrained towers
+# What builds new models, from pretrained towers.
+_NOT_CARRIED = ("__init__.py", "factory.py", "pretrained_tower.py", "open_clip_files.py")
 
 
 def exported_model(loaded: Trained, merge_lora: bool) -> BitGenForCausalLM:
@@ -74,7 +75,7 @@ def exported_processor(loaded: Trained) -> BitGenAutoProcessor:
     """Tokenizer and image processor as training used them; the tokenizer puts BOS before a text and nothing after."""
     config = loaded.model.config
     tokenizer = causal_tokenizer(loaded.tokenizer, config.max_seq_len)
-    image_processor = None if config.takes_features else BitGenImageProcessor(config.image_size)
+    image_processor = None if config.takes_features else BitGenImageProcessor(config.image_size, **config.normalisation)
     return BitGenAutoProcessor(image_processor, tokenizer)
 
 

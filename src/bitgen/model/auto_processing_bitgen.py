@@ -17,7 +17,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_processing_base import ImageProcessingMixin
 
 from .image_decoding import ImageSource
-from .processing_bitgen import IMAGENET_MEAN, IMAGENET_STD, BitGenProcessor
+from .image_settings import IMAGENET_MEAN, IMAGENET_STD
+from .processing_bitgen import BitGenProcessor
 
 IMAGE_TOKEN = "<image>"
 PROCESSOR_FILE, IMAGE_PROCESSOR_FILE = "processor_config.json", "preprocessor_config.json"
@@ -37,15 +38,22 @@ class BitGenImageProcessor(ImageProcessingMixin):
         image_size: int = 224,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
+        image_resample: str = "bicubic",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.image_resample = image_resample
         self.image_size = image_size
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
+    @property
+    def normalisation(self) -> dict[str, Any]:
+        """As of the model's configuration."""
+        return {name: getattr(self, name) for name in ("image_mean", "image_std", "image_resample")}
+
     def __call__(self, images: ImageSource | Sequence[ImageSource], return_tensors: str | None = "pt") -> BatchFeature:
         """One PIL image (or encoded bytes) or several; ``ValueError`` names the one that cannot be read."""
-        pixels = BitGenProcessor(None, self.image_size, image_mean=self.image_mean, image_std=self.image_std)
+        pixels = BitGenProcessor(None, self.image_size, **self.normalisation)
         several: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
         return BatchFeature({"pixel_values": pixels.images(several)}, tensor_type=return_tensors)
 
@@ -157,6 +165,7 @@ class BitGenAutoProcessor(ProcessorMixin):
                 "image_size": self.image_processor.image_size,
                 "image_mean": self.image_processor.image_mean,
                 "image_std": self.image_processor.image_std,
+                "image_resample": self.image_processor.image_resample,
             }
             written.append(_write_json(folder / IMAGE_PROCESSOR_FILE, settings))
         settings = {

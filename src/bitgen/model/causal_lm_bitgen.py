@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .dropout import Dropout as Dropout
     from .episodic_memory import MemoryLayer as MemoryLayer
     from .feature_compressor import FeatureCompressor as FeatureCompressor
+    from .frozen_tower import FrozenTower as FrozenTower
+    from .image_settings import ImageSettings as ImageSettings
     from .likelihood import sequence_log_probs as sequence_log_probs
     from .parameter_roles import ParameterRole as ParameterRole
     from .rotary import rotate as rotate

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
 
+from .image_settings import IMAGENET_MEAN, IMAGENET_STD, check_image_settings
 from .vision_towers import check_vision_config
 
 FUSION_KINDS = ("concat_mlp", "cross_attention", "backbone")
@@ -56,6 +58,8 @@ class BitGenConfig(PretrainedConfig):
         vision_config: the tower's configuration as a dict (see ``vision_towers`` for the kinds that fit), or None when
             the model takes features computed earlier.
         image_size: side of the square input in pixels (the tower interpolates its position table when it differs).
+        image_mean, image_std, image_resample: how pixels are resized and normalised, as the tower was taught to see;
+            the defaults are those of every model from before there was a choice.
         feature_dim, feature_tokens: C and P of features computed earlier; required when ``vision_config`` is None.
         feature_pool: side of the grid that the tower's patch features are averaged to before the compressor; None (or
             a side that is not smaller): as the tower gives them.
@@ -89,6 +93,9 @@ class BitGenConfig(PretrainedConfig):
         self,
         vision_config: dict[str, Any] | None = None,
         image_size: int = 224,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        image_resample: str = "bicubic",
         feature_dim: int | None = None,
         feature_tokens: int | None = None,
         feature_pool: int | None = None,
@@ -130,6 +137,8 @@ class BitGenConfig(PretrainedConfig):
     ) -> None:
         self.vision_config = dict(vision_config) if vision_config is not None else None
         self.image_size = image_size
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.image_resample = image_resample
         self.feature_dim = feature_dim
         self.feature_tokens = feature_tokens
         self.feature_pool = feature_pool
@@ -176,6 +185,11 @@ class BitGenConfig(PretrainedConfig):
         return set(inspect.signature(cls.__init__).parameters) - {"self", "kwargs"}
 
     @property
+    def normalisation(self) -> dict[str, Any]:
+        """What a processor must know beside the image size, by its arguments' names."""
+        return {name: getattr(self, name) for name in ("image_mean", "image_std", "image_resample")}
+
+    @property
     def takes_features(self) -> bool:
         """Whether images arrive as features computed earlier, with no tower in the model."""
         return self.vision_config is None and self.feature_dim is not None
@@ -218,6 +232,7 @@ class BitGenConfig(PretrainedConfig):
             return  # transformers builds an empty configuration to find out which values differ from the defaults
         if self.vision_config is not None:
             check_vision_config(self.vision_config)
+        check_image_settings(self.image_mean, self.image_std, self.image_resample)
         if self.takes_features and not (self.feature_tokens and self.feature_tokens > 0):
             raise ValueError("feature_tokens must say how many features an image has (1 for one vector an image).")
         check_sizes(self.embed_dim, self.num_heads, self.vision_embed_dim, self.positions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,9 +11,7 @@ from torchvision.transforms import v2
 from transformers import PreTrainedTokenizerBase
 
 from .image_decoding import DECODER, ImageSource, decode_image
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from .image_settings import CROP, IMAGENET_MEAN, IMAGENET_STD, PAD, SQUASH, check_image_settings
 
 # 150 MB as RGB. A camera's 24 million pass; a file that unpacks to gigabytes does not.
 MAX_IMAGE_PIXELS = 50_000_000
@@ -33,15 +30,16 @@ WHOLE = View()
 class BitGenProcessor:
     """Turns PIL images or encoded bytes, and captions, into model inputs.
 
-    Images: upright by EXIF, RGB, resized with antialiasing straight to ``image_size`` x ``image_size`` (the whole
-    image, no crop), scaled to [0, 1] and normalised once. Text: ``BOS tokens EOS``, right-padded; a longer caption
-    loses its last tokens but never the EOS, at which ``encode_text`` reads.
+    Images: upright by EXIF, RGB, resized with antialiasing to ``image_size`` x ``image_size`` (the whole image, unless
+    ``image_fit`` says otherwise), scaled to [0, 1] and normalised once. Text: ``BOS tokens EOS``,
+    right-padded; a longer caption loses its last tokens but never the EOS, at which ``encode_text`` reads.
 
     Args:
         tokenizer: with BOS, EOS and pad tokens; None where only images are needed.
         image_size: side of the square in pixels, as the vision encoder declares it.
         max_length: longest token sequence, BOS and EOS included.
         image_mean, image_std: of the data that the vision encoder was trained on, for values in [0, 1].
+        image_resample, image_fit, image_shortest: see :class:`~.image_settings.ImageSettings`.
         max_image_pixels: an encoded image that declares more is refused before it is decoded.
 
     ``truncated`` counts the captions shortened so far.
@@ -55,23 +53,23 @@ class BitGenProcessor:
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        image_resample: str = "bicubic",
+        image_fit: str = SQUASH,
+        image_shortest: int | None = None,
     ) -> None:
         if image_size < 1:
             raise ValueError(f"image_size is {image_size}; it must be positive")
         if max_length < 3:
             raise ValueError(f"max_length is {max_length}; BOS, one token and EOS need at least 3")
-        for name, values, fits in (
-            ("image_mean", image_mean, math.isfinite),
-            ("image_std", image_std, lambda value: 0 < value < math.inf),
-        ):
-            if len(values) != 3 or not all(isinstance(value, (int, float)) and fits(value) for value in values):
-                raise ValueError(f"{name} is {values!r}; it must be three numbers, one for each of red, green and blue")
+        check_image_settings(image_mean, image_std, image_resample, image_fit, image_shortest)
         for role in ("bos", "eos", "pad") if tokenizer is not None else ():
             if getattr(tokenizer, f"{role}_token_id") is None:
                 raise ValueError(f"the tokenizer has no {role} token; set tokenizer.{role}_token")
         self.tokenizer = tokenizer
         self.image_size, self.max_length = image_size, max_length
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.image_resample, self.image_fit = image_resample, image_fit
+        self.image_shortest = image_shortest or image_size
         self.max_image_pixels = max_image_pixels
         self.truncated = 0
         # (x / 255 - mean) / std as x * scale + offset, each [3, 1, 1].
@@ -97,8 +95,10 @@ class BitGenProcessor:
     @property
     def image_fingerprint(self) -> str:
         """All that decides how an image becomes a tensor, for stored features: change it with :meth:`image`."""
+        shape = {SQUASH: "whole", CROP: f"middle of {self.image_shortest}", PAD: "padded"}[self.image_fit]
         return (
-            f"upright RGB by {DECODER}, whole, bicubic, {self.image_size}, mean {self.image_mean}, std {self.image_std}"
+            f"upright RGB by {DECODER}, {shape}, {self.image_resample}, {self.image_size}, mean {self.image_mean}, "
+            f"std {self.image_std}"
         )
 
     # ---------------------------------------------------------------- images
@@ -122,20 +122,40 @@ class BitGenProcessor:
     def image(self, image: ImageSource, name: str = "image", view: View = WHOLE) -> torch.Tensor:
         """One image to float32 ``[3, image_size, image_size]``; errors as in :meth:`images`."""
         left, top, right, bottom = view.box
-        enough = (self.image_size / (right - left), self.image_size / (bottom - top))
+        side = self.image_shortest if self.image_fit == CROP else self.image_size
+        enough = (side / (right - left), side / (bottom - top))
         pixels = decode_image(image, name, self.max_image_pixels, enough)
         if view.box != WHOLE.box:
             height, width = pixels.shape[1:]
             first, last = round(left * width), max(round(right * width), round(left * width) + 1)
             upper, lower = round(top * height), max(round(bottom * height), round(top * height) + 1)
             pixels = pixels[:, upper:lower, first:last]
-        size = [self.image_size, self.image_size]
-        pixels = v2.functional.resize(pixels, size, v2.InterpolationMode.BICUBIC, antialias=True)
+        pixels = self._square(pixels)
         if view.mirror:
             pixels = v2.functional.horizontal_flip(pixels)
         # In place: normalising costs a tenth of an image's time as it is.
         scale, offset = self._normalisation
         return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(offset)
+
+    def _square(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 ``[3, H, W]`` to ``[3, image_size, image_size]``, as ``image_fit`` says."""
+        size = [self.image_size, self.image_size]
+        if self.image_fit == CROP:
+            size = [self.image_shortest]
+        elif self.image_fit == PAD:
+            height, width = pixels.shape[1:]
+            spare = max(height, width)
+            across, down = (spare - width) // 2, (spare - height) // 2
+            square = torch.tensor(self.image_mean).mul(255).to(torch.uint8)[:, None, None].repeat(1, spare, spare)
+            square[:, down : down + height, across : across + width] = pixels
+            pixels = square
+        interpolation = v2.InterpolationMode(self.image_resample)
+        pixels = v2.functional.resize(pixels, size, interpolation, antialias=True)
+        if self.image_fit == CROP:
+            # What is smaller than the square is laid on black. An odd pixel is left at the far side.
+            top, left = ((side - self.image_size) // 2 for side in pixels.shape[1:])
+            pixels = v2.functional.crop(pixels, top, left, self.image_size, self.image_size)
+        return pixels
 
     # ---------------------------------------------------------------- text
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from .image_settings import CLIP_MEAN, CLIP_STD, CROP, HALF, ImageSettings
+
 _MASK = "embeddings.mask_token"
 # A key's bias moves all of a query's scores alike, which softmax undoes. The spelling depends on transformers' release.
 _KEY_BIASES = ("k_proj.bias", "key.bias")
-# Models of images and text, and the class that loads their half for images alone.
-_IMAGE_HALVES = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+# Models of images and text: their half for images is one of the kinds below.
+IMAGE_HALVES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+# Towers that timm builds: transformers wraps them.
+TIMM = "timm_wrapper"
 _SIZES = ("hidden_size", "patch_size", "image_size")
 
 
@@ -21,28 +25,56 @@ class TowerKind(NamedTuple):
         unused: beginnings of the names of modules that the patch features do not pass through; checkpoints of other
             tasks may lack them.
         asks_to_interpolate: whether ``forward`` must be told that the image may have another size than the positions.
+        normed: whether ``last_hidden_state`` has passed the final LayerNorm; else it is the last block's output.
+        images: how these towers see, where nothing else says so: as the published ones of this kind.
     """
 
     cls_tokens: int
     gradient_free: tuple[str, ...]
     unused: tuple[str, ...] = ()
     asks_to_interpolate: bool = False
+    normed: bool = True
+    images: ImageSettings = ImageSettings()
 
 
+_DINOV2 = TowerKind(1, (_MASK, *_KEY_BIASES), images=ImageSettings(fit=CROP))
+_HALVES = ImageSettings(mean=HALF, std=HALF)
 # By ``model_type``. In DINOv3 a key's bias is turned by its position, so softmax does not undo it.
 TOWER_KINDS = {
-    "dinov2": TowerKind(1, (_MASK, *_KEY_BIASES)),
-    "dinov2_with_registers": TowerKind(1, (_MASK, *_KEY_BIASES)),
-    "dinov3_vit": TowerKind(1, (_MASK,)),
-    "vit": TowerKind(1, (_MASK, *_KEY_BIASES), unused=("pooler.",), asks_to_interpolate=True),
-    "clip_vision_model": TowerKind(1, _KEY_BIASES, unused=("post_layernorm.",), asks_to_interpolate=True),
-    "siglip_vision_model": TowerKind(0, _KEY_BIASES, unused=("head.",), asks_to_interpolate=True),
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2,
+    "dinov3_vit": TowerKind(1, (_MASK,), images=ImageSettings(resample="bilinear")),
+    "vit": TowerKind(
+        1,
+        (_MASK, *_KEY_BIASES),
+        unused=("pooler.",),
+        asks_to_interpolate=True,
+        images=_HALVES._replace(resample="bilinear"),
+    ),
+    "clip_vision_model": TowerKind(
+        1,
+        _KEY_BIASES,
+        unused=("post_layernorm.",),
+        asks_to_interpolate=True,
+        normed=False,
+        images=ImageSettings(mean=CLIP_MEAN, std=CLIP_STD, fit=CROP),
+    ),
+    "siglip_vision_model": TowerKind(0, _KEY_BIASES, unused=("head.",), asks_to_interpolate=True, images=_HALVES),
+    TIMM: TowerKind(1, (), unused=("timm_model.fc_norm.", "timm_model.attn_pool."), images=ImageSettings(fit=CROP)),
 }
 
 
 def tower_kind(vision_config: dict[str, Any]) -> TowerKind:
     """The kind of a configuration that :func:`check_vision_config` accepts."""
     return TOWER_KINDS[vision_config.get("model_type", "dinov2")]
+
+
+def prefix_tokens(vision_config: dict[str, Any]) -> int:
+    """Tokens before the patches: CLS, where there is one, and registers."""
+    counted = vision_config.get("num_prefix_tokens")  # as timm has it
+    if counted is not None:
+        return counted
+    return tower_kind(vision_config).cls_tokens + vision_config.get("num_register_tokens", 0)
 
 
 def check_vision_config(vision_config: dict[str, Any], encoder: str | None = None) -> None:
@@ -57,7 +89,7 @@ def check_vision_config(vision_config: dict[str, Any], encoder: str | None = Non
     kind = vision_config.get("model_type", "dinov2")
     name = f"vision_encoder={encoder!r}" if encoder is not None else "vision_config"
     if kind not in TOWER_KINDS:
-        raise ValueError(f"{name} is a {kind} model, which cannot be the vision tower. {_remedy(kind, encoder)}")
+        raise ValueError(f"{name} is a {kind} model, which cannot be the vision tower. {_remedy(kind)}")
     if missing := [field for field in _SIZES if field not in vision_config]:
         raise ValueError(f"{name} lacks {', '.join(missing)}: copy the whole configuration of the {kind} model.")
     for field in _SIZES:
@@ -83,16 +115,12 @@ def square_sizes(vision_config: dict[str, Any]) -> dict[str, Any]:
     return {**vision_config, **changed}
 
 
-def _remedy(kind: str, encoder: str | None) -> str:
+def _remedy(kind: str) -> str:
     supported = f"Supported types: {', '.join(TOWER_KINDS)}."
-    if kind in _IMAGE_HALVES:
-        source, loader = encoder or "the model", _IMAGE_HALVES[kind]
-        return (
-            f'It reads images and text; save its half for images with `python -c "from transformers import {loader}; '
-            f"{loader}.from_pretrained('{source}').save_pretrained('{kind}-vision')\"` and pass `--vision_encoder "
-            f"{kind}-vision`. {supported}"
-        )
+    if kind in IMAGE_HALVES:
+        return f"It reads images and text: give its vision_config, of type {IMAGE_HALVES[kind]}. {supported}"
     return (
         f"{supported} Pass a hub id or folder of one of them, for example `--vision_encoder facebook/dinov2-base`; or "
-        "compute features with your encoder beforehand and train with `--vision_encoder features`."
+        "compute features with your encoder beforehand and train with `--vision_encoder features`. A vision "
+        "transformer of another type needs one line in TOWER_KINDS (docs/design.md, A vision encoder)."
     )

@@ -20,6 +20,7 @@ from bitgen.data.word_count import WordCounter
 from bitgen.feature_cache.source import OFF, CachedSource, RunCaches, uncachable, useless
 from bitgen.machine.devices import Precision, resolve_precision
 from bitgen.machine.ranks import Processes
+from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.parameter_roles import GATE as GATE_KIND
 from bitgen.model.parameter_roles import LORA, LORA_A, LORA_B, MATRIX, NEW_PARTS, TOWER, VISION
 from bitgen.objectives.stage1 import Stage1Objective
@@ -229,10 +230,17 @@ def _identity(config: Config, parts: RunParts, source: LoaderSource, stage: Stag
         **source.identity(),
         # The last token is what there was before there was a choice, and is not written.
         **({"itm_pooling": pooling} if pooling != "last" else {}),
+        **_other_normalisation(parts.model.config),
         "feature_cache_pool": parts.model.config.feature_pool,
         "steps per epoch": stage.steps_per_epoch,
         "first step of phase 2 (lora_warmup_epochs, _steps)": boundary_of(stage),
     }
+
+
+def _other_normalisation(model: BitGenConfig) -> dict[str, str]:
+    """Nothing for what there was before there was a choice: image_normalisation imagenet resumes such a run."""
+    found, before = model.normalisation, BitGenConfig().normalisation
+    return {} if found == before else {"image_normalisation": f"encoder ({found})"}
 
 
 def _fingerprints(config: Config, parts: RunParts) -> dict[str, str]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -29,10 +29,11 @@ from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import (
     build_model,
     initialise_random_tower,
-    pretrained_vision_config,
     random_vision_config,
 )
+from bitgen.model.image_settings import ImageSettings
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.pretrained_tower import pretrained_normalisation, pretrained_vision_config
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.tasks.fingerprints import trained_on
 from bitgen.trained import TOKENIZER_FOLDER, open_model
@@ -179,13 +180,24 @@ def vision_config_of(config: Config) -> dict | None:
     return pretrained_vision_config(vision.vision_encoder, vision.vision_revision)
 
 
+def normalisation_of(config: Config, vision_config: dict | None) -> dict[str, Any]:
+    """How pixels become the tower's input, by the names that the network's configuration has for it."""
+    vision, seen = config.vision, ImageSettings()
+    if vision.vision_encoder not in (FEATURES, RANDOM) and vision.image_normalisation == "encoder":
+        assert vision_config is not None
+        seen = pretrained_normalisation(vision.vision_encoder, vision_config, vision.vision_revision)
+    return {"image_mean": seen.mean, "image_std": seen.std, "image_resample": seen.resample}
+
+
 def model_config_of(
     config: Config,
     vision_config: dict | None,
     feature_shape: tuple[int | None, int | None] | None = None,
     vocab_size: int | None = None,
+    normalisation: dict[str, Any] | None = None,
 ) -> BitGenConfig:
-    """The network that a configuration describes; ``feature_shape [P, C]`` as the dataset declares it.
+    """The network that a configuration describes; ``feature_shape [P, C]`` as the dataset declares it, and
+    ``normalisation`` as :func:`normalisation_of` gives it.
 
     Settings that the network knows by the same name pass through; only the others stand here.
     """
@@ -203,6 +215,7 @@ def model_config_of(
         "init_lora_weights": lora.peft_init,
         "lora_layers": lora.layer_indices,
         "vocab_size": vocab_size or config.model.vocab_size,
+        **(normalisation or {}),
     }
     return BitGenConfig(**settings)
 
@@ -214,7 +227,8 @@ def build_untrained(config: Config, vision_config: dict | None, model_config: Bi
         model_config, config.vision.vision_encoder if is_pretrained else None, config.vision.vision_revision
     )
     if config.vision.vision_encoder == RANDOM:
-        initialise_random_tower(model)
+        assert model.vision_encoder is not None
+        initialise_random_tower(model.vision_encoder)
     if config.vision.compile and model.vision_encoder is not None:
         model.vision_encoder.compile()
     return model
@@ -279,8 +293,9 @@ def build_parts(config: Config, processes: Processes, fresh: bool = True) -> Run
     vision_config = vision_config_of(config)
     tokenizer = build_run_tokenizer(config, processes, fresh)
     image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
+    normalisation = normalisation_of(config, vision_config)
     processor = BitGenProcessor(
-        tokenizer, image_size, config.model.max_seq_len, max_image_pixels=config.data.max_image_pixels
+        tokenizer, image_size, config.model.max_seq_len, max_image_pixels=config.data.max_image_pixels, **normalisation
     )
     data = config.data
     pairs = build_training_dataset(config, processor) if data.train_data is not None else None
@@ -303,7 +318,7 @@ def build_parts(config: Config, processes: Processes, fresh: bool = True) -> Run
     # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
     vocab_size = min(config.model.vocab_size, vocabulary_size(tokenizer)) if config.data.tokenizer == "train" else None
     shape = pairs.feature_shape if pairs is not None else (config.vision.feature_tokens, config.vision.feature_dim)
-    model_config = model_config_of(config, vision_config, shape, vocab_size)
+    model_config = model_config_of(config, vision_config, shape, vocab_size, normalisation)
     model = build_untrained(config, vision_config, model_config)
     if config.training.init_from is not None:
         start_from(model, tokenizer, config.training.init_from)
