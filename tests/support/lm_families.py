@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -45,4 +46,4 @@ FAMILIES: dict[str, PretrainedConfig] = {
 def tiny_lm(family: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A language model of a family with random weights, in eval mode."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(FAMILIES[family]).float().eval()
+    return AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES[family])).float().eval()

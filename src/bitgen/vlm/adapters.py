@@ -170,7 +170,7 @@ def merge(lm: PreTrainedModel) -> None:
     if not layers:
         raise ValueError("the language model has no adapter to merge")
     for name, layer in layers.items():
-        if bits := _QUANTISED.get(type(layer.get_base_layer()).__name__):
+        if bits := _bits(layer.get_base_layer()):
             raise ValueError(
                 f"{name} is {bits}: merging would round the sum to {bits} again and lose much of the adapter. Load the "
                 "base in float32 or bf16, load the adapter on it and merge there"
@@ -215,12 +215,20 @@ def _linears(lm: PreTrainedModel) -> dict[str, nn.Module]:
     return found
 
 
+def _bits(layer: nn.Module) -> str | None:
+    return _QUANTISED.get(type(layer).__name__)
+
+
 def _layer_number(name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _inject(lm: PreTrainedModel, config: AdapterConfig, names: list[str]) -> None:
     linears = _linears(lm)
+    if config.kind == "dora" and any(
+        _bits(linears[name]) == "8-bit" and linears[name].weight.device.type == "cpu" for name in names
+    ):  # peft moves such a weight in each forward pass, which loses its scale
+        raise ConfigError("DoRA on 8-bit layers needs a GPU; load the base in 4 bits or more, or take kind lora")
     inject_adapter_in_model(config.to_peft(list(names), any(isinstance(linears[name], Conv1D) for name in names)), lm)
     adapted = set(adapted_layers(lm))
     assert adapted == set(names), f"peft adapted {sorted(adapted ^ set(names))[:3]} differently"
