@@ -17,7 +17,7 @@ FLOORS = (  # from the top
     {"tasks", "memory"},
     {"evaluation"},
     {"run", "export"},
-    {"training", "objectives", "feature_cache", "trained"},
+    {"training", "objectives", "feature_cache", "trained", "trained_vlm"},
     {"data", "checkpoint", "protocols"},
     {"show", "machine", "vlm"},
     {"model", "config", "stages"},

@@ -130,7 +130,8 @@ def stages_of(config: VlmConfig, flags: Collection[str] = ()) -> list[StageRun]:
                 f"stage is {printable(config.training.stage, 40)!r}, but there are no stages. Leave it out."
             )
         return [StageRun("", config)]
-    known, found, before = flat_settings_of(VlmConfig), [], config.training.init_from
+    known, before = flat_settings_of(VlmConfig), config.training.init_from
+    found: list[StageRun] = []
     for number, entry in enumerate(_json_list(config.training.stages, "stages"), 1):
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not _NAME.fullmatch(name):

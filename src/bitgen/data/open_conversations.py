@@ -1,4 +1,4 @@
-"""Any source of conversations by its name: a folder of conversations, of images or features with captions, or scenes."""
+"""Any source of conversations by its name: a folder of conversations, or of captioned images or features, or scenes."""
 
 from __future__ import annotations
 

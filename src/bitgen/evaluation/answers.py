@@ -83,9 +83,7 @@ def write_answers(
                     decoding.max_new_tokens,
                     **decoding.settings(tokenizer),
                 )
-            answers += [
-                " ".join(tokenizer.decode(ids, skip_special_tokens=True).split()) for ids in written.tolist()
-            ]
+            answers += [" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()) for ids in written.tolist()]
             bar.update(len(batch))
     return answers
 

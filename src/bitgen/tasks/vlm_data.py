@@ -13,8 +13,8 @@ from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig
 from bitgen.data.conversation_dataset import ConversationDataset
 from bitgen.data.conversations import Conversations
-from bitgen.data.open_conversations import open_conversations
 from bitgen.data.length_groups import LengthGroupedBatchSampler
+from bitgen.data.open_conversations import open_conversations
 from bitgen.data.speech import Speech
 from bitgen.machine.ranks import Processes
 from bitgen.model.processing_bitgen import BitGenProcessor

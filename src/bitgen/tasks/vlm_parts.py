@@ -1,4 +1,4 @@
-"""From the configuration of a stage to the things it describes: tokenizer, data, and the model before its first step."""
+"""From the configuration of a stage to what it is made of: tokenizer, data, and the model before its first step."""
 
 from __future__ import annotations
 
@@ -21,30 +21,17 @@ from bitgen.data.scenes import scene_captions
 from bitgen.data.tokenizer import build_tokenizer
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
-from bitgen.model.factory import random_vision_config
 from bitgen.show.tables import format_table
 from bitgen.tasks.vlm_data import conversations_of, dataset_of, sampler_of
+from bitgen.tasks.vlm_description import ConnectorPlan, describe
 from bitgen.trained import TOKENIZER_FOLDER
 from bitgen.trained_vlm import own_weights, read_description, vlm_folder
 from bitgen.vlm.assembly import Assembled, assemble
-from bitgen.vlm.connectors import KINDS, ConnectorConfig
-from bitgen.vlm.description import Description, LanguageSource, SpeechSource, VisionSource
-from bitgen.vlm.language import LanguageModel
+from bitgen.vlm.description import Description
 from bitgen.vlm.modeling import VisionLanguageModel
-from bitgen.vlm.vision import FEATURES, OURS, RANDOM, VisionSpec
+from bitgen.vlm.vision import OURS, RANDOM
 
 logger = logging.getLogger(__name__)
-
-# Options of connectors, and the settings that say them.
-_OPTIONS = {
-    "queries": "connector_queries",
-    "depth": "connector_depth",
-    "heads": "connector_heads",
-    "width": "connector_width",
-    "factor": "connector_factor",
-    "dropout": "connector_dropout",
-}
-_BOS, _EOS, _PAD = 0, 1, 2  # of a trained tokenizer
 
 
 @dataclass(frozen=True)
@@ -84,8 +71,8 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
     own_tokenizer = _own_tokenizer(config, ranks, before)
     seed_everything(config.training.seed)  # the same new weights on every rank
     made = assemble(
-        _description(config, source.feature_shape, own_tokenizer, before),
-        None if config.connector.connector == "none" else _Plan(config),
+        describe(config, source.feature_shape, own_tokenizer, before),
+        None if config.connector.connector == "none" else ConnectorPlan(config),
         checkpointing=config.language.language_checkpointing,
     )
     tokenizer = own_tokenizer or made.tokenizer
@@ -148,8 +135,8 @@ def start_from(made: Assembled, folder: Path) -> None:
             )
     if then.adapter is not None and now.adapter is None:
         raise ConfigError(
-            f"init_from {folder} has adapters and this stage has none, which would lose what they learned. Keep adapter "
-            f"{then.adapter['kind']}, or merge them first (src/export.py --merge_lora True)."
+            f"init_from {folder} has adapters and this stage has none, which would lose what they learned. Keep "
+            f"adapter {then.adapter['kind']}, or merge them first (src/export.py --merge_lora True)."
         )
     # Weights under an adapter have another name than without one.
     places = {_plain(name): name for name in split_state(made.model, ())[0]}
@@ -180,140 +167,12 @@ def _published(description: Description) -> str | None:
     return None if description.language.config is not None else description.language.weights_sha256
 
 
-# ---- the description ----
-
-
-def _description(
-    config: VlmConfig,
-    feature_shape: tuple[int, int] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    before: Path | None,
-) -> Description:
-    """What the configuration describes, before encoder and language model are opened."""
-    language, adapter, speech = config.language, config.adapter, config.language
-    own = set(read_description(before).own_parts) if before is not None else set()
-    own |= {part for part in config.trained_parts if part in (LANGUAGE, VISION)}
-    if config.vision.vision_tuning == "lora":
-        own.discard(VISION)
-    vision = _vision_source(config, feature_shape)
-    if vision is None:
-        own.discard(VISION)
-    elif (vision.config.get(OURS) or {}).get("source") == RANDOM:
-        own.add(VISION)
-    random_language = language.language_model == RANDOM
-    if random_language:
-        own.add(LANGUAGE)
-    settings = None
-    if adapter.adapter != "none":
-        targets = adapter.adapter_targets
-        settings = {
-            "kind": adapter.adapter,
-            "rank": adapter.adapter_rank,
-            "alpha": adapter.adapter_alpha,
-            "dropout": adapter.adapter_dropout,
-            "rslora": adapter.adapter_rslora,
-            "targets": targets if "," not in targets else [name.strip() for name in targets.split(",")],
-        }
-    return Description(
-        LanguageSource(
-            language.language_model,
-            language.language_revision,
-            config=_random_language(config, tokenizer) if random_language else None,
-            dtype=language.language_dtype,
-            quantization=None if language.quantization == "none" else language.quantization,
-        ),
-        vision,
-        adapter=settings,
-        own_parts=tuple(sorted(own)),
-        speech=SpeechSource(
-            speech.template, speech.system_prompt, speech.max_length, config.data.num_frames, config.prompt_list[0]
-        ),
-    )
-
-
-def _random_language(config: VlmConfig, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
-    assert tokenizer is not None
-    language = config.language
-    return {
-        "model_type": "llama",
-        "hidden_size": language.language_hidden_size,
-        "intermediate_size": 4 * language.language_hidden_size,
-        "num_hidden_layers": language.language_num_layers,
-        "num_attention_heads": language.language_num_heads,
-        "num_key_value_heads": language.language_num_heads,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": language.language_positions,
-        "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-
-
-def _vision_source(config: VlmConfig, feature_shape: tuple[int, int] | None) -> VisionSource | None:
-    vision = config.vision
-    if config.connector.connector == "none":
-        return None
-    if (feature_shape is not None) != (vision.vision_encoder == FEATURES):
-        holds = "features" if feature_shape is not None else "pictures"
-        raise ConfigError(
-            f"train_data {config.data.train_data} holds {holds}, and vision_encoder is {vision.vision_encoder!r}: write "
-            f"vision_encoder {'features' if feature_shape is not None else 'random, a folder or a hub id'}."
-        )
-    if feature_shape is not None:
-        tokens, width = feature_shape
-        return VisionSource({"model_type": FEATURES, "feature_tokens": tokens, "feature_dim": width}, "all")
-    ours: dict[str, Any] = {"source": vision.vision_encoder, "image_size": vision.image_size}
-    ours["revision"] = vision.vision_revision
-    settings: dict[str, Any] = {}
-    if vision.vision_encoder == RANDOM:
-        assert vision.image_size is not None
-        settings = random_vision_config(
-            vision.vision_hidden_size,
-            vision.vision_num_layers,
-            vision.vision_num_heads,
-            vision.vision_patch_size,
-            vision.image_size,
-        )
-    return VisionSource(
-        {**settings, OURS: ours},
-        config.layers,
-        vision.vision_tuning,
-        config.adapter.vision_adapter_rank,
-        config.adapter.vision_adapter_alpha,
-    )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The connector that a configuration asks for, once both its sides are open."""
-
-    config: VlmConfig
-
-    def __call__(self, spec: VisionSpec, language: LanguageModel, layers: int) -> ConnectorConfig:
-        settings, lm = self.config.connector, language.model.config
-        kind = KINDS[settings.connector].connector
-        taken = kind.Options.__dataclass_fields__
-        options = {name: getattr(settings, of) for name, of in _OPTIONS.items() if name in taken}
-        frames = self.config.data.num_frames
-        return ConnectorConfig(
-            settings.connector,
-            spec.width,
-            language.model.get_input_embeddings().weight.shape[1],
-            spec.tokens,
-            layers,
-            frames if kind.most_frames is None else min(frames, kind.most_frames),
-            getattr(lm, "num_attention_heads", None) or lm.num_heads,
-            {name: value for name, value in options.items() if value is not None},
-        )
-
-
 # ---- the tokenizer of a language model that is trained from nothing ----
 
 
 def _own_tokenizer(config: VlmConfig, ranks: Processes, before: Path | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a ``random`` language model: the one of the stage before, else trained on the captions; None: the
-    language model brings one."""
+    """The tokenizer of a ``random`` language model: the one of the stage before, else trained on the captions; None:
+    the language model brings one."""
     if config.language.language_model != RANDOM:
         return None
     folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
@@ -323,8 +182,8 @@ def _own_tokenizer(config: VlmConfig, ranks: Processes, before: Path | None) -> 
             return build_tokenizer(str(kept), None, config.language.language_vocab_size, folder)
         if config.data.train_data != SCENES:
             raise ConfigError(
-                "language_model is 'random', whose tokenizer is trained on the built-in scenes. Write train_data scenes, "
-                "or the folder of a language model."
+                "language_model is 'random', whose tokenizer is trained on the built-in scenes. Write train_data "
+                "scenes, or the folder of a language model."
             )
         captions = scene_captions("train", config.data.scenes_train, config.training.seed)
         return build_tokenizer("train", captions, config.language.language_vocab_size, folder)

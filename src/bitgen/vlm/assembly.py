@@ -87,6 +87,7 @@ def _language(source: LanguageSource, is_own: bool) -> LanguageModel:
 def _tower(vision: VisionSource, is_own: bool) -> VisionTower | StoredFeatures:
     ours: dict[str, Any] = vision.config.get(OURS) or {}
     name = ours.get("source")
+    tower: VisionTower | StoredFeatures
     if name == RANDOM:
         # With random weights of its own, whose seed is the run's.
         tower = open_tower(RANDOM, vision.select_layer, None, ours.get("image_size"), _without_ours(vision.config))

@@ -16,7 +16,7 @@ from bitgen.stages import Role
 from bitgen.vlm.connectors import Connector
 from bitgen.vlm.language import supervised_logits
 from bitgen.vlm.splice import IMAGE_ID
-from bitgen.vlm.vision import VisionTower
+from bitgen.vlm.vision import StoredFeatures, VisionTower
 
 CONNECTOR, ADAPTER, VISION, LANGUAGE = "connector", "adapter", "vision", "language"
 MATRIX, OTHER = "matrix", "other"  # maps; and tables, convolutions and vectors
@@ -36,7 +36,7 @@ class VisionLanguageModel(nn.Module):
     """Encoder, connector and causal language model.
 
     Args:
-        tower: gives the connector's features; None: they come from elsewhere, or there is no connector.
+        tower: gives the connector's features; None: there is no connector.
         connector: None: a language model alone.
         language: a causal language model of transformers, perhaps with adapters in it.
         own_parts: parts beside connector and adapters whose weights are this model's own, because a run trained them or
@@ -46,9 +46,9 @@ class VisionLanguageModel(nn.Module):
 
     def __init__(
         self,
-        tower: VisionTower | None,
+        tower: VisionTower | StoredFeatures | None,
         connector: Connector | None,
-        language: nn.Module,
+        language: Any,
         own_parts: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
@@ -117,9 +117,9 @@ class VisionLanguageModel(nn.Module):
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """``[K, L, N, C]`` of all pictures."""
+        assert self.tower is not None
         given = inputs.get("features")
         if given is None:
-            assert self.tower is not None
             return self.tower(inputs["pictures"])
         return given if given.dim() == 4 else given.unsqueeze(1)
 

@@ -1,0 +1,153 @@
+"""What a stage's configuration describes: the parts of its model, before and after their sizes are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from bitgen.config.values import ConfigError
+from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
+from bitgen.model.factory import random_vision_config
+from bitgen.trained_vlm import read_description
+from bitgen.vlm.connectors import KINDS, ConnectorConfig
+from bitgen.vlm.description import Description, LanguageSource, SpeechSource, VisionSource
+from bitgen.vlm.language import LanguageModel
+from bitgen.vlm.vision import FEATURES, OURS, RANDOM, VisionSpec
+
+# Options of connectors, and the settings that say them.
+_OPTIONS = {
+    "queries": "connector_queries",
+    "depth": "connector_depth",
+    "heads": "connector_heads",
+    "width": "connector_width",
+    "factor": "connector_factor",
+    "dropout": "connector_dropout",
+}
+
+
+def describe(
+    config: VlmConfig,
+    feature_shape: tuple[int, int] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    before: Path | None,
+) -> Description:
+    """What the configuration describes, before encoder and language model are opened."""
+    language, adapter, speech = config.language, config.adapter, config.language
+    own = set(read_description(before).own_parts) if before is not None else set()
+    own |= {part for part in config.trained_parts if part in (LANGUAGE, VISION)}
+    if config.vision.vision_tuning == "lora":
+        own.discard(VISION)
+    vision = _vision_source(config, feature_shape)
+    if vision is None:
+        own.discard(VISION)
+    elif (vision.config.get(OURS) or {}).get("source") == RANDOM:
+        own.add(VISION)
+    random_language = language.language_model == RANDOM
+    if random_language:
+        own.add(LANGUAGE)
+    settings = None
+    if adapter.adapter != "none":
+        targets = adapter.adapter_targets
+        settings = {
+            "kind": adapter.adapter,
+            "rank": adapter.adapter_rank,
+            "alpha": adapter.adapter_alpha,
+            "dropout": adapter.adapter_dropout,
+            "rslora": adapter.adapter_rslora,
+            "targets": targets if "," not in targets else [name.strip() for name in targets.split(",")],
+        }
+    return Description(
+        LanguageSource(
+            language.language_model,
+            language.language_revision,
+            config=_random_language(config, tokenizer) if random_language else None,
+            dtype=language.language_dtype,
+            quantization=None if language.quantization == "none" else language.quantization,
+        ),
+        vision,
+        adapter=settings,
+        own_parts=tuple(sorted(own)),
+        speech=SpeechSource(
+            speech.template, speech.system_prompt, speech.max_length, config.data.num_frames, config.prompt_list[0]
+        ),
+    )
+
+
+def _random_language(config: VlmConfig, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    assert tokenizer is not None
+    language = config.language
+    return {
+        "model_type": "llama",
+        "hidden_size": language.language_hidden_size,
+        "intermediate_size": 4 * language.language_hidden_size,
+        "num_hidden_layers": language.language_num_layers,
+        "num_attention_heads": language.language_num_heads,
+        "num_key_value_heads": language.language_num_heads,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": language.language_positions,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _vision_source(config: VlmConfig, feature_shape: tuple[int, int] | None) -> VisionSource | None:
+    vision = config.vision
+    if config.connector.connector == "none":
+        return None
+    if (feature_shape is not None) != (vision.vision_encoder == FEATURES):
+        holds = "features" if feature_shape is not None else "pictures"
+        raise ConfigError(
+            f"train_data {config.data.train_data} holds {holds}, and vision_encoder is {vision.vision_encoder!r}: "
+            f"write vision_encoder {'features' if feature_shape is not None else 'random, a folder or a hub id'}."
+        )
+    if feature_shape is not None:
+        tokens, width = feature_shape
+        return VisionSource({"model_type": FEATURES, "feature_tokens": tokens, "feature_dim": width}, "all")
+    ours: dict[str, Any] = {"source": vision.vision_encoder, "image_size": vision.image_size}
+    ours["revision"] = vision.vision_revision
+    settings: dict[str, Any] = {}
+    if vision.vision_encoder == RANDOM:
+        assert vision.image_size is not None
+        settings = random_vision_config(
+            vision.vision_hidden_size,
+            vision.vision_num_layers,
+            vision.vision_num_heads,
+            vision.vision_patch_size,
+            vision.image_size,
+        )
+    return VisionSource(
+        {**settings, OURS: ours},
+        config.layers,
+        vision.vision_tuning,
+        config.adapter.vision_adapter_rank,
+        config.adapter.vision_adapter_alpha,
+    )
+
+
+@dataclass(frozen=True)
+class ConnectorPlan:
+    """The connector that a configuration asks for, once both its sides are open."""
+
+    config: VlmConfig
+
+    def __call__(self, spec: VisionSpec, language: LanguageModel, layers: int) -> ConnectorConfig:
+        settings, lm = self.config.connector, language.model.config
+        kind = KINDS[settings.connector].connector
+        taken = kind.Options.__dataclass_fields__
+        options = {name: getattr(settings, of) for name, of in _OPTIONS.items() if name in taken}
+        frames = self.config.data.num_frames
+        return ConnectorConfig(
+            settings.connector,
+            spec.width,
+            language.model.get_input_embeddings().weight.shape[1],
+            spec.tokens,
+            layers,
+            frames if kind.most_frames is None else min(frames, kind.most_frames),
+            getattr(lm, "num_attention_heads", None) or lm.num_heads,
+            {name: value for name, value in options.items() if value is not None},
+        )
