@@ -19,7 +19,7 @@ FLOORS = (  # from the top
     {"run", "export"},
     {"training", "objectives", "feature_cache", "trained"},
     {"data", "checkpoint", "protocols"},
-    {"show", "machine"},
+    {"show", "machine", "vlm"},
     {"model", "config", "stages"},
     {"guards"},
 )

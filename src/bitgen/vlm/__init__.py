@@ -1,0 +1,1 @@
+"""A model of parts: any vision encoder, a connector, and any causal language model with adapters."""
