@@ -94,7 +94,7 @@ class ConnectorSettings:
         64,
         "Tokens of a visual after resampler or perceiver; of a picture after c_abstractor, where it must be a square.",
     )
-    connector_depth: Depth | None = setting(
+    connector_depth: Few | None = setting(
         None, "Layers of mlp (2), blocks of perceiver (6) and of each half of c_abstractor (3); none: these."
     )
     connector_heads: Size | None = setting(
