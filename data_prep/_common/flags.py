@@ -82,7 +82,7 @@ def make_parser(
         why: what ``--help`` adds to that flag where the default needs a reason.
     """
     parser = plain_parser(description, example, "dataset folder", "the dataset")
-    parser.add_argument("--limit", type=positive, help="take only the first N images: a quick look at the pipeline")
+    add_limit_flags(parser, "images", max_failed_fraction, why)
     parser.add_argument(
         "--exclude",
         type=Path,
@@ -91,14 +91,21 @@ def make_parser(
         metavar="DATASET",
         help="datasets prepared earlier whose image_ids must not come again, such as the validation set",
     )
+    return parser
+
+
+def add_limit_flags(
+    parser: argparse.ArgumentParser, unit: str, max_failed_fraction: float = 0.01, why: str = ""
+) -> None:
+    """Adds ``--limit`` and ``--max_failed_fraction``, of what a source has as ``unit``."""
+    parser.add_argument("--limit", type=positive, help=f"take only the first N {unit}: a quick look at the pipeline")
     parser.add_argument(
         "--max_failed_fraction",
         type=fraction,
         default=max_failed_fraction,
-        help="stop, writing nothing, when a larger share of the images than this cannot be used "
+        help=f"stop, writing nothing, when a larger share of the {unit} than this cannot be used "
         f"({why}default %(default)s)",
     )
-    return parser
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:

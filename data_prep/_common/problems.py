@@ -18,14 +18,14 @@ class Unusable(ValueError):
 class Problems:
     """Counts what is wrong in the source by reason, keeping the first names of each; constant memory."""
 
-    def __init__(self, max_failed_fraction: float) -> None:
-        self.max_failed_fraction = max_failed_fraction
+    def __init__(self, max_failed_fraction: float, unit: str = "images") -> None:
+        self.max_failed_fraction, self.unit = max_failed_fraction, unit
         self.counts: dict[str, int] = {}
         self.names: dict[str, list[str]] = {}
         self.lost = 0
 
     def add(self, reason: str, name: str, lost: bool = False) -> None:
-        """Counts ``name`` under ``reason``; ``lost`` says that its image drops out of the dataset."""
+        """Counts ``name`` under ``reason``; ``lost`` says that it drops out of the dataset."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
         names = self.names.setdefault(reason, [])
         if len(names) < _NAMES_SHOWN:
@@ -42,12 +42,12 @@ class Problems:
         return lines
 
     def stop_if_too_many(self, total: int) -> None:
-        """Raises ``ValueError`` with reasons and names when more than the allowed share of ``total`` images is lost."""
+        """Raises ``ValueError`` with reasons and names when more than the allowed share of ``total`` is lost."""
         if self.lost > self.max_failed_fraction * total:
             share = 100 * self.lost / total
             raise ValueError(
-                f"{self.lost} of {total} images ({share:.1f}%) cannot be used, more than "
+                f"{self.lost} of {total} {self.unit} ({share:.1f}%) cannot be used, more than "
                 f"{100 * self.max_failed_fraction:g}%; no dataset was written. Check that the folder, the lists and "
-                "the captions belong together; if these images may be left out, raise --max_failed_fraction:\n  "
+                f"the captions belong together; if these {self.unit} may be left out, raise --max_failed_fraction:\n  "
                 + "\n  ".join(self.lines())
             )

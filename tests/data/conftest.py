@@ -9,11 +9,7 @@ from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.tokenizer import train_bpe
 from bitgen.model.processing_bitgen import BitGenProcessor
-from support.data import encode, noise, write_images
-
-
-def captions_for(index: int) -> list[str]:
-    return [f"image {index} seen {way}" for way in ("from afar", "from near", "from above")[: 1 + index % 3]]
+from support.data import captions_for, encode, noise, write_images
 
 
 @pytest.fixture(scope="session")

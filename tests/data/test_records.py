@@ -42,8 +42,8 @@ def test_round_trip_of_float_features(tmp_path, dtype):
 
 
 def test_writing_streams_and_splits_into_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("bitgen.data.record_writer._BATCH_BYTES", 3000)
-    monkeypatch.setattr("bitgen.data.record_writer._SHARD_BYTES", 20000)
+    monkeypatch.setattr("bitgen.data.arrow_folder._BATCH_BYTES", 3000)
+    monkeypatch.setattr("bitgen.data.arrow_folder._SHARD_BYTES", 20000)
     taken = []
 
     def records():

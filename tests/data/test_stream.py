@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bitgen.data import record_writer, shards
+from bitgen.data import shards
 from bitgen.data.bad_records import BadRecord
 from bitgen.data.collate import Collator, build_loader
 from bitgen.data.dataset import PairDataset
@@ -39,8 +39,8 @@ def records():
 @pytest.fixture
 def arrow_folder(tmp_path, records, monkeypatch):
     """Sixty images in several Arrow files of several record batches."""
-    monkeypatch.setattr(record_writer, "_BATCH_BYTES", 600)
-    monkeypatch.setattr(record_writer, "_SHARD_BYTES", 2000)
+    monkeypatch.setattr("bitgen.data.arrow_folder._BATCH_BYTES", 600)
+    monkeypatch.setattr("bitgen.data.arrow_folder._SHARD_BYTES", 2000)
     write_images(tmp_path / "arrow", records)
     return tmp_path / "arrow"
 

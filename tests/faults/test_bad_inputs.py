@@ -161,6 +161,13 @@ ENTRIES = {
         ("--limit", "--max_failed_fraction", "--max_image_pixels"),
         ("--caption_column",),
     ),
+    "conversations": Entry(
+        _script("conversations"),
+        {"--conversations": "CONVERSATIONS", "--images": "FOLDER", "--output": "NEW"},
+        ("--conversations", "--images"),
+        ("--frames", "--limit", "--max_failed_fraction", "--max_image_pixels"),
+        ("--check_images",),
+    ),
     "localized_narratives": Entry(
         _script("localized_narratives"),
         {"--narratives": "NARRATIVES", "--images": "FOLDER", "--output": "NEW"},
@@ -231,6 +238,8 @@ def good(tmp_path_factory) -> dict[str, str]:
     names = [{"id": n, "file_name": f"{n}.png"} for n in range(3)]
     captions = [{"image_id": n, "caption": "a square"} for n in range(3)]
     (folder / "coco.json").write_text(json.dumps({"images": names, "annotations": captions}))
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a square"}]
+    (folder / "talk.json").write_text(json.dumps([{"image": f"{n}.png", "conversations": turns} for n in range(3)]))
     lines = [json.dumps({"image_id": str(n), "caption": "a square"}) for n in range(3)]
     (folder / "narratives.jsonl").write_text("\n".join(lines))
     (folder / "pairs.tsv").write_text("".join(f"a square\thttp://127.0.0.1:9/{n}.png\n" for n in range(3)))
@@ -238,6 +247,7 @@ def good(tmp_path_factory) -> dict[str, str]:
     train_bpe(["a square", "a sentence of words"] * 50, 280).save_pretrained(str(folder / "tokenizer"))
     found = {"RUN": written_run(), "CAPTIONS": folder / "captions.txt", "SPLIT": folder / "split.txt"}
     found |= {"NARRATIVES": folder / "narratives.jsonl", "PAIRS": folder / "pairs.tsv", "TEXT": folder / "part.train"}
+    found |= {"CONVERSATIONS": folder / "talk.json"}
     found |= {"TOKENIZER": folder / "tokenizer"}
     found |= {"COCO": folder / "coco.json", "FOLDER": folder / "images", "IMAGE": folder / "images" / "1.png"}
     return {name: str(path) for name, path in found.items()}

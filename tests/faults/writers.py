@@ -10,6 +10,8 @@ import torch
 
 from bitgen.checkpoint.format import MODEL_FILE, find_checkpoint
 from bitgen.checkpoint.store import CheckpointStore
+from bitgen.data.conversation_writer import writing_conversations
+from bitgen.data.conversations import ConversationReader, Turn
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record, RecordReader
 from bitgen.machine.files import replacing_folder, write_whole
@@ -91,10 +93,28 @@ def _read_dataset(folder: Path) -> float:
     return float(found.pop())
 
 
+def _write_conversations(folder: Path, version: int) -> None:
+    with writing_conversations(folder / "talks", "test", overwrite=True) as writer:
+        for number in range(4):
+            rows = [writer.picture("a", bytes([version]) * 3000), writer.picture("b", bytes([version, number]) * 2000)]
+            writer.add(f"{version}-{number}", [rows], [Turn("user", "<image>"), Turn("assistant", f"{version}")])
+
+
+def _read_conversations(folder: Path) -> float:
+    reader = ConversationReader(folder / "talks")
+    talks = map(reader.__getitem__, range(4))
+    found = {(talk.id[0], talk.answers[0], *(picture[:1] for picture in talk.visuals[0])) for talk in talks}
+    assert len(reader) == 4 and reader.info.num_pictures == 5 and len(found) == 1
+    name, answer, *pictures = found.pop()
+    assert name == answer and pictures == [bytes([int(name)])] * 2
+    return float(name)
+
+
 WRITERS = {
     "file": Writer(_write_file, _read_file, ".file.*.tmp"),
     "folder": Writer(_write_folder, _read_folder, ".it.partial-*"),
     "checkpoint": Writer(_write_checkpoint, _read_checkpoint),
     "memory": Writer(_write_memory, _read_memory),
+    "conversations": Writer(_write_conversations, _read_conversations, ".talks.partial-*"),
     "dataset": Writer(_write_dataset, _read_dataset, ".data.partial-*"),
 }

@@ -15,6 +15,11 @@ from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.text_shards import TextInfo, TextShardWriter, encode_documents, tokenizer_sha256, write_text_info
 
 
+def captions_for(index: int) -> list[str]:
+    """One to three captions of an image."""
+    return [f"image {index} seen {way}" for way in ("from afar", "from near", "from above")[: 1 + index % 3]]
+
+
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     """The bytes of a file of an image."""
     buffer = io.BytesIO()

@@ -23,7 +23,9 @@ from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor, View
 logger = logging.getLogger(__name__)
 
 _CAPTIONS_AT_ONCE = 10_000
-_REMEDY = "the file is damaged; prepare the dataset again with data_prep (--check_images True finds such records)"
+DAMAGED_REMEDY = (
+    "the file is damaged; prepare the dataset again with data_prep (--check_images True finds such records)"
+)
 
 
 def payload_tensor(
@@ -37,15 +39,20 @@ def payload_tensor(
         try:
             return processor.image(payload, name, view)
         except ImageError as error:
-            raise BadRecord(f"{error}; {_REMEDY}", error.reason) from error
+            raise BadRecord(f"{error}; {DAMAGED_REMEDY}", error.reason) from error
+    return torch.from_numpy(stored_features(payload, info, name))
+
+
+def stored_features(payload: bytes, info: DatasetInfo, name: str) -> np.ndarray:
+    """Features ``[P, C]``, float32, of a stored payload. Raises ``BadRecord`` for another size, and for NaN."""
     try:
         features = info.dequantize(payload)
     except ValueError as error:
-        raise BadRecord(f"{name} {error}; {_REMEDY}", WRONG_SIZE) from error
+        raise BadRecord(f"{name} {error}; {DAMAGED_REMEDY}", WRONG_SIZE) from error
     if not np.isfinite(features).all():
         message = f"{name} has NaN or infinite features; compute them again and prepare the dataset again"
         raise BadRecord(message, NOT_FINITE)
-    return torch.from_numpy(features)
+    return features
 
 
 class PairDataset(Dataset):

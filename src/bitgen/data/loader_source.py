@@ -118,9 +118,11 @@ class LoaderSource:
 
     def _counted(self, inputs: dict[str, Any]) -> Batch:
         skipped, words = inputs.pop("skipped", ()), inputs.pop("words", None)
+        supervised = inputs.pop("supervised", None)
         ids = inputs["input_ids"]
         words = self.count_words(ids, inputs["attention_mask"]) if words is None else int(words.sum())
-        return Batch(inputs, Counts(len(ids), words, ids.numel()), inputs["indices"], skipped)
+        supervised = None if supervised is None else int(supervised.sum())
+        return Batch(inputs, Counts(len(ids), words, ids.numel(), supervised), inputs["indices"], skipped)
 
     def _keys(self, step: int, stage: Stage) -> Iterator[list[SampleKey]]:
         per_epoch = stage.steps_per_epoch * self.batches_per_step

@@ -15,21 +15,19 @@ nothing of models or tokenizers: the scripts in ``data_prep/`` use it too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from bitgen.data.arrow_folder import open_table
 from bitgen.data.column_types import wrong_columns
-from bitgen.guards.json_files import BadJson, check_keys, read_json
-from bitgen.guards.names import inside
+from bitgen.data.sidecar import FORMAT_VERSION, SIDECAR, read_sidecar
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SIDECAR = "bitgen_dataset.json"
-FORMAT_VERSION = 1
 FEATURE_DTYPES = ("int8", "uint8", "float16", "float32")
 _NULL = type(None)
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -124,48 +122,14 @@ class DatasetInfo:
 
 def read_info(folder: str | Path) -> DatasetInfo:
     """Reads the sidecar of a dataset folder; ``ValueError`` says what is missing or wrong in it and how to make one."""
-    folder = Path(folder)
     remedy = HOW_TO_MAKE.format(folder=folder)
-    if not folder.exists():
-        raise ValueError(f"data folder {folder} does not exist: {remedy}")
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file, not a data folder: {remedy}")
-    path = folder / SIDECAR
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a BitGen dataset (it has no {SIDECAR}): {remedy}")
+    raw = read_sidecar(folder, ("images", "features"), _FIELDS, ("kind", "source", "num_images"), remedy)
     try:
-        raw = read_json(path, dict)
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
-    except BadJson as error:
-        raise ValueError(f"{path} is not valid JSON of a JSON object ({error}): {remedy}") from error
-    if raw.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format_version {raw.get('format_version')!r}; this BitGen reads {FORMAT_VERSION}: {remedy}"
-        )
-    unknown = sorted(set(raw) - {field.name for field in fields(DatasetInfo)})
-    if unknown:
-        raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}; remove them, or {remedy}")
-    try:
-        check_keys(raw, {name: _FIELDS[name] for name in {"kind", "source", "num_images", *raw}})
         if raw.get("feature_shape") is not None:
             raw["feature_shape"] = tuple(raw["feature_shape"])
         return DatasetInfo(**raw)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; {remedy}") from error
-
-
-def arrow_files(folder: str | Path) -> list[Path]:
-    """The Arrow files of a dataset folder, as its ``state.json`` lists them.
-
-    Raises ``OSError`` when it cannot be read, ``ValueError`` for another kind of file, or a name out of the folder.
-    """
-    listed = read_json(Path(folder) / "state.json", dict, {"_data_files": list})["_data_files"]
-    for entry in listed:
-        if not isinstance(entry, dict):
-            raise BadJson("state.json lists a file that is no object")
-        check_keys(entry, {"filename": str})
-    return [inside(folder, entry["filename"]) for entry in listed]
+        raise ValueError(f"{Path(folder) / SIDECAR}: {error}; {remedy}") from error
 
 
 class RecordReader:
@@ -175,22 +139,10 @@ class RecordReader:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        from datasets import Dataset, load_from_disk
-
         self.folder = Path(folder)
         self.info = read_info(self.folder)
         remedy = f"remove {self.folder} and {HOW_TO_MAKE.format(folder=self.folder)}"
-        try:
-            arrow_files(self.folder)
-            table = load_from_disk(str(self.folder))
-        except PermissionError as error:
-            raise ValueError(f"cannot read dataset {self.folder}: {error}; check its permissions") from error
-        except Exception as error:  # pyarrow, json and datasets each raise their own kinds for damaged files
-            raise ValueError(f"dataset {self.folder} is damaged ({type(error).__name__}: {error}): {remedy}") from error
-        wanted = {"image_id", self.info.payload_column, "captions"}
-        if not isinstance(table, Dataset) or not wanted <= set(table.column_names):
-            found = getattr(table, "column_names", None)
-            raise ValueError(f"dataset {self.folder} lacks the columns {sorted(wanted)} (it has {found}): {remedy}")
+        table = open_table(self.folder, {"image_id", self.info.payload_column, "captions"}, remedy)
         wrong = wrong_columns(table.data.schema, self.info.payload_column, ["captions"])
         if wrong is not None:
             raise ValueError(f"dataset {self.folder}: its {wrong}, or {remedy}")

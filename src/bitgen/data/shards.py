@@ -23,9 +23,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bitgen.data.arrow_folder import arrow_files
 from bitgen.data.captions import numbered_columns
 from bitgen.data.column_types import wrong_columns
-from bitgen.data.records import HOW_TO_MAKE, SIDECAR, DatasetInfo, Record, arrow_files, read_info
+from bitgen.data.records import HOW_TO_MAKE, SIDECAR, DatasetInfo, Record, read_info
 from bitgen.data.table_rows import Columns, TableRows, iter_captions
 from bitgen.guards.printable import printable
 
