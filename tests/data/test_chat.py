@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitgen.data.chat import SYSTEM_PROMPTS, check_template, encode_chat, encode_prompt
 from bitgen.vlm.splice import IGNORED, IMAGE_ID
@@ -197,3 +199,20 @@ def test_the_real_tokenizer_of_smollm2(smollm2):
     assert encode_prompt(tokenizer, messages[:-1]).tolist() == ids[:end].tolist()
     plain = chat(first="What?")[:2]
     assert encode_chat(tokenizer, plain).ids.tolist() == tokenizer.apply_chat_template(plain)["input_ids"]
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda text: text.strip())
+_STYLED = {style: styled(style) for style in STYLES}
+
+
+@given(st.sampled_from(sorted(STYLES)), st.lists(st.tuples(_TEXTS, _TEXTS), min_size=1, max_size=3))
+def test_any_text_comes_back_and_any_prompt_is_the_start_of_its_training(style, pairs):
+    tokenizer, roles = _STYLED[style], ("user", "assistant")
+    turns = [turn for pair in pairs for turn in zip(roles, pair, strict=True)]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    ids, labels = encode_chat(tokenizer, messages)
+    found = [text.lstrip(" ") for text in learned(tokenizer, (ids, labels))]
+    assert found == [answer.strip() + STYLES[style].end for _, answer in pairs]
+    prompt = encode_prompt(tokenizer, messages[:-1])
+    assert prompt.tolist() == ids[: len(prompt)].tolist()
+    assert labels[len(prompt) - 1] == IGNORED and labels[len(prompt)] != IGNORED

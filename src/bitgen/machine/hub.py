@@ -26,14 +26,17 @@ def hub_answers() -> bool:
     return True
 
 
-def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequence[str]) -> Path:
+def hub_folder(
+    name: str | Path, revision: str | None, what: str, files: Sequence[str], weights: str = "*.safetensors"
+) -> Path:
     """The folder of a repository's files: ``name`` itself where it is a folder, else the hub's files in its cache.
 
-    What the cache holds is taken without asking the hub; ``revision`` is a branch, a tag or a commit.
+    Where the cache holds weights, they are taken without asking the hub; ``revision`` is a branch, a tag or a commit.
 
     Args:
         what: a word for the message, such as ``language model``.
-        files: patterns of names that are needed, at the repository's top.
+        files: patterns of names that are wanted, at the repository's top.
+        weights: pattern of the names without which what is in the cache is not enough.
 
     Raises:
         ValueError: there is no such folder, or the hub has no such repository, wants a login, or cannot be reached. The
@@ -47,7 +50,9 @@ def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequenc
     snapshot = partial(snapshot_download, name, revision=revision, allow_patterns=list(files), ignore_patterns=["*/*"])
     try:
         try:
-            return Path(snapshot(local_files_only=True))
+            cached = Path(snapshot(local_files_only=True))
+            if any(cached.glob(weights)) or constants.HF_HUB_OFFLINE:
+                return cached
         except Exception:  # not in the cache
             if constants.HF_HUB_OFFLINE or not hub_answers():
                 raise

@@ -106,7 +106,8 @@ def open_language_model(
     largest, rows = max(tokenizer.get_vocab().values(), default=-1), model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         raise ValueError(
-            f"{folder}: its tokenizer has ids up to {largest}, and the model {rows} embeddings; they differ"
+            f"{folder}: its tokenizer has ids up to {largest} and the model {rows} embeddings; put the model's own "
+            "tokenizer there"
         )
     make_savable(model.generation_config)
     if quantization is None:

@@ -34,7 +34,7 @@ FAMILIES = {  # the model_type of a configuration, and whom it stands for
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 QUANTIZATIONS = ("4bit", "8bit")
-FILES = ("*.json", "*.jinja", "*.safetensors", "tokenizer*", "*.model", "*.txt")
+FILES = ("*.json", "*.jinja", "model*.safetensors", "tokenizer*", "*.model", "*.txt")
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -96,7 +96,7 @@ def opened(what: object, open_it: Any) -> Any:
             raise
         reason = printable(next(iter(str(error).splitlines()), "no reason given"), 300)
         raise ValueError(
-            f"{what} cannot be opened ({type(error).__name__}: {reason}); restore or download it anew"
+            f"{what} cannot be opened ({type(error).__name__}: {reason}); restore it, or download it again"
         ) from error
 
 

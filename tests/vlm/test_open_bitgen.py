@@ -1,0 +1,69 @@
+"""An export of BitGen as a language model, and adapters around any model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from bitgen.commands import export
+from bitgen.data.chat import encode_chat
+from bitgen.trained import open_model
+from bitgen.vlm.language import generate, open_language_model, supervised_loss
+from support.language_models import padded, ragged, tiny_language_model
+from support.runs import written_run
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export.main(["--checkpoint", str(written_run()), "--output", str(folder)])
+    return folder
+
+
+def test_an_export_is_opened_with_our_own_classes(exported):
+    lm, own = open_language_model(exported), open_model(exported)
+    assert lm.max_positions == own.model.config.max_seq_len == 40
+    assert lm.tokenizer.get_vocab() == own.tokenizer.get_vocab()
+    ids, mask = padded(ragged())
+    embeds = lm.model.get_input_embeddings()(ids)
+    with torch.no_grad():
+        expected = own.model(input_ids=ids, attention_mask=mask).logits
+        total, count = supervised_loss(lm, embeds, mask, ids.masked_fill(mask == 0, -100))
+        torch.testing.assert_close(lm.model(inputs_embeds=embeds, attention_mask=mask).logits, expected)
+        whole = own.model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
+    torch.testing.assert_close(total / count, whole.loss, atol=1e-6, rtol=1e-6)
+
+
+def test_an_export_learns_from_chats_and_writes(exported):
+    lm = open_language_model(exported)
+    messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a red dog"}]
+    encoded = encode_chat(lm.tokenizer, messages, "plain", visuals=1)
+    assert lm.tokenizer.decode(encoded.labels[encoded.labels >= 0]).endswith("red dog</s>")
+    ids, mask = padded(ragged())
+    answers = generate(lm, lm.model.get_input_embeddings()(ids), mask, max_new_tokens=4)
+    prompts = [ids[i, : int(mask[i].sum())] for i in range(3)]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = lm.model.generate(prompt[None], max_new_tokens=4, do_sample=False)[0, len(prompt) :]
+        assert answer[: len(expected)].tolist() == expected.tolist()
+
+
+def test_an_export_is_too_small_to_quantize(exported):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    with pytest.raises(ValueError, match="too small to gain by quantization"):
+        open_language_model(exported, quantization="4bit")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "phi3"])
+def test_a_model_with_adapters_around_it_is_used_in_the_same_way(kind):
+    lm = tiny_language_model(kind)
+    ids, mask = padded(ragged())
+    embeds = lm.model.get_input_embeddings()(ids).detach()
+    labels = ids.masked_fill(mask == 0, -100)
+    before = supervised_loss(lm, embeds, mask, labels), generate(lm, embeds, mask, max_new_tokens=4)
+    adapted = get_peft_model(lm.model, LoraConfig(r=2, target_modules="all-linear"))
+    for model in (adapted, lm._replace(model=adapted)):
+        after = supervised_loss(model, embeds, mask, labels), generate(model, embeds, mask, max_new_tokens=4)
+        torch.testing.assert_close(after, before)
+    after[0][0].backward()
+    assert all(p.grad is not None for name, p in adapted.named_parameters() if "lora_B" in name)
