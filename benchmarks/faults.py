@@ -159,6 +159,7 @@ def main() -> None:
             except (AssertionError, RuntimeError, CheckpointError, subprocess.TimeoutExpired) as error:
                 line["result"] = f"{type(error).__name__}: {error}"[-2000:]
                 counts["failures"] += 1
+            line["kills so far"] = sum(count for name, count in counts.items() if name.startswith("kills of"))
             print(json.dumps(line), flush=True)
     print(json.dumps({"runs": number, "failures": 0, **counts}))
     sys.exit(1 if counts["failures"] or counts["damaged checkpoints"] else 0)

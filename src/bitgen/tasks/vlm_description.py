@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ class ConnectorPlan:
     def __call__(self, spec: VisionSpec, language: LanguageModel, layers: int) -> ConnectorConfig:
         settings, lm = self.config.connector, language.model.config
         kind = KINDS[settings.connector].connector
-        taken = kind.Options.__dataclass_fields__
+        taken = {option.name for option in fields(kind.Options)}
         options = {name: getattr(settings, of) for name, of in _OPTIONS.items() if name in taken}
         frames = self.config.data.num_frames
         return ConnectorConfig(
