@@ -196,6 +196,14 @@ def test_features_computed_earlier_take_the_towers_place(shape, layers):
         stored(torch.randn(2, tokens, 4))
     with pytest.raises(ValueError, match="take no pictures"):
         image_processor(stored.spec)
+    with pytest.raises(ValueError, match="write feature_tokens"):
+        build_tower({"model_type": "features", "feature_dim": 5}, "all")
+
+
+@pytest.mark.parametrize("change", [{"mean": [0.5]}, {"fit": "stretch"}, {"resample": None}, {"shortest": -1}])
+def test_stored_settings_of_impossible_pictures_are_refused(change):
+    with pytest.raises(ValueError, match=f"image_{next(iter(change))}"):
+        build_tower({"model_type": "dinov2", **SIZES, "bitgen": change}, -1)
 
 
 @pytest.mark.parametrize("source", ["facebook/no-such-encoder", "./no/such/folder"])

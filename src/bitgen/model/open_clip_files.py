@@ -11,7 +11,7 @@ import torch
 from transformers.utils import cached_file
 
 from .image_settings import CLIP_MEAN, CLIP_STD, CROP, PAD, SQUASH, ImageSettings
-from .vision_towers import TIMM
+from .vision_towers import TIMM, check_timm
 
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -91,6 +91,7 @@ def timm_vision_config(
         raise ValueError(
             f"vision_encoder={source!r} is {architecture} of timm, which is not installed: `pip install timm`."
         ) from None
+    check_timm(architecture, arguments or {})
     arguments = {**(arguments or {}), "dynamic_img_size": True}
     if image_size is not None:
         arguments["img_size"] = image_size
