@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -86,7 +87,7 @@ def timm_vision_config(
         ValueError: timm is not installed, does not know the name, or it is no vision transformer.
     """
     try:
-        import timm
+        timm: Any = importlib.import_module("timm")  # an extra, which type checks must not ask for
     except ImportError:
         raise ValueError(
             f"vision_encoder={source!r} is {architecture} of timm, which is not installed: `pip install timm`."
@@ -97,7 +98,7 @@ def timm_vision_config(
         arguments["img_size"] = image_size
     try:
         with torch.device("meta"):
-            model: Any = timm.create_model(architecture, num_classes=0, **arguments)
+            model = timm.create_model(architecture, num_classes=0, **arguments)
         sizes = {
             "hidden_size": model.embed_dim,
             "num_hidden_layers": len(model.blocks),
