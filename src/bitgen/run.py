@@ -174,7 +174,8 @@ def _say_what_changed(checkpoint: Checkpoint, config: Config) -> None:
     """
     path = checkpoint.path / CONFIG_FILE
     try:
-        differing = config.differences(path) if path.is_file() else {}
+        content = checkpoint.files.read(CONFIG_FILE) if CONFIG_FILE in checkpoint.files else None
+        differing = config.differences(content, path) if content is not None else {}
     except ConfigError as error:  # of an earlier version, perhaps
         logger.warning("settings of the checkpoint cannot be compared with today's: %s", error)
         return

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bitgen.feature_cache.store import CacheDescription, FeatureCache
+from bitgen.feature_cache.description import CacheDescription
+from bitgen.feature_cache.store import FeatureCache
 from bitgen.machine.files import remove_leftovers
 from bitgen.machine.locks import InUse, exclusive
 from bitgen.run import LOCK_FILE

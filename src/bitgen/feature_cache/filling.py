@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from bitgen.data.bad_records import BadRecord
 from bitgen.data.dataset import PairDataset
-from bitgen.feature_cache.store import CacheDescription, CacheError, FeatureCache, gigabytes
+from bitgen.feature_cache.description import CacheDescription
+from bitgen.feature_cache.store import CacheError, FeatureCache, gigabytes
 from bitgen.machine.devices import Precision
 from bitgen.machine.files import digest
 from bitgen.machine.ranks import Processes, exclusive_for_all, from_main, gather_objects, main_first
