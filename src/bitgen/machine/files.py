@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-_LEFTOVER = re.compile(r"\..+\.(\d+\.tmp|partial-\w{8})")
+_LEFTOVER = re.compile(r"\..+\.(?:(?P<process>\d+)\.tmp|partial-\w{8})")
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -98,14 +98,29 @@ def replacing_folder(path: str | Path, replace: bool = True, prefix: str | None 
 def remove_leftovers(folder: str | Path) -> None:
     """Remove what :func:`replacing` and :func:`replacing_folder` left directly in ``folder`` when they were killed.
 
-    The caller holds the folder's lock: another process' temporary files look the same.
+    The caller holds the folder's lock and writes nothing yet. Who writes there without the lock, as an evaluation puts
+    its results beside a run's log, is spared as long as a process of its number lives on this machine.
 
     Raises:
         OSError: the folder cannot be read, or a file in it not be removed.
     """
     for path in Path(folder).iterdir():
-        if _LEFTOVER.fullmatch(path.name):
+        found = _LEFTOVER.fullmatch(path.name)
+        if found is not None and not _lives(int(found["process"] or 0)):
             remove(path)
+
+
+def _lives(process: int) -> bool:
+    """Whether another process of this number is there: in a container every start may have the same one."""
+    if process in (0, os.getpid()):
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def remove(path: Path) -> None:
