@@ -31,7 +31,7 @@ class Spectrum(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The matrices of one last name: means over them. ``most`` is the rank that their shape, or an adapter's r, allows."""
+    """Means over the matrices of one last name. ``most`` is the rank that their shape, or an adapter's r, allows."""
 
     name: str
     layers: int
