@@ -252,7 +252,7 @@ def test_a_disk_that_fills_up_is_an_error_that_keeps_what_is_finished(build, cac
 
     def full(descriptor: int, content: memoryview, offset: int) -> int:
         calls.append(offset)
-        if len(calls) == 7:  # the third shard
+        if len(calls) == 9:  # the third shard; each has features, bad images, checksums and its mark
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return pwrite(descriptor, content, offset)
 

@@ -122,7 +122,7 @@ def test_a_peer_that_dies_ends_the_others_with_one_sentence(tiny_config) -> None
 
 
 def test_a_frozen_peer_is_mentioned_by_the_main_process_and_the_run_goes_on(tiny_config) -> None:
-    config = tiny_config(max_steps=12)
+    config = tiny_config(max_steps=4)
     _, script, *arguments = command(config, use_ddp=True, num_gpus=2)
     assert script.endswith(".py")
     port, log = free_port(), Path(config.output.log_dir) / "training.log"
