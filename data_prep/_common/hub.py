@@ -14,9 +14,9 @@ from _common.problems import Problems, Unusable
 from _common.reading import clean_captions
 from _common.tables import caption_columns, texts_of
 from _common.writing import Item, hash_of
+from bitgen.data.arrow_folder import arrow_files
 from bitgen.data.captions import valid_unicode
 from bitgen.data.column_types import holds_bytes
-from bitgen.data.records import arrow_files
 from bitgen.guards.json_files import read_json
 from bitgen.guards.names import BadName, inside
 from bitgen.guards.printable import printable

@@ -67,6 +67,14 @@ def test_the_ids_are_those_of_the_rendered_text(style):
     assert encode_prompt(tokenizer, messages[:1]).tolist() == rendered
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("style", STYLES)
+def test_the_token_at_which_generation_must_stop_is_told(style, kind):
+    tokenizer = styled(style, kind)
+    assert tokenizer.convert_ids_to_tokens(check_template(tokenizer, "tokenizer")) == STYLES[style].end
+    assert check_template(tokenizer, "plain") == tokenizer.eos_token_id
+
+
 def test_texts_beside_a_visual_do_not_join():
     tokenizer = styled("chatml")
     ids = encode_chat(tokenizer, chat(ANSWERS[:1], "the c<image>at")).ids

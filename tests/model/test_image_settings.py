@@ -133,6 +133,12 @@ def test_a_file_of_another_form_is_named_with_its_field(tmp_path, content, named
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_damaged_file_is_no_missing_file(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text("{ not")
+    with pytest.raises(ValueError, match="preprocessor_config.json cannot be read"):
+        pretrained_normalisation(str(tmp_path), {"model_type": "dinov2", "image_size": 8})
+
+
 def test_what_a_file_leaves_out_is_as_its_own_class_has_it(tmp_path):
     """A BitImageProcessor has CLIP's mean, although DINOv2, whose processor it is, was trained with ImageNet's."""
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "BitImageProcessor"}')

@@ -151,6 +151,20 @@ def test_what_is_no_vision_transformer_is_refused(timm, tmp_path, name):
         pretrained_vision_config(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"architecture": "hf-hub:someone/something"}, "architecture='hf-hub"),
+        ({"architecture": None}, "architecture=None"),
+        ({"model_args": {"checkpoint_path": "weights.bin"}}, "'checkpoint_path' in model_args"),
+    ],
+)
+def test_a_configuration_by_which_timm_would_load_something_is_refused(change, named):
+    sizes = {"hidden_size": 64, "patch_size": 16, "image_size": SIDE, "num_hidden_layers": 6}
+    with pytest.raises(ValueError, match=named):
+        build_tower({"model_type": "timm_wrapper", "architecture": NAME, **sizes, **change}, -1)
+
+
 def test_a_half_that_is_open_clips_own_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {"layers": 12, "width": 768}}}')
     with pytest.raises(ValueError, match="not one of timm's: use the same model in transformers' format"):

@@ -64,5 +64,5 @@ def test_adapters_on_few_bits_train_save_load_and_are_not_merged(tmp_path, bits:
 def test_dora_on_8_bit_layers_of_a_cpu_is_refused(tmp_path) -> None:
     """There peft moves the weights in each forward pass, which loses their scale, and the second one fails."""
     base(tmp_path)
-    with pytest.raises(ConfigError, match="DoRA on 8-bit layers needs a GPU.*4 bits"):
+    with pytest.raises(ConfigError, match="DoRA on 8-bit layers does not run on a CPU.*4 bits"):
         attach(quantised(tmp_path, "8-bit"), AdapterConfig("dora", 4))

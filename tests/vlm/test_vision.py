@@ -61,6 +61,15 @@ def test_features_are_the_raw_hidden_states_of_the_patches(folder, select_layer)
         assert torch.equal(found[:, 0], states[select_layer][:, prefix:])
 
 
+def test_the_table_says_which_last_hidden_states_are_normed(folder):
+    """What stage 1 reads is that; a tower for a language model never is."""
+    plain = AutoModel.from_pretrained(folder[0]).eval()
+    with torch.no_grad():
+        output = plain(pixels(), output_hidden_states=True)
+    is_raw = torch.equal(output.last_hidden_state, output.hidden_states[-1])
+    assert is_raw != open_tower(folder[0], -1).kind.normed
+
+
 def test_pictures_of_another_size_have_other_tokens(folder):
     name, prefix = folder
     tower = open_tower(name, -2, image_size=42)
@@ -196,6 +205,14 @@ def test_features_computed_earlier_take_the_towers_place(shape, layers):
         stored(torch.randn(2, tokens, 4))
     with pytest.raises(ValueError, match="take no pictures"):
         image_processor(stored.spec)
+    with pytest.raises(ValueError, match="write feature_tokens"):
+        build_tower({"model_type": "features", "feature_dim": 5}, "all")
+
+
+@pytest.mark.parametrize("change", [{"mean": [0.5]}, {"fit": "stretch"}, {"resample": None}, {"shortest": -1}])
+def test_stored_settings_of_impossible_pictures_are_refused(change):
+    with pytest.raises(ValueError, match=f"image_{next(iter(change))}"):
+        build_tower({"model_type": "dinov2", **SIZES, "bitgen": change}, -1)
 
 
 @pytest.mark.parametrize("source", ["facebook/no-such-encoder", "./no/such/folder"])

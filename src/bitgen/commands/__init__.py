@@ -18,6 +18,8 @@ COMMANDS = {
     "caption": "describe image files",
     "memory": "teach a trained model pictures, in one shot, and recall, edit or forget them",
     "export": "write a folder that transformers loads without BitGen, and upload it",
+    "lora-report": "what adapters of a language model cost at each rank, and the spectrum of weights and adapters",
+    "adapters": "fold a LoRA or DoRA adapter into its base, or take it out again",
 }
 
 _HELP = """\
@@ -45,7 +47,7 @@ Wherever a trained model is asked for, the folder of a run, of one of its checkp
 
 def help_text() -> str:
     """What `bitgen --help` prints."""
-    return _HELP.format(commands="\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
+    return _HELP.format(commands="\n".join(f"  {name:<13}{what}" for name, what in COMMANDS.items()))
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -64,4 +66,4 @@ def main(argv: list[str] | None = None) -> int | None:
         return 2
     # What argparse calls the program, and what a run prints as the command that resumes it.
     sys.argv = [f"bitgen {name}", *rest]
-    return importlib.import_module(f"bitgen.commands.{name}").main(rest)
+    return importlib.import_module(f"bitgen.commands.{name.replace('-', '_')}").main(rest)

@@ -129,15 +129,15 @@ def _prompt(
     return rendered.text[: rendered.answers[-1][0]], rendered.marks
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> None:
-    """Raises ``ValueError`` where a template or a system prompt does not fit the tokenizer; for the start of a run."""
-    encode_chat(
-        tokenizer,
-        [{"role": USER, "content": "<image>\nWhat is it?"}, {"role": ASSISTANT, "content": "A dog."}],
-        template,
-        system,
-        visuals=1,
-    )
+def check_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> int:
+    """The id of the token that ends an answer, at which generation must stop; to be called at the start of a run.
+
+    Raises:
+        ValueError: the template or the system prompt does not fit the tokenizer.
+    """
+    probe = [{"role": USER, "content": "<image>\nWhat is it?"}, {"role": ASSISTANT, "content": "A dog."}]
+    labels = encode_chat(tokenizer, probe, template, system, visuals=1).labels.tolist()
+    return next(label for label in reversed(labels) if label in _specials(tokenizer).ends)
 
 
 # ---- messages ----

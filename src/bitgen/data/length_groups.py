@@ -43,6 +43,7 @@ class LengthGroupedBatchSampler(ResumableBatchSampler):
         used = order[: len(self) * size]
         groups = used.split(self.group_batches * size)
         batches = torch.cat([group[self.lengths[group].argsort(stable=True)] for group in groups]).view(-1, size)
+        # A stream of its own, and like the permutation a function of (seed, epoch).
         generator = torch.Generator().manual_seed(int(order[0]) + int(order[-1]) * self.dataset_len)
         indices = batches[torch.randperm(len(batches), generator=generator)].flatten()
         return indices, torch.full_like(indices, epoch)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitgen.checkpoint.format import MANIFEST_FILE, read_state
+from bitgen.checkpoint.manifest import CheckpointFiles
 from bitgen.config import ConfigError
 from bitgen.export.card import model_card
 from bitgen.export.folder import write_folder
@@ -89,5 +90,5 @@ def _opened(checkpoint: str | Path) -> Trained:
 
 
 def _export_one(trained: Trained, folder: Path, merge_lora: bool, metrics: dict[str, Any]) -> None:
-    state = read_state(trained.folder).state
+    state = read_state(CheckpointFiles(trained.folder)).state
     write_folder(trained, folder, model_card(trained, state, metrics, merge_lora), merge_lora)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from transformers.utils import cached_file
 
 from .image_settings import CLIP_MEAN, CLIP_STD, CROP, PAD, SQUASH, ImageSettings
-from .vision_towers import TIMM
+from .vision_towers import TIMM, check_timm
 
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -86,17 +87,18 @@ def timm_vision_config(
         ValueError: timm is not installed, does not know the name, or it is no vision transformer.
     """
     try:
-        import timm
+        timm: Any = importlib.import_module("timm")  # an extra, which type checks must not ask for
     except ImportError:
         raise ValueError(
             f"vision_encoder={source!r} is {architecture} of timm, which is not installed: `pip install timm`."
         ) from None
+    check_timm(architecture, arguments or {})
     arguments = {**(arguments or {}), "dynamic_img_size": True}
     if image_size is not None:
         arguments["img_size"] = image_size
     try:
         with torch.device("meta"):
-            model: Any = timm.create_model(architecture, num_classes=0, **arguments)
+            model = timm.create_model(architecture, num_classes=0, **arguments)
         sizes = {
             "hidden_size": model.embed_dim,
             "num_hidden_layers": len(model.blocks),

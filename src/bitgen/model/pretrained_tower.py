@@ -89,7 +89,9 @@ def _preprocessing(
     default = tower_kind(vision_config).images
     try:
         content, _ = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)
-    except _UNREADABLE:
+    except _UNREADABLE as error:
+        if (Path(source) / "preprocessor_config.json").is_file():
+            raise ValueError(f"{_file_of(source)} cannot be read ({_first_line(error)}). Download it again.") from error
         of_open_clip = open_clip_config(source, revision)
         if of_open_clip is not None:
             return {}, open_clip_images(of_open_clip, vision_config["image_size"])

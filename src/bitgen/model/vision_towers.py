@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from .image_settings import CLIP_MEAN, CLIP_STD, CROP, HALF, ImageSettings
@@ -14,6 +15,11 @@ IMAGE_HALVES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 # Towers that timm builds: transformers wraps them.
 TIMM = "timm_wrapper"
 _SIZES = ("hidden_size", "patch_size", "image_size")
+# What a file may ask of timm's `create_model`: a shape. Others would read files or ask the hub.
+_TIMM_ARGUMENTS = {
+    "img_size", "dynamic_img_size", "dynamic_img_pad", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio",
+    "qkv_bias", "qk_norm", "init_values", "class_token", "reg_tokens", "no_embed_class", "pre_norm", "global_pool",
+}  # fmt: skip
 
 
 class TowerKind(NamedTuple):
@@ -90,6 +96,8 @@ def check_vision_config(vision_config: dict[str, Any], encoder: str | None = Non
     name = f"vision_encoder={encoder!r}" if encoder is not None else "vision_config"
     if kind not in TOWER_KINDS:
         raise ValueError(f"{name} is a {kind} model, which cannot be the vision tower. {_remedy(kind)}")
+    if kind == TIMM:
+        check_timm(vision_config.get("architecture"), vision_config.get("model_args") or {})
     if missing := [field for field in _SIZES if field not in vision_config]:
         raise ValueError(f"{name} lacks {', '.join(missing)}: copy the whole configuration of the {kind} model.")
     for field in _SIZES:
@@ -103,6 +111,18 @@ def check_vision_config(vision_config: dict[str, Any], encoder: str | None = Non
             f"{name} takes images of {vision_config['num_channels']} channels, and images here have 3 (RGB). Choose "
             "another encoder."
         )
+
+
+def check_timm(architecture: Any, arguments: dict[str, Any]) -> None:
+    """Refuse a name or an argument by which timm would do more than build a network.
+
+    Raises:
+        ValueError: it names what is not allowed.
+    """
+    if not isinstance(architecture, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", architecture):
+        raise ValueError(f"vision_config has architecture={architecture!r}, which is no name of a model of timm.")
+    if others := sorted(arguments.keys() - _TIMM_ARGUMENTS):
+        raise ValueError(f"vision_config has {others[0]!r} in model_args, which is no part of a network's shape.")
 
 
 def square_sizes(vision_config: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,14 +142,23 @@ def weights_hash(folder: str | Path) -> str:
     return digest(stored_weights(folder))
 
 
-def stored_weights(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights in a model's folder by their names, in the order of these, one at a time. ValueError as above."""
+def stored_weights(folder: str | Path, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights in a model's folder by their names, in the order of these, one at a time.
+
+    Args:
+        names: of them alone; None: all.
+
+    Raises:
+        ValueError: as :func:`weights_hash`; one of ``names`` is not there.
+    """
     with_file: dict[str, Path] = {}
     try:
         for path in weight_files(folder):
             with safe_open(path, "pt") as file:
                 with_file |= dict.fromkeys(file.keys(), path)
-        for name in sorted(with_file):
+        if names is not None and (missing := sorted(set(names) - set(with_file))):
+            raise ValueError(f"{folder}: there is no weight {printable(missing[0], 200)} in its files")
+        for name in sorted(with_file if names is None else names):
             with safe_open(with_file[name], "pt") as file:
                 yield name, file.get_tensor(name)
     except SafetensorError as error:

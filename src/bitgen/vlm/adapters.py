@@ -235,7 +235,7 @@ def _inject(lm: PreTrainedModel, config: AdapterConfig, names: list[str]) -> Non
     if config.kind == "dora" and any(
         _bits(linears[name]) == "8-bit" and linears[name].weight.device.type == "cpu" for name in names
     ):  # peft moves such a weight in each forward pass, which loses its scale
-        raise ConfigError("DoRA on 8-bit layers needs a GPU; load the base in 4 bits or more, or take kind lora")
+        raise ConfigError("DoRA on 8-bit layers does not run on a CPU; load the base in 4 bits, or take kind lora")
     inject_adapter_in_model(config.to_peft(list(names), any(isinstance(linears[name], Conv1D) for name in names)), lm)
     adapted = set(adapted_layers(lm))
     assert adapted == set(names), f"peft adapted {sorted(adapted ^ set(names))[:3]} differently"

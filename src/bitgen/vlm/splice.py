@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from bitgen.guards.printable import printable
+
 IMAGE_ID = -200  # where a token of a visual stands in input_ids
 IGNORED = -100  # where nothing is learned
 SIDES = ("right", "left")
@@ -102,7 +104,8 @@ class Truncations:
 
     def __str__(self) -> str:
         """One line for the log, such as "3 samples were truncated (a, b, c): ..."."""
-        names = ", ".join(self.names) + (", ..." if self.samples > len(self.names) else "")
+        more = ["..."] if self.samples > len(self.names) else []
+        names = ", ".join([*(printable(name, 80) for name in self.names), *more])
         return (
             f"{self.samples} samples were truncated ({names}): {self.tokens} tokens lost, {self.visuals} visuals cut, "
             f"{self.unlearnable} samples left without anything to learn"

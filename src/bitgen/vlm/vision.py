@@ -12,7 +12,7 @@ from torch import nn
 from bitgen.machine.files import digest
 from bitgen.model.factory import initialise_random_tower, random_vision_config
 from bitgen.model.frozen_tower import FrozenTower
-from bitgen.model.image_settings import ImageSettings
+from bitgen.model.image_settings import ImageSettings, check_image_settings
 from bitgen.model.pretrained_tower import load_pretrained_weights, pretrained_images, pretrained_vision_config
 from bitgen.model.processing_bitgen import MAX_IMAGE_PIXELS, BitGenProcessor
 from bitgen.model.vision_towers import check_vision_config, tower_kind
@@ -214,8 +214,14 @@ class StoredFeatures(nn.Module):
 def build_tower(vision_config: dict[str, Any], select_layer: SelectLayer) -> VisionTower | StoredFeatures:
     """The tower of a configuration, with random weights; see :class:`VisionTower` for the errors."""
     if vision_config.get("model_type") == FEATURES:
-        layers = vision_config.get("feature_layers", 1)
-        return StoredFeatures(vision_config["feature_tokens"], vision_config["feature_dim"], layers)
+        sizes: list[Any] = [vision_config.get(name) for name in ("feature_tokens", "feature_dim")]
+        sizes.append(vision_config.get("feature_layers", 1))
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(
+                "features computed earlier: write feature_tokens (vectors of a picture) and feature_dim (their width) "
+                f"as numbers, and feature_layers where there are several; they are {sizes}."
+            )
+        return StoredFeatures(*sizes)
     return VisionTower(vision_config, select_layer)
 
 
@@ -292,10 +298,10 @@ def _split(vision_config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 def _images(own: dict[str, Any], ours: dict[str, Any]) -> ImageSettings:
     """How pictures are prepared: as stored, else as is usual for the kind, at the size of its position table."""
     usual = tower_kind(own).images
-    if "mean" not in ours:
-        return usual._replace(size=ours.get("image_size") or own["image_size"])
-    stored = {name: ours[name] for name in ("mean", "std", "resample", "fit", "shortest")}
-    return ImageSettings(ours["image_size"] or own["image_size"], **stored)
+    stored = {name: ours[name] for name in ("mean", "std", "resample", "fit", "shortest") if name in ours}
+    found = usual._replace(size=ours.get("image_size") or own["image_size"], **stored)
+    check_image_settings(*found[1:])
+    return found
 
 
 def _blocks(tower: nn.Module) -> Any:
