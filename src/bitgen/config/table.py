@@ -1,7 +1,7 @@
 """The tables of docs/settings.md and docs/vlm_settings.md, written from the settings themselves: run it to print one.
 
-    PYTHONPATH=src python -m bitgen.config.table         stage 1
-    PYTHONPATH=src python -m bitgen.config.table vlm     vision-language models of parts
+PYTHONPATH=src python -m bitgen.config.table         stage 1
+PYTHONPATH=src python -m bitgen.config.table vlm     vision-language models of parts
 """
 
 from __future__ import annotations
