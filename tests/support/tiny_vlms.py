@@ -24,7 +24,7 @@ _LANGUAGE: dict[str, Any] = dict(
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    max_position_embeddings=192,
+    max_position_embeddings=512,
     bos_token_id=0,
     eos_token_id=1,
     pad_token_id=2,
@@ -59,6 +59,7 @@ def language_folder(
         for parameter in lm.parameters():
             if parameter.dim() == 2:
                 parameter.normal_(std=0.2)
+        lm.get_output_embeddings().weight[len(tokenizer) :] = 0  # ids that are nothing
     lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

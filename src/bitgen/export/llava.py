@@ -85,7 +85,7 @@ def write_llava(trained: TrainedVlm, folder: Path) -> None:
     model = _llava(trained, strategy, image_id)
     model.generation_config = GenerationConfig(
         bos_token_id=language.generation_config.bos_token_id,
-        eos_token_id=trained.tokenizer.eos_token_id,
+        eos_token_id=trained.speech.ends,
         pad_token_id=trained.tokenizer.pad_token_id,
         max_new_tokens=min(_LONGEST_ANSWER, language.config.max_position_embeddings // 2),
         suppress_tokens=[image_id],
