@@ -11,12 +11,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bitgen.commands import export
 from bitgen.export.vlm_folder import write_vlm_folder
 from bitgen.export.vlm_merge import merged
 from bitgen.machine.files import file_hash
 from bitgen.model.causal_lm_bitgen import CHECKSUMS
 from bitgen.trained_vlm import is_vlm, open_vlm
 from bitgen.vlm.adapters import adapted_layers
+from support.runs import written_run
 from support.tiny_vlms import LORA, an_input, language_folder, logits_of, tiny_vlm, tower_folder
 
 DORA = LORA | {"kind": "dora", "rslora": True}
@@ -162,3 +164,50 @@ def test_a_folder_that_lacks_a_file_is_refused(exported):
         refused(exported, str(exported))
         path.write_bytes(content)
     open_vlm(exported)
+
+
+# ---- the entry ----
+
+
+def exporting(capsys, *arguments):
+    """What ``src/export.py`` says as it refuses."""
+    with pytest.raises(SystemExit) as stopped:
+        export.main([str(argument) for argument in arguments])
+    assert stopped.value.code == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_the_entry_writes_each_layout_and_refuses_what_cannot_be(exported, parts, tmp_path, capsys):
+    before = logits_of(open_vlm(exported))
+    export.main(["--checkpoint", str(exported), "--output", str(tmp_path / "m"), "--merge_lora", "True"])
+    torch.testing.assert_close(logits_of(open_vlm(tmp_path / "m")), before, atol=1e-5, rtol=1e-5)
+    export.main(["--checkpoint", str(exported), "--output", str(tmp_path / "l"), "--format", "llava"])
+    assert json.loads((tmp_path / "l" / "config.json").read_text())["model_type"] == "llava"
+    again = ("--checkpoint", tmp_path / "m", "--output", tmp_path / "n")
+    assert "no adapters to merge" in exporting(capsys, *again, "--merge_lora", "True")
+    assert "words_seen" in exporting(capsys, *again, "--words_seen_checkpoints", "True")
+    assert "not empty" in exporting(capsys, "--checkpoint", exported, "--output", tmp_path / "m")
+    assert "lies in" in exporting(capsys, "--checkpoint", exported, "--output", tmp_path / "m" / "n")
+    assert "no vision-language model" in exporting(
+        capsys, "--checkpoint", written_run(), "--output", tmp_path / "n", "--format", "llava"
+    )
+    write_vlm_folder(tiny_vlm(*parts, adapter=None, connector="linear"), made(tmp_path / "linear"), {})
+    reason = exporting(capsys, "--checkpoint", tmp_path / "linear", "--output", tmp_path / "n", "--format", "llava")
+    assert str(tmp_path / "linear") in reason and "its connector is linear" in reason
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_quantized_model_keeps_its_adapters_apart(bits, parts, tmp_path, capsys):
+    pytest.importorskip("bitsandbytes")
+    wide = language_folder(tmp_path / "wide", hidden_size=64, intermediate_size=128)
+    trained = tiny_vlm(parts[0], wide, quantization=bits)
+    before = logits_of(trained)
+    write_vlm_folder(trained, made(tmp_path / "export"), {})
+    assert weights_in(tmp_path / "export") == {CONNECTOR, ADAPTER}
+    torch.testing.assert_close(logits_of(open_vlm(tmp_path / "export")), before)
+    to = ("--checkpoint", tmp_path / "export", "--output", tmp_path / "n")
+    for flags in (("--merge_lora", "True"), ("--format", "llava")):
+        reason = exporting(capsys, *to, *flags)
+        assert flags[0] in reason and f"{bits[0]}-bit" in reason

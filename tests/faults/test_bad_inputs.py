@@ -22,11 +22,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from bitgen.commands import caption, evaluate, export, memory, train
+from bitgen.commands import ask, caption, evaluate, export, memory, train
 from bitgen.data.tokenizer import train_bpe
 from bitgen.guards.printable import printable
 from bitgen.show.run_logging import FILE_ONLY
 from support.runs import REPOSITORY, TINY, written_run
+from support.tiny_vlms import exported_vlm
 
 LONGEST = 30  # seconds
 UNNAMED = "does not name it:"
@@ -133,6 +134,21 @@ ENTRIES = {
     ),
     "caption": Entry(
         caption.main, {"--model": "RUN"}, ("--model", "IMAGE"), ("--num_beams", "--max_new_tokens"), (), ("IMAGE",)
+    ),
+    "ask": Entry(
+        ask.main,
+        {"--model": "VLM", "--question": "What is it?", "--max_new_tokens": "2"},
+        ("--model", "IMAGE"),
+        ("--num_beams", "--max_new_tokens", "--temperature"),
+        ("--device",),
+        ("IMAGE",),
+    ),
+    "export of parts": Entry(
+        export.main,
+        {"--checkpoint": "VLM", "--output": "NEW"},
+        ("--results", "--checkpoint"),
+        ("--merge_lora", "--words_seen_checkpoints"),
+        ("--format",),
     ),
     "memory": Entry(
         memory.main,
@@ -247,7 +263,7 @@ def good(tmp_path_factory) -> dict[str, str]:
     train_bpe(["a square", "a sentence of words"] * 50, 280).save_pretrained(str(folder / "tokenizer"))
     found = {"RUN": written_run(), "CAPTIONS": folder / "captions.txt", "SPLIT": folder / "split.txt"}
     found |= {"NARRATIVES": folder / "narratives.jsonl", "PAIRS": folder / "pairs.tsv", "TEXT": folder / "part.train"}
-    found |= {"CONVERSATIONS": folder / "talk.json"}
+    found |= {"CONVERSATIONS": folder / "talk.json", "VLM": exported_vlm(folder)}
     found |= {"TOKENIZER": folder / "tokenizer"}
     found |= {"COCO": folder / "coco.json", "FOLDER": folder / "images", "IMAGE": folder / "images" / "1.png"}
     return {name: str(path) for name, path in found.items()}

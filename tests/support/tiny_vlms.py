@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageProcessor, PreTrainedTokenizerBase
 
+from bitgen.data.conversations import Turn
 from bitgen.data.speech import Speech
+from bitgen.export.vlm_folder import write_vlm_folder
 from bitgen.trained_vlm import TrainedVlm
 from bitgen.vlm.assembly import assemble
 from bitgen.vlm.connectors import ConnectorConfig
@@ -91,7 +93,8 @@ def tiny_vlm(
     )
 
     def plan(spec, lm, count) -> ConnectorConfig:
-        return ConnectorConfig(connector, spec.width, 32, spec.tokens, count, frames, 4, options or {})
+        width = lm.model.get_input_embeddings().weight.shape[1]
+        return ConnectorConfig(connector, spec.width, width, spec.tokens, count, frames, 4, options or {})
 
     torch.manual_seed(5)
     made = assemble(description, plan)
@@ -107,10 +110,16 @@ def tiny_vlm(
     return TrainedVlm(made.model.eval(), made.tokenizer, speaks, settled, language)
 
 
+def exported_vlm(folder: Path) -> Path:
+    """An export of a tiny model, and its parts beside it."""
+    trained = tiny_vlm(tower_folder(folder / "tower"), language_folder(folder / "lm"))
+    (folder / "vlm").mkdir()
+    write_vlm_folder(trained, folder / "vlm", {})
+    return folder / "vlm"
+
+
 def an_input(trained: TrainedVlm, question: str = "<image>\nWhat is it?", pictures: int = 1) -> dict[str, torch.Tensor]:
     """A question about random pixels with an answer, as training has it; all pictures are of one visual."""
-    from bitgen.data.conversations import Turn
-
     connector = trained.model.connector
     assert connector is not None
     turns = [Turn("user", question), Turn("assistant", "A red dog.")]

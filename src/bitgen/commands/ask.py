@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+import torch
+
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.generation import SEARCH_RANGES
@@ -14,7 +16,8 @@ from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import check_ranges
 from bitgen.guards.printable import printable
 from bitgen.machine.devices import choose_device
-from bitgen.trained_vlm import TrainedVlm, is_vlm, open_vlm
+from bitgen.show.bars import bars_on_terminals_alone
+from bitgen.trained_vlm import is_vlm, open_vlm
 
 _HELP = """\
 Ask a model of src/train_vlm.py about pictures and videos, or talk with it: without --question every line that you
@@ -60,29 +63,33 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     return flags
 
 
-def opened(folder: str, device: str = "cpu") -> TrainedVlm:
-    """The model that ``--model`` names.
+def device_of(name: str) -> torch.device:
+    """Where to answer.
 
     Raises:
-        ConfigError: there is none, it is damaged, or of another kind.
+        ConfigError: a GPU is asked for where there is none.
     """
-    try:
-        trained = open_vlm(folder, choose_device(device))
-    except ValueError as error:
-        raise ConfigError(f"--model {error}") from error
-    return trained
+    device = choose_device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device here. Write --device auto or cpu.")
+    return device
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the answer, or answers until the user is done."""
     flags = parse_flags(argv)
+    bars_on_terminals_alone()
     with exit_on_config_error():
         if not is_vlm(flags.model):
             raise ConfigError(
                 f"--model {flags.model}: there is no vision-language model of parts. Give a run of src/train_vlm.py or "
                 "its export; src/caption.py describes images with other models."
             )
-        trained = opened(flags.model, flags.device)
+        device = device_of(flags.device)
+        try:
+            trained = open_vlm(flags.model, device)
+        except ValueError as error:
+            raise ConfigError(f"--model {error}") from error
         try:
             visuals = read_visuals(trained, flags.files)
             talk = Talk(trained, visuals, Decoding(flags.num_beams, flags.max_new_tokens, flags.temperature))

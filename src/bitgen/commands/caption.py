@@ -13,6 +13,7 @@ from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import check_ranges
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import read_regular_file
+from bitgen.show.bars import bars_on_terminals_alone
 from bitgen.trained import CAPTIONS, Trained, open_model
 from bitgen.trained_vlm import is_vlm, open_vlm
 
@@ -90,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print ``file<TAB>caption`` for each image; those that cannot be read are named at the end."""
     flags = parse_flags(argv)
     problems = []
+    bars_on_terminals_alone()
     with exit_on_config_error():
         describe = describer(flags)
         for path in flags.images:

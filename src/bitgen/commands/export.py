@@ -15,6 +15,7 @@ from bitgen.export.vlm import BITGEN, LAYOUTS, export_vlm
 from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import boolean
 from bitgen.guards.printable import printable
+from bitgen.show.bars import bars_on_terminals_alone
 from bitgen.trained_vlm import is_vlm
 
 logger = logging.getLogger("export")
@@ -90,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     """Read the flags, export, and upload where asked to."""
     flags = parse_flags(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    bars_on_terminals_alone()
     with exit_on_config_error():
         try:
             metrics = read_results(flags.results)

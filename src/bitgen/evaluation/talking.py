@@ -10,10 +10,10 @@ import torch
 from bitgen.data.conversation_dataset import VisualCollator
 from bitgen.data.conversations import IMAGE_MARKER, Turn
 from bitgen.data.dicom import DicomError, dicom_picture, is_dicom
-from bitgen.data.video import VideoError, read_frames
+from bitgen.data.video import read_frames
 from bitgen.evaluation.answers import Decoding, write_answers
 from bitgen.guards.printable import printable
-from bitgen.guards.regular_files import read_regular_file
+from bitgen.guards.regular_files import BadFile, read_regular_file
 from bitgen.model.processing_bitgen import MAX_IMAGE_PIXELS, BitGenProcessor
 from bitgen.trained_vlm import TrainedVlm
 from bitgen.vlm.connectors import Connector
@@ -107,7 +107,7 @@ def _visual(processor: BitGenProcessor, path: str, frames: int) -> torch.Tensor:
         raise ValueError(f"{path} is a video, and this model was trained on single pictures: give it a picture.")
     try:
         pictures = read_frames(Path(path), frames, MAX_IMAGE_PIXELS)
-    except (VideoError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return torch.stack([processor.image(picture, path) for picture in pictures])
 
@@ -119,6 +119,8 @@ def _picture(processor: BitGenProcessor, path: str) -> torch.Tensor:
         payload = read_regular_file(path)
         if is_dicom(payload):
             return processor.image(dicom_picture(payload, MAX_IMAGE_PIXELS), path)
-    except (OSError, DicomError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read ({error.strerror or printable(error, 200)})") from error
+    except (DicomError, BadFile) as error:
         raise ValueError(f"{path}: {printable(error, 300)}") from error
     return processor.image(payload, path)
