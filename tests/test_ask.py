@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import bitgen
 from bitgen.commands import ask, caption
 from bitgen.data.chat import IMAGE_ID, encode_prompt
 from bitgen.evaluation.answers import Decoding
@@ -152,6 +153,17 @@ def test_captions_of_such_a_model_answer_its_own_prompt(export, photos, capsys):
     assert capsys.readouterr().out.splitlines() == expected
     caption.main([str(photos[0]), "--model", str(folder), "--max_new_tokens", "12", "--prompt", QUESTION])
     assert capsys.readouterr().out.splitlines()[0] != expected[0]
+
+
+def test_a_program_asks_too(export, photos):
+    model, trained = bitgen.load(export(), device="cpu"), open_vlm(export())
+    expected = by_hand(
+        trained, [{"role": "user", "content": f"<image>\n{QUESTION}"}], pixels_of(trained, photos[:1]), [1]
+    )
+    assert model.ask(QUESTION, photos[0], max_new_tokens=12) == expected
+    talk = model.talk(photos[0], max_new_tokens=12)
+    assert talk.ask(QUESTION) == expected != talk.ask(QUESTION)
+    assert model.caption(photos[0], QUESTION, num_beams=1, max_new_tokens=12) == expected
 
 
 def test_what_cannot_be_asked_is_said_in_one_line(export, photos, tmp_path, capsys):

@@ -29,13 +29,16 @@ import torch
 from torch import Tensor
 
 from bitgen.config import parse_config
+from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.generation import LONGEST, caption_of
+from bitgen.evaluation.talking import Talk, read_visuals
 from bitgen.machine.devices import choose_device
 from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodic_memory import EpisodicMemory
 from bitgen.tasks import TASKS
 from bitgen.tasks.chain import train_chain
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, Trained, open_model
+from bitgen.trained_vlm import TrainedVlm, is_vlm, open_vlm
 
 _BATCH = 32
 
@@ -91,8 +94,10 @@ def train(config: str | Path | None = None, **settings: Any) -> Path:
     return Path(parsed.output.output_dir)
 
 
-def load(path: str | Path, device: str = "auto") -> Model:
+def load(path: str | Path, device: str = "auto") -> Model | VisionLanguage:
     """The model of a run's folder (its best checkpoint), of one checkpoint or of an export, verified.
+
+    Models of ``bitgen train-vlm`` become a :class:`VisionLanguage`.
 
     Args:
         device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
@@ -100,7 +105,43 @@ def load(path: str | Path, device: str = "auto") -> Model:
     Raises:
         ValueError: there is no model, or it is damaged; the message names the folder and the remedy.
     """
+    if is_vlm(path):
+        return VisionLanguage(open_vlm(path, choose_device(device)))
     return Model(open_model(path, choose_device(device)))
+
+
+class VisionLanguage:
+    """A vision encoder, a connector and a language model, trained. ``trained`` is what the opener gave."""
+
+    def __init__(self, trained: TrainedVlm) -> None:
+        self.trained = trained
+
+    def __repr__(self) -> str:
+        return f"bitgen.load({str(self.trained.folder)!r})"
+
+    def ask(self, question: str, *files: str | Path, num_beams: int = 1, max_new_tokens: int = 128) -> str:
+        """The answer to a question about pictures or videos, given as files; see :meth:`talk` for more questions.
+
+        Raises:
+            ValueError: a file that cannot be read, or a prompt longer than the model reads.
+        """
+        return self.talk(*files, num_beams=num_beams, max_new_tokens=max_new_tokens).ask(question)
+
+    def talk(self, *files: str | Path, **decoding: Any) -> Talk:
+        """A conversation about pictures or videos: each ``ask(question)`` of it remembers what was said.
+
+        Args:
+            decoding: fields of :class:`~bitgen.evaluation.answers.Decoding`.
+
+        Raises:
+            ValueError: a file that cannot be read, or a model that takes no pictures.
+        """
+        return Talk(self.trained, read_visuals(self.trained, [str(file) for file in files]), Decoding(**decoding))
+
+    def caption(self, file: str | Path, prompt: str = "", num_beams: int = 3, max_new_tokens: int = LONGEST) -> str:
+        """What the model answers to its own prompt, or another one, about a picture; errors as of :meth:`ask`."""
+        asked = prompt or self.trained.description.speech.prompt
+        return self.ask(asked, file, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
 
 class Model:
