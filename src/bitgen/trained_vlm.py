@@ -23,6 +23,18 @@ from bitgen.vlm.folder import CONFIG_FILE, check_files, exported_weights, fit, p
 from bitgen.vlm.modeling import VisionLanguageModel
 from bitgen.vlm.pretrained import BITGEN, tokenizer_of
 
+# What a description of values that fit nothing may end in, somewhere among the parts.
+_NO_MODEL = (
+    TypeError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    IndexError,
+    RuntimeError,
+    ImportError,
+    ArithmeticError,
+)
+
 
 class TrainedVlm(NamedTuple):
     """A trained model in eval mode, and all that goes with it; ``folder``: of the checkpoint or export itself."""
@@ -81,8 +93,15 @@ def read_description(folder: Path) -> Description:
     """
     try:
         return Description.from_dict(read_json(folder / CONFIG_FILE, dict))
+    except _NO_MODEL as error:
+        raise CheckpointError(_no_model(folder, error)) from error
     except (OSError, BadJson) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} cannot be read ({printable(error, 200)}).") from error
+
+
+def _no_model(folder: Path, error: Exception) -> str:
+    reason = printable(next(iter(str(error).splitlines()), ""), 200)
+    return f"{folder / CONFIG_FILE} describes no model that can be built ({type(error).__name__}: {reason})."
 
 
 def own_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -114,7 +133,10 @@ def open_vlm(path: str | Path, device: torch.device | str = "cpu") -> TrainedVlm
     folder = vlm_folder(path)
     description, is_export = read_description(folder), is_exported_vlm(folder)
     tensors = own_weights(folder)
-    made = assemble(parts_of(folder, description) if is_export else description)
+    try:
+        made = assemble(parts_of(folder, description) if is_export else description)
+    except _NO_MODEL as error:
+        raise CheckpointError(_no_model(folder, error)) from error
     made.model.load_own(fit(tensors, split_state(made.model, ())[0], folder))
     if is_export:
         tokenizer = tokenizer_of(folder, BITGEN)  # by its tokenizer.json alone
@@ -122,4 +144,9 @@ def open_vlm(path: str | Path, device: torch.device | str = "cpu") -> TrainedVlm
         tokenizer = made.tokenizer or load_tokenizer(folder.parent / TOKENIZER_FOLDER)
     said = description.speech
     speech = Speech(tokenizer, said.template, said.system_prompt)
+    try:
+        assert isinstance(said.prompt, str) and isinstance(said.num_frames, int), "its speech has damaged values"
+        assert speech.ends  # the template can write a conversation
+    except _NO_MODEL as error:
+        raise CheckpointError(_no_model(folder, error)) from error
     return TrainedVlm(made.model.eval().to(device), tokenizer, speech, description, folder)

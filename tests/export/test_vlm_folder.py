@@ -211,3 +211,31 @@ def test_a_quantized_model_keeps_its_adapters_apart(bits, parts, tmp_path, capsy
     for flags in (("--merge_lora", "True"), ("--format", "llava")):
         reason = exporting(capsys, *to, *flags)
         assert flags[0] in reason and f"{bits[0]}-bit" in reason
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("own_parts",), [["language"]]),
+        (("language", "name"), 5),
+        (("language", "dtype"), {}),
+        (("vision", "select_layer"), "none"),
+        (("vision", "config"), [1]),
+        (("connector", "kind"), []),
+        (("connector", "options"), {"depth": -1}),
+        (("adapter", "rank"), "many"),
+        (("speech", "template"), []),
+        (("speech", "system_prompt"), 7),
+        (("speech", "prompt"), None),
+        (("format",), 99),
+    ],
+)
+def test_a_description_of_nothing_is_refused_in_one_line(where, value, exported):
+    content = json.loads((exported / "config.json").read_text())
+    at = content
+    for name in where[:-1]:
+        at = at[name]
+    at[where[-1]] = value
+    (exported / "config.json").write_text(json.dumps(content))
+    sum_anew(exported)
+    refused(exported)

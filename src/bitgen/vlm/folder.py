@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bitgen.guards.json_files import BadJson, read_json
-from bitgen.guards.names import inside
+from bitgen.guards.names import BadName, inside
 from bitgen.guards.printable import printable
 from bitgen.machine.files import file_hash
 from bitgen.model.causal_lm_bitgen import CHECKSUMS
@@ -55,7 +55,7 @@ def check_files(folder: Path) -> None:
         for name, expected in read_json(folder / CHECKSUMS, dict).items():
             if file_hash(inside(folder, name)) != expected:
                 raise ValueError(f"{folder}: {printable(name, 100)} is not what was exported; export the model again")
-    except BadJson as error:
+    except (BadJson, BadName) as error:
         raise ValueError(f"{folder / CHECKSUMS}: {error}; export the model again") from error
     except OSError as error:
         raise ValueError(f"{folder} is not whole ({printable(error, 300)}); export the model again") from error
