@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitgen.feature_cache.store import CacheDescription, FeatureCache
+from bitgen.feature_cache.description import CacheDescription
+from bitgen.feature_cache.store import FeatureCache
 from bitgen.model.configuration_bitgen import BitGenConfig
 
 # Enough that no batch repeats within a step, and little enough that the page cache holds them: 200 MB at 256 x 768.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import bitgen
 import bitgen.api
 from bitgen.config import ConfigError
 from bitgen.export.revisions import export_run
+from bitgen.training.trainer import Trainer
 from support.runs import written_run
 
 TINY = """\
@@ -55,6 +58,26 @@ def test_a_run_is_trained_resumed_and_loaded(tmp_path: Path, caplog) -> None:
     assert bitgen.load(run, device="cpu").trained.folder == (run / "step-00000003").resolve()
     with pytest.raises(ConfigError, match="max_stepps.*Did you mean --max_steps"):
         bitgen.train(tmp_path / "tiny.yaml", max_stepps=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_told_to_stop_says_so_and_goes_on_later(tmp_path: Path, monkeypatch, number) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    settings = {"output_dir": tmp_path / "run", "log_dir": tmp_path / "logs", "max_steps": 3, "val_data": None}
+    step = Trainer._step
+
+    def stopped(self: Trainer, *arguments) -> bool:
+        os.kill(os.getpid(), number)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", stopped)
+    with pytest.raises(bitgen.RunStopped, match=f"stopped by {number.name}.*resume=.auto") as told:
+        bitgen.train(tmp_path / "tiny.yaml", **settings)
+    assert told.value.folder == tmp_path / "run" and told.value.signal == number
+    assert (tmp_path / "run" / "step-00000001").is_dir()
+    assert isinstance(told.value, KeyboardInterrupt), "no failure, which a loop over settings would pass over"
+    monkeypatch.undo()
+    assert bitgen.train(tmp_path / "tiny.yaml", resume="auto", **settings) == tmp_path / "run"
 
 
 def test_a_run_that_cannot_go_on_is_an_exception(tmp_path: Path) -> None:

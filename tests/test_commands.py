@@ -15,7 +15,9 @@ from support.runs import REPOSITORY, execute
 SCRIPTS = {
     "train": "train_stage1_vision_language",
     "evaluate": "evaluate",
+    "train-vlm": "train_vlm",
     "caption": "caption",
+    "ask": "ask",
     "memory": "memory",
     "export": "export",
     "lora-report": "lora_report",

@@ -15,6 +15,7 @@ from bitgen.guards.json_files import BadJson, parse_json
 from bitgen.machine.files import replacing
 from bitgen.machine.locks import exclusive
 
+_PARTIAL = ".part"
 _ENTRY = {"url": str, "size": int, "reason": str, "detail": str, "transient": bool}
 
 
@@ -55,6 +56,8 @@ class Journal:
         self._lock = ExitStack()
         remedy = "Wait until that is done, or name another --work."
         self._lock.enter_context(exclusive(folder / ".lock", f"The work folder {folder}", remedy))
+        for left in folder.glob(f"images/*/*{_PARTIAL}"):  # of a process that was killed: this one holds the lock
+            left.unlink(missing_ok=True)
         found = self._read(path) if path.exists() else None
         if found is not None and found != settings:
             raise ValueError(
@@ -108,7 +111,7 @@ class Journal:
         """Writes the image of ``url``, whole or not at all; the outcome is still to be added."""
         path = self.path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
+        partial = path.with_suffix(_PARTIAL)
         partial.write_bytes(payload)
         os.replace(partial, path)
         return Outcome(url, size=len(payload), digest=_digest(payload))

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitgen.api import Model as Model
+    from bitgen.api import RunStopped as RunStopped
     from bitgen.api import load as load
     from bitgen.api import train as train
 
 __version__ = "0.2.0"
 
-_API = ("Model", "load", "train")
+_API = ("Model", "RunStopped", "load", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ Each call is one of the package's own functions; look there for more control.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,22 @@ class Found(NamedTuple):
     score: float
 
 
+class RunStopped(KeyboardInterrupt):
+    """A run was told to stop (Ctrl-C, SIGTERM, SIGHUP), and has saved what it had. ``folder``: the run's; ``signal``:
+    which signal it was.
+
+    A ``KeyboardInterrupt``, because a program that trains several models must not take it for a failure of one and go
+    on with the next.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.signal = folder, signal.Signals(number)
+        super().__init__(
+            f"training was stopped by {self.signal.name}, and what it had reached is saved in {folder}. Go on with the "
+            'same call and resume="auto".'
+        )
+
+
 def train(config: str | Path | None = None, **settings: Any) -> Path:
     """Train as ``bitgen train --config CONFIG --SETTING VALUE ...`` does, and return the run's folder.
 
@@ -57,6 +74,7 @@ def train(config: str | Path | None = None, **settings: Any) -> Path:
     Raises:
         ConfigError: a setting is wrong, or what was asked for cannot be.
         RunFailed: training could not go on; why is in the message and in the log.
+        RunStopped: a signal stopped it; the call that goes on is the same with ``resume="auto"``.
     """
     arguments = [] if config is None else ["--config", str(config)]
     for name, value in settings.items():
@@ -65,9 +83,11 @@ def train(config: str | Path | None = None, **settings: Any) -> Path:
     try:
         sys.argv = ["bitgen train", *arguments]  # the run prints it as the command that resumes it
         parsed = parse_config(arguments)
-        train_chain(TASKS["stage1"], parsed)
+        stopped = train_chain(TASKS["stage1"], parsed)
     finally:
         sys.argv = program
+    if stopped:
+        raise RunStopped(Path(parsed.output.output_dir), stopped)
     return Path(parsed.output.output_dir)
 
 

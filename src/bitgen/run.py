@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.values import ConfigError
 from bitgen.guards.failures import explained
 from bitgen.guards.printable import printable
+from bitgen.machine import watch
 from bitgen.machine.devices import Precision, resolve_precision, start_processes
+from bitgen.machine.files import remove_leftovers
 from bitgen.machine.parallel import Parallel, Replicated
 from bitgen.machine.ranks import Processes, exclusive_for_all, from_main, lost_peer, main_first
 from bitgen.machine.stopping import resume_command
@@ -73,8 +75,11 @@ def train(task: Task, config: Config, purpose: str | None = None) -> int:
 
 
 def _fit(trainer: Trainer) -> bool:
+    # Of several processes the main one, and only what can wait for another.
+    seconds = watch.STALLED_SECONDS if trainer.ranks.is_main and trainer.ranks.is_distributed else 0.0
     try:
-        return trainer.fit()
+        with watch.StepWatch(seconds, lambda: trainer.throughput.began):
+            return trainer.fit()
     except Exception as error:
         logger.info("where it happened", exc_info=True, extra=FILE_ONLY)
         is_ours = isinstance(error, (TrainingDiverged, ValueError))  # also a record that cannot be read
@@ -106,6 +111,9 @@ def folders_held(output: Any, ranks: Processes) -> Iterator[None]:
             taken.add(place)
             remedy = f"Wait until that is done, or give this run another --{name}."
             held.enter_context(exclusive_for_all(ranks, folder / LOCK_FILE, f"--{name} {folder}", remedy))
+            if ranks.is_main:
+                with suppress(OSError):  # what cannot be removed is in nobody's way
+                    remove_leftovers(folder)
         yield
 
 
@@ -174,7 +182,8 @@ def _say_what_changed(checkpoint: Checkpoint, config: Config) -> None:
     """
     path = checkpoint.path / CONFIG_FILE
     try:
-        differing = config.differences(path) if path.is_file() else {}
+        content = checkpoint.files.read(CONFIG_FILE) if CONFIG_FILE in checkpoint.files else None
+        differing = config.differences(content, path) if content is not None else {}
     except ConfigError as error:  # of an earlier version, perhaps
         logger.warning("settings of the checkpoint cannot be compared with today's: %s", error)
         return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,15 +12,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.checkpoint.format import checkpoint_folders, load_weights, read_state, resolve_checkpoint, step_of
-from bitgen.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, CheckpointError, DamagedCheckpoint, verify
-from bitgen.config import Config, ConfigError, load_config
+from bitgen.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, CheckpointError, CheckpointFiles, DamagedCheckpoint
+from bitgen.config import Config, ConfigError
 from bitgen.data.records import SIDECAR
 from bitgen.data.text_shards import TEXT_SIDECAR, tokenizer_sha256
 from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer, vocabulary_size
-from bitgen.guards.json_files import BadJson, read_json
+from bitgen.guards.json_files import BadJson, parse_json, read_json
 from bitgen.guards.names import inside
 from bitgen.guards.printable import printable
-from bitgen.machine.files import file_hash
+from bitgen.machine.files import held
 from bitgen.model.auto_processing_bitgen import BitGenAutoProcessor
 from bitgen.model.causal_lm_bitgen import CHECKSUMS, BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -30,7 +33,7 @@ _WRITTEN_WHOLE = ("config.json", MANIFEST_FILE, STATE_FILE, "tokenizer.json", SI
 TOKENIZER = "tokenizer"  # its name among a run's fingerprints
 CAPTIONS, MATCHING, RETRIEVAL = "captions", "matching", "retrieval"
 WHAT_TO_GIVE = "Give a run's --output_dir, one of its checkpoints or an export."
-# The largest sizes of an export's configuration: nothing of ours comes near, and more would be built for hours.
+# The largest sizes of a configuration: nothing of ours comes near, and more would be built for hours.
 _MOST = 10_000_000
 _MOST_OF = {"num_layers": 1000, "num_hidden_layers": 1000, "compressor_convolutions": 1000, "image_size": 16_384}
 # What an export keeps of the settings of its training: enough to say what the model never learned, and what evaluation
@@ -118,12 +121,15 @@ def kept_of_training(config: Config, temperature: float) -> dict[str, Any]:
 
 def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
     try:
-        verify(folder)
-        config = load_config(folder / "config.yaml")
-        model_config = BitGenConfig(**read_json(folder / "config.json", dict))
+        files = CheckpointFiles(folder)
+        config = Config.loads(files.read("config.yaml"), folder / "config.yaml")
+        sizes = parse_json(files.read("config.json"), dict)
+        _check_sizes(sizes)
+        model_config = BitGenConfig(**sizes)
         model = BitGenModel(model_config)
-        load_weights(model, folder, model.base_names(), averaged=True)
-        state = read_state(folder, lazily=True).state
+        load_weights(model, files, model.base_names(), averaged=True)
+        state = read_state(files, lazily=True).state
+        files.compare_rest()
         temperature = _temperature(state, config)
     except DamagedCheckpoint as error:
         raise DamagedCheckpoint(
@@ -190,11 +196,12 @@ def _open_export(folder: Path, device: torch.device) -> Trained:
         raise CheckpointError(f"{folder} is no exported model of BitGen ({kind} in its config.json). {WHAT_TO_GIVE}")
     try:
         _check_export_files(folder)
-        parts = BitGenAutoProcessor.from_pretrained(folder)
-        # Safetensors alone: what else transformers would look for is unpickled.
-        model, report = BitGenForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
-        )
+        with _unchanged(folder):
+            parts = BitGenAutoProcessor.from_pretrained(folder)
+            # Safetensors alone: what else transformers would look for is unpickled.
+            model, report = BitGenForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+            )
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"it lacks {len(missing)} weights, first {missing[0]}, which would be random")
         config, seen = model.config, parts.image_processor
@@ -219,7 +226,7 @@ def _open_export(folder: Path, device: torch.device) -> Trained:
 
 
 def _check_export_files(folder: Path) -> None:
-    """What transformers would end on without naming the file, or would build whatever its size.
+    """What transformers would end on without naming the file, or would build whatever its size is.
 
     Raises:
         ValueError: a file is missing or no JSON object, or a size is beyond every model.
@@ -234,16 +241,44 @@ def _check_export_files(folder: Path) -> None:
             raise ValueError(f"{name}: {error}") from error
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise ValueError("model.safetensors is missing")
-    if (folder / CHECKSUMS).exists():  # earlier exports have none
-        for name, expected in read_json(folder / CHECKSUMS, dict).items():
-            if file_hash(inside(folder, name)) != expected:
+    _check_sizes(content)
+
+
+@contextmanager
+def _unchanged(folder: Path) -> Iterator[None]:
+    """Compare an export's files with its checksums, and see that they are the same files when the block ends: then what
+    was loaded in it by their names is what was compared.
+
+    Raises:
+        ValueError: a file is another one.
+    """
+    checksums = read_json(folder / CHECKSUMS, dict) if (folder / CHECKSUMS).exists() else {}  # earlier ones have none
+    with ExitStack() as opened:
+        files = []
+        for name, expected in checksums.items():
+            path = inside(folder, name)
+            found = opened.enter_context(held(path, copied=False))
+            if found.sha256 != expected:
                 raise ValueError(
                     f"{printable(name, 60)} is not what was exported; delete {CHECKSUMS} if you changed it"
                 )
-    vision = content.get("vision_config")
-    for name, value in [*content.items(), *(vision.items() if isinstance(vision, dict) else ())]:
+            files.append((path, found.name))
+        yield
+        for path, name in files:
+            if not os.path.samefile(path, name):
+                raise ValueError(f"{printable(path.name, 60)} was replaced while it was read; open the export again")
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """Refuse a ``config.json`` from which something would be built that no machine holds.
+
+    Raises:
+        ValueError: a size is beyond every model.
+    """
+    vision = config.get("vision_config")
+    for name, value in [*config.items(), *(vision.items() if isinstance(vision, dict) else ())]:
         most = _MOST_OF.get(name, _MOST)
-        if isinstance(value, int) and abs(value) > most:
+        if isinstance(value, (int, float)) and abs(value) > most:
             raise ValueError(f"config.json: {printable(name, 40)} is {value}, beyond {most:,}")
 
 

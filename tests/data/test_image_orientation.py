@@ -1,7 +1,10 @@
 """One rule of orientation, whoever decodes: a photo is upright at every image_size, with TorchCodec and without."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from bitgen.model import image_decoding
 from bitgen.model.image_decoding import decode_image
 from bitgen.model.processing_bitgen import BitGenProcessor, View
 from support.data import encode
+from support.runs import REPOSITORY
 
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
@@ -92,6 +96,31 @@ def test_a_photo_is_upright_at_every_size(case, width, height, torchcodec, monke
         seen = decode_image(content, enough=(size, size)).permute(1, 2, 0).numpy()
         small = np.asarray(Image.fromarray(upright.astype(np.uint8)).resize(seen.shape[1::-1])).astype(int)
         assert np.abs(seen - small).mean() < 3, size
+
+
+def test_damaged_metadata_is_passed_over_in_silence(tmp_path):
+    """In a process of its own, for pytest sets filters too; other warnings are shown as before."""
+    damaged = exif(tag(2, struct.pack("<I", 10**6), count=500, number=0x010E), short(6))
+    for name, metadata in (("value", damaged), ("cut", exif(short(6))[:-8]), ("empty", segment(b"Exif\0\0II*\0"))):
+        (tmp_path / f"{name}.jpg").write_bytes(photo(metadata, 80, 60))
+    program = (
+        "import pathlib, sys, warnings, PIL.Image, io\n"
+        "contents = [path.read_bytes() for path in sorted(pathlib.Path(sys.argv[1]).glob('*.jpg'))]\n"
+        "with warnings.catch_warnings(record=True) as before:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for content in contents: PIL.Image.open(io.BytesIO(content)).getexif()\n"
+        "assert before\n"
+        "from bitgen.model.image_decoding import decode_image\n"
+        "for content in contents: print(tuple(decode_image(content).shape))\n"
+        "warnings.warn('of somebody else')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    assert "EXIF" not in done.stderr and done.stderr.count("Warning") == 1 and "of somebody else" in done.stderr
 
 
 @pytest.mark.parametrize("case", ["orientation 6", "XMP before EXIF", "orientation in XMP alone"])

@@ -256,3 +256,21 @@ def test_the_real_validation_file_parses(shared_data, scripts_on_path):
     assert len(rows) == 15_833 and not problems.counts  # that data's README gives 15,833 rows
     assert next(iter(rows.values())) == ["author : a life in photography -- in pictures"]
     assert all(len(captions) == 1 and captions[0].strip() for captions in rows.values())
+
+
+def test_what_a_killed_download_left_is_removed_by_the_next(cc3m, tmp_path):
+    from _common.journal import Journal
+
+    left = tmp_path / "work" / "images" / "ab" / "abcd.part"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    other = left.with_name("notes.txt")
+    other.write_text("of somebody")
+    Journal(tmp_path / "work", {"a": 1}).close()
+    assert not left.exists() and other.exists()
+    journal = Journal(tmp_path / "work", {"a": 1})
+    left.write_bytes(b"being written")
+    with pytest.raises(ValueError, match="is in use by"):
+        Journal(tmp_path / "work", {"a": 1})
+    journal.close()
+    assert left.exists(), "of a live writer, who holds the lock"

@@ -19,6 +19,7 @@ from bitgen.checkpoint.format import CheckpointError
 from bitgen.config import ConfigError
 from bitgen.data.dataset import PairDataset
 from bitgen.data.records import Record
+from bitgen.feature_cache import description
 from bitgen.feature_cache import store as feature_cache
 from bitgen.feature_cache.store import CacheError
 from bitgen.tasks.stage1_validation import HeldOut
@@ -217,7 +218,7 @@ def test_other_lora_settings_share_a_cache(build, cached) -> None:
 
 
 def test_a_killed_filling_goes_on_where_it_was(build, cached, monkeypatch) -> None:
-    monkeypatch.setattr(feature_cache, "_SHARD_BYTES", 4 * 16 * 32 * 4)  # four images a shard
+    monkeypatch.setattr(description, "_SHARD_BYTES", 4 * 16 * 32 * 4)  # four images a shard
     write = feature_cache.FeatureCache.write_shard
     written: list[int] = []
 
@@ -246,12 +247,12 @@ def test_a_killed_filling_goes_on_where_it_was(build, cached, monkeypatch) -> No
 
 
 def test_a_disk_that_fills_up_is_an_error_that_keeps_what_is_finished(build, cached, monkeypatch) -> None:
-    monkeypatch.setattr(feature_cache, "_SHARD_BYTES", 4 * 16 * 32 * 4)
+    monkeypatch.setattr(description, "_SHARD_BYTES", 4 * 16 * 32 * 4)
     pwrite, calls = os.pwrite, []
 
     def full(descriptor: int, content: memoryview, offset: int) -> int:
         calls.append(offset)
-        if len(calls) == 7:  # the third shard
+        if len(calls) == 9:  # the third shard; each has features, bad images, checksums and its mark
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return pwrite(descriptor, content, offset)
 

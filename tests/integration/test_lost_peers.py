@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
+import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +22,15 @@ from bitgen.machine.ranks import Processes, lost_peer
 from support.runs import command, environment, wait_for_step
 
 CPU = torch.device("cpu")
+
+
+SHORT = """
+import sys
+from bitgen.machine import watch
+watch.STALLED_SECONDS = 15.0
+from bitgen.commands.train import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def free_port() -> str:
@@ -102,6 +115,39 @@ def test_a_peer_that_dies_ends_the_others_with_one_sentence(tiny_config) -> None
         assert said.count("lost another process of this run") == 1 and "--resume auto" in said
         assert "Traceback" not in said
         assert "Traceback" in (Path(config.output.log_dir) / "training.log").read_text()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_a_frozen_peer_is_mentioned_by_the_main_process_and_the_run_goes_on(tiny_config) -> None:
+    config = tiny_config(max_steps=4)
+    _, script, *arguments = command(config, use_ddp=True, num_gpus=2)
+    assert script.endswith(".py")
+    port, log = free_port(), Path(config.output.log_dir) / "training.log"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHORT, *arguments],
+            env=environment(
+                WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+            ),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        wait_for_step(Path(config.output.log_dir), 1, processes[0])
+        os.kill(processes[1].pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 90
+        while "is not over after 0.25 minutes" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(processes[1].pid, signal.SIGCONT)
+        text, _ = processes[0].communicate(timeout=240)
+        assert processes[0].returncode == 0, text
+        assert "kill -CONT" in text
     finally:
         for process in processes:
             process.kill()

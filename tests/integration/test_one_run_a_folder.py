@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from bitgen.feature_cache.store import CacheDescription, FeatureCache
+from bitgen.feature_cache.description import CacheDescription
+from bitgen.feature_cache.store import FeatureCache
 from bitgen.machine.files import remove_leftovers
 from bitgen.machine.locks import InUse, exclusive
-from bitgen.run import LOCK_FILE
+from bitgen.machine.ranks import Processes
+from bitgen.run import LOCK_FILE, folders_held
 from support.runs import command, environment, execute, wait_for_step
 
 HOLD = """
@@ -110,7 +113,9 @@ def test_a_feature_cache_is_filled_by_one_process_and_read_by_all(tmp_path: Path
 
 def test_only_what_a_kill_left_is_removed(tmp_path: Path) -> None:
     kept = ("a.tmp", ".hidden.tmp", ".partial-abcdefgh", "x.partial-abcdefgh", ".notes", "step-00000001")
-    left = (".vision_base-00.safetensors.123.tmp", ".tokenizer.partial-ab_cd12e", ".metrics.jsonl.7.tmp")
+    gone = 2**22 + 1  # more than any system's processes
+    kept = (*kept, f".results.json.{os.getppid()}.tmp")  # of a process that lives
+    left = (f".base.safetensors.{gone}.tmp", ".tokenizer.partial-ab_cd12e", f".metrics.jsonl.{os.getpid()}.tmp")
     for name in (*kept, *left):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
@@ -125,3 +130,14 @@ def test_where_there_are_no_locks_work_goes_on_with_a_warning(tmp_path: Path, mo
     monkeypatch.setattr("fcntl.flock", unsupported)
     with exclusive(tmp_path / "lock", "the folder", "Wait."):
         assert "the folder cannot be locked" in caplog.text
+
+
+def test_what_a_killed_run_left_in_its_folders_is_removed_by_the_next(tiny_config, build) -> None:
+    config = tiny_config("run", max_steps=1)
+    for folder in map(Path, (config.output.output_dir, config.output.log_dir)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f".metrics.jsonl.{2**22 + 1}.tmp").write_text("half")
+        (folder / f".results.json.{os.getppid()}.tmp").write_text("of a live writer")
+    with folders_held(config.output, Processes(0, 1, torch.device("cpu"))):
+        for folder in map(Path, (config.output.output_dir, config.output.log_dir)):
+            assert sorted(os.listdir(folder)) == [".lock", f".results.json.{os.getppid()}.tmp"]

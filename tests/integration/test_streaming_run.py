@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from bitgen.checkpoint.format import CheckpointError
+from bitgen.checkpoint.manifest import read_manifest, write_manifest
 from bitgen.config import ConfigError
 from bitgen.data.bad_records import Skipped
 from bitgen.data.records import Record
@@ -59,6 +60,37 @@ def test_a_streamed_mixture_resumes_exactly(build, sources) -> None:
             build("resumed", resume="auto", **{**settings, **changed})
     with pytest.raises(CheckpointError, match="weights of the mixed sources"):
         build("resumed", resume="auto", **{**settings, "train_data": sources.replace(":2,", ":3,")})
+
+
+def test_a_stream_resumes_with_its_own_shards_alone(build, sources, tmp_path: Path) -> None:
+    settings = dict(streaming=True, train_data=sources, num_workers=0, max_steps=4)
+    assert not fit_until(build("run", **settings), 2)
+    shard = tmp_path / "parquet" / "b.parquet"
+    content, records = shard.read_bytes(), _records(40)[25:]
+    table = pa.table({"image": [r.payload for r in records], "captions": [r.captions[::-1] for r in records]})
+    pq.write_table(table, shard, row_group_size=6)
+    with pytest.raises(CheckpointError, match=r"the shard 1 \(b.parquet\) is not the one that it was trained with"):
+        build("run", resume="auto", **settings)
+    shard.write_bytes(content)
+    arrow = next((tmp_path / "folder").glob("*.arrow"))
+    whole = arrow.read_bytes()
+    arrow.write_bytes(whole.replace(b"number 3", b"number 4"))
+    with pytest.raises(CheckpointError, match=r"the shard 2 \(.*arrow\) is not the one"):
+        build("run", resume="auto", **settings)
+    arrow.write_bytes(whole)
+    without_fingerprints(tmp_path, "run")
+    build("run", resume="auto", **settings).fit()
+
+
+def without_fingerprints(folder: Path, name: str) -> None:
+    """A run's newest checkpoint as it was before shards had any."""
+    [path] = folder.glob(f"{name}*/**/latest/training_state.pt")
+    state = torch.load(path, weights_only=True)
+    before = len(state["fingerprints"])
+    state["fingerprints"] = {key: value for key, value in state["fingerprints"].items() if "shard" not in key}
+    assert len(state["fingerprints"]) == before - 3
+    torch.save(state, path)
+    write_manifest(path.parent, state["step"], read_manifest(path.parent)["vision_base"])
 
 
 def test_a_mapped_mixture_resumes_exactly(build, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ A run's folder::
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,9 @@ from bitgen.checkpoint.manifest import (
     MODEL_FILE,
     STATE_FILE,
     CheckpointError,
+    CheckpointFiles,
     DamagedCheckpoint,
     base_path,
-    read_manifest,
-    verify,
 )
 from bitgen.guards.printable import printable
 from bitgen.machine.files import digest
@@ -45,11 +45,16 @@ STEP_PREFIX = "step-"
 class Checkpoint:
     """A verified checkpoint folder, and its training state once read."""
 
-    path: Path
+    files: CheckpointFiles
     step: int
     state: dict[str, Any]
     # Newer ones that were damaged and passed over, with what is wrong with each.
     damaged: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.files.folder
 
 
 def step_folder(step: int) -> str:
@@ -123,21 +128,32 @@ def load_tensors(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], ex
             own[name].copy_(tensor)
 
 
-def load_weights(model: torch.nn.Module, folder: Path, base_names: Collection[str], averaged: bool = False) -> None:
-    """Read a checkpoint's weights into a model, the frozen base included and verified.
+def load_weights(
+    model: torch.nn.Module, files: CheckpointFiles, base_names: Collection[str], averaged: bool = False
+) -> None:
+    """Read a checkpoint's weights into a model, the frozen base included, all of them verified.
 
     Args:
         base_names: as of :func:`split_state`.
         averaged: take the averaged weights where the checkpoint has them: for evaluation, never to resume.
     """
     own, base = split_state(model, base_names)
+    folder = files.folder
     if base:
-        base_hash = read_manifest(folder).get("vision_base")
+        base_hash = files.manifest["vision_base"]
         load_tensors(model, read_base(folder.parent, base_hash), set(base), base_path(folder.parent, base_hash))
-    load_tensors(model, _read_tensors(folder / MODEL_FILE), set(own), folder / MODEL_FILE)
-    if averaged and (folder / EMA_FILE).exists():
-        tensors = _read_tensors(folder / EMA_FILE)
-        load_tensors(model, tensors, set(tensors) & set(own), folder / EMA_FILE)
+    with read_tensors(files, MODEL_FILE) as tensors:
+        load_tensors(model, tensors, set(own), folder / MODEL_FILE)
+    if averaged and EMA_FILE in files:
+        with read_tensors(files, EMA_FILE) as tensors:
+            load_tensors(model, tensors, set(tensors) & set(own), folder / EMA_FILE)
+
+
+@contextlib.contextmanager
+def read_tensors(files: CheckpointFiles, name: str) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of a checkpoint's file, to copy while the block runs."""
+    with files.open(name) as path:
+        yield _read_tensors(files.folder / name, path)
 
 
 def read_base(folder: Path, base_hash: str | None) -> dict[str, torch.Tensor]:
@@ -147,7 +163,8 @@ def read_base(folder: Path, base_hash: str | None) -> dict[str, torch.Tensor]:
         CheckpointError: it is missing or damaged.
     """
     path = base_path(folder, base_hash)
-    tensors = _read_tensors(path)
+    # Copied first, and then hashed: what is mapped from a file changes with it.
+    tensors = {name: tensor.clone() for name, tensor in _read_tensors(path, path).items()}
     if short_hash(tensors) != base_hash:
         raise CheckpointError(
             f"{path} is damaged: its weights do not have the hash in its name. Restore it from a copy."
@@ -160,9 +177,10 @@ def short_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest(sorted(tensors.items()))[:16]
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path, source: str | Path) -> dict[str, torch.Tensor]:
+    """``path``: what messages call it; ``source``: where its bytes are read."""
     try:
-        return load_file(path)
+        return load_file(source)
     except (OSError, SafetensorError) as error:
         raise DamagedCheckpoint(f"cannot read {path}: {error}") from error
 
@@ -177,19 +195,23 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         DamagedCheckpoint: it is not what was written.
         CheckpointError: it is of a newer format.
     """
-    manifest, checkpoint = verify(folder), read_state(folder)
-    if checkpoint.step != manifest["step"]:
-        raise DamagedCheckpoint(f"{folder} is of step {checkpoint.step}, and {manifest['step']} by its manifest")
+    files = CheckpointFiles(folder)
+    checkpoint = read_state(files)
+    files.compare_rest()
+    if checkpoint.step != files.manifest["step"]:
+        raise DamagedCheckpoint(f"{folder} is of step {checkpoint.step}, and {files.manifest['step']} by its manifest")
     return checkpoint
 
 
-def read_state(folder: Path, lazily: bool = False) -> Checkpoint:
-    """Read the training state of a checkpoint that is verified already; ``lazily``: tensors when they are looked at."""
-    path = folder / STATE_FILE
+def read_state(files: CheckpointFiles, lazily: bool = False) -> Checkpoint:
+    """Read the verified training state of a checkpoint; ``lazily``: tensors when they are looked at, for which nothing
+    is copied."""
+    path = files.folder / STATE_FILE
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
-        return Checkpoint(folder, state["step"], upgrade(state))
-    except MemoryError:
+        with files.open(STATE_FILE, copied=not lazily) as source:
+            state = torch.load(source, map_location="cpu", weights_only=True, mmap=lazily)
+        return Checkpoint(files, state["step"], upgrade(state))
+    except (MemoryError, DamagedCheckpoint):
         raise
     except Exception as error:  # torch raises many kinds; what was written is verified above, so any of them is damage
         reason = printable(next(iter(str(error).splitlines()), type(error).__name__), 300)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bitgen.guards.json_files import BadJson, Shape, check_keys, read_json
-from bitgen.machine.files import file_hash
+from bitgen.machine.files import file_hash, held
 
 FORMAT_VERSION = 2
 # 1: temperature and queue lay beside the step, the schedule under `plan` and the place in the data under `sampler`.
@@ -81,30 +83,66 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Compare every file of a checkpoint with its manifest, which is returned.
+class CheckpointFiles:
+    """The files of a checkpoint folder, each opened as the very bytes that were compared with its manifest.
 
     Raises:
-        DamagedCheckpoint: naming the first file that differs.
+        DamagedCheckpoint: the manifest, here; later, the file that differs.
         CheckpointError: the checkpoint is of a newer format.
     """
-    manifest = read_manifest(folder)
-    for name in (MODEL_FILE, STATE_FILE):
-        if name not in manifest["files"]:
-            raise DamagedCheckpoint(f"{folder / MANIFEST_FILE} is damaged: it does not list {name}")
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        try:
-            if path.stat().st_size != entry["bytes"]:
-                raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes, {entry['bytes']} were written")
-            if file_hash(path) != entry["sha256"]:
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.manifest = folder, read_manifest(folder)
+        self._compared: set[str] = set()
+        for name in (MODEL_FILE, STATE_FILE):
+            self._entry(name)
+        base = self.manifest["vision_base"]
+        if base is not None and not base_path(folder.parent, base).is_file():
+            raise DamagedCheckpoint(f"cannot read {base_path(folder.parent, base)}: there is no such file")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.manifest["files"]
+
+    @contextlib.contextmanager
+    def open(self, name: str, copied: bool = True) -> Iterator[str]:
+        """A path for libraries while the block runs; ``copied`` as of :func:`~bitgen.machine.files.held`."""
+        path, entry = self.folder / name, self._entry(name)
+        with contextlib.ExitStack() as opened:
+            try:
+                if (size := path.stat().st_size) != entry["bytes"]:
+                    raise DamagedCheckpoint(f"{path} has {size} bytes, {entry['bytes']} were written")
+                found = opened.enter_context(held(path, copied))
+            except OSError as error:
+                raise DamagedCheckpoint(f"cannot read {path}: {error.strerror or error}") from error
+            if found.sha256 != entry["sha256"]:
                 raise DamagedCheckpoint(f"{path} is not what was written (its SHA-256 differs)")
-        except OSError as error:
-            raise DamagedCheckpoint(f"cannot read {path}: {error.strerror or error}") from error
-    base = manifest["vision_base"]
-    if base is not None and not base_path(folder.parent, base).is_file():
-        raise DamagedCheckpoint(f"cannot read {base_path(folder.parent, base)}: there is no such file")
-    return manifest
+            self._compared.add(name)
+            yield found.name
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        with self.open(name) as found:
+            return Path(found).read_bytes()
+
+    def compare_rest(self) -> None:
+        """Compare the files that were not opened."""
+        for name in self.manifest["files"]:
+            if name not in self._compared:
+                with self.open(name, copied=False):
+                    pass
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        if name not in self:
+            raise DamagedCheckpoint(f"{self.folder / MANIFEST_FILE} is damaged: it does not list {name}")
+        entry: dict[str, Any] = self.manifest["files"][name]
+        return entry
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Compare all files of a checkpoint with its manifest, which is returned. Errors as of :class:`CheckpointFiles`."""
+    files = CheckpointFiles(folder)
+    files.compare_rest()
+    return files.manifest
 
 
 def base_path(folder: Path, base_hash: str | None) -> Path:

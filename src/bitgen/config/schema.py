@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_orig
 import yaml
 
 from bitgen.config.fields import Setting, settings_of
-from bitgen.config.values import ConfigError, coerce, flatten, read_yaml, shown, split_optional, suggest
+from bitgen.config.values import ConfigError, coerce, flatten, parse_yaml, read_yaml, shown, split_optional, suggest
 from bitgen.guards.failures import TRACEBACK, explained
 from bitgen.guards.printable import printable_lines
 
@@ -81,6 +81,11 @@ class Schema:
         return cls.from_dict(read_yaml(path), source=str(path))
 
     @classmethod
+    def loads(cls: type[AnySchema], content: bytes, path: str | Path) -> AnySchema:
+        """As :meth:`load`, of a file that was read already; ``path`` is for messages."""
+        return cls.from_dict(parse_yaml(content, str(path)), source=str(path))
+
+    @classmethod
     def parse(cls: type[AnySchema], argv: list[str] | None = None) -> AnySchema:
         """Read the command line, and the YAML file it names, into a checked configuration.
 
@@ -111,15 +116,15 @@ class Schema:
         config.validate()
         return config
 
-    def differences(self, path: str | Path) -> dict[str, tuple[Any, Any]]:
-        """Settings that differ from a YAML file: name -> (the file's value, this one's). What it leaves out is passed
-        over.
+    def differences(self, content: bytes, path: str | Path) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ from a YAML file's content: name -> (the file's value, this one's). What it leaves out
+        is passed over. ``path`` is for messages.
 
         Raises:
             ConfigError: as :meth:`load`.
         """
         kind, now = type(self), self.flat()
-        then = flatten(read_yaml(path), groups_of(kind), str(path), kind.retired)
+        then = flatten(parse_yaml(content, str(path)), groups_of(kind), str(path), kind.retired)
         return {name: (value, now[name]) for name, value in then.items() if value != now[name]}
 
     def replace(self: AnySchema, **values: Any) -> AnySchema:

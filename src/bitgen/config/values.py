@@ -189,18 +189,22 @@ def read_yaml(path: str | Path) -> Any:
     try:
         with open(path, "rb") as file:  # not by its size: it may be a pipe
             content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ConfigError(f"The configuration {path} has more than {_MOST_BYTES:,} bytes; name a file of settings.")
-        text = content.decode("utf-8")
     except FileNotFoundError:
         siblings = [str(sibling) for sibling in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"There is no configuration file {path}.{suggest(str(path), siblings)}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"The configuration {path} is not UTF-8 text; save it as UTF-8 YAML.") from None
     except OSError as error:
         raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+    return parse_yaml(content, str(path))
+
+
+def parse_yaml(content: bytes, path: str) -> Any:
+    """The content of a YAML file that was read already; ``path`` is for messages. Otherwise as :func:`read_yaml`."""
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"The configuration {path} has more than {_MOST_BYTES:,} bytes; name a file of settings.")
     try:
-        found = yaml.load(text, Loader=_StrictLoader)
+        found = yaml.load(content.decode("utf-8"), Loader=_StrictLoader)
+    except UnicodeDecodeError:
+        raise ConfigError(f"The configuration {path} is not UTF-8 text; save it as UTF-8 YAML.") from None
     except RecursionError:
         raise ConfigError(f"The configuration {path} is nested too deeply; write groups of settings.") from None
     except yaml.YAMLError as error:

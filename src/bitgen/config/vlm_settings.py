@@ -207,7 +207,9 @@ class ConversationSettings:
         "Describe the image.",
         "What the user says of an image with captions: a text, or in YAML a list of which one is drawn each time.",
     )
-    num_frames: Size = setting(8, "Frames of a video, taken evenly.")
+    num_frames: Size = setting(
+        8, "The most pictures that a visual of a conversation has: frames of a video, or a current and a prior image."
+    )
     caption_sampling: Literal["all", "one"] = setting(
         "all", "An epoch shows each caption once (all), or each image once with a caption drawn at random (one)."
     )

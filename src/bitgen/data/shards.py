@@ -12,6 +12,7 @@ that fsspec understands (``hf://datasets/owner/name/data/train-*.parquet``, ``s3
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
@@ -36,6 +37,7 @@ _IMAGE_COLUMN, _ID_COLUMN, _CAPTION_COLUMNS = "image", "image_id", ("captions", 
 _FOOTERS_AT_ONCE = 16
 _TRIES, _FIRST_WAIT = 4, 0.5
 _LARGE_CHUNK = 256 * 2**20
+_HASHED_BYTES = 2**16  # of each end of a file
 
 
 class Shards(Protocol):
@@ -54,6 +56,10 @@ class Shards(Protocol):
 
     def iter_captions(self) -> Iterator[str]:
         """All captions in order, without reading the images where the format allows it."""
+
+    def fingerprints(self) -> list[tuple[str, str]]:
+        """Name of each file, and a hash of its size, beginning and end: another file has another one, though a change
+        in the middle alone is not seen."""
 
 
 def open_shards(path: str) -> Shards:
@@ -201,6 +207,20 @@ class ParquetShards:
     def where(self, chunk: int, row: int) -> str:
         return f"shard {self._paths[int(self._file[chunk])]}, row group {int(self._group[chunk])}, row {row}"
 
+    def fingerprints(self) -> list[tuple[str, str]]:
+        fs = self._filesystem()
+
+        def look(path: str) -> tuple[str, str]:
+            def read() -> str:
+                size = fs.size(path)
+                ends = [(0, min(size, _HASHED_BYTES)), (max(0, size - _HASHED_BYTES), size)]
+                return _hash(size, [fs.cat_file(path, *end) for end in ends])
+
+            return Path(path).name, _again(read, f"Parquet shard {path}")
+
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            return list(pool.map(look, self._paths))
+
     def iter_captions(self) -> Iterator[str]:
         names = self.columns[2]
         for file, path in enumerate(self._paths):
@@ -285,3 +305,21 @@ class ArrowShards:
             with pa.memory_map(path) as file:
                 for batch in pa.ipc.open_stream(file):
                     yield from iter_captions(batch, self.columns[2], f"shard {path}")
+
+    def fingerprints(self) -> list[tuple[str, str]]:
+        return [(Path(path).name, _again(partial(_hash_of_ends, path), f"shard {path}")) for path in self._paths]
+
+
+def _hash_of_ends(path: str) -> str:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        first = file.read(_HASHED_BYTES)
+        file.seek(max(0, size - _HASHED_BYTES))
+        return _hash(size, [first, file.read()])
+
+
+def _hash(size: int, ends: list[bytes]) -> str:
+    sha = hashlib.sha256(str(size).encode())
+    for end in ends:
+        sha.update(b"|" + end)
+    return sha.hexdigest()

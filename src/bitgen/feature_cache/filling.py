@@ -6,13 +6,15 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bitgen.data.bad_records import BadRecord
 from bitgen.data.dataset import PairDataset
-from bitgen.feature_cache.store import CacheDescription, CacheError, FeatureCache, gigabytes
+from bitgen.feature_cache.description import CacheDescription
+from bitgen.feature_cache.store import CacheError, FeatureCache, gigabytes
 from bitgen.machine.devices import Precision
 from bitgen.machine.files import digest
 from bitgen.machine.ranks import Processes, exclusive_for_all, from_main, gather_objects, main_first
@@ -71,22 +73,27 @@ class _Images(Dataset):
             return torch.zeros(3, size, size), True
 
 
-def fill(
-    cache: FeatureCache,
-    dataset: PairDataset,
-    model: BitGenModel,
-    processes: Processes,
-    precision: Precision,
-    batch_size: int,
-    num_workers: int,
-    show_progress: bool = True,
-) -> None:
-    """Compute what ``cache`` lacks: rank r every ``world_size``-th missing shard. All ranks call it together.
+class Filling(NamedTuple):
+    """What fills a cache: images, the frozen tower that sees them, and how."""
+
+    cache: FeatureCache
+    dataset: PairDataset
+    model: BitGenModel
+    processes: Processes
+    precision: Precision
+    batch_size: int
+    num_workers: int
+    show_progress: bool = True
+
+
+def fill(work: Filling) -> None:
+    """Compute what the cache lacks: rank r every ``world_size``-th missing shard. All ranks call it together.
 
     Raises:
         CacheError: the disk is full, a feature is not finite; what is finished stays. On every rank.
         InUse: another process fills it.
     """
+    cache, processes = work.cache, work.processes
     complete = False
     with main_first(processes):
         if processes.is_main:
@@ -96,19 +103,11 @@ def fill(
         return
     remedy = "Start this run again when that is done (it then reads what is there), or name another --feature_cache."
     with exclusive_for_all(processes, cache.lock, f"The feature cache {cache.folder}", remedy):
-        _fill(cache, dataset, model, processes, precision, batch_size, num_workers, show_progress)
+        _fill(work)
 
 
-def _fill(
-    cache: FeatureCache,
-    dataset: PairDataset,
-    model: BitGenModel,
-    processes: Processes,
-    precision: Precision,
-    batch_size: int,
-    num_workers: int,
-    show_progress: bool,
-) -> None:
+def _fill(work: Filling) -> None:
+    cache, processes = work.cache, work.processes
     with main_first(processes):
         if processes.is_main:
             cache.create()
@@ -117,8 +116,7 @@ def _fill(
     logger.info("computing the features of %s images once, into %s", f"{left:,}", cache.folder)
     started, error = time.monotonic(), None
     try:
-        own = missing[processes.rank :: processes.world_size]
-        _fill_shards(cache, dataset, model, processes, precision, own, batch_size, num_workers, show_progress)
+        _fill_shards(work, missing[processes.rank :: processes.world_size])
     except ValueError as caught:
         if not processes.is_distributed:
             raise
@@ -138,27 +136,18 @@ def _finished(cache: FeatureCache) -> int:
     return cache.description.shards - len(cache.missing_shards())
 
 
-def _fill_shards(
-    cache: FeatureCache,
-    dataset: PairDataset,
-    model: BitGenModel,
-    processes: Processes,
-    precision: Precision,
-    shards: list[int],
-    batch_size: int,
-    num_workers: int,
-    show_progress: bool,
-) -> None:
-    batches = [rows for shard in shards for rows in _batches(cache.description.rows_of(shard), batch_size)]
+def _fill_shards(work: Filling, shards: list[int]) -> None:
+    cache, dataset = work.cache, work.dataset
+    batches = [rows for shard in shards for rows in _batches(cache.description.rows_of(shard), work.batch_size)]
     loader = DataLoader(
         _Images(dataset),
         batch_sampler=batches,
-        num_workers=num_workers,
-        pin_memory=processes.device.type == "cuda",
+        num_workers=work.num_workers,
+        pin_memory=work.processes.device.type == "cuda",
         generator=torch.Generator(),  # the global one must be untouched: a resumed run fills nothing
     )
-    features = _features(loader, batches, dataset, model, processes, precision)
-    ticker = _Ticker(sum(len(rows) for rows in batches), show_progress and processes.is_main)
+    features = _features(work, loader, batches)
+    ticker = _Ticker(sum(len(rows) for rows in batches), work.show_progress and work.processes.is_main)
     for shard in shards:
         rows, parts = cache.description.rows_of(shard), []
         bad: list[torch.Tensor] = []
@@ -178,23 +167,18 @@ def _batches(rows: range, size: int) -> list[list[int]]:
 
 
 def _features(
-    loader: DataLoader,
-    batches: list[list[int]],
-    dataset: PairDataset,
-    model: BitGenModel,
-    processes: Processes,
-    precision: Precision,
+    work: Filling, loader: DataLoader, batches: list[list[int]]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The frozen tower's patch features ``[b, P, C]`` of each batch of rows, on the CPU, and which rows are bad."""
     for rows, (pixel_values, bad) in zip(batches, loader, strict=True):
-        with torch.no_grad(), precision.autocast():
-            features = model.patch_features(pixel_values.to(processes.device, non_blocking=True)).cpu()
+        with torch.no_grad(), work.precision.autocast():
+            features = work.model.patch_features(pixel_values.to(work.processes.device, non_blocking=True)).cpu()
         finite = features.isfinite().flatten(1).all(dim=1)
         if not finite.all():
             row = rows[int((~finite).nonzero()[0])]
             raise CacheError(
-                f"{dataset.record_of_image(row)} has NaN or infinite features: look at this image and at the encoder's "
-                "weights, or try --precision fp32."
+                f"{work.dataset.record_of_image(row)} has NaN or infinite features: look at this image and at the "
+                "encoder's weights, or try --precision fp32."
             )
         yield features, bad
 

@@ -13,7 +13,7 @@ from bitgen.checkpoint.format import read_base, short_hash, split_state
 from bitgen.config import Config
 from bitgen.data.dataset import PairDataset
 from bitgen.data.loader_source import LoaderSource, TrainingData
-from bitgen.feature_cache.filling import describe, encoder_fingerprint, fill
+from bitgen.feature_cache.filling import Filling, describe, encoder_fingerprint, fill
 from bitgen.feature_cache.pairs import CachedPairs, CachedSplit, as_it_is
 from bitgen.feature_cache.store import CacheError, FeatureCache
 from bitgen.machine.devices import Precision
@@ -97,7 +97,8 @@ class RunCaches:
         for cache, dataset in caches:
             training, data = self.config.training, self.config.data
             show = self.config.output.progress
-            fill(cache, dataset, model, processes, precision, training.batch_size, data.num_workers, show)
+            workers = data.num_workers
+            fill(Filling(cache, dataset, model, processes, precision, training.batch_size, workers, show))
         self.pairs = CachedPairs(self.train, caches[0][0], self.collate)
         if self.val is not None and val_images:
             self.held_out = CachedSplit(self.val, caches[1][0])

@@ -7,98 +7,43 @@ A cache is a folder ``<parent>/<key>``, where the key is the hash of all that th
     scales.bin      int8 only: float32 [N, C], one scale for each channel of each image
     bad.bin         one byte an image: 1 where it could not be read, and its row means nothing
     done.bin        one byte a shard of consecutive images: 1 once its rows are on disk
+    checks.bin      uint32 [N], CRC-32 of each image's rows of those files; caches of earlier versions have none
 
 Another encoder, other preprocessing or other data have another key, so that a stale cache is never read. Shards are
 written in any order by any process, each marked only after its rows are synced: what an interrupted process finished
-stays, and the rest is computed later.
+stays, and the rest is computed later. A row is compared with its checksum when a process first reads it; the shard of
+one that differs counts as not done, so that the next start computes it again.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bitgen.feature_cache.checks import Checks, bytes_of_rows, checksum
+from bitgen.feature_cache.description import DTYPES, CacheDescription
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.machine.files import remove_leftovers, replacing
 
 logger = logging.getLogger(__name__)
 
 SIDECAR, FEATURES, SCALES = "cache.json", "features.bin", "scales.bin"
-BAD, MARKS = "bad.bin", "done.bin"
-FORMAT_VERSION = 1
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-# Rows of a shard are in memory together, and lost together when a process is killed.
-_SHARD_BYTES = 32 * 2**20
+BAD, MARKS, CHECKS = "bad.bin", "done.bin", "checks.bin"
 # Checkpoints and logs need room on the same disk.
 _USABLE_SHARE = 0.95
 
 
 class CacheError(ValueError):
     """A feature cache cannot be written, read or used; the message names the file and the remedy."""
-
-
-@dataclass(frozen=True)
-class CacheDescription:
-    """What a cache holds, and all that its features depend on.
-
-    ``encoder``, ``preprocessing`` and ``data`` are fingerprints; ``compute`` is the number format that the encoder ran
-    in; ``shape`` is ``(N, P, C)``.
-    """
-
-    encoder: str
-    preprocessing: str
-    data: str
-    compute: str
-    dtype: str
-    shape: tuple[int, int, int]
-    format_version: int = FORMAT_VERSION
-
-    def __post_init__(self) -> None:
-        assert self.dtype in DTYPES, self.dtype
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for the sidecar."""
-        return {**vars(self), "shape": list(self.shape)}
-
-    @property
-    def key(self) -> str:
-        """Name of the cache's folder: 16 hex digits."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one image's features, without scales."""
-        return self.shape[1] * self.shape[2] * DTYPES[self.dtype].itemsize
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of the whole cache on disk, scales included."""
-        scales = 4 * self.shape[2] if self.dtype == "int8" else 0
-        return self.shape[0] * (self.row_bytes + scales)
-
-    @property
-    def shard_rows(self) -> int:
-        """Images of a shard; the last one may have fewer."""
-        return max(1, _SHARD_BYTES // self.row_bytes)
-
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return -(-self.shape[0] // self.shard_rows)
-
-    def rows_of(self, shard: int) -> range:
-        """The images of a shard."""
-        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.shape[0]))
 
 
 class FeatureCache:
@@ -115,9 +60,10 @@ class FeatureCache:
         self._features: torch.Tensor | None = None
         self._scales: torch.Tensor | None = None
         self._bad: torch.Tensor | None = None
+        self._checks: Checks | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_features": None, "_scales": None, "_bad": None}
+        return {**vars(self), "_features": None, "_scales": None, "_bad": None, "_checks": None}
 
     # ---------------------------------------------------------------- making
 
@@ -199,6 +145,7 @@ class FeatureCache:
         """Bytes of each file."""
         description, images = self.description, self.description.shape[0]
         sizes = {FEATURES: images * description.row_bytes, BAD: images, MARKS: description.shards}
+        sizes[CHECKS] = images * 4
         if description.dtype == "int8":
             sizes[SCALES] = images * description.shape[2] * 4
         return sizes
@@ -218,6 +165,8 @@ class FeatureCache:
             )
         for name, size in self._sizes().items():
             path = self.folder / name
+            if name == CHECKS and not path.exists():  # of an earlier version
+                continue
             if not path.exists() or path.stat().st_size != size:
                 raise CacheError(f"{path} is missing or cut short: it should have {size:,} bytes. {remedy}.")
 
@@ -247,16 +196,22 @@ class FeatureCache:
             CacheError: the disk is full or fails; shards finished before stay.
         """
         description, rows = self.description, self.description.rows_of(shard)
+        bad = torch.zeros(len(rows)) if bad is None else bad
         assert tuple(features.shape) == (len(rows), *description.shape[1:])
+        scales: torch.Tensor | None = None
+        if description.dtype == "int8":
+            values, scales = quantize(features)
+        else:
+            values = features.to(DTYPES[description.dtype])
+        content = [bad.to(torch.uint8), values, *([scales] if scales is not None else [])]
         try:
-            if description.dtype == "int8":
-                values, scales = quantize(features)
+            if scales is not None:
                 _write_at(self.folder / SCALES, rows.start * description.shape[2] * 4, scales)
-            else:
-                values = features.to(DTYPES[description.dtype])
             _write_at(self.folder / FEATURES, rows.start * description.row_bytes, values)
-            if bad is not None:
-                _write_at(self.folder / BAD, rows.start, bad.to(torch.uint8))
+            _write_at(self.folder / BAD, rows.start, content[0])
+            if (self.folder / CHECKS).exists():
+                sums = [checksum(bytes_of_rows(content, row)) for row in range(len(rows))]
+                _write_at(self.folder / CHECKS, rows.start * 4, torch.tensor(sums, dtype=torch.uint32))
             _write_at(self.folder / MARKS, shard, torch.ones(1, dtype=torch.uint8))
         except OSError as error:
             raise self._failure(error) from error
@@ -274,21 +229,42 @@ class FeatureCache:
     # ---------------------------------------------------------------- reading
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
-        """Features of images ``rows [B]`` int64: ``[B, P, C]``, float32 of a float32 cache, else bf16."""
+        """Features of images ``rows [B]`` int64: ``[B, P, C]``, float32 of a float32 cache, else bf16.
+
+        Raises:
+            CacheError: one of them is not what was written.
+        """
         if self._features is None:
             self._map()
         assert self._features is not None
+        self._compare(rows.tolist())
         values = self._features.index_select(0, rows)
         if self._scales is None:
             return values
         return values.to(torch.bfloat16) * self._scales.index_select(0, rows).to(torch.bfloat16)[:, None]
 
     def is_bad(self, row: int) -> bool:
-        """Whether image ``row`` could not be read when the cache was filled."""
+        """Whether image ``row`` could not be read when the cache was filled. Errors as of :meth:`read`."""
         if self._bad is None:
             self._map()
         assert self._bad is not None
+        self._compare([row])
         return bool(self._bad[row])
+
+    def _compare(self, rows: Sequence[int]) -> None:
+        damaged = self._checks.damaged(rows) if self._checks is not None else None
+        if damaged is None:
+            return
+        shard = damaged // self.description.shard_rows
+        remedy = f"start this run again, which computes {len(self.description.rows_of(shard)):,} images of it anew"
+        try:
+            _write_at(self.folder / MARKS, shard, torch.zeros(1, dtype=torch.uint8))
+        except OSError:  # somebody else's cache, which may only be read
+            remedy = f"remove {self.folder}; it is computed again"
+        raise CacheError(
+            f"{self.folder} is damaged: the features of image {damaged} are not what was written (their checksum "
+            f"differs). Look whether the disk fails, and {remedy}."
+        )
 
     def _map(self) -> None:
         missing = self.missing_shards()
@@ -299,6 +275,10 @@ class FeatureCache:
         if self.description.dtype == "int8":
             count, _, width = self.description.shape
             self._scales = _mapped(self.folder / SCALES, torch.float32, (count, width))
+        if (self.folder / CHECKS).exists():
+            sums = np.fromfile(self.folder / CHECKS, dtype="<u4")
+            content = [self._bad, self._features, *([self._scales] if self._scales is not None else [])]
+            self._checks = Checks(sums, content)
 
 
 def quantize(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

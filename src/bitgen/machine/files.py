@@ -9,13 +9,15 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-_LEFTOVER = re.compile(r"\..+\.(\d+\.tmp|partial-\w{8})")
+_LEFTOVER = re.compile(r"\..+\.(?:(?P<process>\d+)\.tmp|partial-\w{8})")
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -96,14 +98,29 @@ def replacing_folder(path: str | Path, replace: bool = True, prefix: str | None 
 def remove_leftovers(folder: str | Path) -> None:
     """Remove what :func:`replacing` and :func:`replacing_folder` left directly in ``folder`` when they were killed.
 
-    The caller holds the folder's lock: another process' temporary files look the same.
+    The caller holds the folder's lock and writes nothing yet. Who writes there without the lock, as an evaluation puts
+    its results beside a run's log, is spared as long as a process of its number lives on this machine.
 
     Raises:
         OSError: the folder cannot be read, or a file in it not be removed.
     """
     for path in Path(folder).iterdir():
-        if _LEFTOVER.fullmatch(path.name):
+        found = _LEFTOVER.fullmatch(path.name)
+        if found is not None and not _lives(int(found["process"] or 0)):
             remove(path)
+
+
+def _lives(process: int) -> bool:
+    """Whether another process of this number is there: in a container every start may have the same one."""
+    if process in (0, os.getpid()):
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def remove(path: Path) -> None:
@@ -174,6 +191,67 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
+
+
+class Held(NamedTuple):
+    """An open file: a name under which libraries read the bytes that were hashed, and their SHA-256."""
+
+    name: str
+    sha256: str
+
+
+@contextlib.contextmanager
+def held(path: str | Path, copied: bool) -> Iterator[Held]:
+    """Hash a regular file and keep it open while the block runs, whoever puts another one in its place meanwhile.
+
+    Args:
+        copied: ``name`` is a copy in memory, made while it was hashed, which nothing can change any more. Otherwise it
+            is the open file itself, which costs no memory and changes only where somebody writes into that very file.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        MemoryError: there is no room for the copy.
+    """
+    sha = hashlib.sha256()
+    with contextlib.ExitStack() as opened:
+        # Without waiting, for a pipe that nobody writes to would never open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        opened.callback(os.close, descriptor)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        copy = opened.enter_context(_in_memory()) if copied else None
+        left = status.st_size
+        while left and (block := os.read(descriptor, min(left, 1 << 20))):
+            sha.update(block)
+            left -= len(block)
+            if copy is not None:
+                _write_all(copy, block)
+        number = descriptor if copy is None else copy
+        os.lseek(number, 0, os.SEEK_SET)
+        yield Held(f"/dev/fd/{number}", sha.hexdigest())
+
+
+@contextlib.contextmanager
+def _in_memory() -> Iterator[int]:
+    """The descriptor of a file without a name; in memory where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("bitgen")
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    else:
+        with tempfile.TemporaryFile() as file:
+            yield file.fileno()
+
+
+def _write_all(descriptor: int, block: bytes) -> None:
+    try:
+        while block:
+            block = block[os.write(descriptor, block) :]
+    except OSError as error:  # not the file's fault, which must not count as damaged
+        raise MemoryError(f"no room for a copy ({error.strerror or error})") from error
 
 
 def check_writable(path: str) -> None:

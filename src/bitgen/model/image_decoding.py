@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import warnings
 from collections.abc import Iterator
 from typing import cast
 
@@ -31,6 +32,15 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 0x0112, 0x0142, 0x0143  # tags of TIFF and EXIF
 # Changes with every change of the pixels below: features computed earlier belong to one decoder.
 DECODER = "Pillow" if decode_jpeg is None else "TorchCodec, turned as Pillow reads EXIF"
+
+# Damaged metadata: Pillow warns, naming no file, and the picture is there all the same. By messages and for good, for
+# filters that are set and reset around each image are those of all threads, and would repeat every other warning.
+_OF_METADATA = (
+    "(Possibly corrupt|Corrupt) EXIF data|Truncated File Read|Metadata Warning, tag|Tag offset too large"
+    "|Tag data larger|Invalid APNG|Image appears to be a malformed MPO"
+    "|Image was not the expected size|id_section has been trimmed"
+)
+warnings.filterwarnings("ignore", message=_OF_METADATA, category=UserWarning, module=r"PIL\.")
 
 # A reduced JPEG stays this many times larger than what it is resized to.
 _SPARE = 2

@@ -11,7 +11,9 @@ import numpy as np
 from bitgen.data.dataset import PairDataset
 from bitgen.data.mixing import MixedDataset
 from bitgen.data.records import RecordReader
+from bitgen.data.stream import StreamDataset
 from bitgen.data.text_and_pairs import TextAndPairs
+from bitgen.guards.printable import printable
 
 # Held-out images whose bytes are compared with the training image of the same name.
 _COMPARED = 200
@@ -42,6 +44,17 @@ def fingerprint_of(train: Any) -> str | None:
         for caption in reader.iter_captions():
             sha.update(str(caption).encode("utf-8", "replace") + b"\0")
     return sha.hexdigest()
+
+
+def shard_fingerprints(train: Any) -> dict[str, str]:
+    """A hash of each shard that training streams from, under its number and name; none where nothing is streamed.
+
+    Cheap, for shards may be many and far: of its size, beginning and end.
+    """
+    if not isinstance(train, StreamDataset):
+        return {}
+    found = itertools.chain.from_iterable(shards.fingerprints() for shards in train.sources)
+    return {f"shard {number} ({printable(name, 100)})": value for number, (name, value) in enumerate(found)}
 
 
 def trained_on(train: Any, val: PairDataset) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from bitgen.objectives.stage1 import Stage1Objective
 from bitgen.protocols import HeldOutResult, Objective, Run
 from bitgen.show.parameters import count_parameters
 from bitgen.stages import Group, Phase, Stage
-from bitgen.tasks.fingerprints import fingerprint_of
+from bitgen.tasks.fingerprints import fingerprint_of, shard_fingerprints
 from bitgen.tasks.stage1_parts import RunParts, build_parts
 from bitgen.tasks.stage1_validation import HeldOut, score_text
 from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER
@@ -247,7 +247,8 @@ def _fingerprints(config: Config, parts: RunParts) -> dict[str, str]:
     # As it is kept, which is what evaluation and export will read.
     tokenizer = load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER)
     data = fingerprint_of(parts.train)
-    return {TOKENIZER: tokenizer_sha256(tokenizer), **({"training data": data} if data is not None else {})}
+    mapped = {"training data": data} if data is not None else {}
+    return {TOKENIZER: tokenizer_sha256(tokenizer), **mapped, **shard_fingerprints(parts.train)}
 
 
 def _model_config_text(parts: RunParts) -> str:

@@ -15,6 +15,7 @@ from bitgen.data.conversation_dataset import ConversationDataset
 from bitgen.data.conversations import Conversations
 from bitgen.data.length_groups import LengthGroupedBatchSampler
 from bitgen.data.open_conversations import open_conversations
+from bitgen.data.pair_conversations import PairConversations
 from bitgen.data.speech import Speech
 from bitgen.machine.ranks import Processes
 from bitgen.model.processing_bitgen import BitGenProcessor
@@ -99,3 +100,8 @@ def sampler_of(config: VlmConfig, dataset: ConversationDataset, ranks: Processes
         return dataset.batch_sampler(batch, ranks.rank, ranks.world_size)
     lengths = dataset.lengths()
     return LengthGroupedBatchSampler(lengths, batch, ranks.rank, ranks.world_size, seed=config.training.seed)
+
+
+def most_pictures(config: VlmConfig, source: Conversations) -> int:
+    """The most pictures that a visual has: one of captioned images, else what the settings say."""
+    return 1 if isinstance(source, PairConversations) else config.data.num_frames

@@ -131,23 +131,29 @@ def _vision_source(config: VlmConfig, feature_shape: tuple[int, int] | None) -> 
 
 @dataclass(frozen=True)
 class ConnectorPlan:
-    """The connector that a configuration asks for, once both its sides are open."""
+    """The connector that a configuration asks for, once both its sides are open.
+
+    ``frames``: the most pictures that a visual of the data has.
+    """
 
     config: VlmConfig
+    frames: int
 
     def __call__(self, spec: VisionSpec, language: LanguageModel, layers: int) -> ConnectorConfig:
         settings, lm = self.config.connector, language.model.config
         kind = KINDS[settings.connector].connector
         taken = {option.name for option in fields(kind.Options)}
         options = {name: getattr(settings, of) for name, of in _OPTIONS.items() if name in taken}
-        frames = self.config.data.num_frames
+        embedding = language.model.get_input_embeddings().weight
+        if "token_std" in taken:  # what enters a language model begins with about the norm of its tokens
+            options["token_std"] = round(embedding.float().std().item(), 4)
         return ConnectorConfig(
             settings.connector,
             spec.width,
-            language.model.get_input_embeddings().weight.shape[1],
+            embedding.shape[1],
             spec.tokens,
             layers,
-            frames if kind.most_frames is None else min(frames, kind.most_frames),
+            self.frames if kind.most_frames is None else min(self.frames, kind.most_frames),
             getattr(lm, "num_attention_heads", None) or lm.num_heads,
             {name: value for name, value in options.items() if value is not None},
         )

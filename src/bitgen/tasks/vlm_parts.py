@@ -22,7 +22,7 @@ from bitgen.data.tokenizer import build_tokenizer
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.show.tables import format_table
-from bitgen.tasks.vlm_data import conversations_of, dataset_of, sampler_of
+from bitgen.tasks.vlm_data import conversations_of, dataset_of, most_pictures, sampler_of
 from bitgen.tasks.vlm_description import ConnectorPlan, describe
 from bitgen.trained import TOKENIZER_FOLDER
 from bitgen.trained_vlm import own_weights, read_description, vlm_folder
@@ -72,7 +72,7 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
     seed_everything(config.training.seed)  # the same new weights on every rank
     made = assemble(
         describe(config, source.feature_shape, own_tokenizer, before),
-        None if config.connector.connector == "none" else ConnectorPlan(config),
+        None if config.connector.connector == "none" else ConnectorPlan(config, most_pictures(config, source)),
         checkpointing=config.language.language_checkpointing,
     )
     tokenizer = own_tokenizer or made.tokenizer

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
 
-from bitgen.checkpoint.format import Checkpoint, load_weights, split_state
+from bitgen.checkpoint.format import Checkpoint, load_weights, read_tensors, split_state
 from bitgen.checkpoint.manifest import EMA_FILE, CheckpointError
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.machine.files import digest
@@ -91,19 +90,19 @@ class Snapshots:
         """
         self._check_identity(checkpoint)
         state, objective = checkpoint.state, self.run.objective
-        load_weights(objective.model, checkpoint.path, objective.base_names())
+        load_weights(objective.model, checkpoint.files, objective.base_names())
         try:
             objective.load_state(state["objective"])
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
         if average is not None:
-            averages = checkpoint.path / EMA_FILE
-            if not averages.exists():
+            if EMA_FILE not in checkpoint.files:
                 raise CheckpointError(
                     f"{checkpoint.path} holds no averaged weights (it was written with ema_decay 0): resume with "
                     "--ema_decay 0."
                 )
-            average.load(load_file(averages), self.ranks.device)
+            with read_tensors(checkpoint.files, EMA_FILE) as averages:
+                average.load(averages, self.ranks.device)
         on_main(self.ranks, lambda: self._repoint_best(state["progress"].get("best_step")))
         set_random_state(state["random"][self.ranks.rank], self.ranks.device)
         self.saved_at = checkpoint.step

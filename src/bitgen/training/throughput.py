@@ -33,6 +33,7 @@ class Throughput:
     def __init__(self, device: torch.device, precision: str) -> None:
         self.device = device
         self.peak = peak_flops(device, precision)
+        self.began: float | None = None  # when the step under way began; None between two steps
         self._reset()
 
     def _reset(self) -> None:
@@ -42,7 +43,7 @@ class Throughput:
         self.waited = 0.0
 
     def start_step(self) -> None:
-        self._started = time.perf_counter()
+        self.began = self._started = time.perf_counter()
 
     def waited_for_data(self) -> None:
         """All that the step has done so far was to wait for its batches."""
@@ -60,6 +61,7 @@ class Throughput:
         self.counts_flops &= flops is not None
         self.flops += flops or 0.0
         self.seconds += time.perf_counter() - self._started
+        self.began = None
 
     def report(self) -> dict[str, float]:
         """``perf/*`` since the last report."""

@@ -120,7 +120,7 @@ class Trainer:
             drawn = self.source.draw()
             self.throughput.waited_for_data()
             if exceeds(self.settings.max_words_seen, progress.words_seen, drawn, self.ranks):
-                self.stage = self.stage.cut(progress.step)
+                self.stage, self.throughput.began = self.stage.cut(progress.step), None
                 if self.run.validator is not None and progress.validated_at < progress.step:
                     self.save(self._validate())
                 self.save()

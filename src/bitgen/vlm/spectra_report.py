@@ -31,7 +31,7 @@ class Spectrum(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The matrices of one last name: means over them. ``most`` is the rank that their shape allows."""
+    """Means over the matrices of one last name. ``most`` is the rank that their shape, or an adapter's r, allows."""
 
     name: str
     layers: int
@@ -86,7 +86,7 @@ def summaries(groups: dict[str, list[Spectrum]], ranks: Sequence[int]) -> list[S
         Summary(
             name,
             len(spectra),
-            min(spectra[0].shape),
+            min(*spectra[0].shape, len(spectra[0].values)),
             _mean(effective_rank(each.values) for each in spectra),
             {rank: _mean(energy_kept(each.values, rank) for each in spectra) for rank in ranks},
         )
