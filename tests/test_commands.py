@@ -21,6 +21,7 @@ SCRIPTS = {
     "memory": "memory",
     "export": "export",
     "lora-report": "lora_report",
+    "compare-vlms": "compare_vlms",
     "adapters": "adapters",
 }
 HEAVY = ("torch", "transformers", "numpy", "yaml")

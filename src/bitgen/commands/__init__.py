@@ -21,6 +21,7 @@ COMMANDS = {
     "memory": "teach a trained model pictures, in one shot, and recall, edit or forget them",
     "export": "write a folder that transformers loads without BitGen, and upload it",
     "lora-report": "what adapters of a language model cost at each rank, and the spectrum of weights and adapters",
+    "compare-vlms": "train several recipes of models of parts, and compare scores, sizes, time and memory",
     "adapters": "fold a LoRA or DoRA adapter into its base, or take it out again",
 }
 
