@@ -160,6 +160,8 @@ class Run(NamedTuple):
         summary: ``(steps done, words seen) -> rows`` for the end of the log.
         score_text: what a validation's score says.
         next_commands: (what for, command) to try afterwards.
+        eval_steps: validate every so many steps; None: the settings say it.
+        blocks: of the objective, what a sharded run gathers at a time; None: the elements of all lists of modules.
     """
 
     objective: Objective
@@ -174,6 +176,8 @@ class Run(NamedTuple):
     summary: Callable[[int, int], Sequence[tuple[str, object]]] = lambda step, words: ()
     score_text: Callable[[float], str] = "score {:.4g}".format
     next_commands: Sequence[tuple[str, str]] = ()
+    eval_steps: int | None = None
+    blocks: Callable[[nn.Module], list[nn.Module]] | None = None
 
 
 class Task(Protocol):

@@ -23,7 +23,7 @@ from bitgen.machine.parallel import Parallel, Replicated
 from bitgen.machine.ranks import Processes, exclusive_for_all, from_main, lost_peer, main_first
 from bitgen.machine.stopping import resume_command
 from bitgen.machine.threads import threads_of_this_process
-from bitgen.protocols import Task
+from bitgen.protocols import Run, Task
 from bitgen.show.monitor import Monitor
 from bitgen.show.run_logging import FILE_ONLY
 from bitgen.training.budget import REVISION_PREFIX
@@ -235,15 +235,15 @@ def _assemble(
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
     run = task.build(config, ranks, fresh=checkpoint is None)
     precision = resolve_precision(config.training.precision, ranks.device)
-    parallel = _parallel(config.training, ranks, precision)
+    parallel = _parallel(config.training, ranks, precision, run)
     command = resume_command(world_size=ranks.world_size)
-    trainer = Trainer(run, _loop_settings(config), monitor, store, parallel, precision, checkpoint, command)
+    trainer = Trainer(run, _loop_settings(config, run), monitor, store, parallel, precision, checkpoint, command)
     monitor.total_steps = run.stage.steps
     monitor.banner(run.banner, run.parameters)
     return trainer
 
 
-def _parallel(training: Any, ranks: Processes, precision: Precision) -> Parallel:
+def _parallel(training: Any, ranks: Processes, precision: Precision, run: Run) -> Parallel:
     """How the processes share the work.
 
     Raises:
@@ -251,9 +251,9 @@ def _parallel(training: Any, ranks: Processes, precision: Precision) -> Parallel
     """
     if training.parallel == "replicated":
         return Replicated(ranks)
-    from bitgen.machine.sharded import Sharded  # here, because most runs need nothing of FSDP
+    from bitgen.machine.sharded import Sharded, elements_of_lists  # here, because most runs need nothing of FSDP
 
-    parallel = Sharded(ranks)
+    parallel = Sharded(ranks, run.blocks or elements_of_lists)
     parallel.refuse(training.optimizer, precision.name)
     if training.ema_decay:
         raise ConfigError(
@@ -263,7 +263,7 @@ def _parallel(training: Any, ranks: Processes, precision: Precision) -> Parallel
     return parallel
 
 
-def _loop_settings(config: Config) -> LoopSettings:
+def _loop_settings(config: Config, run: Run) -> LoopSettings:
     training, output = config.training, config.output
     return LoopSettings(
         seed=training.seed,
@@ -272,7 +272,7 @@ def _loop_settings(config: Config) -> LoopSettings:
         max_nonfinite_steps=training.max_nonfinite_steps,
         max_words_seen=training.max_words_seen,
         save_steps=output.save_steps,
-        eval_steps=output.eval_steps,
+        eval_steps=run.eval_steps or output.eval_steps,
         log_steps=output.log_steps,
         words_seen_checkpoints=output.words_seen_checkpoints,
     )

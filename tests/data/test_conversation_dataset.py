@@ -148,7 +148,6 @@ def test_a_batch_of_text_alone(source) -> None:
     data = dataset(source)
     batch = VisualCollator(0)([data[1], data[4]])
     assert "pictures" not in batch and batch["frames"].shape == (0,) and batch["frames"].dtype == torch.int64
-    assert data.steady is False and dataset(PairConversations(SceneReader("train", 4, 0), ["?"])).steady
 
 
 def test_the_first_label_is_never_predicted() -> None:

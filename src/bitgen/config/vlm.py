@@ -64,7 +64,13 @@ class VlmConfig(RunSchema):
     entry = ENTRY
     description = _DESCRIPTION
     examples = _EXAMPLES
-    fixed = ("select_layer", "adapter_alpha", "adapter_rslora", "connector_heads", "template", "system_prompt")
+    # What changes neither the number nor the shapes of the weights, but what they mean.
+    fixed = (
+        *("select_layer", "image_size", "vision_num_heads", "vision_adapter_alpha"),
+        *("connector_heads", "connector_factor", "num_frames"),
+        *("language_num_heads", "quantization", "template", "system_prompt"),
+        *("adapter_alpha", "adapter_rslora"),
+    )
 
     @property
     def trained_parts(self) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ class LoaderSource:
         ids = inputs["input_ids"]
         words = self.count_words(ids, inputs["attention_mask"]) if words is None else int(words.sum())
         supervised = None if supervised is None else int(supervised.sum())
-        return Batch(inputs, Counts(len(ids), words, ids.numel(), supervised), inputs["indices"], skipped)
+        return Batch(inputs, Counts(len(inputs["indices"]), words, ids.numel(), supervised), inputs["indices"], skipped)
 
     def _keys(self, step: int, stage: Stage) -> Iterator[list[SampleKey]]:
         per_epoch = stage.steps_per_epoch * self.batches_per_step

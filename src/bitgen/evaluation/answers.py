@@ -60,13 +60,15 @@ def write_answers(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     total: int | None = None,
     show_progress: bool = False,
+    shared: bool = False,
 ) -> list[str]:
     """An answer for each sample, in order, on one line, without special tokens.
 
     Args:
         model: on its device; gets its train or eval mode back.
         samples: as the dataset gives them for training; their last answers are cut off.
-        collate: pads on the left.
+        collate: pads, on either side.
+        shared: ranks hold pieces of one model, and all write the same answers.
     """
     answers: list[str] = []
     bar = tqdm(total=total, desc="answers", leave=False, disable=None if show_progress else True)
@@ -83,6 +85,7 @@ def write_answers(
                     embeds,
                     inputs["attention_mask"],
                     decoding.max_new_tokens,
+                    synced_gpus=shared,
                     **decoding.settings(tokenizer) | {"eos_token_id": sorted({tokenizer.eos_token_id, *ends})},
                 )
             answers += [" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()) for ids in written.tolist()]

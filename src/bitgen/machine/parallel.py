@@ -6,7 +6,7 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bitgen.machine.ranks import Processes
 
 Moments = dict[str, dict[str, Tensor]]
+Result = TypeVar("Result")
 
 
 class Parallel(Protocol):
@@ -58,6 +59,13 @@ class Parallel(Protocol):
         Raises:
             RuntimeError: the previous wrapper is still referenced.
             ValueError: a parameter cannot be shared out; the message names it.
+        """
+        ...
+
+    def call(self, wrapped: nn.Module, function: Callable[[], Result]) -> Result:
+        """The result of ``function``, which computes with parts of ``wrapped`` in another way than its ``forward``.
+
+        Where ranks are no replicas it is collective: each of them runs each block as often.
         """
         ...
 
@@ -140,6 +148,10 @@ class Replicated:
         )
         self._last = weakref.ref(wrapped)
         return wrapped
+
+    def call(self, wrapped: nn.Module, function: Callable[[], Result]) -> Result:
+        """Just that; no communication."""
+        return function()
 
     def accumulating(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients of the earlier micro-steps stay local; the last backward averages their sum over the ranks."""

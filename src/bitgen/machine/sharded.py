@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,10 +14,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bitgen.config.values import ConfigError
-from bitgen.machine.parallel import Moments, load_state_by_name, matched, state_by_name
+from bitgen.machine.parallel import Moments, Result, load_state_by_name, matched, state_by_name
 from bitgen.machine.ranks import Processes
-
-Result = TypeVar("Result")
 
 
 def elements_of_lists(module: nn.Module) -> list[nn.Module]:
@@ -131,10 +129,11 @@ class Sharded:
     def call(self, wrapped: nn.Module, function: Callable[[], Result]) -> Result:
         """The result of ``function``, which may use any part of ``wrapped``, but not call ``wrapped`` itself.
 
-        Collective: each rank runs each block as often, so decode the same number of steps everywhere.
+        Collective: each rank runs each block as often, so decode the same number of steps everywhere. Before the first
+        :meth:`wrap` there is nothing to gather.
         """
         root: Any = wrapped
-        return root._call(function)
+        return root._call(function) if isinstance(wrapped, FSDPModule) else function()
 
     @contextlib.contextmanager
     def accumulating(self, wrapped: nn.Module, last: bool) -> Iterator[None]:

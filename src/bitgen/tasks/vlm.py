@@ -6,11 +6,14 @@ import json
 import logging
 from typing import Any
 
+from torch import nn
+
 from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.vlm import ADAPTER, CONNECTOR, LANGUAGE, VISION, VlmConfig
 from bitgen.data.loader_source import LoaderSource
 from bitgen.machine.devices import Precision, resolve_precision
 from bitgen.machine.ranks import Processes
+from bitgen.machine.sharded import elements_of_lists
 from bitgen.objectives.supervised import NextTokens
 from bitgen.protocols import Run
 from bitgen.stages import Group, Phase, Stage
@@ -47,7 +50,7 @@ class Vlm:
             max_bad_fraction=config.data.max_bad_fraction,
         )
         stage = plan_stage(config, source)
-        held_out = HeldOutAnswers(config, parts, ranks.device, precision) if parts.val is not None else None
+        held_out = HeldOutAnswers(config, parts, ranks, precision) if parts.val is not None else None
         return Run(
             objective,
             source,
@@ -60,7 +63,22 @@ class Vlm:
             parts.table,
             score_text=f"{config.validation.best_metric} {{:.4g}}".format,
             next_commands=_next_commands(config),
+            eval_steps=validated_every(config, stage),
+            blocks=_blocks,
         )
+
+
+def _blocks(objective: nn.Module) -> list[nn.Module]:
+    """The language model's layers, which every batch runs once on every rank. Encoder and connector are none: how often
+    they run depends on the pictures of a rank's batch, so they are gathered with the whole."""
+    assert isinstance(objective, NextTokens)
+    return elements_of_lists(objective.model.language)
+
+
+def validated_every(config: VlmConfig, stage: Stage) -> int | None:
+    """Steps from one validation to the next where ``val_ratio`` says so; None: ``eval_steps`` does."""
+    share = config.validation.val_ratio
+    return None if share is None else max(1, round(share * stage.steps))
 
 
 def plan_stage(config: VlmConfig, source: LoaderSource) -> Stage:

@@ -11,14 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig
-from bitgen.data.conversation_dataset import ConversationDataset
+from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator
 from bitgen.data.conversations import Conversations
 from bitgen.data.length_groups import LengthGroupedBatchSampler
 from bitgen.data.open_conversations import open_conversations
+from bitgen.data.packing import PackingCollator
 from bitgen.data.pair_conversations import PairConversations
 from bitgen.data.speech import Speech
 from bitgen.machine.ranks import Processes
 from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.vlm.language import check_packing
 from bitgen.vlm.modeling import VisionLanguageModel
 from bitgen.vlm.vision import image_processor
 
@@ -91,6 +93,20 @@ def _no_tokens(frames: int) -> int:
 
 def _none(picture: Any, name: str) -> torch.Tensor:
     return torch.zeros(0)
+
+
+def collator_of(
+    config: VlmConfig, tokenizer: PreTrainedTokenizerBase, model: VisionLanguageModel
+) -> VisualCollator | PackingCollator:
+    """What makes a training batch of samples.
+
+    Raises:
+        ValueError: samples are to be packed, and the language model would not keep them apart.
+    """
+    if not config.training.packing:
+        return VisualCollator(tokenizer.pad_token_id)
+    check_packing(model.language)
+    return PackingCollator(tokenizer.pad_token_id, config.language.max_length)
 
 
 def sampler_of(config: VlmConfig, dataset: ConversationDataset, ranks: Processes) -> Any:

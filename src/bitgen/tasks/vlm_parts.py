@@ -15,14 +15,14 @@ from bitgen.checkpoint.format import checkpoint_folders, split_state
 from bitgen.config.sources import SCENES
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
-from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator
+from bitgen.data.conversation_dataset import ConversationDataset
 from bitgen.data.open_conversations import one_an_image
 from bitgen.data.scenes import scene_captions
 from bitgen.data.tokenizer import build_tokenizer
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.show.tables import format_table
-from bitgen.tasks.vlm_data import conversations_of, dataset_of, most_pictures, sampler_of
+from bitgen.tasks.vlm_data import collator_of, conversations_of, dataset_of, most_pictures, sampler_of
 from bitgen.tasks.vlm_description import ConnectorPlan, describe
 from bitgen.trained import TOKENIZER_FOLDER
 from bitgen.trained_vlm import own_weights, read_description, vlm_folder
@@ -87,7 +87,7 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
         val,
         one_an_image(held_out) if held_out is not None else [],
         sampler_of(config, train, ranks),
-        VisualCollator(tokenizer.pad_token_id),
+        collator_of(config, tokenizer, made.model),
         made.model,
         made.description.to_dict(),
         _fingerprints(made.description),

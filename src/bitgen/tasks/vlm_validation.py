@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from bitgen.config.vlm import VlmConfig
+from bitgen.data.conversation_dataset import VisualCollator
 from bitgen.data.pair_conversations import PairConversations
 from bitgen.data.scenes import SceneReader
 from bitgen.evaluation.answers import Decoding, evaluating, up_to_the_answer, write_answers
@@ -15,6 +16,7 @@ from bitgen.evaluation.scene_captions import scene_caption_metrics
 from bitgen.evaluation.text_metrics import score_texts
 from bitgen.guards.markdown import markdown
 from bitgen.machine.devices import Precision
+from bitgen.machine.ranks import Processes
 from bitgen.protocols import HeldOutResult, Objective
 from bitgen.tasks.vlm_parts import VlmParts
 from bitgen.vlm.modeling import VisionLanguageModel
@@ -29,11 +31,13 @@ class HeldOutAnswers:
     The score is the negative loss, or what ``best_metric`` names.
     """
 
-    def __init__(self, config: VlmConfig, parts: VlmParts, device: torch.device, precision: Precision) -> None:
+    def __init__(self, config: VlmConfig, parts: VlmParts, ranks: Processes, precision: Precision) -> None:
         assert parts.val is not None
         validation = config.validation
-        self.data, self.collate, self.tokenizer = parts.val, parts.collate, parts.tokenizer
-        self.device, self.precision, self.batch_size = device, precision, config.training.batch_size
+        self.data, self.tokenizer = parts.val, parts.tokenizer
+        self.collate = VisualCollator(parts.tokenizer.pad_token_id)  # one sample a row
+        self.device, self.precision, self.batch_size = ranks.device, precision, config.training.batch_size
+        self.shared = config.training.parallel == "sharded"
         self.best = validation.best_metric
         self.decoding = Decoding(validation.val_beams, validation.val_max_new_tokens)
         self.samples = min(len(self.data), validation.val_samples or len(self.data))
@@ -49,7 +53,14 @@ class HeldOutAnswers:
         if self.rows:
             samples = (self.data[row] for row in self.rows)
             answers = write_answers(
-                model, self.tokenizer, samples, self.collate, self.decoding, self.batch_size, self.precision.autocast
+                model,
+                self.tokenizer,
+                samples,
+                self.collate,
+                self.decoding,
+                self.batch_size,
+                self.precision.autocast,
+                shared=self.shared,
             )
             references = [self.data.conversations.references(row) for row in self.rows]
             found = score_texts(answers, references, temporal=self.best == "temporal_f1").to_dict()

@@ -17,7 +17,7 @@ from bitgen.machine.parallel import Parallel
 from bitgen.machine.randomness import random_state_kept, seed_everything
 from bitgen.machine.ranks import agree, from_main, gather_objects
 from bitgen.machine.stopping import StopSignals
-from bitgen.protocols import Batch, HeldOutResult, Output, Run
+from bitgen.protocols import Batch, Output, Run
 from bitgen.show.monitor import Monitor
 from bitgen.training.accumulation import Share, loss_shares
 from bitgen.training.averaging import WeightAverage
@@ -237,8 +237,8 @@ class Trainer:
                 with random_state_kept(self.ranks.device), weights:
                     # The phase of the step just taken: where one begins this is what the one before has reached.
                     phase = self.stage.phase_at(progress.step - 1)
-                    assert self.run.validator is not None
-                    result: HeldOutResult = self.run.validator(self.objective, phase)
+                    assert (validator := self.run.validator) is not None
+                    result = self.parallel.call(self.wrapped, lambda: validator(self.objective, phase))
                     self.monitor.held_out(progress.step, phase, *result[:3])
                     outcome = (result.score, None)
             except ValueError as error:

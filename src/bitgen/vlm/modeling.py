@@ -7,6 +7,7 @@ the encoder, N patches, C channels; a visual becomes M tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from bitgen.stages import Role
 from bitgen.vlm.connectors import Connector
 from bitgen.vlm.language import supervised_logits
+from bitgen.vlm.reach import reached_parameters
 from bitgen.vlm.splice import IMAGE_ID
 from bitgen.vlm.vision import StoredFeatures, VisionTower
 
@@ -67,13 +69,13 @@ class VisionLanguageModel(nn.Module):
         Args:
             inputs: ``input_ids``, ``labels``, ``attention_mask`` ``[B, T]`` (-200 for each token of a visual; -100 for
                 what is not supervised), and of the visuals, in reading order, ``pictures [K, 3, S, S]`` or ``features
-                [K, N, C]`` or ``[K, L, N, C]``, and ``frames [V]``. Packed rows have ``position_ids`` too.
+                [K, N, C]`` or ``[K, L, N, C]``, and ``frames [V]``. Packed rows have ``position_ids`` and no mask.
         """
         embeds = self.embed(inputs)
         targets = inputs["labels"][:, 1:]
         keep = nn.functional.pad(targets != -100, (0, 1))  # a position's label is the token after it
         logits = supervised_logits(
-            self.language, embeds, inputs["attention_mask"], keep, position_ids=inputs.get("position_ids")
+            self.language, embeds, inputs.get("attention_mask"), keep, position_ids=inputs.get("position_ids")
         )
         return Supervised(logits, targets[keep[:, :-1]])
 
@@ -81,7 +83,8 @@ class VisionLanguageModel(nn.Module):
         """``[B, T, H]``: the embeddings of the text, and the visuals' tokens in their places.
 
         Raises:
-            ValueError: the text keeps another number of places than the visuals fill.
+            ValueError: the text keeps another number of places than the visuals fill, or the visuals' tokens have
+                another width.
         """
         ids = inputs["input_ids"]
         embeds = self.language.get_input_embeddings()(ids.clamp(min=0))
@@ -89,12 +92,17 @@ class VisionLanguageModel(nn.Module):
             return embeds
         tokens, places = self.visual_tokens(inputs), ids == IMAGE_ID
         if tokens is None:
-            # On several processes every rank has to run the connector, whatever its batch holds.
+            # On several processes every rank has to run what trains of it, whatever its batch holds.
             return embeds + 0.0 * self._without_a_picture().to(embeds.dtype) if self.training else embeds
         if len(tokens) != int(places.sum()):
             raise ValueError(
                 f"the texts of this batch keep {int(places.sum())} places for visual tokens, and its pictures fill "
                 f"{len(tokens)}: the data was prepared for another encoder or connector."
+            )
+        if tokens.shape[1] != embeds.shape[2]:  # which would scatter, into the wrong places
+            raise ValueError(
+                f"the connector gives tokens {tokens.shape[1]} wide and the language model reads {embeds.shape[2]}: "
+                "the connector was made for another language model."
             )
         return embeds.masked_scatter(places.unsqueeze(-1), tokens.to(embeds.dtype))
 
@@ -124,27 +132,42 @@ class VisionLanguageModel(nn.Module):
         return given if given.dim() == 4 else given.unsqueeze(1)
 
     def _without_a_picture(self) -> Tensor:
-        """Zero, with every parameter of the connector in its graph."""
-        assert self.connector is not None
+        """A number that every parameter of connector and encoder has a part in, those that train at least."""
+        assert self.connector is not None and self.tower is not None
         config = self.connector.config
         like = next(self.connector.parameters())
-        shape = (1, 1, config.layers, config.tokens, config.vision_width)
-        # Ones, not zeros: a connector may divide by the norm of what it sees.
-        return self.connector(torch.ones(shape, dtype=like.dtype, device=like.device)).sum()
+        if any(parameter.requires_grad for parameter in self.tower.parameters()):
+            side = self.tower.spec.image_size
+            assert side is not None
+            features = self.tower(torch.zeros(1, 3, side, side, device=like.device))
+        else:
+            # Ones, not zeros: a connector may divide by the norm of what it sees.
+            shape = (1, config.layers, config.tokens, config.vision_width)
+            features = torch.ones(shape, dtype=like.dtype, device=like.device)
+        return self.connector(features.unsqueeze(0)).sum()
 
     # ---- what its parameters are ----
 
     def role_of(self, name: str, parameter: nn.Parameter) -> Role:
         """The role of a parameter by its name here."""
         part = _PART_OF[name.split(".", 1)[0]]
+        reached = part != VISION or name in self._seeing
         kind = next((kind for mark, kind in ADAPTER_KINDS.items() if mark in name), None)
         if kind is not None:
-            return Role(ADAPTER if part == LANGUAGE else part, kind, decays=kind != "magnitude")
-        # An encoder with adapters keeps its own weights.
-        frozen_base = part == VISION and self.tower is not None and VISION not in self.own_parts
+            return Role(ADAPTER if part == LANGUAGE else part, kind, decays=kind != "magnitude", reached=reached)
         is_table = "embed" in name or (part == LANGUAGE and len(parameter) == self.vocabulary)
         kind = MATRIX if parameter.dim() == 2 and not is_table else OTHER
-        return Role(part, kind, decays=parameter.dim() >= 2, reached=not frozen_base)
+        return Role(part, kind, decays=parameter.dim() >= 2, reached=reached)
+
+    @cached_property
+    def _seeing(self) -> frozenset[str]:
+        """Names of the encoder's parameters that can learn: its features depend on them, and they are adapters where it
+        has some, else its own weights where these are this model's own."""
+        named = [name for name, _ in self.tower.named_parameters()] if self.tower is not None else []
+        adapters = {name for name in named if ".lora_" in name}
+        if not isinstance(self.tower, VisionTower) or not (adapters or VISION in self.own_parts):
+            return frozenset()
+        return frozenset(f"tower.{name}" for name in reached_parameters(self.tower) & (adapters or set(named)))
 
     @property
     def vocabulary(self) -> int:

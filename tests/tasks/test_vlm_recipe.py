@@ -1,0 +1,236 @@
+"""Recipes: what they say, what each stage trains, what is handed on, and runs that stop and go on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bitgen.checkpoint.format import checkpoint_folders
+from bitgen.config.values import ConfigError
+from bitgen.config.vlm import VlmConfig, stages_of
+from bitgen.machine.devices import start_processes
+from bitgen.machine.ranks import Processes
+from bitgen.protocols import Batch
+from bitgen.run import build_trainer
+from bitgen.tasks.recipe import DONE, train_recipe
+from bitgen.tasks.vlm import Vlm, validated_every
+from bitgen.trained_vlm import open_vlm, vlm_folder
+from bitgen.training.trainer import Trainer
+from bitgen.vlm.modeling import VisionLanguageModel
+from support.runs import metrics, run_code, same_checkpoint
+from support.vlm import RECIPE, TINY, recipe
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint_folders(run)[0] / "model.safetensors")
+
+
+def part(tensors: dict[str, torch.Tensor], *names: str) -> dict[str, torch.Tensor]:
+    """Weights of parts under the names that they have without adapters."""
+    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items()}
+    return {
+        name: tensor
+        for name, tensor in plain.items()
+        if ("adapter" if ".lora_" in name else name.split(".")[0]) in names
+    }
+
+
+def moved(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[bool]:
+    assert one.keys() == other.keys() and one
+    return {not torch.equal(tensor, other[name]) for name, tensor in one.items()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a recipe of three stages, at its end."""
+    folder = tmp_path_factory.mktemp("recipe")
+    assert train_recipe(stages_of(recipe(folder)), resume=False) == 0
+    return folder
+
+
+# ---- what a recipe says ----
+
+
+def test_stages_start_from_one_another_and_flags_beat_what_they_say(tmp_path) -> None:
+    config = recipe(tmp_path, init_from="first", learning_rate=0.5, batch_size=2)
+    stages = stages_of(config, flags={"learning_rate"})
+    assert [name for name, _ in stages] == ["words", "align", "tune"]
+    outputs = [str(tmp_path / "runs" / stage["name"]) for stage in RECIPE]
+    assert [stage.config.output.output_dir for stage in stages] == outputs
+    assert [stage.config.training.init_from for stage in stages] == ["first", *outputs[:2]]
+    assert {stage.config.training.learning_rate for stage in stages} == {0.5}
+    assert {stage.config.training.learning_rate for stage in stages_of(config)} == {3e-3}
+    assert {stage.config.training.batch_size for stage in stages} == {2}
+    assert [stage.config.trained_parts for stage in stages][2] == ("connector", "adapter")
+    only = stages_of(config.replace(stage="tune"))
+    assert [(name, one.training.init_from) for name, one in only] == [("tune", outputs[1])]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "stages is an empty list. Write at least one stage"),
+        ([{"trains": "connector"}], "stages: the 1. has no name. Write name: align"),
+        ([{"name": "../up"}], "stages: the 1. has no name"),
+        ([{"name": "a"}, {"name": "a"}], "stages: two are named a. Give each one a name of its own"),
+        ([{"name": "a", "learning_rat": 1}], "stages: a has a setting 'learning_rat'. Did you mean learning_rate"),
+        ([{"name": "a", "output_dir": "x"}], "stages: a has a setting 'output_dir'"),
+        ([{"name": "a", "learning_rate": "fast"}], "stages: a: learning_rate"),
+        ([{"name": "a", "trains": "conector"}], "stage a: trains names 'conector'. Write any of connector"),
+        ([{"name": "a", "trains": "adapter"}], "stage a: trains names the adapter, but adapter is none. Write adapter"),
+        ([{"name": "a", "connector": "none"}], "stage a: trains names the connector, but connector is none. Write"),
+        ([{"name": "a", "trains": "vision"}], "stage a: trains names vision, but nothing of the encoder can train"),
+        (
+            [{"name": "a", "connector": "tac"}],
+            "stage a: connector is tac, which reads several layers, and select_layer",
+        ),
+        ([{"name": "a", "adapter": "lora", "trains": "language"}], "stage a: trains names language, all weights of"),
+    ],
+)
+def test_a_recipe_that_cannot_be_says_what_to_write(tmp_path, stages: list[dict[str, Any]], message: str) -> None:
+    places = {"output_dir": str(tmp_path), "log_dir": str(tmp_path)}
+    config = VlmConfig.from_flat({**TINY, **places, "stages": json.dumps(stages)})
+    with pytest.raises(ConfigError) as caught:
+        stages_of(config)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_stage_that_there_is_not(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="stage is 'tun'. The stages are words, align, tune"):
+        stages_of(recipe(tmp_path).replace(stage="tun"))
+
+
+def test_val_ratio_is_a_share_of_the_steps(tmp_path) -> None:
+    config = stages_of(recipe(tmp_path, max_steps=20, val_ratio=0.25))[0].config
+    trainer = build_trainer(Vlm(), config, start_processes("cpu", use_ddp=False))
+    with_ratio, steps = trainer.settings.eval_steps, trainer.stage.steps
+    trainer.monitor.close()
+    assert (with_ratio, steps) == (5, 20)
+    assert validated_every(config.replace(val_ratio=0.001), trainer.stage) == 1
+    assert validated_every(config.replace(val_ratio=None), trainer.stage) is None
+
+
+# ---- what the stages do ----
+
+
+def test_each_stage_moves_what_it_trains_and_nothing_else(trained: Path) -> None:
+    words, align, tune = (weights(trained / "runs" / stage["name"]) for stage in RECIPE)
+    assert part(words, "language") and not part(words, "connector", "adapter")
+    assert moved(part(words, "language"), part(align, "language")) == {False}
+    assert moved(part(align, "language"), part(tune, "language")) == {False}
+    # A random encoder lies in each checkpoint, and no stage trains it.
+    assert moved(part(align, "tower"), part(tune, "tower")) == {False}
+    assert moved(part(align, "connector"), part(tune, "connector")) == {True}
+    lora_b = {name: tensor for name, tensor in part(tune, "adapter").items() if "lora_B" in name}
+    assert lora_b and all(tensor.any() for tensor in lora_b.values())
+    losses = [[r["train/loss"] for r in metrics(trained / "logs" / s["name"]) if "train/loss" in r] for s in RECIPE]
+    assert all(len(of_stage) == 4 for of_stage in losses) and losses[0][-1] < losses[0][0]
+
+
+def test_what_was_trained_is_opened_elsewhere_with_the_same_logits(trained: Path) -> None:
+    run = trained / "runs" / "tune"
+    trainer = build_trainer(Vlm(), _resumed(trained, "tune"), ALONE)
+    model = trainer.objective.model.eval()
+    assert isinstance(model, VisionLanguageModel)
+    inputs = trainer_batch()
+    with torch.no_grad():
+        expected = model(inputs).logits
+    trainer.monitor.close()
+    torch.save({"inputs": inputs, "logits": expected}, trained / "logits.pt")
+    code = """
+import sys, torch
+from bitgen.trained_vlm import open_vlm
+held = torch.load(sys.argv[2], weights_only=True)
+with torch.no_grad():
+    logits = open_vlm(sys.argv[1]).model(held["inputs"]).logits
+print(torch.equal(logits, held["logits"]), logits.shape)
+"""
+    done = run_code(code, str(vlm_folder(run)), str(trained / "logits.pt"))
+    assert done.stdout.startswith("True"), done.stdout + done.stderr
+
+
+def trainer_batch() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, 60, (2, 24), generator=draw)
+    ids[:, 1:17] = -200
+    labels = torch.where(torch.arange(24) > 17, ids, -100)
+    pictures = torch.randn(2, 3, 28, 28, generator=draw)
+    mask, frames = torch.ones_like(ids), torch.tensor([1, 1])
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask, "pictures": pictures, "frames": frames}
+
+
+def _resumed(folder: Path, name: str) -> VlmConfig:
+    config = next(stage.config for stage in stages_of(recipe(folder)) if stage.name == name)
+    return config.replace(resume="auto")
+
+
+def test_a_finished_recipe_is_passed_over_and_not_begun_again(trained: Path, tmp_path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    assert train_recipe(stages_of(recipe(trained)), resume=True) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="holds checkpoints of an earlier run: write --resume auto"):
+        train_recipe(stages_of(recipe(trained)), resume=False)
+
+
+@pytest.mark.parametrize("name", ["align", "tune"])
+def test_a_stopped_stage_goes_on_bit_for_bit(trained: Path, tmp_path, name: str) -> None:
+    before = str(trained / "runs" / RECIPE[["align", "tune"].index(name)]["name"])
+    places = {"output_dir": str(tmp_path / "run"), "log_dir": str(tmp_path / "log"), "init_from": before}
+    config = _resumed(trained, name).replace(**places, resume=None)
+    stopped = build_trainer(Vlm(), config, ALONE)
+    assert not _fit_until(stopped, 2)
+    stopped.monitor.close()
+    assert stopped.progress.step == 2
+    going_on = build_trainer(Vlm(), config.replace(resume="auto"), ALONE)
+    assert going_on.fit()
+    going_on.monitor.close()
+    same_checkpoint(tmp_path / "run", trained / "runs" / name)
+
+
+def _fit_until(trainer: Trainer, step: int) -> bool:
+    """Train until SIGTERM arrives while optimizer step ``step`` draws its batch."""
+    draw, sent = trainer.source.draw, []
+
+    def draw_and_signal() -> list[Batch]:
+        if trainer.progress.step == step - 1 and not sent:
+            sent.append(True)  # a second signal would end the process at once
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw()
+
+    trainer.source.draw = draw_and_signal
+    return trainer.fit()
+
+
+def test_another_connector_or_language_model_is_refused(trained: Path, tmp_path) -> None:
+    places = {"output_dir": str(tmp_path / "run"), "log_dir": str(tmp_path / "log")}
+    tune = _resumed(trained, "tune").replace(resume=None, **places)
+    other = tune.replace(connector="linear")
+    with pytest.raises(ValueError, match="init_from .* its connector is .*mlp.*, and this stage's is .*linear.* alike"):
+        build_trainer(Vlm(), other, ALONE)
+    wider = tune.replace(language_hidden_size=64)
+    with pytest.raises(ValueError, match="init_from"):
+        build_trainer(Vlm(), wider, ALONE)
+    without = tune.replace(init_from=str(trained / "runs" / "tune"), adapter="none", trains="connector")
+    with pytest.raises(ValueError, match="has adapters and this stage has none, which would lose what they learned"):
+        build_trainer(Vlm(), without, ALONE)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("adapter_alpha", 8.0), ("language_num_heads", 4)])
+def test_what_gives_weights_their_meaning_stays_on_resume(trained: Path, setting: str, value: object) -> None:
+    assert _resumed(trained, "tune").flat()[setting] != value
+    with pytest.raises(ValueError, match=f"belongs to another run: .*{setting} was .* and is {value}"):
+        build_trainer(Vlm(), _resumed(trained, "tune").replace(**{setting: value}), ALONE)
+
+
+def test_the_end_of_a_stage_is_marked(trained: Path) -> None:
+    assert all((trained / "runs" / stage["name"] / DONE).is_file() for stage in RECIPE)
+    assert open_vlm(trained / "runs" / "tune").description.adapter is not None
