@@ -26,8 +26,9 @@ TABLE, PICTURE = "comparison.json", "comparison.png"
 
 _HELP = """\
 Train several recipes of src/train_vlm.py, one after the other, each in a process and folder of its own, and compare
-them: a table, comparison.json and comparison.png (score against trained parameters, and against tokens of a picture) in
-the output folder. What is finished is not trained again and what was interrupted goes on: give the same command once more.
+them: a table, comparison.json and comparison.png (score against trained parameters, and against tokens of a picture)
+in the output folder. What is finished is not trained again and what was interrupted goes on: give the same command
+once more.
 
 the file:
   recipe: configs/vlm_quick.yaml         the base: a YAML file of src/train_vlm.py
