@@ -38,7 +38,8 @@ the file:
   max_steps: 100                         at most so many steps of each stage
   score: loss                            what to compare by: loss, right, bleu4 ... of the last stage's validation
   output_dir, log_dir                    where to
-A setting replaces the recipe's, and a stage's own, but where a stage has it switched off (none)."""
+A setting replaces that of the stages that have it, but where one has it switched off (none); where no stage has it, the
+recipe's."""
 
 _EXAMPLES = """\
 examples:
