@@ -26,8 +26,9 @@ TABLE, PICTURE = "comparison.json", "comparison.png"
 
 _HELP = """\
 Train several recipes of src/train_vlm.py, one after the other, each in a process and folder of its own, and compare
-them: a table, comparison.json and comparison.png (score against trained parameters, and against tokens of a picture) in
-the output folder. What is finished is not trained again and what was interrupted goes on: give the same command once more.
+them: a table, comparison.json and comparison.png (score against trained parameters, and against tokens of a picture)
+in the output folder. What is finished is not trained again and what was interrupted goes on: give the same command
+once more.
 
 the file:
   recipe: configs/vlm_quick.yaml         the base: a YAML file of src/train_vlm.py
@@ -37,7 +38,8 @@ the file:
   max_steps: 100                         at most so many steps of each stage
   score: loss                            what to compare by: loss, right, bleu4 ... of the last stage's validation
   output_dir, log_dir                    where to
-A setting replaces the recipe's, and a stage's own, but where a stage has it switched off (none)."""
+A setting replaces that of the stages that have it, but where one has it switched off (none); where no stage has it, the
+recipe's."""
 
 _EXAMPLES = """\
 examples:

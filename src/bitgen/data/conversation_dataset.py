@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -71,6 +72,12 @@ class ConversationDataset(Dataset):
         self.conversations, self.encode, self.tokens, self.picture = conversations, encode, tokens, picture
         self.max_length, self.replace_bad = max_length, replace_bad
         self._look()
+
+    def showing(self, conversations: Conversations) -> ConversationDataset:
+        """The same samples with other pictures in the same places, such as their features; nothing is looked at."""
+        other = copy.copy(self)
+        other.conversations = conversations
+        return other
 
     def _look(self) -> None:
         count = min(len(self), _LOOKED_AT)
@@ -159,6 +166,8 @@ class ConversationDataset(Dataset):
         return {"vision_features" if self.feature_shape else "pixel_values": tensors, **sample}
 
     def _tensor(self, picture: Picture, name: str) -> torch.Tensor:
+        if isinstance(picture, torch.Tensor):
+            return picture
         if isinstance(picture, np.ndarray):
             return torch.from_numpy(picture)
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 
 from bitgen.data.arrow_folder import open_table
@@ -34,8 +35,8 @@ ROLES = ("system", "user", "assistant")
 PICTURES = "pictures"
 MISPLACED = "image markers that do not fit the images"
 
-Picture = bytes | Image.Image | np.ndarray
-"""An encoded file, a picture that was drawn, or stored features, float32 ``[N, C]``."""
+Picture = bytes | Image.Image | np.ndarray | torch.Tensor
+"""An encoded file, a picture that was drawn, or stored features: float32 ``[N, C]``, or of a cache ``[L, N, C]``."""
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kind": str,
@@ -186,7 +187,7 @@ class ConversationReader:
     """
 
     feature_shape = None
-    why_uncached = "conversations may show several pictures, or none"
+    why_uncached = None
 
     def __init__(self, folder: str | Path, seed: int = 0, max_conversations: int | None = None) -> None:
         self.folder, self.seed, self.max_conversations = Path(folder), seed, max_conversations
@@ -250,7 +251,7 @@ class ConversationReader:
         return self._fingerprint
 
     def __getitem__(self, key: SampleKey | int) -> Conversation:
-        return self._conversation(key, lambda row: self._pictures[row].as_py() or b"")
+        return self._conversation(key, self.picture)
 
     def text(self, key: SampleKey | int) -> Conversation:
         """The same without pictures; see ``Conversations``."""
@@ -265,11 +266,30 @@ class ConversationReader:
             roles, texts = self._columns["roles"][index].as_py(), self._columns["texts"][index].as_py()
         except UnicodeDecodeError as error:
             raise BadRecord(f"dataset {self.folder}, record {index} has text that is not UTF-8", "no UTF-8") from error
-        rows = [visual or [] for visual in self._columns["visuals"][index].as_py() or []]
+        rows = self.rows(index)
         visuals: list[list[Picture]] = [[picture(row) for row in visual] for visual in rows]
         turns = [Turn(role, text or "") for role, text in zip(roles, texts, strict=True)]
         first = next((row for visual in rows for row in visual), -1)
         return Conversation(name, visuals, turns, first)
+
+    # ---- its pictures by row, for their features to be computed once ----
+
+    @property
+    def picture_count(self) -> int:
+        """How many pictures there are."""
+        return self.info.num_pictures
+
+    def rows(self, index: int) -> list[list[int]]:
+        """The rows of a conversation's pictures, visual by visual."""
+        return [visual or [] for visual in self._columns["visuals"][index].as_py() or []]
+
+    def picture(self, row: int) -> bytes:
+        """A picture by its row: its encoded file."""
+        return self._pictures[row].as_py() or b""
+
+    def record_of_image(self, row: int) -> str:
+        """How messages call a picture."""
+        return f"dataset {self.folder}, picture {row} ({printable(self.picture_name(row), 200)})"
 
     def references(self, index: int) -> list[str]:
         """The last answer, and the further ones that the source gives."""

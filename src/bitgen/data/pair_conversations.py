@@ -107,6 +107,27 @@ class PairConversations:
             return index
         return int(np.searchsorted(self.first_caption, index, side="right")) - 1
 
+    # ---- its pictures by row, for their features to be computed once ----
+
+    @property
+    def picture_count(self) -> int:
+        """How many pictures there are."""
+        return self.image_count
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what a folder holds."""
+        assert isinstance(self.reader, RecordReader)
+        return self.reader.fingerprint
+
+    def rows(self, index: int) -> list[list[int]]:
+        """The rows of a conversation's pictures, visual by visual."""
+        return [[self._image_of(index)]]
+
+    def picture(self, row: int) -> Picture:
+        """A picture by its row, as the first epoch shows it."""
+        return self._picture(row, 0)
+
     def references(self, index: int) -> list[str]:
         """All captions of a conversation's image."""
         return self.reader.captions(self._image_of(index))

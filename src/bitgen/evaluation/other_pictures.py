@@ -20,7 +20,7 @@ def partners(conversations: Conversations, rows: list[int]) -> dict[int, int]:
         shown = conversations[row]
         if shown.visuals:
             circles[tuple(len(visual) for visual in shown.visuals)][shown.image].append(row)
-    found = {}
+    found: dict[int, int] = {}
     for circle in circles.values():
         images = sorted(circle)
         for place, image in enumerate(images):

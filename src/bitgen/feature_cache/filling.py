@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -59,26 +59,39 @@ def encoder_fingerprint(model: BitGenModel) -> str:
     return digest([(text, torch.empty(0)), *sorted(weights.items())])
 
 
-class _Images(Dataset):
-    """Images of a dataset by row and whether they are bad, for a DataLoader to decode in parallel."""
+class Pictures(Protocol):
+    """Images by row, as a frozen tower takes them."""
 
-    def __init__(self, dataset: PairDataset) -> None:
-        self.dataset = dataset
+    def image_tensor(self, row: int) -> torch.Tensor:
+        """``[3, S, S]``. Raises ``BadRecord`` where it cannot be read."""
+
+    def record_of_image(self, row: int) -> str:
+        """How messages call it."""
+
+
+class _Images(Dataset):
+    """Images by row and whether they are bad, for a DataLoader to decode in parallel."""
+
+    def __init__(self, pictures: Pictures, side: int) -> None:
+        self.pictures, self.side = pictures, side
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, bool]:
         try:
-            return self.dataset.image_tensor(row), False
+            return self.pictures.image_tensor(row), False
         except BadRecord:
-            size = self.dataset.processor.image_size
-            return torch.zeros(3, size, size), True
+            return torch.zeros(3, self.side, self.side), True
 
 
 class Filling(NamedTuple):
-    """What fills a cache: images, the frozen tower that sees them, and how."""
+    """What fills a cache: images of ``side`` pixels, the frozen tower that sees them, and how.
+
+    ``features``: pictures ``[b, 3, S, S]`` on the processes' device to what the cache holds of them, ``[b, P, C]``.
+    """
 
     cache: FeatureCache
-    dataset: PairDataset
-    model: BitGenModel
+    pictures: Pictures
+    side: int
+    features: Callable[[torch.Tensor], torch.Tensor]
     processes: Processes
     precision: Precision
     batch_size: int
@@ -137,10 +150,10 @@ def _finished(cache: FeatureCache) -> int:
 
 
 def _fill_shards(work: Filling, shards: list[int]) -> None:
-    cache, dataset = work.cache, work.dataset
+    cache, pictures = work.cache, work.pictures
     batches = [rows for shard in shards for rows in _batches(cache.description.rows_of(shard), work.batch_size)]
     loader = DataLoader(
-        _Images(dataset),
+        _Images(pictures, work.side),
         batch_sampler=batches,
         num_workers=work.num_workers,
         pin_memory=work.processes.device.type == "cuda",
@@ -158,7 +171,7 @@ def _fill_shards(work: Filling, shards: list[int]) -> None:
             ticker.advance(len(part))
         cache.write_shard(shard, torch.cat(parts), torch.cat(bad))
         for row in torch.cat(bad).nonzero().flatten().tolist():
-            logger.warning("%s cannot be read, so it gets no features", dataset.record_of_image(rows[row]))
+            logger.warning("%s cannot be read, so it gets no features", pictures.record_of_image(rows[row]))
     ticker.close()
 
 
@@ -172,12 +185,12 @@ def _features(
     """The frozen tower's patch features ``[b, P, C]`` of each batch of rows, on the CPU, and which rows are bad."""
     for rows, (pixel_values, bad) in zip(batches, loader, strict=True):
         with torch.no_grad(), work.precision.autocast():
-            features = work.model.patch_features(pixel_values.to(work.processes.device, non_blocking=True)).cpu()
+            features = work.features(pixel_values.to(work.processes.device, non_blocking=True)).cpu()
         finite = features.isfinite().flatten(1).all(dim=1)
         if not finite.all():
             row = rows[int((~finite).nonzero()[0])]
             raise CacheError(
-                f"{work.dataset.record_of_image(row)} has NaN or infinite features: look at this image and at the "
+                f"{work.pictures.record_of_image(row)} has NaN or infinite features: look at this image and at the "
                 "encoder's weights, or try --precision fp32."
             )
         yield features, bad

@@ -97,8 +97,9 @@ class RunCaches:
         for cache, dataset in caches:
             training, data = self.config.training, self.config.data
             show = self.config.output.progress
-            workers = data.num_workers
-            fill(Filling(cache, dataset, model, processes, precision, training.batch_size, workers, show))
+            side, see = dataset.processor.image_size, model.patch_features
+            how = (processes, precision, training.batch_size, data.num_workers, show)
+            fill(Filling(cache, dataset, side, see, *how))
         self.pairs = CachedPairs(self.train, caches[0][0], self.collate)
         if self.val is not None and val_images:
             self.held_out = CachedSplit(self.val, caches[1][0])

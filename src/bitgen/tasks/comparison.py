@@ -58,7 +58,8 @@ class Comparison:
 def read_comparison(path: str | Path, limits: Mapping[str, Any] | None = None) -> Comparison:
     """The recipes that a YAML file lists: a base ``recipe`` and a ``grid`` of settings, or a list of ``runs``.
 
-    A setting of the grid replaces the base's, and a stage's own, but where a stage has it switched off (``none``).
+    A setting of the grid replaces that of the stages that have it, but where one has it switched off (``none``); where
+    no stage has it, the base's.
 
     Args:
         limits: what is not None beats the file's ``output_dir``, ``log_dir``, ``max_steps`` (of each stage), ``score``.
@@ -125,8 +126,12 @@ def _stages(
         written_as = known[name].written_as
         values[name] = coerce(known[name].hint, written_as.text(value) if written_as is not None else value, name)
     stages = json.loads(base.training.stages) if base.training.stages is not None else None
+    in_stages = set()
     for stage in stages or []:
-        stage |= {name: value for name, value in values.items() if name in stage and stage[name] != "none"}
+        own = {name: value for name, value in values.items() if name in stage and stage[name] != "none"}
+        stage |= own
+        in_stages |= set(own)
+    values = {name: value for name, value in values.items() if name not in in_stages}
     listed = {"stages": json.dumps(stages)} if stages is not None else {}
     found = stages_of(base.replace(**{**values, **places, **listed}))
     for stage in found:
@@ -146,7 +151,7 @@ def run_all(comparison: Comparison) -> tuple[list[dict[str, Any]], int]:
 
     Each runs in a process of its own, so that its peak memory is its own and what ends it does not end the others.
     """
-    records = []
+    records: list[dict[str, Any]] = []
     for number, recipe in enumerate(comparison.recipes, 1):
         if not _is_done(recipe):
             logger.info("%s, %d of %d", recipe.name, number, len(comparison.recipes))

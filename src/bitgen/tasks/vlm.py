@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,6 +19,7 @@ from bitgen.machine.sharded import elements_of_lists
 from bitgen.objectives.supervised import NextTokens
 from bitgen.protocols import Run
 from bitgen.stages import Group, Phase, Stage
+from bitgen.tasks.vlm_cache import CachedVisuals, is_cached
 from bitgen.tasks.vlm_parts import VlmParts, build_parts
 from bitgen.tasks.vlm_validation import HeldOutAnswers
 from bitgen.training.budget import within_budget
@@ -39,7 +42,10 @@ class Vlm:
         precision = resolve_precision(config.training.precision, ranks.device)
         parts = build_parts(config, ranks, fresh)
         objective = NextTokens(parts.model)
-        source = LoaderSource(
+        kind: Callable[..., LoaderSource] = LoaderSource
+        if is_cached(config, parts):
+            kind = partial(CachedVisuals, config, parts, ranks, precision)
+        source = kind(
             parts.train,
             parts.sampler,
             parts.collate,
@@ -55,7 +61,7 @@ class Vlm:
             objective,
             source,
             stage,
-            (lambda trained, phase: held_out(trained)) if held_out is not None else None,
+            (lambda trained, phase: held_out(trained, source.held_out_in(phase))) if held_out is not None else None,
             _identity(config, source, stage),
             {CONFIG_FILE: config.to_yaml(), MODEL_FILE: json.dumps(parts.description, indent=2, sort_keys=True) + "\n"},
             parts.fingerprints,

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from bitgen.config.vlm import VlmConfig
-from bitgen.data.conversation_dataset import VisualCollator
+from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator
 from bitgen.data.pair_conversations import PairConversations
 from bitgen.data.scenes import SceneReader
 from bitgen.evaluation.answers import Decoding, evaluating, up_to_the_answer, write_answers
@@ -45,10 +45,11 @@ class HeldOutAnswers:
         if self.rows and not len(up_to_the_answer(self.data[self.rows[0]])["input_ids"]):
             self.rows = []  # text alone, written without prompts, has no question to be asked
 
-    def __call__(self, objective: Objective) -> HeldOutResult:
+    def __call__(self, objective: Objective, cached: ConversationDataset | None = None) -> HeldOutResult:
         """Scalars under ``val/``, and a table of answers beside what was to be said."""
         model = objective.model
         assert isinstance(model, VisionLanguageModel)
+        self.data = self.data if cached is None else cached  # the same samples, with features for pictures
         scalars, texts = {"val/loss": self._loss(model)}, {}
         if self.rows:
             samples = (self.data[row] for row in self.rows)
