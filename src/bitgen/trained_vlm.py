@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import checkpoint_folders, resolve_checkpoint, split_state
-from bitgen.checkpoint.manifest import EMA_FILE, MANIFEST_FILE, MODEL_FILE, CheckpointError, verify
+from bitgen.checkpoint.format import checkpoint_folders, read_tensors, resolve_checkpoint, split_state
+from bitgen.checkpoint.manifest import EMA_FILE, MANIFEST_FILE, MODEL_FILE, CheckpointError, CheckpointFiles
 from bitgen.data.speech import Speech
 from bitgen.data.tokenizer import load_tokenizer
-from bitgen.guards.json_files import BadJson, read_json
+from bitgen.guards.json_files import BadJson, parse_json, read_json
 from bitgen.guards.printable import printable
 from bitgen.trained import TOKENIZER_FOLDER
 from bitgen.vlm.assembly import assemble
@@ -70,7 +68,11 @@ def read_description(folder: Path) -> Description:
         ValueError: it is damaged, or of another kind of model.
     """
     try:
-        return Description.from_dict(read_json(folder / CONFIG_FILE, dict))
+        if (folder / MANIFEST_FILE).exists():
+            content = parse_json(CheckpointFiles(folder).read(CONFIG_FILE), dict)
+        else:
+            content = read_json(folder / CONFIG_FILE, dict)
+        return Description.from_dict(content)
     except (OSError, BadJson) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} cannot be read ({printable(error, 200)}).") from error
 
@@ -81,14 +83,12 @@ def own_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: they are missing or damaged.
     """
-    try:
-        verify(folder)
-        tensors = load_file(folder / MODEL_FILE)
-        if (folder / EMA_FILE).is_file():
-            tensors |= load_file(folder / EMA_FILE)
-        return tensors
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be read ({printable(error, 200)}): take another checkpoint.") from error
+    files, tensors = CheckpointFiles(folder), {}
+    for name in (MODEL_FILE, EMA_FILE):
+        if name in files:
+            with read_tensors(files, name) as found:
+                tensors |= {key: tensor.clone() for key, tensor in found.items()}
+    return tensors
 
 
 def open_vlm(path: str | Path, device: torch.device | str = "cpu") -> TrainedVlm:
