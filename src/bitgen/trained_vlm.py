@@ -83,7 +83,8 @@ def own_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: they are missing or damaged.
     """
-    files, tensors = CheckpointFiles(folder), {}
+    files = CheckpointFiles(folder)
+    tensors: dict[str, torch.Tensor] = {}
     for name in (MODEL_FILE, EMA_FILE):
         if name in files:
             with read_tensors(files, name) as found:
