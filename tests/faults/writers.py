@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import torch
+from peft import LoraConfig
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from bitgen.checkpoint.format import MODEL_FILE, find_checkpoint
 from bitgen.checkpoint.store import CheckpointStore
+from bitgen.commands.lora_report import write_report
 from bitgen.data.conversation_writer import writing_conversations
 from bitgen.data.conversations import ConversationReader, Turn
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record, RecordReader
 from bitgen.machine.files import replacing_folder, write_whole
 from bitgen.memory.files import exclusive, read_memory, write_memory
+from bitgen.vlm.adapter_folder import PARTS, PREFIX, Base, read_adapter, write_adapter
+from bitgen.vlm.adapter_merge import merge_folder, unmerge_folder
+from support.lm_families import tiny_lm
+
+_DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
 
 
 class Writer(NamedTuple):
@@ -110,7 +124,99 @@ def _read_conversations(folder: Path) -> float:
     return float(name)
 
 
+def _write_smollm2(folder: Path, version: int) -> None:
+    """The folder that data_prep/smollm2.py writes, of a small model that stands for the one in the GGUF file."""
+    with mock.patch.object(sys, "path", [str(_DATA_PREP), *sys.path]):
+        smollm2 = importlib.import_module("smollm2")
+
+    def convert(weights: Path, new: Path, dtype: torch.dtype) -> None:
+        tiny_lm(seed=version).save_pretrained(new)
+
+    with mock.patch.object(smollm2, "convert", convert):
+        smollm2.write_model(folder / "gguf", folder / "smollm2", ("float32", "bfloat16")[version - 1])
+
+
+def _read_smollm2(folder: Path) -> float:
+    said = json.loads((folder / "smollm2" / "bitgen_smollm2.json").read_text())["dtype"]
+    version = ("float32", "bfloat16").index(said) + 1
+    expected = tiny_lm(seed=version).state_dict()
+    weights = load_file(folder / "smollm2" / "model.safetensors")
+    assert all(torch.equal(expected[name], tensor) for name, tensor in weights.items()) and weights
+    return float(version)
+
+
+# Folders that are written once: they replace nothing, so that a version has a folder of its own.
+
+
+def _base(folder: Path, version: int) -> Path:
+    """A language model of one layer, whose weights are the version."""
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        save_file({"a.weight": torch.full((3, 3), float(version))}, folder / "model.safetensors")
+    return folder
+
+
+def _adapter(folder: Path, version: int) -> Path:
+    """An adapter that adds 3 to every weight of :func:`_base`."""
+    if not folder.exists():
+        ones = {"lora_A": torch.ones(1, 3), "lora_B": torch.full((3, 1), 3.0)}
+        tensors = {f"{PREFIX}a{PARTS[part]}": tensor for part, tensor in ones.items()}
+        write_adapter(folder, LoraConfig(r=1, lora_alpha=1, target_modules=["a"]), tensors, Base(f"base {version}"))
+    return folder
+
+
+def _newest(folder: Path, read: Callable[[Path], float]) -> float:
+    """The version of the newest folder that is there; each that is there must be whole."""
+    found = [(number, read(folder / f"it{number}")) for number in (1, 2) if (folder / f"it{number}").exists()]
+    assert found and all(number == value for number, value in found)
+    return found[-1][1]
+
+
+def _once(write: Callable[[Path, int], object], read: Callable[[Path], float]) -> Writer:
+    def writes(folder: Path, version: int) -> None:
+        if not (folder / f"it{version}").exists():
+            write(folder / f"it{version}", version)
+
+    return Writer(writes, lambda folder: _newest(folder, read), ".it*.partial-*")
+
+
+def _weight(folder: Path) -> float:
+    return load_file(folder / "model.safetensors")["a.weight"].unique().item()
+
+
+def _merge(output: Path, version: int) -> None:
+    work = Path(_WORK.name)
+    merge_folder(_base(work / f"base{version}", version), _adapter(work / f"adapter{version}", version), output)
+
+
+def _unmerge(output: Path, version: int) -> None:
+    work = Path(_WORK.name)
+    merged = work / f"merged{version}"
+    if not merged.exists():
+        _merge(merged, version)
+    unmerge_folder(merged, _adapter(work / f"adapter{version}", version), output)
+
+
+def _report(output: Path, version: int) -> None:
+    write_report(output, {"base_parameters": version}, {"base_spectra": Image.new("L", (version, 1))})
+
+
+def _read_report(folder: Path) -> float:
+    found = json.loads((folder / "report.json").read_text())["base_parameters"]
+    assert Image.open(folder / "base_spectra.png").size == (found, 1)
+    return float(found)
+
+
+# What the writers of models read lies elsewhere: only what they write may fail.
+_WORK = tempfile.TemporaryDirectory(prefix="writers-")
+
 WRITERS = {
+    "smollm2": Writer(_write_smollm2, _read_smollm2, ".smollm2.partial-*"),
+    "adapter": _once(_adapter, lambda folder: float(read_adapter(folder).base.name.removeprefix("base "))),
+    "merged model": _once(_merge, lambda folder: _weight(folder) - 3),
+    "unmerged model": _once(_unmerge, _weight),
+    "report": _once(_report, _read_report),
     "file": Writer(_write_file, _read_file, ".file.*.tmp"),
     "folder": Writer(_write_folder, _read_folder, ".it.partial-*"),
     "checkpoint": Writer(_write_checkpoint, _read_checkpoint),

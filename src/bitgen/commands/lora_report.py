@@ -86,13 +86,18 @@ def main(argv: list[str] | None = None) -> None:
             found = report(flags)
             print(found.text)
             if flags.output is not None:
-                _write(Path(flags.output), found.figures, found.pictures)
+                write_report(Path(flags.output), found.figures, found.pictures)
                 logger.info("written to %s", flags.output)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
 
-def _write(folder: Path, figures: dict[str, Any], pictures: dict[str, Any]) -> None:
+def write_report(folder: Path, figures: dict[str, Any], pictures: dict[str, Any]) -> None:
+    """Write ``report.json`` and the pictures into a new folder, all of it or nothing.
+
+    Raises:
+        ConfigError: the disk says no.
+    """
     from bitgen.machine.files import replacing_folder
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from bitgen.config.vlm_settings import (
     ValidationSettings,
     VlmTrainingSettings,
 )
+from bitgen.guards.json_files import BadJson, parse_json
 from bitgen.guards.printable import printable
 
 ENTRY = "src/train_vlm.py"
@@ -109,7 +109,7 @@ class VlmConfig(RunSchema):
         """Raise :class:`ConfigError` for the first settings that contradict each other; of a recipe, each stage is
         checked by :func:`stages_of`."""
         if self.training.stages is None:
-            for check in (_check_parts, _check_encoder, _check_validation, _check_sharing):
+            for check in (_check_parts, _check_random, _check_encoder, _check_validation, _check_sharing):
                 check(self)
 
 
@@ -183,12 +183,11 @@ _NOT_OF_A_STAGE = ("stages", "stage", "output_dir", "log_dir", "init_from", "res
 
 def _json_list(text: str, name: str) -> list[Any]:
     try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, list):
-        raise ConfigError(f"{name} is no list. Write it in a YAML file, or as JSON.")
-    return found
+        return parse_json(text, list)
+    except BadJson as error:
+        raise ConfigError(
+            f"{name} is no list: {printable(error, 200)}. Write it in a YAML file, or as JSON."
+        ) from error
 
 
 # ---- which settings contradict each other ----
@@ -214,6 +213,29 @@ def _check_parts(config: VlmConfig) -> None:
         raise ConfigError(
             "quantization is on, but a 'random' language model is trained whole. Write quantization none."
         )
+
+
+def _check_random(config: VlmConfig) -> None:
+    """What is built from numbers has numbers that fit one another."""
+    language, vision = config.language, config.vision
+    if language.language_model == "random":
+        width, heads = language.language_hidden_size, language.language_num_heads
+        if width % (2 * heads):  # rotary positions turn pairs of a head's numbers
+            raise ConfigError(
+                f"language_hidden_size is {width} and language_num_heads {heads}, so that heads are no even number "
+                f"wide. Write a language_hidden_size of {2 * heads}, {4 * heads}, {6 * heads} or so on."
+            )
+        if language.max_length > language.language_positions:
+            raise ConfigError(
+                f"max_length is {language.max_length}, and language_positions {language.language_positions}: no longer "
+                "sequence fits. Lower max_length, or raise language_positions."
+            )
+    if vision.vision_encoder == "random":
+        width, heads = vision.vision_hidden_size, vision.vision_num_heads
+        if width % heads:
+            raise ConfigError(
+                f"vision_hidden_size is {width}, which vision_num_heads {heads} do not divide. Write a multiple of it."
+            )
 
 
 def _check_encoder(config: VlmConfig) -> None:

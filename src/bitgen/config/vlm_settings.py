@@ -34,7 +34,11 @@ def _listed(value: Any) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    """A YAML list as JSON; one that JSON cannot hold, as of dates, as it is, which is then refused."""
+    try:
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    except (TypeError, ValueError, RecursionError):
+        return value
 
 
 ListText = Annotated[str, WrittenAs(_listed)]

@@ -27,7 +27,7 @@ from .vision_towers import IMAGE_HALVES, TIMM, TOWER_KINDS, check_vision_config,
 logger = logging.getLogger(__name__)
 
 # What transformers raises of a source that is missing, damaged, of an unknown type, or needs a package not installed.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassError)
+_UNREADABLE = (RecursionError, OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassError)
 
 
 def pretrained_vision_config(source: str, revision: str | None = None) -> dict[str, Any]:

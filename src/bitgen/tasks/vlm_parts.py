@@ -16,9 +16,12 @@ from bitgen.config.sources import SCENES
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
 from bitgen.data.conversation_dataset import ConversationDataset
+from bitgen.data.conversations import Conversations
 from bitgen.data.open_conversations import one_an_image
+from bitgen.data.pair_conversations import PairConversations
 from bitgen.data.scenes import scene_captions
 from bitgen.data.tokenizer import build_tokenizer
+from bitgen.guards.printable import printable
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.show.tables import format_table
@@ -68,6 +71,13 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
             f"val_data {config.data.val_data} holds features of {held_out.feature_shape}, train_data of "
             f"{source.feature_shape}: prepare both with the same encoder."
         )
+    encoders = [_encoder_of(source), _encoder_of(held_out)]
+    if None not in encoders and encoders[0] != encoders[1]:
+        there, here = (printable(each, 100) for each in encoders)
+        raise ConfigError(
+            f"val_data {config.data.val_data} holds features of the encoder {here}, train_data of {there}: prepare "
+            "both with the same encoder."
+        )
     own_tokenizer = _own_tokenizer(config, ranks, before)
     seed_everything(config.training.seed)  # the same new weights on every rank
     made = assemble(
@@ -75,6 +85,7 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
         None if config.connector.connector == "none" else ConnectorPlan(config, most_pictures(config, source)),
         checkpointing=config.language.language_checkpointing,
     )
+    _check_positions(config, made)
     tokenizer = own_tokenizer or made.tokenizer
     assert tokenizer is not None
     if fresh and before is not None:
@@ -94,6 +105,21 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
         _parameters(made.model, config.trained_parts),
         _rows(made),
     )
+
+
+def _encoder_of(source: Conversations | None) -> str | None:
+    """The encoder that features were computed with, where the data says it."""
+    return source.reader.info.encoder if isinstance(source, PairConversations) else None
+
+
+def _check_positions(config: VlmConfig, made: Assembled) -> None:
+    """Raise :class:`ConfigError` where sequences may be longer than the language model was made for."""
+    most, asked = made.model.language.config.max_position_embeddings, config.language.max_length
+    if asked > most:
+        raise ConfigError(
+            f"max_length is {asked}, and the language model {printable(config.language.language_model, 200)} was made "
+            f"for {most} positions. Write max_length {most} or less."
+        )
 
 
 # ---- what the stage before left ----
@@ -123,7 +149,7 @@ def start_from(made: Assembled, folder: Path) -> None:
     """
     then, now = read_description(folder), made.description
     same = [
-        ("connector", then.connector, now.connector),
+        ("connector", _without_frames(then.connector), _without_frames(now.connector)),
         ("language model", then.language.name, now.language.name),
         ("its weights", _published(then), _published(now)),
         ("adapter", then.adapter, now.adapter),
@@ -157,6 +183,11 @@ def start_from(made: Assembled, folder: Path) -> None:
         taken |= there
     made.model.load_own({places[name]: tensor for name, tensor in taken.items()})
     logger.info("starting from the weights of %s", folder)
+
+
+def _without_frames(connector: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Captions have one picture and conversations may have more: where that changes weights, their shapes differ."""
+    return None if connector is None else {name: value for name, value in connector.items() if name != "frames"}
 
 
 def _plain(name: str) -> str:

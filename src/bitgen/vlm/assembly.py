@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from bitgen.guards.printable import printable
 from bitgen.model.frozen_tower import resolve_lora_targets
 from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapters import attach, enable_checkpointing
@@ -60,7 +61,7 @@ def assemble(
     lm = language.model
     lm.requires_grad_(False)
     if description.adapter is not None:
-        attach(lm, AdapterConfig(**description.adapter))
+        attach(lm, _adapter(description.adapter))
     if checkpointing:
         enable_checkpointing(lm)
     source = dataclasses.replace(
@@ -70,6 +71,13 @@ def assemble(
     settings = None if connector is None else connector.config.to_dict()
     settled = dataclasses.replace(description, language=source, vision=vision, connector=settings)
     return Assembled(model, language.tokenizer, settled)
+
+
+def _adapter(settings: dict[str, Any]) -> AdapterConfig:
+    try:
+        return AdapterConfig(**settings)
+    except TypeError as error:  # of a file that was changed: a field that there is not, or of another kind
+        raise ValueError(f"config.json: its adapter has a field of another kind ({printable(error, 100)})") from error
 
 
 def _language(source: LanguageSource, is_own: bool) -> LanguageModel:

@@ -6,12 +6,31 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from bitgen.guards.json_files import BadJson, check_keys
+from bitgen.guards.json_files import BadJson, Shape, check_keys
 from bitgen.guards.printable import printable
 
 MODEL_TYPE = "bitgen_vlm"
 FORMAT = 1
 Layers = int | list[int] | str
+_TEXT, _MAPPING = (str, type(None)), (dict, type(None))
+_TOP: Shape = {"language": dict, "vision": _MAPPING, "connector": _MAPPING, "adapter": _MAPPING, "speech": dict}
+_OF_LANGUAGE: Shape = {
+    "name": str,
+    "revision": _TEXT,
+    "weights_sha256": _TEXT,
+    "config": _MAPPING,
+    "dtype": str,
+    "quantization": _TEXT,
+}
+_OF_VISION: Shape = {
+    "config": dict,
+    "select_layer": (int, list, str),
+    "tuning": str,
+    "adapter_rank": int,
+    "adapter_alpha": int,
+}
+_OF_SPEECH: Shape = {"template": str, "system_prompt": _TEXT, "max_length": int, "num_frames": int, "prompt": str}
+_OWN_PARTS = ("vision", "language")
 # Beyond these no model goes: a size that is wrong would be built for hours.
 _MOST = 10_000_000
 
@@ -88,6 +107,12 @@ class Description:
             raise ValueError(f"config.json has format {printable(version, 20)}, newer than {FORMAT}: update BitGen")
         try:
             check_keys(content, {"language": dict, "own_parts": list})
+            of_parts = ((None, _TOP), ("language", _OF_LANGUAGE), ("vision", _OF_VISION), ("speech", _OF_SPEECH))
+            for name, shape in of_parts:
+                found = content if name is None else content.get(name) or {}
+                check_keys(found, {key: kinds for key, kinds in shape.items() if key in found})
+            if unknown := [part for part in content["own_parts"] if part not in _OWN_PARTS]:
+                raise BadJson(f"its own_parts name {printable(unknown[0], 40)}; there are {', '.join(_OWN_PARTS)}")
         except BadJson as error:
             raise ValueError(f"config.json: {error}") from error
         _check_sizes(content)
