@@ -64,6 +64,6 @@ $(VENV)/.installed: requirements.txt constraints.txt | $(VENV)/bin/pip
 	$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(PIP_INSTALL) -r requirements-dev.txt
+$(VENV)/.installed-dev: requirements-dev.txt requirements-vlm.txt $(VENV)/.installed
+	$(PIP_INSTALL) -r requirements-dev.txt -r requirements-vlm.txt
 	@touch $@

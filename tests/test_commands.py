@@ -15,10 +15,13 @@ from support.runs import REPOSITORY, execute
 SCRIPTS = {
     "train": "train_stage1_vision_language",
     "evaluate": "evaluate",
+    "train-vlm": "train_vlm",
     "caption": "caption",
+    "ask": "ask",
     "memory": "memory",
     "export": "export",
     "lora-report": "lora_report",
+    "compare-vlms": "compare_vlms",
     "adapters": "adapters",
 }
 HEAVY = ("torch", "transformers", "numpy", "yaml")

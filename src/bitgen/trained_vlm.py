@@ -9,7 +9,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.checkpoint.format import checkpoint_folders, read_tensors, resolve_checkpoint, split_state
-from bitgen.checkpoint.manifest import EMA_FILE, MANIFEST_FILE, MODEL_FILE, CheckpointError, CheckpointFiles
+from bitgen.checkpoint.manifest import (
+    EMA_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    STATE_FILE,
+    CheckpointError,
+    CheckpointFiles,
+)
 from bitgen.data.speech import Speech
 from bitgen.data.tokenizer import load_tokenizer
 from bitgen.guards.json_files import BadJson, parse_json, read_json
@@ -17,11 +24,9 @@ from bitgen.guards.printable import printable
 from bitgen.trained import TOKENIZER_FOLDER
 from bitgen.vlm.assembly import assemble
 from bitgen.vlm.description import MODEL_TYPE, Description
+from bitgen.vlm.folder import CONFIG_FILE, check_files, exported_weights, fit, parts_of
 from bitgen.vlm.modeling import VisionLanguageModel
-
-CONFIG_FILE = "config.json"
-# Of an exported folder: connector (and parts that are the model's own), and peft's adapter.
-CONNECTOR_FILE, ADAPTER_FILE = "connector.safetensors", "adapter_model.safetensors"
+from bitgen.vlm.pretrained import BITGEN, tokenizer_of
 
 
 class TrainedVlm(NamedTuple):
@@ -35,12 +40,18 @@ class TrainedVlm(NamedTuple):
 
 
 def is_vlm(path: str | Path) -> bool:
-    """Whether a path is a run, a checkpoint or an export of a vision-language model of parts."""
+    """Whether a path is a run, a recipe, a checkpoint or an export of a vision-language model of parts."""
+    path = Path(path)
     try:
-        folder = vlm_folder(path)
+        folder = vlm_folder(next(iter(_stages(path)), path))
         return read_json(folder / CONFIG_FILE, dict).get("model_type") == MODEL_TYPE
     except (OSError, ValueError, BadJson):
         return False
+
+
+def is_exported_vlm(path: str | Path) -> bool:
+    """Whether a path is an exported folder of a vision-language model of parts, whole or not."""
+    return (Path(path) / CONFIG_FILE).is_file() and not (Path(path) / MANIFEST_FILE).is_file() and is_vlm(path)
 
 
 def vlm_folder(path: str | Path) -> Path:
@@ -50,15 +61,21 @@ def vlm_folder(path: str | Path) -> Path:
         ValueError: there is none.
     """
     path = Path(path)
-    if (path / CONNECTOR_FILE).is_file() and not (path / MANIFEST_FILE).is_file():
+    if (path / CONFIG_FILE).is_file() and not any((path / name).is_file() for name in (MANIFEST_FILE, STATE_FILE)):
         return path
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such folder. Give a run's output_dir or an export.")
-    stages = [inner for inner in path.iterdir() if inner.is_dir() and checkpoint_folders(inner)]
-    if stages and not checkpoint_folders(path) and not (path / MANIFEST_FILE).is_file():
+    if stages := _stages(path):
         names = ", ".join(sorted(inner.name for inner in stages))
         raise CheckpointError(f"{path} holds the stages of a recipe ({names}). Give the folder of one, as the last.")
     return resolve_checkpoint(path)
+
+
+def _stages(path: Path) -> list[Path]:
+    """The runs of a recipe's folder; empty: it is something else."""
+    if not path.is_dir() or checkpoint_folders(path) or (path / MANIFEST_FILE).is_file():
+        return []
+    return sorted(inner for inner in path.iterdir() if inner.is_dir() and checkpoint_folders(inner))
 
 
 def read_description(folder: Path) -> Description:
@@ -78,11 +95,15 @@ def read_description(folder: Path) -> Description:
 
 
 def own_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights that lie in a checkpoint, by their names in the model; averaged ones where there are some.
+    """The weights that lie in a checkpoint, by their names in the model, or in an export, by those without adapters
+    around them; averaged ones where there are some.
 
     Raises:
-        CheckpointError: they are missing or damaged.
+        ValueError: they are missing or damaged.
     """
+    if is_exported_vlm(folder):
+        check_files(folder)
+        return exported_weights(folder, read_description(folder))
     files = CheckpointFiles(folder)
     tensors: dict[str, torch.Tensor] = {}
     for name in (MODEL_FILE, EMA_FILE):
@@ -99,16 +120,14 @@ def open_vlm(path: str | Path, device: torch.device | str = "cpu") -> TrainedVlm
         ValueError: there is none, it is damaged, or encoder or language model are not those that it was trained on.
     """
     folder = vlm_folder(path)
-    description = read_description(folder)
-    made = assemble(description)
+    description, is_export = read_description(folder), is_exported_vlm(folder)
     tensors = own_weights(folder)
-    expected = set(split_state(made.model, ())[0])
-    if missing := sorted(expected - set(tensors)):
-        raise CheckpointError(f"{folder} lacks {len(missing)} weights, first {missing[0]}, which would be random.")
-    if unknown := sorted(set(tensors) - expected):
-        raise CheckpointError(f"{folder} has {len(unknown)} weights that its description does not know: {unknown[0]}.")
-    made.model.load_own(tensors)
-    tokenizer = made.tokenizer or load_tokenizer(folder.parent / TOKENIZER_FOLDER)
+    made = assemble(parts_of(folder, description) if is_export else description)
+    made.model.load_own(fit(tensors, split_state(made.model, ())[0], folder))
+    if is_export:
+        tokenizer = tokenizer_of(folder, BITGEN)  # by its tokenizer.json alone
+    else:
+        tokenizer = made.tokenizer or load_tokenizer(folder.parent / TOKENIZER_FOLDER)
     said = description.speech
     speech = Speech(tokenizer, said.template, said.system_prompt)
     return TrainedVlm(made.model.eval().to(device), tokenizer, speech, description, folder)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bitgen.config import Config, ConfigError, load_config, parse_config, save_config
 from bitgen.config.stage1_settings import VisionSettings
 from bitgen.config.values import coerce
+from bitgen.config.vlm import VlmConfig, stages_of
 from support.runs import run_code
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -41,10 +42,22 @@ def error_of(*argv: str) -> str:
 # ------------------------------------------------------------------------------------------------------ shipped files
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+STAGE1 = [path for path in CONFIGS if not path.stem.startswith("vlm_")]
+
+
+@pytest.mark.parametrize("path", STAGE1, ids=lambda path: path.stem)
 def test_every_shipped_file_is_valid(path: Path) -> None:
     config = parse_config(["--config", str(path)])
     assert config == load_config(path)
+
+
+RECIPES = [path for path in CONFIGS if path.stem.startswith("vlm_") and path.stem != "vlm_matrix"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid(path: Path) -> None:
+    stages = stages_of(VlmConfig.parse(["--config", str(path)]))
+    assert len(stages) > 1 and all(stage.config.trained_parts for stage in stages)
 
 
 def test_the_expected_files_are_shipped() -> None:

@@ -208,3 +208,25 @@ def test_workers_give_what_this_process_gives(source) -> None:
     alone, loaded = (list(build_loader(data, keys, workers, collate)) for workers in (0, 1))
     for own, other in zip(alone, loaded, strict=True):
         assert own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+
+
+@pytest.mark.parametrize("kind", ["folder", "scenes"])
+def test_lengths_are_those_of_the_samples_and_no_picture_is_read(kind: str, tmp_path, monkeypatch) -> None:
+    if kind == "folder":
+        source = written(tmp_path / "talks", [*TALKS, BAD[4][:2]])
+        picture_of = "_pictures"
+    else:
+        source = PairConversations(SceneReader("train", 6, 0), ["Describe it.", "What is there in it?"], 3)
+        picture_of = "_picture"
+    data = dataset(source)
+    expected = []
+    for index in range(len(data)):
+        try:
+            expected.append(len(data[index]["input_ids"]))
+        except BadRecord:
+            expected.append(0)
+    assert len(set(expected)) > 1 and (0 in expected) == (kind == "folder")
+    monkeypatch.setattr(source, picture_of, None)
+    with pytest.raises(TypeError):
+        data[0]
+    assert data.lengths() == expected

@@ -15,10 +15,13 @@ from bitgen import __version__
 COMMANDS = {
     "train": "train a model on images and captions, text, or both",
     "evaluate": "measure retrieval, matching, captions, memory or the BabyLM sets of a trained model",
+    "train-vlm": "train a vision encoder, a connector and a language model with adapters, stage by stage",
     "caption": "describe image files",
+    "ask": "ask such a model about pictures and videos, or talk with it",
     "memory": "teach a trained model pictures, in one shot, and recall, edit or forget them",
     "export": "write a folder that transformers loads without BitGen, and upload it",
     "lora-report": "what adapters of a language model cost at each rank, and the spectrum of weights and adapters",
+    "compare-vlms": "train several recipes of models of parts, and compare scores, sizes, time and memory",
     "adapters": "fold a LoRA or DoRA adapter into its base, or take it out again",
 }
 
@@ -37,6 +40,7 @@ examples:
       how well it finds images by captions, and captions by images
   bitgen memory --model checkpoints/quickstart teach rex.jpg "this is Rex, our dog"
   bitgen memory --model checkpoints/quickstart recall another_photo.jpg
+  bitgen ask --model checkpoints/vlm_quick/tune photo.jpg --question "What is it?"
   bitgen export --checkpoint checkpoints/quickstart --output my-model
   torchrun --nproc_per_node=8 -m bitgen train --use_ddp True --num_gpus 8 ...
       on eight GPUs

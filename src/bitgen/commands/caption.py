@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.generation import LONGEST, SEARCH_RANGES, caption_of
+from bitgen.evaluation.talking import Talk, eyes, read_picture
 from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import check_ranges
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import read_regular_file
 from bitgen.trained import CAPTIONS, Trained, open_model
+from bitgen.trained_vlm import is_vlm, open_vlm
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -20,7 +24,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"
     )
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what each caption begins with")
+    parser.add_argument(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="what each caption begins with; of a vision-language model of parts: what it is asked",
+    )
     parser.add_argument(
         "--num_beams", type=int, default=3, metavar="N", help="beams of the search; 1: greedy (default: 3)"
     )
@@ -51,18 +60,43 @@ def load_captioner(folder: str) -> Trained:
     return trained
 
 
+def describer(flags: argparse.Namespace) -> Callable[[str], str]:
+    """What writes the caption of a file; it raises ``ValueError`` naming one that cannot be read.
+
+    Raises:
+        ConfigError: there is no model, or it cannot describe images.
+    """
+    if is_vlm(flags.model):
+        try:
+            parts = open_vlm(flags.model)
+            eyes(parts)
+        except ValueError as error:
+            raise ConfigError(f"--model {error}") from error
+        decoding, prompt = Decoding(flags.num_beams, flags.max_new_tokens), parts.description.speech.prompt
+        return lambda path: Talk(parts, [read_picture(parts, path)], decoding).ask(flags.prompt or prompt)
+    trained = load_captioner(flags.model)
+
+    def describe(path: str) -> str:
+        try:
+            pixels = trained.processor.images([read_regular_file(path)])
+            return caption_of(trained, pixels, flags.prompt, flags.num_beams, flags.max_new_tokens)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    return describe
+
+
 def main(argv: list[str] | None = None) -> None:
     """Print ``file<TAB>caption`` for each image; those that cannot be read are named at the end."""
     flags = parse_flags(argv)
     problems = []
     with exit_on_config_error():
-        trained = load_captioner(flags.model)
+        describe = describer(flags)
         for path in flags.images:
             try:
-                pixels = trained.processor.images([read_regular_file(path)])
-                text = caption_of(trained, pixels, flags.prompt, flags.num_beams, flags.max_new_tokens)
-            except (OSError, ValueError) as error:
-                problems.append(printable(f"{path}: {error}"))
+                text = describe(path)
+            except ValueError as error:
+                problems.append(printable(error))
                 continue
             print(f"{printable(path, 4096)}\t{printable(text, 4096)}", flush=True)
         if problems:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from bitgen.evaluation.babylm.models import load_model_folder, run_language_mode
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.captioning import Captioned, caption_dataset, coco_results, draw_sheet, pictures_of_sheet
 from bitgen.evaluation.encode import Runner
-from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RERANK_TOP_K, RETRIEVAL, parse_flags
+from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RERANK_TOP_K, RETRIEVAL, VQA, parse_flags
 from bitgen.evaluation.matching import (
     Captioner,
     RerankWeights,
@@ -41,6 +41,7 @@ from bitgen.evaluation.swapped_words import swapped_metrics
 from bitgen.evaluation.tables import tables
 from bitgen.machine.devices import Precision, choose_device, resolve_precision
 from bitgen.trained import CAPTIONS, Trained, is_export, is_model_folder, open_model
+from bitgen.trained_vlm import is_vlm
 
 logger = logging.getLogger("evaluate")
 
@@ -250,13 +251,20 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with exit_on_config_error():
         files = {"output": flags.output, "predictions": flags.predictions}
-        if CAPTIONING in flags.task:
+        of_parts = flags.data is not None and BABYLM not in flags.task and is_vlm(flags.checkpoint)
+        if CAPTIONING in flags.task or (of_parts and flags.task_by_default):
             files["contact_sheet"] = flags.contact_sheet
         try:
             check_outputs(files, {"data": flags.data, "eval_dir": flags.eval_dir, "images": flags.images})
         except ValueError as error:
             raise ConfigError(str(error)) from error
         device = device_of(flags)
+        if of_parts:
+            _main_vlm(flags, device, files)
+            return
+        if VQA in flags.task or flags.shuffle_images:
+            flag = f"--task {VQA}" if VQA in flags.task else "--shuffle_images"
+            raise ConfigError(f"{flag} is for vision-language models of parts, and --checkpoint names none.")
         results: dict[str, Any] = {}
         predictions: Any = {}
         try:
@@ -286,12 +294,29 @@ def main(argv: list[str] | None = None) -> None:
             # COCO's tools read a list; beside the decisions of BabyLM's sets it is one of several.
             predictions = predictions | {CAPTIONING: said} if BABYLM in flags.task else said
             writers["contact_sheet"] = lambda path: draw_sheet(path, pictures, dataset, captioned)
-        # Before writing: a disk that is full must not lose it.
-        print(tables(results, flags.rerank_top_k or RERANK_TOP_K))
-        for name, path in files.items():
-            try:
-                if path is not None:
-                    writers[name](path)
-            except ValueError as error:
-                raise ConfigError(f"--{name} {error}; the results are in the table above") from error
+        _say_and_write(tables(results, flags.rerank_top_k or RERANK_TOP_K), files, writers)
+
+
+def _main_vlm(flags: argparse.Namespace, device: torch.device, files: dict[str, str | None]) -> None:
+    from bitgen.commands.evaluate_vlm import evaluate_vlm
+
+    with naming_bad_records():
+        results, answers, text, draw = evaluate_vlm(flags, device)
+    writers = {
+        "output": lambda path: write_results(results, path),
+        "predictions": lambda path: write_results(answers, path),
+        "contact_sheet": draw,
+    }
+    _say_and_write(text, files, writers)
+
+
+def _say_and_write(text: str, files: dict[str, str | None], writers: dict[str, Callable[[str], None]]) -> None:
+    """Print first: a disk that is full must not lose the results."""
+    print(text)
+    for name, path in files.items():
+        try:
+            if path is not None:
+                writers[name](path)
+        except ValueError as error:
+            raise ConfigError(f"--{name} {error}; the results are in the table above") from error
     logger.info("results in %s", ", ".join(path for path in files.values() if path is not None))

@@ -1,17 +1,21 @@
-"""Export a stage-1 checkpoint: a folder that transformers loads without this repository, and the hub."""
+"""Export a checkpoint: a folder that transformers loads without this repository, and the hub."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+from pathlib import Path
+from typing import Any
 
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.export.hub import push_to_hub
 from bitgen.export.revisions import export_run, read_results
+from bitgen.export.vlm import BITGEN, LAYOUTS, export_vlm
 from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import boolean
 from bitgen.guards.printable import printable
+from bitgen.trained_vlm import is_vlm
 
 logger = logging.getLogger("export")
 
@@ -21,7 +25,10 @@ trust_remote_code=True. It holds safetensors, tokenizer, image processor, genera
 model card, and needs nothing of this repository.
 
 What is exported is what the checkpoint holds: the averaged weights where the run kept them (ema_decay), the memory's
-running state, and in phase 1 adapters that change nothing yet. The model card says which phase it was."""
+running state, and in phase 1 adapters that change nothing yet. The model card says which phase it was.
+
+Of a vision-language model of parts (src/train_vlm.py) the folder holds the connector, the adapters as peft saves them,
+the parts that are its own, and the names and hashes of the others, which are not copied. docs/vlm.md says more."""
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,7 +43,14 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         type=boolean,
         default=False,
         metavar="BOOL",
-        help="fold the LoRA adapters into the tower: same outputs, and loading needs no peft (default: False)",
+        help="fold the LoRA adapters into the weights: same outputs, and loading needs no peft (default: False)",
+    )
+    parser.add_argument(
+        "--format",
+        default=BITGEN,
+        choices=LAYOUTS,
+        help="of a vision-language model of parts: bitgen, or llava: transformers' LlavaForConditionalGeneration with "
+        "all of it merged, for an encoder of CLIP, SigLIP or DINOv2 and a connector mlp (default: bitgen)",
     )
     parser.add_argument(
         "--words_seen_checkpoints",
@@ -57,6 +71,21 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _export(flags: argparse.Namespace, metrics: dict[str, Any]) -> Path:
+    if not is_vlm(flags.checkpoint):
+        if flags.format != BITGEN:
+            raise ConfigError(
+                f"--format {flags.format}: {flags.checkpoint} is no vision-language model of parts. Leave the flag out."
+            )
+        return export_run(flags.checkpoint, flags.output, flags.merge_lora, flags.words_seen_checkpoints, metrics)
+    if flags.words_seen_checkpoints:
+        raise ConfigError(
+            f"--words_seen_checkpoints True: {flags.checkpoint} is a vision-language model of parts, whose runs keep "
+            "no such checkpoints. Leave the flag out."
+        )
+    return export_vlm(flags.checkpoint, flags.output, flags.merge_lora, flags.format, metrics)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Read the flags, export, and upload where asked to."""
     flags = parse_flags(argv)
@@ -64,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_config_error():
         try:
             metrics = read_results(flags.results)
-            folder = export_run(flags.checkpoint, flags.output, flags.merge_lora, flags.words_seen_checkpoints, metrics)
+            folder = _export(flags, metrics)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         logger.info("exported to %s", folder)

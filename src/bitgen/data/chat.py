@@ -11,31 +11,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from bitgen.data.chat_templates import PLAIN, SYSTEM_PROMPTS, TEMPLATES, TOKENIZER
 from bitgen.guards.printable import printable
 from bitgen.vlm.splice import IGNORED, IMAGE_ID
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 VISUAL_MARKS = ("<image>", "<video>")
-# Named system prompts of the setting; any other text is taken as it is.
-SYSTEM_PROMPTS = {
-    "helpful": "You are a helpful assistant that answers questions about images.",
-    "chest_xray": "The assistant compares chest X-rays and says what is seen and what has changed since the prior one.",
-}
-TOKENIZER, PLAIN = "tokenizer", "plain"
-_LIBRA = (
-    "{{ start }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
-    + SYSTEM_PROMPTS["chest_xray"]
-    + "{% endif %}{{ ' ' }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' + message['content'] + eos_token }}{% endif %}"
-    "{% endfor %}"
-)
-_PLAIN = (
-    "{{ start }}{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-)
-# By name: the tokenizer's own; Libra's and Vicuna's shape; without any prompt: the visuals, then their caption.
-TEMPLATES = {TOKENIZER: None, "libra_v1": _LIBRA, PLAIN: _PLAIN}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARKS = re.compile("|".join(VISUAL_MARKS))
 _PROBE = "x"
@@ -123,12 +104,29 @@ def encode_prompt(
     It is what training would see in front of an answer, not what ``add_generation_prompt`` gives, which in some
     templates is another header. Arguments and errors are those of :func:`encode_chat`.
     """
+    text, marks = _prompt(tokenizer, messages, template, system, visuals)
+    return _tokens(tokenizer, text, marks, messages)[0]
+
+
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], template: str, system: str | None
+) -> str:
+    """The text of :func:`encode_prompt`, for a conversation without visuals."""
+    return _prompt(tokenizer, messages, template, system, 0)[0]
+
+
+def _prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    template: str,
+    system: str | None,
+    visuals: int | None,
+) -> tuple[str, tuple[int, ...]]:
     if not messages or messages[-1].get("role") != USER:
         raise _wrong(messages, "it does not end with a message of the user, so that there is nothing to answer")
     asked = [*messages, {"role": ASSISTANT, "content": _PROBE}]
     rendered = _rendered(tokenizer, asked, template, system, visuals)
-    text = rendered.text[: rendered.answers[-1][0]]
-    return _tokens(tokenizer, text, rendered.marks, messages)[0]
+    return rendered.text[: rendered.answers[-1][0]], rendered.marks
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> int:

@@ -78,7 +78,7 @@ class ConversationDataset(Dataset):
         for number in range(count):
             index = number * len(self) // count
             try:
-                if self._text(index, 0)[0]["truncated"]:
+                if self._encoded(self.conversations.text(index), index)["truncated"]:
                     truncated.append(self.record_name(index))
             except BadRecord as error:
                 bad.append(str(error))
@@ -127,6 +127,16 @@ class ConversationDataset(Dataset):
         """Mean words of the answers of a batch."""
         return self.conversations.mean_words() * sampler.batch_size
 
+    def lengths(self) -> list[int]:
+        """Tokens of every sample, as the first epoch has it; 0 of a record that cannot be used. No picture is read."""
+        found = []
+        for index in range(len(self)):
+            try:
+                found.append(len(self._encoded(self.conversations.text(index), index)["input_ids"]))
+            except BadRecord:  # what stands in for it is known when it is read
+                found.append(0)
+        return found
+
     # ---------------------------------------------------------------- tensors
 
     def __getitem__(self, key: SampleKey | int) -> dict:
@@ -139,7 +149,8 @@ class ConversationDataset(Dataset):
         return load_or_replace(lambda candidate: self._sample(candidate, epoch), following)
 
     def _sample(self, index: int, epoch: int) -> dict:
-        sample, conversation = self._text(index, epoch)
+        conversation = self.conversations[SampleKey(index, epoch)]
+        sample = self._encoded(conversation, index)
         pictures = [picture for visual in conversation.visuals for picture in visual]
         if not pictures:
             return sample
@@ -155,9 +166,9 @@ class ConversationDataset(Dataset):
         except ImageError as error:
             raise BadRecord(f"{error}; {DAMAGED_REMEDY}", error.reason) from error
 
-    def _text(self, index: int, epoch: int) -> tuple[dict, Conversation]:
-        """A sample without its pictures, and the conversation that it is of."""
-        conversation, name = self.conversations[SampleKey(index, epoch)], self.record_name(index)
+    def _encoded(self, conversation: Conversation, index: int) -> dict:
+        """A sample without its pictures."""
+        name = self.record_name(index)
         check_markers(conversation, name)
         frames = [len(visual) for visual in conversation.visuals]
         try:
@@ -184,7 +195,7 @@ class ConversationDataset(Dataset):
             )
         words = sum(len(answer.split()) for answer in conversation.answers)
         sample = {"input_ids": ids, "labels": labels, "frames": frames, "index": index, "image_id": conversation.image}
-        return {**sample, "words": words, "truncated": truncated}, conversation
+        return {**sample, "words": words, "truncated": truncated}
 
 
 def count_supervised(labels: torch.Tensor) -> int:

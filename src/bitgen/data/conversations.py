@@ -10,7 +10,7 @@ A folder has two Arrow tables in the layout of ``datasets.Dataset.save_to_disk``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -99,6 +99,9 @@ class Conversations(Protocol):
 
     def __getitem__(self, key: SampleKey | int) -> Conversation:
         """Raises ``BadRecord`` naming the record where it cannot be used."""
+
+    def text(self, key: SampleKey | int) -> Conversation:
+        """The same with empty bytes in place of every picture, none of which is read or drawn."""
 
     def references(self, index: int) -> list[str]:
         """Every answer to the last question that counts as right."""
@@ -247,6 +250,13 @@ class ConversationReader:
         return self._fingerprint
 
     def __getitem__(self, key: SampleKey | int) -> Conversation:
+        return self._conversation(key, lambda row: self._pictures[row].as_py() or b"")
+
+    def text(self, key: SampleKey | int) -> Conversation:
+        """The same without pictures; see ``Conversations``."""
+        return self._conversation(key, lambda row: b"")
+
+    def _conversation(self, key: SampleKey | int, picture: Callable[[int], bytes]) -> Conversation:
         index = key[0] if isinstance(key, tuple) else key
         if not 0 <= index < len(self):
             raise IndexError(f"conversation {index} of {len(self)}")
@@ -256,7 +266,7 @@ class ConversationReader:
         except UnicodeDecodeError as error:
             raise BadRecord(f"dataset {self.folder}, record {index} has text that is not UTF-8", "no UTF-8") from error
         rows = [visual or [] for visual in self._columns["visuals"][index].as_py() or []]
-        visuals: list[list[Picture]] = [[self._pictures[row].as_py() or b"" for row in visual] for visual in rows]
+        visuals: list[list[Picture]] = [[picture(row) for row in visual] for visual in rows]
         turns = [Turn(role, text or "") for role, text in zip(roles, texts, strict=True)]
         first = next((row for visual in rows for row in visual), -1)
         return Conversation(name, visuals, turns, first)

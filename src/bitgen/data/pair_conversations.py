@@ -77,6 +77,11 @@ class PairConversations:
         return int(self.first_caption[-1]) if self.caption_sampling == "all" else self.image_count
 
     def __getitem__(self, key: SampleKey | int) -> Conversation:
+        said, epoch = self.text(key), key[1] if isinstance(key, tuple) else 0
+        return said._replace(visuals=[[self._picture(said.image, epoch)]])
+
+    def text(self, key: SampleKey | int) -> Conversation:
+        """The same without pictures; see ``Conversations``."""
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         if not 0 <= index < len(self):
             raise IndexError(f"conversation {index} of {len(self)}")
@@ -87,7 +92,7 @@ class PairConversations:
         number = index - int(self.first_caption[image])
         caption = captions[number if self.caption_sampling == "all" else int(random.integers(len(captions)))]
         turns = [Turn("user", f"{IMAGE_MARKER}\n{prompt}"), Turn("assistant", caption)]
-        return Conversation(self.reader.image_id(image), [[self._picture(image, epoch)]], turns, image)
+        return Conversation(self.reader.image_id(image), [[b""]], turns, image)
 
     def _picture(self, image: int, epoch: int) -> Picture:
         if isinstance(self.reader, SceneReader):

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.data.bad_records import BadRecord
-from bitgen.data.chat import IMAGE_ID, encode_chat
+from bitgen.data.chat import IGNORED, IMAGE_ID, encode_chat
 from bitgen.data.conversations import Turn
 
 UNRENDERED = "turns that the chat template cannot write"
@@ -38,3 +38,10 @@ class Speech:
         repeats = torch.ones_like(ids)
         repeats[marks] = torch.tensor(list(tokens), dtype=ids.dtype)
         return ids.repeat_interleave(repeats).tolist(), labels.repeat_interleave(repeats).tolist()
+
+    @property
+    def ends(self) -> list[int]:
+        """The ids that end an answer: the tokenizer's EOS, and the one that the template writes."""
+        ids, labels = self([Turn("user", "x"), Turn("assistant", "x")], [])
+        last = next(label for label in reversed(labels) if label != IGNORED)
+        return sorted({last, self.tokenizer.eos_token_id})

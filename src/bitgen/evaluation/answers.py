@@ -26,7 +26,7 @@ class Decoding:
     length_penalty: float = 1.0
 
     def settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """Fields of transformers' ``GenerationConfig``: an answer ends with the tokenizer's end of a turn."""
+        """Fields of transformers' ``GenerationConfig``: an answer ends with the tokenizer's EOS."""
         found: dict[str, Any] = {"num_beams": self.num_beams, "eos_token_id": tokenizer.eos_token_id}
         if self.num_beams > 1:
             found["length_penalty"] = self.length_penalty
@@ -72,6 +72,8 @@ def write_answers(
     bar = tqdm(total=total, desc="answers", leave=False, disable=None if show_progress else True)
     with bar, evaluating(model):
         for batch in _batches(samples, batch_size):
+            # Templates have ends of their own, which need not be the tokenizer's EOS.
+            ends = {int(sample["labels"][-1 - _after(sample)]) for sample in batch if not sample["truncated"]}
             inputs = collate([up_to_the_answer(sample) for sample in batch])
             inputs = {name: t.to(model.device) for name, t in inputs.items() if isinstance(t, Tensor)}
             with torch.no_grad(), autocast():
@@ -81,11 +83,16 @@ def write_answers(
                     embeds,
                     inputs["attention_mask"],
                     decoding.max_new_tokens,
-                    **decoding.settings(tokenizer),
+                    **decoding.settings(tokenizer) | {"eos_token_id": sorted({tokenizer.eos_token_id, *ends})},
                 )
             answers += [" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()) for ids in written.tolist()]
             bar.update(len(batch))
     return answers
+
+
+def _after(sample: dict[str, Any]) -> int:
+    """Positions after the last supervised one."""
+    return int((sample["labels"].flip(0) != -100).nonzero()[0])
 
 
 def _batches(samples: Any, size: int) -> Iterator[list[dict[str, Any]]]:

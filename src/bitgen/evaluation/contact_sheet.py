@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from bitgen.data.dataset import PairDataset
 from bitgen.guards.names import BadName, inside
@@ -99,16 +100,13 @@ def _found(folder: Path, dataset: PairDataset) -> list[tuple[int, Path]]:
     return found
 
 
-def write_contact_sheet(
-    path: str | Path, pictures: Sequence[SheetPicture], captions: Sequence[str], references: Sequence[str], title: str
-) -> None:
-    """Write a PNG, four images a row: below each the caption, and in grey the reference. Atomic.
+def draw_contact_sheet(
+    pictures: Sequence[SheetPicture], captions: Sequence[str], references: Sequence[str], title: str
+) -> Tensor:
+    """uint8 `[3, H, W]`: four images a row, below each the caption, and in grey the reference.
 
     Args:
         captions, references: one for each picture.
-
-    Raises:
-        ValueError: it cannot be written.
     """
     rows = -(-len(pictures) // _COLUMNS)
     width = _COLUMNS * (_TILE + _GAP) + _GAP
@@ -120,6 +118,18 @@ def write_contact_sheet(
         draw_tile(axes, x, y, _TILE, picture.pixels, picture.image_id)
         draw_folded(axes, x, y + _TILE + 8, printable(caption) or "(nothing)", _LETTERS, lines=3)
         draw_folded(axes, x, y + _TILE + 74, printable(reference), _LETTERS, lines=3, colour=QUIET)
+    return render(figure)
+
+
+def write_contact_sheet(
+    path: str | Path, pictures: Sequence[SheetPicture], captions: Sequence[str], references: Sequence[str], title: str
+) -> None:
+    """Write the sheet of :func:`draw_contact_sheet` as a PNG. Atomic.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    sheet = draw_contact_sheet(pictures, captions, references, title)
     content = io.BytesIO()
-    Image.fromarray(render(figure).permute(1, 2, 0).numpy()).save(content, "PNG", optimize=True)
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(content, "PNG", optimize=True)
     write_whole(path, content.getvalue())

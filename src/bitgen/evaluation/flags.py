@@ -11,8 +11,10 @@ from bitgen.guards.flags import boolean, check_ranges
 from bitgen.guards.numbers import finite_float
 
 RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM = "retrieval", "matching", "memory", "captioning", "babylm"
+VQA = "vqa"
 RERANK_TOP_K = 16
-TASKS = (RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM)
+TASKS = (RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM, VQA)
+_BY_DEFAULT = f"{RETRIEVAL},{MATCHING}"
 
 _HELP = """\
 Evaluate a checkpoint on a held-out split, or on the BabyLM sets: results as JSON in --output, and as a table.
@@ -38,6 +40,15 @@ tasks, separated by commas:
   babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, entity tracking, WUG, EWoK, reading), each item decided
              as by the official pipeline; float32 whatever --precision says. --checkpoint may also be any folder that
              AutoModelForCausalLM loads; Python code that it brings is run with --trust_remote_code True alone.
+
+A vision-language model of parts (src/train_vlm.py) has other tasks; without --task its captions are scored:
+  captioning BLEU-1 to 4, ROUGE-L, METEOR and CIDEr of its answers, with how they were searched for; of scenes right_*.
+  vqa        accuracy of its answers by the rules of VQA v2, on a folder of conversations; the answers that the folder
+             lists are several people's.
+  retrieval  of the first --max_images images (default: 100), each with its first caption: the log-likelihood of each
+             caption and its end, given each image, by teacher forcing. t2i: a caption ranks the images. i2t: an image
+             ranks the captions by likelihood; i2t_gain: by likelihood over the mean likelihood given any of the images.
+  --shuffle_images True shows each question another image: what is left of the figures is known without seeing.
 All figures but ranks, CIDEr and counts are percentages. Ties count against the model."""
 
 _EXAMPLES = """\
@@ -97,7 +108,14 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "predictions.json holds. Both together: one object, the list under captioning (default: nowhere)",
     )
     parser.add_argument(
-        "--task", default="retrieval,matching", metavar="LIST", help="tasks from above (default: retrieval,matching)"
+        "--task", metavar="LIST", help="tasks from above (default: retrieval,matching; of models of parts: captioning)"
+    )
+    parser.add_argument(
+        "--shuffle_images",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="models of parts: a control, each question with another image (default: False)",
     )
     parser.add_argument(
         "--output", default="results.json", metavar="FILE", help="where the JSON goes (default: results.json)"
@@ -178,6 +196,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         help="auto: bf16 where the device has it (default)",
     )
     flags = parser.parse_args(argv)
+    flags.task_by_default = flags.task is None
+    flags.task = _BY_DEFAULT if flags.task is None else flags.task
     flags.task = [task.strip() for task in flags.task.split(",") if task.strip()]
     unknown = [task for task in flags.task if task not in TASKS]
     if unknown or not flags.task:

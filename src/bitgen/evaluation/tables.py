@@ -50,18 +50,40 @@ def tables(results: Results, rerank_top_k: int) -> str:
         rows[-1][1] += f" ({captioning['mean_reference_words']:.1f})"
         rows.append(["different captions", f"{captioning['distinct_captions']:,} of {captioning['images']:,}"])
         parts.append(format_table(["captions", ""], rows))
-        if "right" in captioning:
-            aspects = (
-                ("colour, shape, number and place, all of them", "right"),
-                ("and the size", "right_with_size"),
-                *((name, f"right_{name}") for name in ("colour", "shape", "number", "size", "where")),
-                ("can be read as a description at all", "readable"),
-            )
-            rows = [[name, f"{captioning[key]:.1f}"] for name, key in aspects]
-            parts.append(format_table(["captions that are right in", "%"], rows))
+        parts += captions_that_are_right(captioning)
     if babylm := results.get("babylm"):
         parts.append(format_table(["BabyLM", ""], list(summary_rows(babylm))))
     return "\n\n".join(parts)
+
+
+def captions_that_are_right(captioning: Mapping[str, Any]) -> list[str]:
+    """A table of how many captions of built-in scenes are right; none of other data."""
+    if "right" not in captioning:
+        return []
+    aspects = (
+        ("colour, shape, number and place, all of them", "right"),
+        ("and the size", "right_with_size"),
+        *((name, f"right_{name}") for name in ("colour", "shape", "number", "size", "where")),
+        ("can be read as a description at all", "readable"),
+    )
+    rows = [[name, f"{captioning[key]:.1f}"] for name, key in aspects]
+    return [format_table(["captions that are right in", "%"], rows)]
+
+
+def likelihood_table(retrieval: Mapping[str, Any]) -> str:
+    """Retrieval by how likely a model that writes finds each caption."""
+    rows = []
+    for key, how in (
+        ("t2i", "text to image, likelihood"),
+        ("i2t", "image to text, likelihood"),
+        ("i2t_gain", "image to text, what the image adds"),
+    ):
+        cells = [_cell(retrieval, f"{key}_R@{k}") for k in (1, 5, 10)]
+        rows.append([how, *cells, f"{retrieval[f'{key}_median_rank']:g}"])
+    chance = [f"{100 * min(k / retrieval['candidates'], 1):.1f}" for k in (1, 5, 10)]
+    rows.append(["by chance", *chance, f"{(retrieval['candidates'] + 1) / 2:g}"])
+    title = f"retrieval among {retrieval['candidates']:,}, %"
+    return format_table([title, "R@1", "R@5", "R@10", "median rank"], rows)
 
 
 def _cell(metrics: Mapping[str, Any], name: str) -> str:

@@ -40,7 +40,7 @@ def model_card(loaded: Trained, state: dict[str, Any], metrics: dict[str, Any], 
         "## Usage\n\n" + _usage(loaded, merge_lora),
         "## Training\n\n" + _training(loaded, state),
         "## Parameters\n\n" + _parameters(loaded),
-        "## Metrics\n\n" + _metrics(metrics),
+        "## Metrics\n\n" + metrics_table(metrics),
         "## Limits\n\n" + _limits(loaded, state),
         "## Licence\n\nApache-2.0, code and weights. The training data keep their own licences"
         + (".\n" if features else f", and so do the weights of {_tower(loaded)} (DINOv2's are Apache-2.0).\n"),
@@ -126,7 +126,8 @@ def _parameters(loaded: Trained) -> str:
     return format_markdown(("component", "parameters"), [*rows, ("total", f"{table.total.total:,}")]) + "\n"
 
 
-def _metrics(metrics: dict[str, Any]) -> str:
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Results of ``src/evaluate.py`` as a table."""
     rows = [(name, f"{value:.2f}") for name, value in _flat(metrics) if not name.endswith("_ci95")]
     if not rows:
         return "None were given at export (`src/export.py --results FILE` takes those of `src/evaluate.py`).\n"

@@ -11,10 +11,11 @@ from bitgen.checkpoint.manifest import CheckpointFiles
 from bitgen.config import ConfigError
 from bitgen.export.card import model_card
 from bitgen.export.folder import write_folder
+from bitgen.export.target import checked_target
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing_folder
-from bitgen.trained import Trained, holds_model_or_data, is_export, open_model
+from bitgen.trained import Trained, is_export, open_model
 from bitgen.training.budget import REVISION_PREFIX
 
 _REVISION = re.compile(rf"{REVISION_PREFIX}(\d+)M")
@@ -55,19 +56,10 @@ def export_run(
     Raises:
         ConfigError: ``output`` is not empty or cannot be written, or a checkpoint is missing, damaged or unfit.
     """
-    target = Path(output)
-    if target.is_dir() and any(target.iterdir()):
-        raise ConfigError(f"--output {output} exists and is not empty: name another folder, or empty this one.")
-    if target.exists() and not target.is_dir():
-        raise ConfigError(f"--output {output} is a file: name a folder.")
+    target = checked_target(output)
     if is_export(checkpoint):
         raise ConfigError(
             f"--checkpoint {checkpoint} is an export already. Give the --output_dir of the run that it was made of."
-        )
-    target = target.resolve()
-    if inside_of := next((folder for folder in target.parents if holds_model_or_data(folder)), None):
-        raise ConfigError(
-            f"--output {output} lies in {inside_of}, which holds a model or a dataset: name a folder outside."
         )
     main = _opened(checkpoint)
     run = main.folder.parent

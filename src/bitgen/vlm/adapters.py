@@ -175,11 +175,18 @@ def merge(lm: PreTrainedModel) -> None:
                 f"{name} is {bits}: merging would round the sum to {bits} again and lose much of the adapter. Load the "
                 "base in float32 or bf16, load the adapter on it and merge there"
             )
-    for name, layer in layers.items():
+    for layer in layers.values():
         layer.merge(safe_merge=True)
+    remove(lm)
+
+
+def remove(lm: PreTrainedModel) -> None:
+    """Take the adapter out, in place: the base as it was, and no peft left. Without one nothing happens."""
+    for name, layer in adapted_layers(lm).items():
         parent, _, last = name.rpartition(".")
         setattr(lm.get_submodule(parent), last, layer.get_base_layer())
-    del lm.peft_config
+    if hasattr(lm, "peft_config"):
+        del lm.peft_config
 
 
 def enable_checkpointing(lm: PreTrainedModel) -> None:

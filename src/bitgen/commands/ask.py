@@ -1,0 +1,107 @@
+"""Ask a trained vision-language model about pictures: `python src/ask.py --model DIR photo.jpg --question "..."`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.evaluation.answers import Decoding
+from bitgen.evaluation.generation import SEARCH_RANGES
+from bitgen.evaluation.talking import Talk, read_visuals
+from bitgen.guards.arguments import Parser
+from bitgen.guards.flags import check_ranges
+from bitgen.guards.printable import printable
+from bitgen.machine.devices import choose_device
+from bitgen.trained_vlm import TrainedVlm, is_vlm, open_vlm
+
+_HELP = """\
+Ask a model of src/train_vlm.py about pictures and videos, or talk with it: without --question every line that you
+write is a question, in the light of all before, until an empty line or Ctrl-D.
+
+Each file is a picture or a video of its own. Where the connector compares (tac), give the current picture and then the
+prior one."""
+
+_EXAMPLES = """\
+examples:
+  python src/ask.py --model checkpoints/vlm_quick/tune photo.jpg --question "Describe the image."
+  python src/ask.py --model my-export clip.mp4
+  python src/ask.py --model chest-model today.dcm last_year.dcm --question "What has changed?" """
+
+
+def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = Parser(description=_HELP, epilog=_EXAMPLES, **layout)
+    parser.add_argument("files", nargs="*", metavar="IMAGE_OR_VIDEO", help="files; DICOM too")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"
+    )
+    parser.add_argument("--question", metavar="TEXT", help="ask this and end; without it a conversation begins")
+    parser.add_argument(
+        "--num_beams", type=int, default=1, metavar="N", help="beams of the search; 1: greedy (default: 1)"
+    )
+    parser.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="above 0: draw tokens at it (default: 0, none drawn)",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
+    )
+    flags = parser.parse_args(argv)
+    check_ranges(parser, flags, SEARCH_RANGES)
+    if not 0 <= flags.temperature <= 100:
+        parser.error(f"--temperature is {flags.temperature}; it must be from 0 to 100")
+    return flags
+
+
+def opened(folder: str, device: str = "cpu") -> TrainedVlm:
+    """The model that ``--model`` names.
+
+    Raises:
+        ConfigError: there is none, it is damaged, or of another kind.
+    """
+    try:
+        trained = open_vlm(folder, choose_device(device))
+    except ValueError as error:
+        raise ConfigError(f"--model {error}") from error
+    return trained
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the answer, or answers until the user is done."""
+    flags = parse_flags(argv)
+    with exit_on_config_error():
+        if not is_vlm(flags.model):
+            raise ConfigError(
+                f"--model {flags.model}: there is no vision-language model of parts. Give a run of src/train_vlm.py or "
+                "its export; src/caption.py describes images with other models."
+            )
+        trained = opened(flags.model, flags.device)
+        try:
+            visuals = read_visuals(trained, flags.files)
+            talk = Talk(trained, visuals, Decoding(flags.num_beams, flags.max_new_tokens, flags.temperature))
+            if flags.question is not None:
+                _say(talk, flags.question)
+                return
+            while question := _line():
+                _say(talk, question)
+        except ValueError as error:
+            raise ConfigError(printable(error, 1000)) from error
+
+
+def _say(talk: Talk, question: str) -> None:
+    print(printable(talk.ask(question), 4096), flush=True)
+
+
+def _line() -> str:
+    """What the user writes; empty: nothing more."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
