@@ -110,6 +110,6 @@ def test_every_bad_input_ends_in_one_line(name: str, good, tmp_path, monkeypatch
         places = {"NEW": str(tmp_path / f"new{number}"), "NEW LOG": str(tmp_path / f"log{number}")}
         fault = fault_of(entry.main, command(entry, {**good, **places}, flag, value), flag, value)
         if fault and not (fault.startswith(("status 0", UNNAMED)) and _may_be_meant(flag, value, paths)):
-            faults.append(printable(f"{flag} {value[:60]!r}: {fault}"))
+            faults.append(printable(f"{flag} {value[-60:]!r}: {fault}"))
     assert not faults, f"{len(faults)} of {count}:\n" + "\n".join(faults)
     assert count >= 60
