@@ -187,6 +187,9 @@ class VlmTrainingSettings(TrainingSettings):
     weight_decay: NotNegative[float] = setting(0.0, "Decay of matrices; vectors have none.")
     group_by_length: bool = setting(False, "Batches of conversations of like length: less padding.")
     packing: bool = setting(False, "Several conversations in one row, without attention between them.")
+    estimate: Size | None = setting(
+        None, "Only say how much memory each stage takes, whole and sharded over so many processes; none: train."
+    )
     stages: JsonList | None = setting(
         None,
         "A recipe: a list of stages, each with a name and the settings that it has of its own, as "

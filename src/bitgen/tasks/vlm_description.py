@@ -78,6 +78,12 @@ def describe(
 
 def _random_language(config: VlmConfig, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     assert tokenizer is not None
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return random_language(config, len(tokenizer), {name: getattr(tokenizer, name) for name in names})
+
+
+def random_language(config: VlmConfig, vocabulary: int, special: dict[str, int]) -> dict[str, Any]:
+    """The configuration of a 'random' language model of so many tokens, ``special`` ones of them by their names."""
     language = config.language
     return {
         "model_type": "llama",
@@ -86,12 +92,10 @@ def _random_language(config: VlmConfig, tokenizer: PreTrainedTokenizerBase | Non
         "num_hidden_layers": language.language_num_layers,
         "num_attention_heads": language.language_num_heads,
         "num_key_value_heads": language.language_num_heads,
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary,
         "max_position_embeddings": language.language_positions,
         "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        **special,
     }
 
 
