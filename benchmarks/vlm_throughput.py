@@ -233,6 +233,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in dict(width=256, layers=6, vision_width=384, vision_layers=12, batch_size=8, rounds=5).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--memory", choices=("yes", "no"), default="yes", help="no: leave the processes of one row out")
     parser.add_argument("--alone", choices=ROWS, help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
     if flags.alone:
@@ -249,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
             started = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - started)
-    memory = {name: memory_of(name, argv) for name in ROWS if not name.startswith("floor")}
+    memory = {name: memory_of(name, argv) for name in ROWS if flags.memory == "yes" and name[:5] != "floor"}
 
     def ratio(over: str, under: str) -> float:
         return round(statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True)), 3)
@@ -263,6 +264,7 @@ def main(argv: list[str] | None = None) -> None:
             row["peak_bytes"] = memory[name]
         if name in PEER_OF:
             row["speedup"] = ratio(PEER_OF[name], name)
+        if name in PEER_OF and memory:
             row["memory_share"] = round(memory[name] / memory[PEER_OF[name]], 3)
         if name in FLOOR_OF:
             row["floor_share"] = ratio(FLOOR_OF[name], name)
