@@ -35,6 +35,8 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
             folder = Path(config.output.output_dir)
             if resume and (folder / DONE).is_file():
                 continue
+            if resume and config.training.resume is None:
+                config = config.replace(resume="auto")
             begun = bool(checkpoint_folders(folder))
             if begun and not resume:
                 raise ConfigError(

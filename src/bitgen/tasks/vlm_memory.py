@@ -22,7 +22,7 @@ from bitgen.objectives.supervised import NextTokens
 from bitgen.show.tables import format_table
 from bitgen.stages import Stage
 from bitgen.tasks.vlm import groups
-from bitgen.tasks.vlm_data import conversations_of
+from bitgen.tasks.vlm_data import conversations_of, most_pictures
 from bitgen.tasks.vlm_description import ConnectorPlan, describe, random_language
 from bitgen.training.optimizer import freeze_and_unfreeze
 from bitgen.vlm.adapter_config import AdapterConfig
@@ -62,9 +62,10 @@ def empty_model(config: VlmConfig) -> VisionLanguageModel:
     language = config.language
     is_random = language.language_model == RANDOM
     named = config.replace(language_model="none") if is_random else config  # its tokenizer need not be there
-    shape = None
-    if config.vision.vision_encoder == "features" and config.connector.connector != "none":
-        shape = conversations_of(config, config.data.train_data, "train").feature_shape
+    shape, frames = None, config.data.num_frames
+    if config.data.train_data is not None and config.connector.connector != "none":
+        source = conversations_of(config, config.data.train_data, "train")
+        shape, frames = source.feature_shape, most_pictures(config, source)
     description = describe(named, shape, None, None)
     folder = (
         None if is_random else hub_folder(language.language_model, language.language_revision, "language model", ())
@@ -80,13 +81,13 @@ def empty_model(config: VlmConfig) -> VisionLanguageModel:
             lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         lm.to(torch.float32 if is_random else DTYPES[language.language_dtype]).requires_grad_(False)
         if description.vision is not None:
-            source = (description.vision.config.get(OURS) or {}).get("source")
+            name = (description.vision.config.get(OURS) or {}).get("source")
             found = description.vision.config
-            if source not in (None, RANDOM):
-                found = {**pretrained_vision_config(source, config.vision.vision_revision), **found}
+            if name not in (None, RANDOM):
+                found = {**pretrained_vision_config(name, config.vision.vision_revision), **found}
             tower = build_tower(found, description.vision.select_layer)
             opened = LanguageModel(lm, None, language.language_model, None, "", lm.config.max_position_embeddings)
-            connector = build_connector(ConnectorPlan(config)(tower.spec, opened, len(tower.layers)))
+            connector = build_connector(ConnectorPlan(config, frames)(tower.spec, opened, len(tower.layers)))
         if description.adapter is not None:
             attach(lm, AdapterConfig(**description.adapter))
     own = set(description.own_parts) | ({"language"} if is_random else set())
