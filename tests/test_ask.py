@@ -156,7 +156,7 @@ def test_captions_of_such_a_model_answer_its_own_prompt(export, photos, capsys):
 
 
 def test_a_program_asks_too(export, photos):
-    model, trained = bitgen.load(export(), device="cpu"), open_vlm(export())
+    model, trained = bitgen.load_vlm(export(), device="cpu"), open_vlm(export())
     expected = by_hand(
         trained, [{"role": "user", "content": f"<image>\n{QUESTION}"}], pixels_of(trained, photos[:1]), [1]
     )

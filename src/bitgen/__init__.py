@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitgen.api import Model as Model
     from bitgen.api import RunStopped as RunStopped
+    from bitgen.api import VisionLanguage as VisionLanguage
     from bitgen.api import load as load
+    from bitgen.api import load_vlm as load_vlm
     from bitgen.api import train as train
 
 __version__ = "0.2.0"
 
-_API = ("Model", "RunStopped", "load", "train")
+_API = ("Model", "RunStopped", "VisionLanguage", "load", "load_vlm", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -94,10 +94,8 @@ def train(config: str | Path | None = None, **settings: Any) -> Path:
     return Path(parsed.output.output_dir)
 
 
-def load(path: str | Path, device: str = "auto") -> Model | VisionLanguage:
+def load(path: str | Path, device: str = "auto") -> Model:
     """The model of a run's folder (its best checkpoint), of one checkpoint or of an export, verified.
-
-    Models of ``bitgen train-vlm`` become a :class:`VisionLanguage`.
 
     Args:
         device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
@@ -106,8 +104,16 @@ def load(path: str | Path, device: str = "auto") -> Model | VisionLanguage:
         ValueError: there is no model, or it is damaged; the message names the folder and the remedy.
     """
     if is_vlm(path):
-        return VisionLanguage(open_vlm(path, choose_device(device)))
+        raise ValueError(f"{path} is a vision-language model of parts: open it with bitgen.load_vlm")
     return Model(open_model(path, choose_device(device)))
+
+
+def load_vlm(path: str | Path, device: str = "auto") -> VisionLanguage:
+    """The model of a stage of ``bitgen train-vlm``, of one of its checkpoints or of its export, verified.
+
+    Args and errors as of :func:`load`.
+    """
+    return VisionLanguage(open_vlm(path, choose_device(device)))
 
 
 class VisionLanguage:
@@ -117,7 +123,7 @@ class VisionLanguage:
         self.trained = trained
 
     def __repr__(self) -> str:
-        return f"bitgen.load({str(self.trained.folder)!r})"
+        return f"bitgen.load_vlm({str(self.trained.folder)!r})"
 
     def ask(self, question: str, *files: str | Path, num_beams: int = 1, max_new_tokens: int = 128) -> str:
         """The answer to a question about pictures or videos, given as files; see :meth:`talk` for more questions.

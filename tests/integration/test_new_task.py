@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,4 +135,5 @@ def test_what_cannot_be_sharded_is_refused(config, monkeypatch, settings: dict, 
 
     two = Processes(0, 2, torch.device("cpu"))
     with pytest.raises(ConfigError, match=message):
-        run._parallel(config("run", parallel="sharded", **settings).training, two, Precision("fp32", "cpu"))
+        training = config("run", parallel="sharded", **settings).training
+        run._parallel(training, two, Precision("fp32", "cpu"), SimpleNamespace(blocks=None))

@@ -14,6 +14,7 @@ from bitgen.evaluation.generation import SEARCH_RANGES
 from bitgen.evaluation.talking import Talk, read_visuals
 from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import check_ranges
+from bitgen.guards.numbers import finite_float
 from bitgen.guards.printable import printable
 from bitgen.machine.devices import choose_device
 from bitgen.show.bars import bars_on_terminals_alone
@@ -48,7 +49,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=finite_float,
         default=0.0,
         metavar="T",
         help="above 0: draw tokens at it (default: 0, none drawn)",
