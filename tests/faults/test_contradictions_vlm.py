@@ -19,6 +19,7 @@ from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.vlm.description import Description, LanguageSource, VisionSource
 from faults.test_bad_inputs_vlm import TINY_VLM
+from support.tiny_vlms import language_folder
 
 ANSWER = Turn("assistant", "a red square")
 
@@ -65,6 +66,22 @@ def features(folder: Path, encoder: str, shape: tuple[int, int] = (4, 6)) -> Pat
     records = [Record(str(n), np.ones(shape, np.float32).tobytes(), ["a red square"]) for n in range(4)]
     write_dataset(folder, iter(records), info)
     return folder
+
+
+def test_a_sequence_longer_than_a_language_model_was_made_for(tmp_path, capsys) -> None:
+    folder = language_folder(tmp_path / "lm")
+    said = refused(tmp_path, capsys, language_model=str(folder), template="tokenizer", max_length=513)
+    assert "max_length is 513" in said and "512 positions" in said
+
+
+def test_a_tokenizer_with_more_tokens_than_the_language_model(tmp_path, capsys) -> None:
+    folder = language_folder(tmp_path / "lm")
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": config["vocab_size"] + 5, "content": "<z>"})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    said = refused(tmp_path, capsys, language_model=str(folder), template="tokenizer", max_length=64)
+    assert str(folder) in said and "its tokenizer has ids up to" in said
 
 
 def test_held_out_features_of_another_encoder(tmp_path, capsys) -> None:
