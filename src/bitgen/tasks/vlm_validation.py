@@ -50,7 +50,7 @@ class HeldOutAnswers:
         model = objective.model
         assert isinstance(model, VisionLanguageModel)
         self.data = self.data if cached is None else cached  # the same samples, with features for pictures
-        scalars, texts = {"val/loss": self._loss(model)}, {}
+        scalars, texts, pictures = {"val/loss": self._loss(model)}, {}, {}
         if self.rows:
             samples = (self.data[row] for row in self.rows)
             answers = write_answers(
@@ -68,8 +68,27 @@ class HeldOutAnswers:
             found["right"] = self._right(answers, references)
             scalars |= {f"val/{name}": value for name, value in found.items() if isinstance(value, float)}
             texts["samples/answers"] = _table(answers[:_SHOWN], references[:_SHOWN])
+            if (sheet := self._sheet(model, answers[:_SHOWN], references[:_SHOWN])) is not None:
+                pictures["samples/answers"] = sheet
         score = -scalars["val/loss"] if self.best == "loss" else scalars[f"val/{self.best}"]
-        return HeldOutResult(scalars, {}, texts, -math.inf if math.isnan(score) else score)
+        return HeldOutResult(scalars, pictures, texts, -math.inf if math.isnan(score) else score)
+
+    def _sheet(
+        self, model: VisionLanguageModel, answers: list[str], references: list[list[str]]
+    ) -> torch.Tensor | None:
+        """The first answers below their pictures, uint8 ``[3, H, W]``; None: there are features instead."""
+        shown = [(row, self.data[row]) for row in self.rows[: len(answers)]]
+        if model.tower is None or not all("pixel_values" in sample for _, sample in shown):
+            return None
+        from bitgen.evaluation.contact_sheet import SheetPicture, draw_contact_sheet  # drawing takes a second to import
+
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.tower.spec.mean, model.tower.spec.std))
+        tiles = []
+        for row, sample in shown:
+            pixels = ((sample["pixel_values"][0] * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+            tiles.append(SheetPicture(row, f"sample {row}", pixels.permute(1, 2, 0).numpy()))
+        title = "the first picture of each question; below it the answer, in grey what was to be said"
+        return draw_contact_sheet(tiles, answers, [listed[0] for listed in references], title)
 
     def _right(self, answers: list[str], references: list[list[str]]) -> float:
         """Percent of the answers that describe their scene rightly; of other data, that are one of the references."""
