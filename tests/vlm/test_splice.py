@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from bitgen.vlm.modeling import VisionLanguageModel
 from bitgen.vlm.splice import IGNORED, IMAGE_ID, Sample, Truncations, collate, expand, pack, splice, truncate
+from bitgen.vlm.vision import StoredFeatures
 
 
 @pytest.fixture
@@ -40,6 +42,39 @@ def test_the_originals_embeddings_labels_and_masks_come_out(fixture, side, most)
     torch.testing.assert_close(embeds, fixture[f"{name}_embeds"], atol=1e-6, rtol=0)
     assert torch.equal(batch.labels, fixture[f"{name}_labels"])
     assert torch.equal(batch.attention_mask, fixture[f"{name}_mask"])
+
+
+class _AsTheyAre(nn.Module):
+    """A connector of features that are as wide as the language model already."""
+
+    def forward(self, features):
+        return features[:, 0, 0]
+
+
+class _Table(nn.Module):
+    """What the model asks of a language model to embed a text."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(table)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_model_itself_embeds_as_the_original_does(fixture, side):
+    samples, shape = samples_of(fixture), fixture["image_features"].shape[1:]
+    model = VisionLanguageModel(StoredFeatures(*shape), _AsTheyAre(), _Table(fixture["table"]))
+    batch = collate(samples, 0, side)
+    # The original lets a text without a picture take one that it does not show; here it comes without one.
+    shown = [number for number, kept in enumerate(batch.kept) if kept]
+    assert len(shown) < len(batch.kept)
+    inputs = {"input_ids": batch.input_ids, "features": fixture["image_features"][shown]}
+    embeds = model.embed({**inputs, "frames": torch.ones(len(shown), dtype=torch.long)})
+    real = fixture[f"{side}_mask"].bool()
+    torch.testing.assert_close(embeds[real], fixture[f"{side}_embeds"][real], atol=1e-6, rtol=0)
 
 
 def text(*ids):
