@@ -17,6 +17,7 @@ from bitgen.machine.files import digest, file_hash
 from bitgen.machine.hub import hub_folder, revision_of
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.library_attention import ATTENTION, use_fast_attention
 from bitgen.vlm.pretrained import (
     BITGEN,
     DTYPES,
@@ -45,7 +46,7 @@ DECODING = {
     "length_penalty": 1.0,
 }
 # Attention whose masks keep packed samples apart by their positions (held by tests); others are refused.
-_PACKING_ATTENTION = ("sdpa", "eager")
+_PACKING_ATTENTION = (ATTENTION, "sdpa", "eager")
 
 
 class LanguageModel(NamedTuple):
@@ -110,6 +111,8 @@ def open_language_model(
             "tokenizer there"
         )
     make_savable(model.generation_config)
+    if kind != BITGEN:
+        use_fast_attention(model)
     if quantization is None:
         model = model.to(device)
     found = hashlib.sha256("".join(file_hash(path) for path in weights).encode()).hexdigest()
@@ -137,6 +140,8 @@ def build_language_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerB
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes), dtype=torch.float32)
 
     model = opened(f"a new {kind} model", build)
+    if kind != BITGEN:
+        use_fast_attention(model)
     found = digest(model.named_parameters())
     return LanguageModel(model.eval(), tokenizer, kind, None, found, model.config.max_position_embeddings)
 
@@ -203,7 +208,7 @@ def check_packing(lm: LanguageModel | nn.Module) -> None:
     if kind != BITGEN and attention not in _PACKING_ATTENTION:
         raise ValueError(
             f"packing is not known to keep samples apart with the attention {printable(attention, 40)}; open the model "
-            f"with {' or '.join(_PACKING_ATTENTION)}, or write packing False"
+            "with sdpa or eager, or write packing False"
         )
 
 
