@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from .library_attention import use_fast_attention
 from .vision_towers import TIMM, prefix_tokens, tower_kind
 
 # Names of the attention's query and value projections: DINOv2's were renamed between transformers 5.16 and 5.19, and
@@ -57,13 +56,11 @@ def _built(vision_config: dict[str, Any]) -> Any:
     if config.dtype is not None:  # what the pretrained weights were stored in, which may be half precision
         config.dtype = torch.get_default_dtype()
     try:
-        tower = AutoModel.from_config(config)
+        return AutoModel.from_config(config)
     except ImportError as error:
         if model_type != TIMM:
             raise
         raise ImportError("timm builds this vision tower: `pip install timm`.") from error
-    use_fast_attention(tower)
-    return tower
 
 
 class FrozenTower(nn.Module):

@@ -17,7 +17,7 @@ from bitgen.machine.files import digest, file_hash
 from bitgen.machine.hub import hub_folder, revision_of
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.model.library_attention import ATTENTION, use_fast_attention
+from bitgen.vlm.library_attention import ATTENTION, use_fast_attention
 from bitgen.vlm.pretrained import (
     BITGEN,
     DTYPES,

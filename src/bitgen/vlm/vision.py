@@ -16,6 +16,7 @@ from bitgen.model.image_settings import ImageSettings, check_image_settings
 from bitgen.model.pretrained_tower import load_pretrained_weights, pretrained_images, pretrained_vision_config
 from bitgen.model.processing_bitgen import MAX_IMAGE_PIXELS, BitGenProcessor
 from bitgen.model.vision_towers import check_vision_config, tower_kind
+from bitgen.vlm.library_attention import use_fast_attention
 
 SelectLayer = int | Sequence[int] | str
 ALL, RANDOM, FEATURES = "all", "random", "features"
@@ -110,6 +111,7 @@ class VisionTower(FrozenTower):
         own, ours = _split(vision_config)
         check_vision_config(own)
         super().__init__(own)
+        use_fast_attention(self.tower)
         self.select_layer = select_layer
         self._config = own
         # In a tuple: they are modules of the tower already.

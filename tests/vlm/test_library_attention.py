@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from bitgen.model.library_attention import ATTENTION, use_fast_attention
+from bitgen.vlm.library_attention import ATTENTION, use_fast_attention
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 LANGUAGE = SMALL | {"vocab_size": 50, "num_key_value_heads": 2, "max_position_embeddings": 32}

@@ -1,4 +1,4 @@
-"""The attention of transformers' models, computed on CPUs as BitGen's own is (``attention.attending_dtype``)."""
+"""The attention of transformers' models, computed on CPUs as BitGen's own is (``model.attention.attending_dtype``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .attention import attending_dtype
+from bitgen.model.attention import attending_dtype
 
 # What the configuration of a model names its attention by in memory; it is in no file. transformers looks for "sdpa"
 # in such names where it asks what a model's class can do.
