@@ -107,6 +107,11 @@ class ConnectorSettings:
         "divide the encoder's width).",
     )
     connector_width: Size = setting(1024, "Width of the convolutions of c_abstractor.")
+    connector_prenorm: bool = setting(
+        False,
+        "c_abstractor: LayerNorm on the patches first. Needed where an encoder's features are small, as those of the "
+        "random one are.",
+    )
     connector_factor: Size = setting(2, "pixel_shuffle: side of the square of patches that become one token.")
     connector_dropout: Rate = setting(0.1, "Dropout in the blocks of tac.")
 

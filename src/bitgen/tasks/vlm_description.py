@@ -23,6 +23,7 @@ _OPTIONS = {
     "depth": "connector_depth",
     "heads": "connector_heads",
     "width": "connector_width",
+    "prenorm": "connector_prenorm",
     "factor": "connector_factor",
     "dropout": "connector_dropout",
 }
