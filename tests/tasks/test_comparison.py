@@ -110,3 +110,10 @@ def test_the_base_keeps_what_is_not_asked_for(tmp_path) -> None:
     quick = VlmConfig.load(REPOSITORY / "configs" / "vlm_quick.yaml")
     assert recipe.stages[2].config.adapter.adapter_rank == 2  # the stage's own is replaced
     assert recipe.stages[2].config.training.optimizer == quick.training.optimizer
+
+
+def test_a_run_may_have_stages_of_its_own(tmp_path) -> None:
+    runs = [{"name": "own", "stages": [{"name": "only", "trains": "connector", "max_steps": 3}]}, {"name": "base"}]
+    own, base = read_comparison(write_file(tmp_path, runs=runs)).recipes
+    assert [(stage.name, stage.config.training.max_steps) for stage in own.stages] == [("only", 3)]
+    assert [stage.name for stage in base.stages] == ["language", "see", "tune"]

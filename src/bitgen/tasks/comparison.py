@@ -59,7 +59,7 @@ def read_comparison(path: str | Path, limits: Mapping[str, Any] | None = None) -
     """The recipes that a YAML file lists: a base ``recipe`` and a ``grid`` of settings, or a list of ``runs``.
 
     A setting of the grid replaces that of the stages that have it, but where one has it switched off (``none``); where
-    no stage has it, the base's.
+    no stage has it, the base's. ``stages`` replaces the base's list as a whole.
 
     Args:
         limits: what is not None beats the file's ``output_dir``, ``log_dir``, ``max_steps`` (of each stage), ``score``.
@@ -125,15 +125,16 @@ def _stages(
             raise ConfigError(f"there is no setting {printable(name, 40)!r}.{suggest(str(name), known)}")
         written_as = known[name].written_as
         values[name] = coerce(known[name].hint, written_as.text(value) if written_as is not None else value, name)
-    stages = json.loads(base.training.stages) if base.training.stages is not None else None
+    listed = values.pop("stages", base.training.stages)
+    stages = json.loads(listed) if listed is not None else None
     in_stages = set()
     for stage in stages or []:
         own = {name: value for name, value in values.items() if name in stage and stage[name] != "none"}
         stage |= own
         in_stages |= set(own)
     values = {name: value for name, value in values.items() if name not in in_stages}
-    listed = {"stages": json.dumps(stages)} if stages is not None else {}
-    found = stages_of(base.replace(**{**values, **places, **listed}))
+    values |= {"stages": json.dumps(stages)} if stages is not None else {}
+    found = stages_of(base.replace(**{**values, **places}))
     for stage in found:
         stage.config.validate()
     if most is None:
