@@ -89,7 +89,8 @@ def read_comparison(path: str | Path, limits: Mapping[str, Any] | None = None) -
             stages = _stages(base, {**shared, **differs}, places, most)
         except ConfigError as error:
             raise ConfigError(f"{path}: {name}: {error}") from error
-        recipes.append(Compared(name, {key: str(value) for key, value in differs.items()}, stages, folder / name))
+        shown = {key: str(value) for key, value in differs.items() if key != "stages"}  # a list fits in no table
+        recipes.append(Compared(name, shown, stages, folder / name))
     return Comparison(recipes, folder, str(content.get("score", "loss")))
 
 
