@@ -38,6 +38,17 @@ def test_the_shipped_file_is_eight_recipes_that_can_be() -> None:
     assert len({tuple(recipe.differs.values()) for recipe in comparison.recipes}) == 8
 
 
+def test_the_file_for_photographs_is_the_same_grid() -> None:
+    recipes = read_comparison(REPOSITORY / "configs" / "vlm_matrix_smollm2.yaml").recipes
+    scenes = read_comparison(REPOSITORY / "configs" / "vlm_matrix.yaml").recipes
+    pairs = [[(r.differs["connector"], r.differs["adapter"]) for r in each] for each in (recipes, scenes)]
+    assert pairs[0] == pairs[1]
+    for recipe in recipes:
+        align, tune = (stage.config for stage in recipe.stages)
+        assert (align.adapter.adapter, tune.adapter.adapter) == ("none", recipe.differs["adapter"])
+        assert align.connector.connector == tune.connector.connector == recipe.differs["connector"]
+
+
 def test_a_limit_of_steps_shortens_and_never_lengthens(tmp_path) -> None:
     path = write_file(tmp_path, grid={"connector": ["mlp"]})
     whole, cut = (
