@@ -4,10 +4,11 @@
 
 The peer is LlavaForConditionalGeneration with peft's LoRA in a plain loop: a padded batch, every picture through the
 encoder, logits of every position. Ours is the model of `src/train_vlm.py` on the same batch of real captions, with
-encoder, connector and language model of the same sizes, optimizer and precision. Weights and pixels are random, and
-decoding is in no row. `stage1`: the connector trains; `stage2`: LoRA too. `cached`: features from a feature cache on
-disk; `live`: the encoder runs. `floor`: forward and backward of the bare language model on as many tokens as the batch
-has without padding, with logits where they are supervised.
+encoder, connector and language model of the same sizes, optimizer and precision. Half of the rows are conversations
+whose answers are the captions of one picture. Weights and pixels are random, and decoding is in no row. `stage1`: the
+connector trains; `stage2`: LoRA too. `cached`: features from a feature cache on disk; `live`: the encoder runs.
+`floor`: forward and backward of the bare language model on as many tokens as the batch has without padding, with
+logits where they are supervised.
 
 One JSON line a row. Rows are measured in turn, round after round, so that a machine that slows down slows all of them;
 `ratio` is the median over the rounds of peer / ours in one round. Memory is the highest resident size of a process that
@@ -93,17 +94,30 @@ def sizes(flags: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def samples_of(flags: argparse.Namespace) -> list[dict[str, Any]]:
-    """A picture and a caption each, as ``ConversationDataset`` gives them, without the picture."""
-    lines = Path(flags.captions).read_text(encoding="utf-8").splitlines()[1:]
-    texts = [line.split(",", 1)[1].strip() for line in lines[:: max(len(lines) // flags.batch_size, 1)]]
+    """Pictures and what is said of them, as ``ConversationDataset`` gives them, without the pixels.
+
+    Every other row is a caption; those between are conversations, whose answers are the captions of one picture.
+    """
+    captions: dict[str, list[str]] = {}
+    for line in Path(flags.captions).read_text(encoding="utf-8").splitlines()[1:]:
+        picture, text = line.split(",", 1)
+        captions.setdefault(picture, []).append(text.strip())
     tokenizer = AutoTokenizer.from_pretrained(flags.tokenizer) if flags.tokenizer else None
-    found = []
-    for index, text in enumerate(texts[: flags.batch_size]):
+
+    def ids_of(text: str) -> list[int]:
         ids = tokenizer(text)["input_ids"] if tokenizer else [hash_of(word) for word in text.split()]
-        answer = [min(max(token, FIRST), VOCABULARY - 1) for token in ids] + [END]
-        sample = {"input_ids": torch.tensor([IMAGE_ID] * TOKENS + answer), "frames": [1], "index": index}
-        sample["labels"] = torch.tensor([-100] * TOKENS + answer)
-        found.append({**sample, "image_id": index, "words": len(text.split()), "truncated": False})
+        return [min(max(token, FIRST), VOCABULARY - 1) for token in ids]
+
+    found = []
+    for index, texts in enumerate(list(captions.values())[: flags.batch_size]):
+        ids, labels = [IMAGE_ID] * TOKENS, [-100] * TOKENS
+        for turn, text in enumerate(texts[: flags.turns if index % 2 else 1]):
+            question = ids_of("Describe the image in other words.") if turn else []
+            ids, labels = ids + question, labels + [-100] * len(question)
+            answer = [*ids_of(text), END]
+            ids, labels = ids + answer, labels + answer
+        sample = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "frames": [1], "index": index}
+        found.append({**sample, "image_id": index, "words": len(texts[0].split()), "truncated": False})
     return found
 
 
@@ -232,6 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer", help="folder of a tokenizer of 49,152 tokens (default: a hash of each word)")
     for name, value in dict(width=256, layers=6, vision_width=384, vision_layers=12, batch_size=8, rounds=5).items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--turns", type=int, default=5, help="questions of a conversation (1: captions alone)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--memory", choices=("yes", "no"), default="yes", help="no: leave the processes of one row out")
     parser.add_argument("--alone", choices=ROWS, help=argparse.SUPPRESS)
