@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitgen.data.chat import SYSTEM_PROMPTS, check_template, encode_chat, encode_prompt
-from bitgen.vlm.splice import IGNORED, IMAGE_ID
+from bitgen.model.likelihood import IGNORED
+from bitgen.vlm.splice import IMAGE_ID
 from support.chat_templates import STYLES, TOKENIZERS, byte_level, sentencepiece_like, styled
 
 ANSWERS = ("A big red dog. It ran", "a", "Größe: 5 µm 猫\n\nsecond  line?", "assistant")

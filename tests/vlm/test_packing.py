@@ -13,7 +13,7 @@ LENGTHS = (9, 5, 12, 3, 1, 7)
 
 
 def samples():
-    return [Sample(ids, ids.clone(), ()) for ids in ragged(LENGTHS)]
+    return [Sample(ids, ids.clone()) for ids in ragged(LENGTHS)]
 
 
 def attentions_of(kind):

@@ -13,7 +13,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from bitgen.data.chat_templates import PLAIN, SYSTEM_PROMPTS, TEMPLATES, TOKENIZER
 from bitgen.guards.printable import printable
-from bitgen.vlm.splice import IGNORED, IMAGE_ID
+from bitgen.model.likelihood import IGNORED
+from bitgen.vlm.splice import IMAGE_ID
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 VISUAL_MARKS = ("<image>", "<video>")

@@ -17,11 +17,9 @@ from bitgen.data.dataset import DAMAGED_REMEDY
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.guards.printable import printable
 from bitgen.model.image_decoding import ImageError
+from bitgen.model.likelihood import IGNORED
 
 logger = logging.getLogger(__name__)
-
-IGNORED = -100
-"""A label that no loss counts."""
 
 UNSUPERVISED = "no token of an answer to learn from"
 CUT = "images longer than the text may be"

@@ -17,6 +17,7 @@ from bitgen.machine.files import digest, file_hash
 from bitgen.machine.hub import hub_folder, revision_of
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.likelihood import IGNORED
 from bitgen.vlm.library_attention import ATTENTION, use_fast_attention
 from bitgen.vlm.pretrained import (
     BITGEN,
@@ -32,7 +33,6 @@ from bitgen.vlm.pretrained import (
     tokenizer_of,
 )
 
-IGNORED = -100
 # How text is written unless a caller says otherwise, whatever a model's own generation_config.json says: scores of two
 # models are comparable, and a published file that contradicts itself does no harm.
 DECODING = {
