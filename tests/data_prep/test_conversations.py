@@ -77,7 +77,7 @@ def test_llava(prepare, folder, lines: bool) -> None:
     assert system.id == ("it.jsonl line 4" if lines else "it.json[3]")
     # Stored once: a.png and its copy have the same bytes.
     assert (reader.info.num_pictures, system.image, reader.picture_name(0)) == (2, 0, "a.png")
-    assert reader.describe() == "4 conversations, 1 of text alone, 2 pictures" and not reader.all_seen
+    assert reader.describe() == "4 conversations, 1 of text alone, 2 pictures"
 
 
 def test_several_images(prepare, folder) -> None:

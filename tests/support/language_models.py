@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from bitgen.vlm.language import LanguageModel, build_language_model
+from bitgen.vlm.language import LanguageModel, build_language_model, supervised_logits
 from support.models import FEATURES, tiny_config
 
 VOCABULARY = 64
@@ -76,3 +78,16 @@ def padded(rows: list[torch.Tensor], side: str = "right") -> tuple[torch.Tensor,
         part = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
         ids[i, part], mask[i, part] = row, 1
     return ids, mask
+
+
+def supervised_loss(
+    lm: LanguageModel | nn.Module,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    labels: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of ``supervised_logits``, summed, and how many tokens are predicted: a row's first is not."""
+    keep = F.pad(labels[:, 1:] != -100, (0, 1))
+    logits = supervised_logits(lm, embeds, attention_mask, keep, position_ids)
+    return F.cross_entropy(logits, labels[:, 1:][keep[:, :-1]], reduction="sum"), keep.sum()

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from bitgen.config import ConfigError
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
-from bitgen.stages import Group
 from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapter_folder import RECORD, WEIGHTS, Base
 from bitgen.vlm.adapters import (
@@ -20,7 +19,6 @@ from bitgen.vlm.adapters import (
     enable_checkpointing,
     load_adapter,
     merge,
-    roles,
     save_adapter,
     targets_of,
 )
@@ -121,23 +119,6 @@ def test_kind_none_freezes_and_adds_nothing() -> None:
     count = len(list(lm.parameters()))
     assert attach(lm, AdapterConfig("none")) == []
     assert count == len(list(lm.parameters())) and not any(p.requires_grad for p in lm.parameters())
-
-
-def test_roles_give_b_a_rate_of_its_own() -> None:
-    lm = tiny_lm("qwen2")
-    attach(lm, AdapterConfig("dora", 4))
-    found = roles(lm)
-    assert found.keys() == dict(lm.named_parameters()).keys()
-    groups = [
-        Group("a", ("language/lora_a", "language/magnitude"), 1e-4),
-        Group("b", ("language/lora_b",), 1e-4, ratio=16),
-    ]
-    for name, parameter in lm.named_parameters():
-        role = found[name]
-        taken = [group.name for group in groups if group.takes(role)]
-        assert taken == (["b"] if ".lora_B." in name else ["a"] if ".lora_" in name else [])
-        assert role.decays == (".lora_A." in name or ".lora_B." in name)
-        assert parameter.requires_grad == bool(taken)
 
 
 def test_adapters_of_a_bf16_model_are_float32() -> None:

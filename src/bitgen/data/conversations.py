@@ -85,10 +85,6 @@ class Conversations(Protocol):
         """``(N, C)`` where pictures are stored features; None: they are pictures."""
 
     @property
-    def all_seen(self) -> bool:
-        """Whether every conversation has a visual."""
-
-    @property
     def why_uncached(self) -> str | None:
         """Why the features of its pictures cannot be computed once; None: they can."""
 
@@ -239,11 +235,6 @@ class ConversationReader:
 
     def __len__(self) -> int:
         return min(self.info.num_conversations, self.max_conversations or self.info.num_conversations)
-
-    @property
-    def all_seen(self) -> bool:
-        """Whether every conversation has a visual."""
-        return self.info.num_text_only == 0
 
     @property
     def fingerprint(self) -> str:
