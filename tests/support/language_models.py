@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from bitgen.vlm.language import LanguageModel, build_language_model, supervised_logits
 from support.models import FEATURES, tiny_config
@@ -42,6 +43,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 BITGEN_KINDS = {"bitgen": {}, "bitgen_rope": dict(positions="rope", feed_forward="swiglu", fusion="concat_mlp")}
 KINDS = (*CONFIGS, *BITGEN_KINDS)
+# For adapters, which go on any model of transformers; GPT-2, which BitGen does not open, has layers of another class.
+ADAPTED = ("llama", "llama_tied", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gpt2")
 
 
 def config_of(kind: str) -> dict[str, Any]:
@@ -62,6 +65,13 @@ def tiny_language_model(kind: str, seed: int = 0) -> LanguageModel:
             if parameter.dim() == 2:
                 parameter.normal_(std=0.2)
     return lm
+
+
+def tiny_lm(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """transformers' own model of one of :data:`ADAPTED`, of two layers with its own random weights, in eval mode."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(**_SIZES | CONFIGS.get(kind, {"model_type": kind}) | {"num_hidden_layers": 2})
+    return AutoModelForCausalLM.from_config(config).float().eval()
 
 
 def ragged(lengths: tuple[int, ...] = (9, 5, 12), seed: int = 3) -> list[torch.Tensor]:

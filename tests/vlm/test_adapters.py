@@ -22,7 +22,7 @@ from bitgen.vlm.adapters import (
     save_adapter,
     targets_of,
 )
-from support.lm_families import FAMILIES, tiny_lm
+from support.language_models import ADAPTED, tiny_lm
 from support.models import tiny_config
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -46,7 +46,7 @@ def last_names(names: list[str]) -> list[str]:
     return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 def test_all_linear_is_the_decoder_without_its_head(family: str) -> None:
     names = targets_of(tiny_lm(family))
     expected = {"phi3": FUSED, "gpt2": ["c_attn", "c_proj", "c_fc"]}.get(family, SEVEN)
@@ -98,7 +98,7 @@ def test_settings_out_of_range_are_named(change) -> None:
         AdapterConfig(**change)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_attaching_changes_nothing_but_what_trains(family: str, kind: str) -> None:
     lm = tiny_lm(family)
@@ -234,7 +234,7 @@ def test_missing_and_damaged_files_and_full_folders_are_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("config", KINDS[:2], ids=["lora", "dora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 def test_merging_keeps_the_outputs_and_leaves_a_plain_model(family: str, config: AdapterConfig) -> None:
     lm, plain = tiny_lm(family), tiny_lm(family)
     attach(lm, config)
