@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig, stages_of
 from bitgen.data.conversation_writer import writing_conversations
 from bitgen.data.conversations import IMAGE_MARKER, ConversationReader, Turn
+from bitgen.feature_cache import store
 from bitgen.feature_cache.conversations import tower_fingerprint
+from bitgen.feature_cache.store import CacheError
 from bitgen.tasks.recipe import train_recipe
 from bitgen.vlm.vision import VisionTower, build_tower
 from support.vlm_runs import tiny_flags
@@ -111,6 +115,15 @@ def test_pictures_that_change_are_refused(language, talk, tmp_path) -> None:
     config = settings_of(language, ("scenes", "scenes"), tmp_path, feature_cache=str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match="feature_cache is on, but train_data: scenes are drawn afresh"):
         run(config)
+
+
+def test_a_disk_that_is_too_small_names_settings_that_there_are(language, talk, tmp_path, monkeypatch) -> None:
+    small = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(store, "shutil", small)  # the cache's disk, not that of checkpoints
+    with pytest.raises(CacheError, match="0.00 GB free. Write --feature_cache_dtype int8") as caught:
+        run(settings_of(language, talk, tmp_path, feature_cache=str(tmp_path / "cache")))
+    named = re.findall(r"--(\w+)", str(caught.value))
+    assert named and set(named) <= set(VlmConfig().flat())
 
 
 def test_the_fingerprint_knows_layers_and_weights() -> None:
