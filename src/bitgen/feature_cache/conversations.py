@@ -95,7 +95,7 @@ class CachedConversations:
         return said._replace(visuals=[list(self._features(visual)) for visual in rows])
 
     def _features(self, rows: list[int]) -> torch.Tensor:
-        return self.cache.read(torch.tensor(rows)).unflatten(1, (self.layers, -1))
+        return self.cache.read(torch.tensor(rows, dtype=torch.long)).unflatten(1, (self.layers, -1))
 
 
 def fill_for(
