@@ -6,6 +6,7 @@ torch with it.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _API = ("Model", "RunStopped", "VisionLanguage", "load", "load_vlm", "train")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # On some CPUs bitsandbytes warns, whenever peft imports it, that an optional package for faster products of 4 bits
+    # is not there; the results are the same without. Whatever else it says is shown.
+    return "No module named 'kernels'" not in record.getMessage()
+
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitgen.data.chat import SYSTEM_PROMPTS, check_template, encode_chat, encode_prompt
-from bitgen.vlm.splice import IGNORED, IMAGE_ID
+from bitgen.data.chat import SYSTEM_PROMPTS, encode_chat, encode_prompt
+from bitgen.data.speech import Speech
+from bitgen.model.likelihood import IGNORED
+from bitgen.vlm.splice import IMAGE_ID
 from support.chat_templates import STYLES, TOKENIZERS, byte_level, sentencepiece_like, styled
 
 ANSWERS = ("A big red dog. It ran", "a", "Größe: 5 µm 猫\n\nsecond  line?", "assistant")
@@ -71,8 +73,9 @@ def test_the_ids_are_those_of_the_rendered_text(style):
 @pytest.mark.parametrize("style", STYLES)
 def test_the_token_at_which_generation_must_stop_is_told(style, kind):
     tokenizer = styled(style, kind)
-    assert tokenizer.convert_ids_to_tokens(check_template(tokenizer, "tokenizer")) == STYLES[style].end
-    assert check_template(tokenizer, "plain") == tokenizer.eos_token_id
+    expected = sorted({tokenizer.convert_tokens_to_ids(STYLES[style].end), tokenizer.eos_token_id})
+    assert Speech(tokenizer, "tokenizer").ends == expected
+    assert Speech(tokenizer, "plain").ends == [tokenizer.eos_token_id]
 
 
 def test_texts_beside_a_visual_do_not_join():
@@ -170,24 +173,24 @@ def test_a_prompt_must_end_with_the_user():
         ("{{ messages[0]['content'] + eos_token }}", "does not show the assistant's message once"),
     ],
 )
-def test_templates_that_cannot_be_used_are_said_at_the_start(template, message):
+def test_templates_that_cannot_be_used_are_named(template, message):
     tokenizer = byte_level()
     tokenizer.chat_template = template
     with pytest.raises(ValueError, match=message):
-        check_template(tokenizer, "tokenizer")
+        encode_chat(tokenizer, chat())
 
 
 def test_other_reasons_to_refuse_a_tokenizer_or_a_template():
     with pytest.raises(ValueError, match="has no chat template; choose another template .libra_v1, plain"):
-        check_template(byte_level(), "tokenizer")
+        encode_chat(byte_level(), chat())
     with pytest.raises(ValueError, match="template 'vicuna' is unknown; choose one of tokenizer, libra_v1, plain"):
-        check_template(byte_level(), "vicuna")
+        encode_chat(byte_level(), chat(), "vicuna")
 
     class Slow:
         is_fast = False
 
     with pytest.raises(ValueError, match="slow one.*tokenizer.json"):
-        check_template(Slow(), "plain")
+        encode_chat(Slow(), chat(), "plain")
 
 
 @pytest.mark.realweights

@@ -73,6 +73,7 @@ TALKS: list[tuple[list[list[int]], list[str]]] = [
 BAD: list[tuple[list[list[int]], list[str], str]] = [
     ([[5]], ["<image>", "what is it"], "bad.png|image 1, picture 1 cannot be read as an image"),
     ([[0, 1, 2, 3]], ["<image>", "four"], "an image of 4 pictures is more than 3"),
+    ([[0], []], ["<image> <image>", "no frame"], "image 2 has no picture, such as a video without frames: give it one"),
     ([[0]], ["no marker", "none"], "has 1 visuals, 0 <image> in what the user says and 0 in other turns"),
     ([], ["hello", "an <image>"], "has 0 visuals, 0 <image> in what the user says and 1 in other turns"),
     ([[0]], ["word " * 70 + "<image>", "late"], "its images, 5 tokens, and the text before them are longer than 60"),

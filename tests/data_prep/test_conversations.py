@@ -77,7 +77,7 @@ def test_llava(prepare, folder, lines: bool) -> None:
     assert system.id == ("it.jsonl line 4" if lines else "it.json[3]")
     # Stored once: a.png and its copy have the same bytes.
     assert (reader.info.num_pictures, system.image, reader.picture_name(0)) == (2, 0, "a.png")
-    assert reader.describe() == "4 conversations, 1 of text alone, 2 pictures" and not reader.all_seen
+    assert reader.describe() == "4 conversations, 1 of text alone, 2 pictures"
 
 
 def test_several_images(prepare, folder) -> None:
@@ -167,9 +167,28 @@ def test_videos(prepare, folder, caplog) -> None:
     assert "1 x video that cannot be used: it.json[3] (broken.mp4: it has no stream of pictures" in caplog.text
 
 
+def test_a_video_without_frames_is_counted_and_named(prepare, folder, caplog) -> None:
+    pytest.importorskip("av")
+    (folder / "empty.avi").write_bytes(video([], kind="avi"))
+    reader = prepare([llava(), llava(None, "<video>?", "None.", video="empty.avi")], *allow(1, 2))
+    assert len(reader) == 1
+    assert "1 x video that cannot be used: it.json[1] (empty.avi: it has no frame that can be decoded" in caplog.text
+
+
+def test_an_empty_list_of_images_is_a_text_alone_and_counted_as_such(prepare, caplog) -> None:
+    caplog.set_level("INFO")
+    reader = prepare([llava(), llava([], "hi", "ho"), {"image": [], "text": "hi", "reference": "ho"}])
+    assert [len(reader[index].visuals) for index in range(3)] == [1, 0, 0]
+    assert "3 conversations (2 of text alone), 1 pictures" in caplog.text
+
+
 WRONG = [
     (llava("a.png", "What is it?", "A cat."), "more or fewer <image> in the user's texts than images"),
     (llava("a.png", "<image><image>", "A cat."), "more or fewer <image> in the user's texts than images"),
+    (llava([], "<image>?", "A cat."), "more or fewer <image> in the user's texts than images"),
+    ({"images": [], **llava(None, "<image>?", "A cat.")}, "more or fewer <image> in the user's texts than images"),
+    (llava(None, "<video>?", "A cat.", video=[]), "more or fewer <image> in the user's texts than images"),
+    ({"image": [], "text": "<image>?", "reference": "A cat."}, "more or fewer <image> in the user's texts than images"),
     (llava(None, "<image>?", "A cat."), "more or fewer <image> in the user's texts than images"),
     (llava("a.png", "hello", "<image>"), "<image> in a turn that is not the user's"),
     (llava("a.png", "<image>", " \n"), "empty turn"),

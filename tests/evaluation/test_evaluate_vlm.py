@@ -141,6 +141,7 @@ def test_retrieval_of_the_shuffled_is_the_retrieval_of_moved_columns(stage, tmp_
         (["--data", "scenes", "--task", "vqa"], "scenes holds captions"),
         (["--data", "QUESTIONS", "--task", "retrieval"], "needs captions"),
         (["--data", "nowhere"], "--data"),
+        (["--data", "scenes", "--images", "."], "--images is for models of stage 1"),
     ],
 )
 def test_what_cannot_be_is_said(stage, questions, tmp_path, capsys, flags, says) -> None:

@@ -13,7 +13,7 @@ from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapter_folder import base_of
 from bitgen.vlm.adapters import attach, save_adapter
 from faults.bad_inputs import HUGE, UNNAMED, Entry, bad_paths_in, cases, command, fault_of
-from support.lm_families import tiny_lm
+from support.language_models import tiny_lm
 
 TINY_VLM = dict(
     vision_encoder="random",

@@ -27,7 +27,7 @@ from bitgen.machine.files import replacing_folder, write_whole
 from bitgen.memory.files import exclusive, read_memory, write_memory
 from bitgen.vlm.adapter_folder import PARTS, PREFIX, Base, read_adapter, write_adapter
 from bitgen.vlm.adapter_merge import merge_folder, unmerge_folder
-from support.lm_families import tiny_lm
+from support.language_models import tiny_lm
 
 _DATA_PREP = Path(__file__).resolve().parents[2] / "data_prep"
 

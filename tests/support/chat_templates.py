@@ -51,6 +51,7 @@ BLOCKS = (
 )
 BLOCKS_WITHOUT_ENDS = BLOCKS.replace("message['content'] + '<|im_end|>' }}{% endgen", "message['content'] }}{% endgen")
 BLOCKS_WITHOUT_ENDS = BLOCKS_WITHOUT_ENDS.replace("{% endgeneration %}", "{% endgeneration %}{{ '<|im_end|>' }}")
+BLOCKS_WITH_LINES = BLOCKS.replace("'<|im_end|>' }}{% endgen", "'<|im_end|>\n' }}{% endgen")
 HEADER_ONLY_WHEN_ASKED = (
     "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ANSWER: ' }}{% endif %}"
@@ -79,6 +80,7 @@ STYLES = {
     "lists": Style(LISTS, _CHATML_TOKENS, "<|im_end|>"),
     "blocks": Style(BLOCKS, _CHATML_TOKENS, "<|im_end|>"),
     "blocks_without_ends": Style(BLOCKS_WITHOUT_ENDS, _CHATML_TOKENS, "<|im_end|>"),
+    "blocks_with_lines": Style(BLOCKS_WITH_LINES, _CHATML_TOKENS, "<|im_end|>"),
     "header_only_when_asked": Style(HEADER_ONLY_WHEN_ASKED, (), "</s>"),
     "thinking": Style(THINKING, _CHATML_TOKENS, "<|im_end|>"),
 }

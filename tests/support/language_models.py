@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from bitgen.vlm.language import LanguageModel, build_language_model
+from bitgen.vlm.language import LanguageModel, build_language_model, supervised_logits
 from support.models import FEATURES, tiny_config
 
 VOCABULARY = 64
@@ -40,6 +43,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 BITGEN_KINDS = {"bitgen": {}, "bitgen_rope": dict(positions="rope", feed_forward="swiglu", fusion="concat_mlp")}
 KINDS = (*CONFIGS, *BITGEN_KINDS)
+# For adapters, which go on any model of transformers; GPT-2, which BitGen does not open, has layers of another class.
+ADAPTED = ("llama", "llama_tied", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gpt2")
 
 
 def config_of(kind: str) -> dict[str, Any]:
@@ -62,6 +67,13 @@ def tiny_language_model(kind: str, seed: int = 0) -> LanguageModel:
     return lm
 
 
+def tiny_lm(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """transformers' own model of one of :data:`ADAPTED`, of two layers with its own random weights, in eval mode."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(**_SIZES | CONFIGS.get(kind, {"model_type": kind}) | {"num_hidden_layers": 2})
+    return AutoModelForCausalLM.from_config(config).float().eval()
+
+
 def ragged(lengths: tuple[int, ...] = (9, 5, 12), seed: int = 3) -> list[torch.Tensor]:
     """Rows of ids, none of them special."""
     generator = torch.Generator().manual_seed(seed)
@@ -76,3 +88,16 @@ def padded(rows: list[torch.Tensor], side: str = "right") -> tuple[torch.Tensor,
         part = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
         ids[i, part], mask[i, part] = row, 1
     return ids, mask
+
+
+def supervised_loss(
+    lm: LanguageModel | nn.Module,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    labels: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of ``supervised_logits``, summed, and how many tokens are predicted: a row's first is not."""
+    keep = F.pad(labels[:, 1:] != -100, (0, 1))
+    logits = supervised_logits(lm, embeds, attention_mask, keep, position_ids)
+    return F.cross_entropy(logits, labels[:, 1:][keep[:, :-1]], reduction="sum"), keep.sum()

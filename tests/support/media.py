@@ -29,6 +29,7 @@ def video(
                 pixels[:, : size[0] // 2] = left
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
+        container.start_encoding()  # writes the header where there is no frame
     return buffer.getvalue()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig, stages_of
 from bitgen.data.conversation_writer import writing_conversations
 from bitgen.data.conversations import IMAGE_MARKER, ConversationReader, Turn
+from bitgen.feature_cache import store
 from bitgen.feature_cache.conversations import tower_fingerprint
+from bitgen.feature_cache.store import CacheError
 from bitgen.tasks.recipe import train_recipe
 from bitgen.vlm.vision import VisionTower, build_tower
 from support.vlm_runs import tiny_flags
@@ -24,7 +28,7 @@ COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 
 
 def write_talk(folder: Path, seed: int, damaged: bool = False) -> Path:
-    """Conversations of two turns and one or two pictures of noise; one shows none."""
+    """Conversations of two turns and one or two pictures of noise; one shows none. ``damaged``: two cannot be used."""
     random = np.random.default_rng(seed)
     with writing_conversations(folder, "a test") as writer:
         rows = []
@@ -35,7 +39,7 @@ def write_talk(folder: Path, seed: int, damaged: bool = False) -> Path:
             rows.append(writer.picture(f"{number}.png", payload))
         for number in range(12):
             shown = [[rows[number % 6]]] if number % 3 else [[rows[number % 6]], [rows[(number + 1) % 6]]]
-            shown = [] if number == 11 else shown
+            shown = [] if number == 11 else [[]] if damaged and number == 7 else shown
             said = f"a {COLOURS[number % 6]} circle and a {COLOURS[(number + 2) % 6]} star"
             marks = "\n".join([IMAGE_MARKER] * len(shown))
             writer.add(f"c{number}", shown, [Turn("user", f"{marks}\nWhat is it?"), Turn("assistant", said)])
@@ -98,7 +102,7 @@ def test_cached_and_live_training_have_the_same_losses(language, talk, tmp_path,
     assert len(list((tmp_path / "cache").glob("*/features.bin"))) == 2  # of both splits
 
 
-def test_a_picture_that_cannot_be_read_stands_back_as_it_does_live(language, talk, tmp_path) -> None:
+def test_what_cannot_be_seen_stands_back_as_it_does_live(language, talk, tmp_path) -> None:
     data = (write_talk(tmp_path / "damaged", 0, damaged=True), talk[1])
     more = dict(max_bad_fraction=0.9)
     run(settings_of(language, data, tmp_path / "live", **more))
@@ -111,6 +115,15 @@ def test_pictures_that_change_are_refused(language, talk, tmp_path) -> None:
     config = settings_of(language, ("scenes", "scenes"), tmp_path, feature_cache=str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match="feature_cache is on, but train_data: scenes are drawn afresh"):
         run(config)
+
+
+def test_a_disk_that_is_too_small_names_settings_that_there_are(language, talk, tmp_path, monkeypatch) -> None:
+    small = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(store, "shutil", small)  # the cache's disk, not that of checkpoints
+    with pytest.raises(CacheError, match="0.00 GB free. Write --feature_cache_dtype int8") as caught:
+        run(settings_of(language, talk, tmp_path, feature_cache=str(tmp_path / "cache")))
+    named = re.findall(r"--(\w+)", str(caught.value))
+    assert named and set(named) <= set(VlmConfig().flat())
 
 
 def test_the_fingerprint_knows_layers_and_weights() -> None:

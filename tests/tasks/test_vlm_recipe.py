@@ -224,6 +224,20 @@ def test_another_connector_or_language_model_is_refused(trained: Path, tmp_path)
         build_trainer(Vlm(), without, ALONE)
 
 
+def test_adapters_go_on_with_another_dropout_but_not_with_another_scale(trained: Path, tmp_path) -> None:
+    places = {"output_dir": str(tmp_path / "run"), "log_dir": str(tmp_path / "log")}
+    again = _resumed(trained, "tune").replace(resume=None, init_from=str(trained / "runs" / "tune"), **places)
+    assert again.adapter.adapter_dropout != 0.3
+    trainer = build_trainer(Vlm(), again.replace(adapter_dropout=0.3), ALONE)
+    trainer.monitor.close()
+    before, after = weights(trained / "runs" / "tune"), trainer.objective.model.state_dict()
+    assert moved(part(before, "adapter", "connector"), part(after, "adapter", "connector")) == {False}
+    modules = dict(trainer.objective.model.named_modules())
+    assert {module.p for name, module in modules.items() if name.endswith("lora_dropout.default")} == {0.3}
+    with pytest.raises(ValueError, match="its adapter is .*, and this stage's is .* alike"):
+        build_trainer(Vlm(), again.replace(adapter_alpha=3.0), ALONE)
+
+
 @pytest.mark.parametrize(("setting", "value"), [("adapter_alpha", 8.0), ("language_num_heads", 4)])
 def test_what_gives_weights_their_meaning_stays_on_resume(trained: Path, setting: str, value: object) -> None:
     assert _resumed(trained, "tune").flat()[setting] != value

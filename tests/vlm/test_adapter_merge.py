@@ -18,7 +18,7 @@ from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapter_folder import Base, base_of, stored_weights, weights_hash
 from bitgen.vlm.adapter_merge import NORMS, RECORD, merge_folder
 from bitgen.vlm.adapters import attach, save_adapter
-from support.lm_families import tiny_lm
+from support.language_models import tiny_lm
 
 IDS = torch.tensor([[5, 9, 22, 41, 3, 7]])
 CONFIGS = {
@@ -47,7 +47,7 @@ def logits(folder: Path) -> torch.Tensor:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-tied", "phi3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "phi3", "gpt2"])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_merged_is_what_peft_merges_and_unmerged_is_the_base(tmp_path, kind: str, family: str) -> None:
     written(tmp_path, CONFIGS[kind], family)

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from bitgen.config import ConfigError
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
-from bitgen.stages import Group
 from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapter_folder import RECORD, WEIGHTS, Base
 from bitgen.vlm.adapters import (
@@ -20,11 +19,10 @@ from bitgen.vlm.adapters import (
     enable_checkpointing,
     load_adapter,
     merge,
-    roles,
     save_adapter,
     targets_of,
 )
-from support.lm_families import FAMILIES, tiny_lm
+from support.language_models import ADAPTED, tiny_lm
 from support.models import tiny_config
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -48,7 +46,7 @@ def last_names(names: list[str]) -> list[str]:
     return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 def test_all_linear_is_the_decoder_without_its_head(family: str) -> None:
     names = targets_of(tiny_lm(family))
     expected = {"phi3": FUSED, "gpt2": ["c_attn", "c_proj", "c_fc"]}.get(family, SEVEN)
@@ -100,7 +98,7 @@ def test_settings_out_of_range_are_named(change) -> None:
         AdapterConfig(**change)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_attaching_changes_nothing_but_what_trains(family: str, kind: str) -> None:
     lm = tiny_lm(family)
@@ -121,23 +119,6 @@ def test_kind_none_freezes_and_adds_nothing() -> None:
     count = len(list(lm.parameters()))
     assert attach(lm, AdapterConfig("none")) == []
     assert count == len(list(lm.parameters())) and not any(p.requires_grad for p in lm.parameters())
-
-
-def test_roles_give_b_a_rate_of_its_own() -> None:
-    lm = tiny_lm("qwen2")
-    attach(lm, AdapterConfig("dora", 4))
-    found = roles(lm)
-    assert found.keys() == dict(lm.named_parameters()).keys()
-    groups = [
-        Group("a", ("language/lora_a", "language/magnitude"), 1e-4),
-        Group("b", ("language/lora_b",), 1e-4, ratio=16),
-    ]
-    for name, parameter in lm.named_parameters():
-        role = found[name]
-        taken = [group.name for group in groups if group.takes(role)]
-        assert taken == (["b"] if ".lora_B." in name else ["a"] if ".lora_" in name else [])
-        assert role.decays == (".lora_A." in name or ".lora_B." in name)
-        assert parameter.requires_grad == bool(taken)
 
 
 def test_adapters_of_a_bf16_model_are_float32() -> None:
@@ -253,7 +234,7 @@ def test_missing_and_damaged_files_and_full_folders_are_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("config", KINDS[:2], ids=["lora", "dora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTED)
 def test_merging_keeps_the_outputs_and_leaves_a_plain_model(family: str, config: AdapterConfig) -> None:
     lm, plain = tiny_lm(family), tiny_lm(family)
     attach(lm, config)

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from bitgen.vlm import language
-from bitgen.vlm.language import generate, left_padded, supervised_logits, supervised_loss
-from support.language_models import KINDS, padded, ragged, tiny_language_model
+from bitgen.vlm.language import generate, left_padded, supervised_logits
+from support.language_models import KINDS, padded, ragged, supervised_loss, tiny_language_model
 
 
 @pytest.fixture(params=KINDS)

@@ -14,7 +14,7 @@ from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapter_folder import Base
 from bitgen.vlm.adapters import attach, save_adapter
 from bitgen.vlm.spectra import effective_rank, energy_kept
-from support.lm_families import tiny_lm
+from support.language_models import tiny_lm
 
 
 @pytest.fixture

@@ -160,6 +160,21 @@ def test_roles() -> None:
     assert not any(role.reached for name, role in roles.items() if role.part == "vision")
 
 
+def test_the_roles_of_adapters_give_b_a_rate_of_its_own() -> None:
+    model = tiny_vlm(adapter="dora", lm="qwen2")
+    groups = [
+        Group("a", ("adapter/lora_a", "adapter/magnitude"), 1e-4),
+        Group("b", ("adapter/lora_b",), 1e-4, ratio=16),
+    ]
+    for name, parameter in model.language.named_parameters():
+        role = model.role_of(f"language.{name}", parameter)
+        taken = [group.name for group in groups if group.takes(role)]
+        assert taken == (["b"] if ".lora_B." in name else ["a"] if ".lora_" in name else []), name
+        if taken:
+            assert role.decays == (".lora_A." in name or ".lora_B." in name), name
+        assert parameter.requires_grad == bool(taken), name
+
+
 @pytest.mark.parametrize("own", [(), ("language",), ("vision",), ("language", "vision")])
 def test_a_checkpoint_holds_connector_adapters_and_own_parts_alone(own: tuple[str, ...]) -> None:
     model = tiny_vlm(own=own, adapter="lora")

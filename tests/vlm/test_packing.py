@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitgen.vlm.language import check_packing, same_document, supervised_logits, supervised_loss
+from bitgen.vlm.language import check_packing, same_document, supervised_logits
 from bitgen.vlm.splice import Sample, pack
-from support.language_models import BITGEN_KINDS, KINDS, ragged, tiny_language_model
+from support.language_models import BITGEN_KINDS, KINDS, ragged, supervised_loss, tiny_language_model
 
 LENGTHS = (9, 5, 12, 3, 1, 7)
 
 
 def samples():
-    return [Sample(ids, ids.clone(), ()) for ids in ragged(LENGTHS)]
+    return [Sample(ids, ids.clone()) for ids in ragged(LENGTHS)]
 
 
 def attentions_of(kind):

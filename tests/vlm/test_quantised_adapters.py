@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
@@ -10,6 +14,7 @@ from bitgen.config import ConfigError
 from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapter_folder import base_of
 from bitgen.vlm.adapters import attach, load_adapter, merge, save_adapter, targets_of
+from support.runs import environment
 
 pytest.importorskip("bitsandbytes", reason="the optional extra for 4-bit and 8-bit bases")
 SETTINGS = {
@@ -66,3 +71,13 @@ def test_dora_on_8_bit_layers_of_a_cpu_is_refused(tmp_path) -> None:
     base(tmp_path)
     with pytest.raises(ConfigError, match="DoRA on 8-bit layers does not run on a CPU.*4 bits"):
         attach(quantised(tmp_path, "8-bit"), AdapterConfig("dora", 4))
+
+
+def test_importing_us_says_nothing_of_a_faster_package_but_all_else(caplog) -> None:
+    code = "import bitgen, bitsandbytes, bitgen.vlm.adapters"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert "gemm_4bit" not in said.stderr
+    theirs, line = logging.getLogger("bitsandbytes.backends.cpu.ops"), "Failed to load CPU gemm_4bit_forward: %s"
+    theirs.warning(line, ModuleNotFoundError("No module named 'kernels'"))
+    theirs.warning(line, OSError("a damaged file"))
+    assert [record.getMessage() for record in caplog.records] == [line % "a damaged file"]

@@ -49,6 +49,11 @@ def evaluate_vlm(flags: argparse.Namespace, device: torch.device) -> tuple[dict[
     tasks = [CAPTIONING] if flags.task_by_default else flags.task
     if unknown := [task for task in tasks if task not in TASKS]:
         raise ConfigError(f"--task {unknown[0]}: this model has {', '.join(TASKS)}. Name any of them.")
+    if flags.images is not None:
+        raise ConfigError(
+            "--images is for models of stage 1: a contact sheet of this model shows the pictures of --data as the "
+            "model sees them. Leave it out."
+        )
     trained = open_vlm(flags.checkpoint, device)
     logger.info("checkpoint %s", trained.folder)
     if trained.model.connector is None:

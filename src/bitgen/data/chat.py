@@ -13,7 +13,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from bitgen.data.chat_templates import PLAIN, SYSTEM_PROMPTS, TEMPLATES, TOKENIZER
 from bitgen.guards.printable import printable
-from bitgen.vlm.splice import IGNORED, IMAGE_ID
+from bitgen.model.likelihood import IGNORED
+from bitgen.vlm.splice import IMAGE_ID
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 VISUAL_MARKS = ("<image>", "<video>")
@@ -127,17 +128,6 @@ def _prompt(
     asked = [*messages, {"role": ASSISTANT, "content": _PROBE}]
     rendered = _rendered(tokenizer, asked, template, system, visuals)
     return rendered.text[: rendered.answers[-1][0]], rendered.marks
-
-
-def check_template(tokenizer: PreTrainedTokenizerBase, template: str, system: str | None = None) -> int:
-    """The id of the token that ends an answer, at which generation must stop; to be called at the start of a run.
-
-    Raises:
-        ValueError: the template or the system prompt does not fit the tokenizer.
-    """
-    probe = [{"role": USER, "content": "<image>\nWhat is it?"}, {"role": ASSISTANT, "content": "A dog."}]
-    labels = encode_chat(tokenizer, probe, template, system, visuals=1).labels.tolist()
-    return next(label for label in reversed(labels) if label in _specials(tokenizer).ends)
 
 
 # ---- messages ----
@@ -332,7 +322,7 @@ def _answer(
     last = max(inside)
     closed = rendered.blocks and next((i for i in reversed(inside) if int(ids[i]) in ends), None)
     if closed and not rendered.text[offsets[closed][1] : end].strip():  # a block may hold its end
-        return slice(inside[0], last + 1)
+        return slice(inside[0], closed + 1)  # a line break after it is no answer, nor what ends one
     last = next((i for i in range(last + 1, len(ids)) if int(ids[i]) in ends), last)
     if int(ids[last]) not in ends or rendered.text[end : offsets[last][0]].strip():
         raise ValueError(

@@ -12,16 +12,14 @@ import torch
 from torch.utils.data import Dataset
 
 from bitgen.data.bad_records import BadRecord, load_or_replace
-from bitgen.data.conversations import Conversation, Conversations, Picture, Turn, check_markers, visual_names
+from bitgen.data.conversations import Conversation, Conversations, Picture, Turn, check_visuals, visual_names
 from bitgen.data.dataset import DAMAGED_REMEDY
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.guards.printable import printable
 from bitgen.model.image_decoding import ImageError
+from bitgen.model.likelihood import IGNORED
 
 logger = logging.getLogger(__name__)
-
-IGNORED = -100
-"""A label that no loss counts."""
 
 UNSUPERVISED = "no token of an answer to learn from"
 CUT = "images longer than the text may be"
@@ -178,7 +176,7 @@ class ConversationDataset(Dataset):
     def _encoded(self, conversation: Conversation, index: int) -> dict:
         """A sample without its pictures."""
         name = self.record_name(index)
-        check_markers(conversation, name)
+        check_visuals(conversation, name)
         frames = [len(visual) for visual in conversation.visuals]
         try:
             counts = [self.tokens(count) for count in frames]

@@ -34,6 +34,7 @@ IMAGE_MARKER = "<image>"
 ROLES = ("system", "user", "assistant")
 PICTURES = "pictures"
 MISPLACED = "image markers that do not fit the images"
+EMPTY = "an image without a picture"
 
 Picture = bytes | Image.Image | np.ndarray | torch.Tensor
 """An encoded file, a picture that was drawn, or stored features: float32 ``[N, C]``, or of a cache ``[L, N, C]``."""
@@ -85,10 +86,6 @@ class Conversations(Protocol):
         """``(N, C)`` where pictures are stored features; None: they are pictures."""
 
     @property
-    def all_seen(self) -> bool:
-        """Whether every conversation has a visual."""
-
-    @property
     def why_uncached(self) -> str | None:
         """Why the features of its pictures cannot be computed once; None: they can."""
 
@@ -117,8 +114,14 @@ class Conversations(Protocol):
         """How messages call a conversation."""
 
 
-def check_markers(conversation: Conversation, name: str) -> None:
-    """Raises ``BadRecord`` unless the user's texts have one marker a visual, and the other texts none."""
+def check_visuals(conversation: Conversation, name: str) -> None:
+    """Raises ``BadRecord`` unless every visual has a picture, and one marker in the user's texts, the only ones."""
+    if (empty := next((n for n, visual in enumerate(conversation.visuals, 1) if not visual), None)) is not None:
+        raise BadRecord(
+            f"{name}, image {empty} has no picture, such as a video without frames: give it one, or take its "
+            f"{IMAGE_MARKER} out of the user's texts",
+            EMPTY,
+        )
     markers = {role: 0 for role in ROLES}
     for turn in conversation.turns:
         markers[turn.role] += turn.text.count(IMAGE_MARKER)
@@ -239,11 +242,6 @@ class ConversationReader:
 
     def __len__(self) -> int:
         return min(self.info.num_conversations, self.max_conversations or self.info.num_conversations)
-
-    @property
-    def all_seen(self) -> bool:
-        """Whether every conversation has a visual."""
-        return self.info.num_text_only == 0
 
     @property
     def fingerprint(self) -> str:

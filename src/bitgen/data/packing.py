@@ -21,7 +21,7 @@ class PackingCollator:
         self.pad_id, self.length, self._padded = pad_id, length, VisualCollator(pad_id)
 
     def __call__(self, samples: Sequence[dict]) -> dict[str, Any]:
-        texts = [Sample(sample["input_ids"], sample["labels"], ()) for sample in samples]
+        texts = [Sample(sample["input_ids"], sample["labels"]) for sample in samples]
         packed = pack(texts, self.length, self.pad_id)
         batch = self._padded([samples[index] for index in packed.order])
         del batch["attention_mask"]

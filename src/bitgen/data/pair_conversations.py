@@ -29,8 +29,6 @@ class PairConversations:
     Raises ``ValueError`` for prompts that cannot be used, and naming an image without a caption.
     """
 
-    all_seen = True
-
     def __init__(
         self,
         reader: RecordReader | SceneReader,

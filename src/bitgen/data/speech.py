@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.data.bad_records import BadRecord
-from bitgen.data.chat import IGNORED, IMAGE_ID, encode_chat
+from bitgen.data.chat import encode_chat
 from bitgen.data.conversations import Turn
+from bitgen.model.likelihood import IGNORED
+from bitgen.vlm.splice import expand
 
 UNRENDERED = "turns that the chat template cannot write"
 
@@ -34,10 +35,8 @@ class Speech:
             ids, labels = encode_chat(self.tokenizer, messages, self.template, self.system_prompt, visuals=len(tokens))
         except ValueError as error:
             raise BadRecord(str(error), UNRENDERED) from error
-        marks = ids == IMAGE_ID
-        repeats = torch.ones_like(ids)
-        repeats[marks] = torch.tensor(list(tokens), dtype=ids.dtype)
-        return ids.repeat_interleave(repeats).tolist(), labels.repeat_interleave(repeats).tolist()
+        sample = expand(ids, labels, tokens)
+        return sample.ids.tolist(), sample.labels.tolist()
 
     @property
     def ends(self) -> list[int]:

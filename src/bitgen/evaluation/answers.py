@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from bitgen.model.likelihood import IGNORED
 from bitgen.vlm.language import generate
 from bitgen.vlm.modeling import VisionLanguageModel
 
@@ -42,7 +43,7 @@ def up_to_the_answer(sample: dict[str, Any]) -> dict[str, Any]:
     would ask for an answer.
     """
     labels: Tensor = sample["labels"]
-    supervised = (labels != -100).nonzero().flatten().tolist()
+    supervised = (labels != IGNORED).nonzero().flatten().tolist()
     start = supervised[-1]
     known = set(supervised)
     while start - 1 in known:
@@ -95,7 +96,7 @@ def write_answers(
 
 def _after(sample: dict[str, Any]) -> int:
     """Positions after the last supervised one."""
-    return int((sample["labels"].flip(0) != -100).nonzero()[0])
+    return int((sample["labels"].flip(0) != IGNORED).nonzero()[0])
 
 
 def _batches(samples: Any, size: int) -> Iterator[list[dict[str, Any]]]:

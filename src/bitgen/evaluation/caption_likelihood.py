@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from bitgen.evaluation.answers import evaluating
 from bitgen.evaluation.retrieval import recall_metrics
+from bitgen.model.likelihood import IGNORED
 from bitgen.vlm.modeling import VisionLanguageModel
 
 Autocast = Callable[[], AbstractContextManager]
@@ -49,7 +50,7 @@ def log_likelihoods(
                 with autocast():
                     logits, targets = model(inputs)
                 tokens = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-                of_row = (inputs["labels"][:, 1:] != -100).nonzero()[:, 0]
+                of_row = (inputs["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
                 sums = tokens.new_zeros(len(inputs["input_ids"])).index_add_(0, of_row, -tokens)
                 found[start : start + batch_size, image] = sums.cpu()
     return found

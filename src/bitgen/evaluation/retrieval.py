@@ -34,7 +34,6 @@ class Ranking(NamedTuple):
     an image; ties count against the model.
     text_candidates [M, k] image rows, image_candidates [N, k] caption rows: the most similar ones, best first.
     hardest_image [M], hardest_text [N]: the most similar wrong partner; -1 when the split has one image.
-    pair_scores [M]: cosine of each caption with its own image.
     """
 
     text_ranks: Tensor
@@ -43,7 +42,6 @@ class Ranking(NamedTuple):
     image_candidates: Tensor
     hardest_image: Tensor
     hardest_text: Tensor
-    pair_scores: Tensor
 
 
 def exact(features: Tensor) -> Tensor:
@@ -124,7 +122,7 @@ def rank_split(
         wrong = scores.masked_fill(right, -math.inf)
         _keep_highest(wrong_image_value[t], wrong_image[t], wrong, i.start)
         _keep_highest(wrong_text_value[i], wrong_text[i], wrong.T, t.start)
-    ranked = (text_above + 1, image_above + 1, text_rows, image_rows, wrong_image, wrong_text, pair)
+    ranked = (text_above + 1, image_above + 1, text_rows, image_rows, wrong_image, wrong_text)
     return Ranking(*(tensor.cpu() for tensor in ranked))
 
 

@@ -16,7 +16,7 @@ from bitgen.data.dataset import DAMAGED_REMEDY
 from bitgen.data.sampler import SampleKey
 from bitgen.feature_cache.description import CacheDescription
 from bitgen.feature_cache.filling import Filling, fill
-from bitgen.feature_cache.store import FeatureCache
+from bitgen.feature_cache.store import ROUNDED, FeatureCache
 from bitgen.machine.devices import Precision
 from bitgen.machine.files import digest
 from bitgen.machine.ranks import Processes, from_main
@@ -95,7 +95,7 @@ class CachedConversations:
         return said._replace(visuals=[list(self._features(visual)) for visual in rows])
 
     def _features(self, rows: list[int]) -> torch.Tensor:
-        return self.cache.read(torch.tensor(rows)).unflatten(1, (self.layers, -1))
+        return self.cache.read(torch.tensor(rows, dtype=torch.long)).unflatten(1, (self.layers, -1))
 
 
 def fill_for(
@@ -124,7 +124,7 @@ def fill_for(
     fingerprint = from_main(tower_fingerprint(tower) if processes.is_main else None, processes)
     shape = (source.picture_count, layers * spec.tokens, spec.width)
     description = CacheDescription(fingerprint, preprocessing, source.fingerprint, precision.name, dtype, shape)
-    cache = FeatureCache(parent, description)
+    cache = FeatureCache(parent, description, smaller=[ROUNDED])
     cache.check_space()
     see = lambda pictures: tower(pictures).flatten(1, 2)  # noqa: E731
     fill(Filling(cache, PicturesOf(source, prepare), spec.image_size, see, *how))

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 SIDECAR, FEATURES, SCALES = "cache.json", "features.bin", "scales.bin"
 BAD, MARKS, CHECKS = "bad.bin", "done.bin", "checks.bin"
+# Settings that make a cache smaller, as messages name them: stage 1 has both.
+POOLED, ROUNDED = "--feature_cache_pool 7 (a fifth of 16 x 16)", "--feature_cache_dtype int8 (half of bf16)"
 # Checkpoints and logs need room on the same disk.
 _USABLE_SHARE = 0.95
 
@@ -51,10 +53,16 @@ class FeatureCache:
 
     ``cache.read(rows)`` copies rows out of the memory map, float32 or bf16 ``[len(rows), P, C]``. Pickling carries the
     path alone, so that a data worker maps the file itself.
+
+    Args:
+        parent: where caches lie.
+        smaller: the settings that would make this one smaller, for a disk that is too small.
     """
 
-    def __init__(self, parent: str | Path, description: CacheDescription) -> None:
-        self.description = description
+    def __init__(
+        self, parent: str | Path, description: CacheDescription, smaller: Sequence[str] = (POOLED, ROUNDED)
+    ) -> None:
+        self.description, self.smaller = description, " or ".join(smaller)
         self.parent = Path(parent)
         self.folder = self.parent / description.key
         self._features: torch.Tensor | None = None
@@ -87,9 +95,8 @@ class FeatureCache:
             count, tokens, width = self.description.shape
             raise CacheError(
                 f"the feature cache {self.folder} needs {gigabytes(need)} ({count:,} images x {tokens} x {width} x "
-                f"{self.description.dtype}) and {existing} has {gigabytes(free)} free. Write --feature_cache_pool 7 "
-                "(a fifth of 16 x 16) or --feature_cache_dtype int8 (half of bf16), point --feature_cache to another "
-                "disk, or write --feature_cache off."
+                f"{self.description.dtype}) and {existing} has {gigabytes(free)} free. Write {self.smaller}, point "
+                "--feature_cache to another disk, or write --feature_cache off."
             )
 
     @property
@@ -220,7 +227,7 @@ class FeatureCache:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = (
                 f"Free {gigabytes(self.missing_bytes())} on its disk and start again: what is finished stays. Or write "
-                "--feature_cache_pool 7, --feature_cache_dtype int8 or --feature_cache off"
+                f"{self.smaller}, or --feature_cache off"
             )
         else:
             remedy = "Write --feature_cache with a folder that you may write to"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-IGNORED = -100
+IGNORED = -100  # the label of what no loss counts
 # Rows of logits at a time: few enough for a CPU's cache, enough for a GPU to be busy.
 CPU_CHUNK, GPU_CHUNK = 128, 4096
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from bitgen.machine.files import replacing
 from bitgen.machine.ranks import stop_processes
 from bitgen.run import train
 from bitgen.tasks.vlm import Vlm
-
-logger = logging.getLogger(__name__)
 
 DONE = "finished"  # in a stage's folder, once it is
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,8 +23,6 @@ from bitgen.tasks.vlm_parts import VlmParts, build_parts
 from bitgen.tasks.vlm_validation import HeldOutAnswers
 from bitgen.training.budget import within_budget
 from bitgen.vlm.modeling import MATRIX
-
-logger = logging.getLogger(__name__)
 
 MODEL_FILE = "config.json"
 

@@ -86,7 +86,7 @@ def empty_model(config: VlmConfig) -> VisionLanguageModel:
             if name not in (None, RANDOM):
                 found = {**pretrained_vision_config(name, config.vision.vision_revision), **found}
             tower = build_tower(found, description.vision.select_layer)
-            opened = LanguageModel(lm, None, language.language_model, None, "", lm.config.max_position_embeddings)
+            opened = LanguageModel(lm, None, language.language_model, None, "")
             connector = build_connector(ConnectorPlan(config, frames)(tower.spec, opened, len(tower.layers)))
         if description.adapter is not None:
             attach(lm, AdapterConfig(**description.adapter))

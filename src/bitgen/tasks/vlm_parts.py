@@ -148,11 +148,13 @@ def start_from(made: Assembled, folder: Path) -> None:
         ConfigError: a part is another one there than here.
     """
     then, now = read_description(folder), made.description
+    # Captions have one picture and conversations may have more: where that changes weights, their shapes differ. And
+    # what a run drops out is no property of the weights that it leaves.
     same = [
-        ("connector", _without_frames(then.connector), _without_frames(now.connector)),
+        ("connector", _without("frames", then.connector), _without("frames", now.connector)),
         ("language model", then.language.name, now.language.name),
         ("its weights", _published(then), _published(now)),
-        ("adapter", then.adapter, now.adapter),
+        ("adapter", _without("dropout", then.adapter), _without("dropout", now.adapter)),
     ]
     for name, there, here in same:
         if there is not None and here is not None and there != here:
@@ -185,9 +187,9 @@ def start_from(made: Assembled, folder: Path) -> None:
     logger.info("starting from the weights of %s", folder)
 
 
-def _without_frames(connector: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Captions have one picture and conversations may have more: where that changes weights, their shapes differ."""
-    return None if connector is None else {name: value for name, value in connector.items() if name != "frames"}
+def _without(name: str, settings: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The settings of a part but one."""
+    return None if settings is None else {other: value for other, value in settings.items() if other != name}
 
 
 def _plain(name: str) -> str:

@@ -15,13 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from bitgen.config import ConfigError
 from bitgen.guards.printable import printable
-from bitgen.stages import Role
 from bitgen.vlm.adapter_config import ALL_LINEAR, AdapterConfig, split_targets
 from bitgen.vlm.adapter_folder import PARTS, PREFIX, AdapterFolder, Base, read_adapter, write_adapter
 
-# What the model's parameters are, as `kind` of their roles.
-BASE, LORA_A, LORA_B, MAGNITUDE = "base", "lora_a", "lora_b", "magnitude"
-_KINDS = {"lora_A": LORA_A, "lora_B": LORA_B, "lora_magnitude_vector": MAGNITUDE}
 _NAME = "default"  # of the adapter, in the names that peft gives to parameters
 _QUANTISED = {"Linear4bit": "4-bit", "Linear8bitLt": "8-bit"}  # classes of bitsandbytes, which need not be installed
 
@@ -84,19 +80,6 @@ def adapted_layers(lm: PreTrainedModel) -> dict[str, LoraLayer]:
     return {name: layer for name, layer in _linears(lm).items() if isinstance(layer, LoraLayer)}
 
 
-def roles(lm: PreTrainedModel, part: str = "language") -> dict[str, Role]:
-    """The role of every parameter by its name: kind ``lora_a``, ``lora_b``, ``magnitude`` or ``base``.
-
-    A group of LoRA+ (arXiv 2402.12354) takes ``language/lora_b`` with a ``ratio``. Weight decay acts on A and B alone.
-    """
-    kinds = {name: kind for name, (kind, _) in _adapter_parameters(lm).items()}
-    found = {}
-    for name, _ in lm.named_parameters():
-        kind = kinds.get(name, BASE)
-        found[name] = Role(part, kind, decays=kind in (LORA_A, LORA_B))
-    return found
-
-
 def adapter_state(lm: PreTrainedModel, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """The adapter's tensors on the CPU, under the names that peft's files have.
 
@@ -104,7 +87,7 @@ def adapter_state(lm: PreTrainedModel, state: Mapping[str, torch.Tensor] | None 
         state: the whole state of ``lm`` where its own parameters are sharded; None: read from ``lm``.
     """
     source = dict(lm.named_parameters()) if state is None else state
-    return {key: source[name].detach().cpu() for name, (_, key) in _adapter_parameters(lm).items()}
+    return {key: source[name].detach().cpu() for name, key in _adapter_parameters(lm).items()}
 
 
 def save_adapter(
@@ -155,7 +138,7 @@ def load_adapter(lm: PreTrainedModel, folder: str | Path) -> AdapterConfig:
     _train_adapters_alone(lm)
     parameters = dict(lm.named_parameters())
     with torch.no_grad():
-        for name, (_, key) in _adapter_parameters(lm).items():
+        for name, key in _adapter_parameters(lm).items():
             parameters[name].copy_(found.tensors[key].view_as(parameters[name]))
     return found.config
 
@@ -250,14 +233,13 @@ def _train_adapters_alone(lm: PreTrainedModel) -> None:
             parameter.data = parameter.data.float()
 
 
-def _adapter_parameters(lm: PreTrainedModel) -> dict[str, tuple[str, str]]:
-    """``{name in the model: (kind, name in the file)}`` of the adapter's parameters."""
+def _adapter_parameters(lm: PreTrainedModel) -> dict[str, str]:
+    """``{name in the model: name in the file}`` of the adapter's parameters."""
     found = {}
     for name, layer in adapted_layers(lm).items():
         for attribute, ending in PARTS.items():
             if _NAME in getattr(layer, attribute):
-                key = f"{PREFIX}{name}{ending}"
-                found[f"{name}.{attribute}.{_NAME}.weight"] = (_KINDS[attribute], key)
+                found[f"{name}.{attribute}.{_NAME}.weight"] = f"{PREFIX}{name}{ending}"
     return found
 
 

@@ -32,7 +32,6 @@ from bitgen.vlm.pretrained import (
     tokenizer_of,
 )
 
-IGNORED = -100
 # How text is written unless a caller says otherwise, whatever a model's own generation_config.json says: scores of two
 # models are comparable, and a published file that contradicts itself does no harm.
 DECODING = {
@@ -54,7 +53,6 @@ class LanguageModel(NamedTuple):
 
     ``name``: as it was asked for; ``revision``: the commit, where it came from the hub's cache.
     ``weights_sha256``: of the weights as they were published, whatever type they were opened in.
-    ``max_positions``: tokens of the longest sequence that it was made for.
     """
 
     model: Any
@@ -62,7 +60,6 @@ class LanguageModel(NamedTuple):
     name: str
     revision: str | None
     weights_sha256: str
-    max_positions: int
 
 
 def open_language_model(
@@ -116,9 +113,7 @@ def open_language_model(
     if quantization is None:
         model = model.to(device)
     found = hashlib.sha256("".join(file_hash(path) for path in weights).encode()).hexdigest()
-    return LanguageModel(
-        model.eval(), tokenizer, str(name_or_folder), revision_of(folder), found, model.config.max_position_embeddings
-    )
+    return LanguageModel(model.eval(), tokenizer, str(name_or_folder), revision_of(folder), found)
 
 
 def build_language_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None = None) -> LanguageModel:
@@ -143,7 +138,7 @@ def build_language_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerB
     if kind != BITGEN:
         use_fast_attention(model)
     found = digest(model.named_parameters())
-    return LanguageModel(model.eval(), tokenizer, kind, None, found, model.config.max_position_embeddings)
+    return LanguageModel(model.eval(), tokenizer, kind, None, found)
 
 
 # ---- training: the head where something is learned ----
@@ -172,24 +167,6 @@ def supervised_logits(
         return model(**inputs, logits_to_keep=keep).logits.float()
     columns = keep.any(dim=0).nonzero().flatten()  # of any row: earlier releases know columns alone
     return model(**inputs, logits_to_keep=columns).logits[keep[:, columns]].float()
-
-
-def supervised_loss(
-    lm: LanguageModel | nn.Module,
-    embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    labels: torch.Tensor,
-    position_ids: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy summed over the supervised next tokens, and their number, both scalars.
-
-    ``labels [B, T]`` are ids where a token is to be learned and -100 elsewhere. The token at t is predicted at t - 1: a
-    row's first label counts nothing. Without a label the sum is 0, with a gradient of zeros.
-    """
-    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    keep = following != IGNORED
-    logits = supervised_logits(lm, embeds, attention_mask, keep, position_ids)
-    return F.cross_entropy(logits, following[keep], reduction="sum"), keep.sum()
 
 
 def same_document(position_ids: torch.Tensor) -> torch.Tensor:

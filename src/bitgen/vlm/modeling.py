@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bitgen.model.likelihood import IGNORED
 from bitgen.stages import Role
 from bitgen.vlm.connectors import Connector
 from bitgen.vlm.language import supervised_logits
 from bitgen.vlm.reach import reached_parameters
-from bitgen.vlm.splice import IMAGE_ID
+from bitgen.vlm.splice import splice
 from bitgen.vlm.vision import StoredFeatures, VisionTower
 
 CONNECTOR, ADAPTER, VISION, LANGUAGE = "connector", "adapter", "vision", "language"
@@ -73,7 +74,7 @@ class VisionLanguageModel(nn.Module):
         """
         embeds = self.embed(inputs)
         targets = inputs["labels"][:, 1:]
-        keep = nn.functional.pad(targets != -100, (0, 1))  # a position's label is the token after it
+        keep = nn.functional.pad(targets != IGNORED, (0, 1))  # a position's label is the token after it
         logits = supervised_logits(
             self.language, embeds, inputs.get("attention_mask"), keep, position_ids=inputs.get("position_ids")
         )
@@ -90,21 +91,11 @@ class VisionLanguageModel(nn.Module):
         embeds = self.language.get_input_embeddings()(ids.clamp(min=0))
         if self.connector is None:
             return embeds
-        tokens, places = self.visual_tokens(inputs), ids == IMAGE_ID
+        tokens = self.visual_tokens(inputs)
         if tokens is None:
             # On several processes every rank has to run what trains of it, whatever its batch holds.
             return embeds + 0.0 * self._without_a_picture().to(embeds.dtype) if self.training else embeds
-        if len(tokens) != int(places.sum()):
-            raise ValueError(
-                f"the texts of this batch keep {int(places.sum())} places for visual tokens, and its pictures fill "
-                f"{len(tokens)}: the data was prepared for another encoder or connector."
-            )
-        if tokens.shape[1] != embeds.shape[2]:  # which would scatter, into the wrong places
-            raise ValueError(
-                f"the connector gives tokens {tokens.shape[1]} wide and the language model reads {embeds.shape[2]}: "
-                "the connector was made for another language model."
-            )
-        return embeds.masked_scatter(places.unsqueeze(-1), tokens.to(embeds.dtype))
+        return splice(embeds, ids, tokens)
 
     def visual_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """``[sum of M, H]``: the tokens of all visuals in their order; None: there is none."""
