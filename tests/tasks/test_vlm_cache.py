@@ -19,7 +19,7 @@ from bitgen.data.conversation_writer import writing_conversations
 from bitgen.data.conversations import IMAGE_MARKER, ConversationReader, Turn
 from bitgen.feature_cache import store
 from bitgen.feature_cache.conversations import tower_fingerprint
-from bitgen.feature_cache.store import CacheError
+from bitgen.run import RunFailed
 from bitgen.tasks.recipe import train_recipe
 from bitgen.vlm.vision import VisionTower, build_tower
 from support.vlm_runs import tiny_flags
@@ -120,7 +120,7 @@ def test_pictures_that_change_are_refused(language, talk, tmp_path) -> None:
 def test_a_disk_that_is_too_small_names_settings_that_there_are(language, talk, tmp_path, monkeypatch) -> None:
     small = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000))
     monkeypatch.setattr(store, "shutil", small)  # the cache's disk, not that of checkpoints
-    with pytest.raises(CacheError, match="0.00 GB free. Write --feature_cache_dtype int8") as caught:
+    with pytest.raises(RunFailed, match="0.00 GB free. Write --feature_cache_dtype int8") as caught:
         run(settings_of(language, talk, tmp_path, feature_cache=str(tmp_path / "cache")))
     named = re.findall(r"--(\w+)", str(caught.value))
     assert named and set(named) <= set(VlmConfig().flat())
