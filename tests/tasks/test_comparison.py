@@ -84,7 +84,7 @@ def test_recipes_are_trained_once_a_failing_one_is_named_and_all_are_compared(tm
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     # Five tokens are no square: refused when the model is built.
     runs = [{"name": "broken", "connector_queries": 5, "connector": "c_abstractor"}]
-    runs += [{"name": "a", "connector": "mlp"}, {"name": "b", "connector": "linear"}]
+    runs += [{"name": "a", "connector": "mlp", "connector_depth": 2}, {"name": "b", "connector": "linear"}]
     common = {"recipe": str(tmp_path / "recipe.yaml"), "max_steps": 2, "score": "loss"}
     path = write_file(tmp_path, runs=runs, **common)
     assert compare_vlms.main(["--config", str(path)]) == 1
