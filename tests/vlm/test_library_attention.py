@@ -10,7 +10,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from bitgen.vlm.language import build_language_model, open_language_model
 from bitgen.vlm.library_attention import ATTENTION, use_fast_attention
+from bitgen.vlm.vision import build_tower
+from support.tokenizers import tiny_tokenizer
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 LANGUAGE = SMALL | {"vocab_size": 50, "num_key_value_heads": 2, "max_position_embeddings": 32}
@@ -92,3 +95,12 @@ def test_another_choice_is_left_alone() -> None:
     model.set_attn_implementation("eager")
     use_fast_attention(model)
     assert model.config._attn_implementation == "eager"
+
+
+def test_the_parts_of_a_vision_language_model_attend_so(tmp_path: Path) -> None:
+    built = build_language_model({"model_type": "llama", **LANGUAGE, "vocab_size": 300}).model
+    built.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(str(tmp_path))
+    tower = build_tower({"model_type": "dinov2", **VISION}, -1).tower
+    parts = (built, open_language_model(tmp_path).model, tower)
+    assert [part.config._attn_implementation for part in parts] == [ATTENTION] * 3
