@@ -11,8 +11,8 @@ connector trains; `stage2`: LoRA too. `cached`: features from a feature cache on
 logits where they are supervised.
 
 One JSON line a row. Rows are measured in turn, round after round, so that a machine that slows down slows all of them;
-`ratio` is the median over the rounds of peer / ours in one round. Memory is the highest resident size of a process that
-runs one row alone.
+`speedup` is the median over the rounds of peer / ours in one round, `floor_share` of floor / ours. Memory is the
+highest resident size of a process that runs one row alone; on a GPU (`--device cuda`), the most that its tensors take.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
+from measuring import highest_resident_bytes, timed
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -133,7 +132,7 @@ def stepping(model: torch.nn.Module, loss: Callable[[], torch.Tensor], flags: ar
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=flags.precision == "bf16"):
+        with torch.autocast(flags.device, torch.bfloat16, enabled=flags.precision == "bf16"):
             value = loss()
         value.backward()
         optimizer.step()
@@ -160,10 +159,10 @@ def peer(flags: argparse.Namespace, batch: dict[str, Any], with_lora: bool) -> S
     for name, parameter in model.named_parameters():
         if "multi_modal_projector" in name:
             parameter.requires_grad_(True)
-    model.train()
+    model.to(flags.device).train()
     inputs = {name: batch[name] for name in ("labels", "attention_mask")}
     inputs["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE_ID, IMAGE)
-    pixels = torch.randn(len(inputs["input_ids"]), 3, SIDE, SIDE)
+    pixels = torch.randn(len(inputs["input_ids"]), 3, SIDE, SIDE, device=flags.device)
     return stepping(model, lambda: model(pixel_values=pixels, **inputs).loss, flags)
 
 
@@ -178,14 +177,14 @@ def ours(flags: argparse.Namespace, batch: dict[str, Any], with_lora: bool, cach
     plan = ConnectorConfig("mlp", flags.vision_width, flags.width, TOKENS, 1, 1, flags.width // 64)
     model = VisionLanguageModel(tower, build_connector(plan), lm)
     objective = NextTokens(model)
-    objective.train()
+    objective.to(flags.device).train()
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     rows = len(tensors["input_ids"])
     if not cached:
-        pixels = torch.randn(rows, 3, SIDE, SIDE)
+        pixels = torch.randn(rows, 3, SIDE, SIDE, device=flags.device)
         return stepping(objective, lambda: objective({**tensors, "pictures": pixels}).loss, flags)
     for parameter in tower.parameters():
-        parameter.data = torch.empty(0)
+        parameter.data = torch.empty(0, device=flags.device)
     folder = tempfile.mkdtemp(prefix="vlm_throughput_")
     shape = (IMAGES, TOKENS, flags.vision_width)
     cache = FeatureCache(folder, CacheDescription("random", "random", "random", "bf16", "bf16", shape))
@@ -194,7 +193,7 @@ def ours(flags: argparse.Namespace, batch: dict[str, Any], with_lora: bool, cach
         cache.write_shard(shard, torch.randn(len(cache.description.rows_of(shard)), *shape[1:]))
 
     def loss() -> torch.Tensor:
-        features = cache.read(torch.randint(IMAGES, (rows,))).float()
+        features = cache.read(torch.randint(IMAGES, (rows,))).to(flags.device).float()
         return objective({**tensors, "features": features}).loss
 
     return stepping(objective, loss, flags)
@@ -205,15 +204,17 @@ def floor(flags: argparse.Namespace, batch: dict[str, Any], with_lora: bool) -> 
     lm = build_language_model({"model_type": "llama", **sizes(flags)[1]}).model.requires_grad_(False)
     if with_lora:
         attach(lm, AdapterConfig(kind="lora", rank=RANK, alpha=2 * RANK, dropout=0.0, targets="all-linear"))
+    lm.to(flags.device)
     rows, tokens = len(batch["input_ids"]), int(batch["attention_mask"].sum())
     length, supervised = round(tokens / rows), int((batch["labels"] >= 0).sum())
-    embeds = torch.randn(rows, length, flags.width, requires_grad=True)
-    keep = torch.zeros(rows, length, dtype=torch.bool)
+    embeds = torch.randn(rows, length, flags.width, requires_grad=True, device=flags.device)
+    keep = torch.zeros(rows, length, dtype=torch.bool, device=flags.device)
     keep[:, -(supervised // rows) - 1 : -1] = True
-    mask, targets = torch.ones(rows, length, dtype=torch.long), torch.randint(FIRST, VOCABULARY, (int(keep.sum()),))
+    mask = torch.ones(rows, length, dtype=torch.long, device=flags.device)
+    targets = torch.randint(FIRST, VOCABULARY, (int(keep.sum()),), device=flags.device)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=flags.precision == "bf16"):
+        with torch.autocast(flags.device, torch.bfloat16, enabled=flags.precision == "bf16"):
             logits = supervised_logits(lm, embeds, mask, keep)
         torch.nn.functional.cross_entropy(logits.float(), targets).backward()
 
@@ -224,6 +225,7 @@ def section(name: str, flags: argparse.Namespace) -> Step:
     """The step of a row."""
     torch.manual_seed(0)
     batch = VisualCollator(PAD)(samples_of(flags))
+    batch = {name: value.to(flags.device) if hasattr(value, "to") else value for name, value in batch.items()}
     stage2 = "stage2" in name
     if name.startswith("peer"):
         return peer(flags, batch, stage2)
@@ -231,7 +233,7 @@ def section(name: str, flags: argparse.Namespace) -> Step:
 
 
 def memory_of(name: str, argv: list[str]) -> int:
-    """Highest resident bytes of a process that runs a row alone."""
+    """Most bytes that a row takes in a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, *argv, "--alone", name], capture_output=True, text=True, check=True
     )
@@ -247,6 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in dict(width=256, layers=6, vision_width=384, vision_layers=12, batch_size=8, rounds=5).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--turns", type=int, default=5, help="questions of a conversation (1: captions alone)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--memory", choices=("yes", "no"), default="yes", help="no: leave the processes of one row out")
     parser.add_argument("--alone", choices=ROWS, help=argparse.SUPPRESS)
@@ -254,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     if flags.alone:
         step = section(flags.alone, flags)
         step(), step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        print(torch.cuda.max_memory_allocated() if flags.device == "cuda" else highest_resident_bytes())
         return
     steps = {name: section(name, flags) for name in ROWS}
     for step in steps.values():
@@ -262,9 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ROWS}
     for _ in range(flags.rounds):
         for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(timed(step, torch.device(flags.device)))
     memory = {name: memory_of(name, argv) for name in ROWS if flags.memory == "yes" and name[:5] != "floor"}
 
     def ratio(over: str, under: str) -> float:

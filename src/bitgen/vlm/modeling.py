@@ -104,13 +104,14 @@ class VisionLanguageModel(nn.Module):
         if not frames:
             return None
         features = self.features(inputs)
-        starts = [0]
-        for count in frames:
-            starts.append(starts[-1] + count)
+        if len(set(frames)) == 1:  # the usual batch, without a copy of what the encoder gave
+            return self.connector(features.unflatten(0, (len(frames), frames[0]))).flatten(0, 1)
+        starts = [sum(frames[:number]) for number in range(len(frames))]
         done: dict[int, Tensor] = {}
         for count in sorted(set(frames)):  # visuals of as many pictures go through the connector together
             which = [number for number, frame in enumerate(frames) if frame == count]
-            pictures = torch.stack([features[starts[number] : starts[number] + count] for number in which])
+            rows = torch.tensor([starts[number] + place for number in which for place in range(count)])
+            pictures = features.index_select(0, rows.to(features.device)).unflatten(0, (len(which), count))
             done.update(zip(which, self.connector(pictures), strict=True))
         return torch.cat([done[number] for number in range(len(frames))])
 
