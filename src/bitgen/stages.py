@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
-FINAL_SHARE = 0.01  # the cosine ends at this share of the peak rate
+FINAL_SHARE = 0.01  # a schedule ends at this share of the peak rate
 
 
 class Role(NamedTuple):
@@ -47,7 +47,7 @@ class Group:
         start: the step from which the group trains.
         warmup: steps of a linear warm-up of its own from ``start`` on, on top of the stage's schedule.
         decay: weight decay of those of its parameters that take it.
-        schedule: ``cosine``: the stage's warm-up and cosine; ``constant``: neither.
+        schedule: ``cosine``: the stage's warm-up and fall; ``constant``: neither.
         optimizer: ``adamw``, or ``muon`` for matrices.
     """
 
@@ -86,6 +86,8 @@ class Stage:
         steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps an epoch; micro-batches left over at its end are dropped.
         warmup: steps of the linear warm-up.
+        cooldown: the last steps, over which the rate falls linearly from its peak; None: it falls as a cosine, from the
+            warm-up on.
         phases: numbered from 1, by rising start, the first of which is 0.
     """
 
@@ -94,6 +96,7 @@ class Stage:
     steps: int
     steps_per_epoch: int
     warmup: int = 0
+    cooldown: int | None = None
     final_share: float = FINAL_SHARE
     phases: tuple[Phase, ...] = (Phase(),)
 
@@ -137,7 +140,10 @@ class Stage:
         """
         rate = group.rate
         if group.schedule == "cosine":
-            rate *= warmup_cosine(step, self.warmup, self.steps, self.final_share)
+            if self.cooldown is None:
+                rate *= warmup_cosine(step, self.warmup, self.steps, self.final_share)
+            else:
+                rate *= warmup_cooldown(step, self.warmup, self.cooldown, self.steps, self.final_share)
         ramp = min(1.0, (step - group.start + 1) / max(1, group.warmup))
         return rate * (group.factor * ramp) * group.ratio
 
@@ -148,3 +154,14 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, final_share: f
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps))
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_cooldown(
+    step: int, warmup_steps: int, cooldown_steps: int, total_steps: int, final_share: float = FINAL_SHARE
+) -> float:
+    """Share of the peak rate at ``step``: linear from 1/warmup_steps to 1, then 1, and over the last steps linear to
+    ``final_share`` (warmup-stable-decay; Hägele et al., arXiv 2405.18392, section 3)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    left = max(0, total_steps - 1 - step)
+    return 1.0 if left >= cooldown_steps else final_share + (1 - final_share) * left / cooldown_steps

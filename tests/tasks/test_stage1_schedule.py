@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bitgen.config import Config
 from bitgen.data.loader_source import LoaderSource
-from bitgen.stages import FINAL_SHARE, Group, Phase, Role, Stage, warmup_cosine
+from bitgen.stages import FINAL_SHARE, Group, Phase, Role, Stage, warmup_cooldown, warmup_cosine
 from bitgen.tasks.stage1 import boundary_of, groups, plan_stage
 
 
@@ -72,9 +72,29 @@ def test_warm_up_is_linear_then_a_cosine_down_to_one_per_cent() -> None:
     assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
 
 
+def test_warm_up_is_linear_then_the_peak_then_linear_down_to_one_per_cent() -> None:
+    shares = [warmup_cooldown(step, 10, 40, 110) for step in range(110)]
+    assert shares[:10] == [(step + 1) / 10 for step in range(10)]
+    assert shares[10:70] == [1.0] * 60
+    assert shares[89] == pytest.approx(FINAL_SHARE + (1 - FINAL_SHARE) / 2)
+    assert shares[109] == FINAL_SHARE
+    steps = [a - b for a, b in zip(shares[69:], shares[70:], strict=False)]
+    assert steps == pytest.approx([(1 - FINAL_SHARE) / 40] * 40)
+    assert warmup_cooldown(109, 10, 0, 110) == 1.0  # nothing to fall over
+
+
+@pytest.mark.parametrize("ratio, share", [(None, 0.226), (0.2, 1.0), (0.5, 0.6)])
+def test_cooldown_ratio_chooses_the_schedule(ratio: float | None, share: float) -> None:
+    plan, _ = planned(config_with(warmup_steps=2, cooldown_ratio=ratio, max_steps=100), 50)
+    group = next(group for group in plan.groups if group.schedule == "cosine" and group.start == 0)
+    assert plan.rate_at(group, 69) == pytest.approx(group.rate * group.factor * share, rel=0.02)
+    assert plan.rate_at(group, 99) == pytest.approx(group.rate * group.factor * FINAL_SHARE)
+
+
 @given(warmup=st.integers(0, 50), total=st.integers(1, 300), step=st.integers(0, 400))
 def test_the_share_stays_within_its_bounds(warmup: int, total: int, step: int) -> None:
     assert 0 < warmup_cosine(step, warmup, total) <= 1
+    assert 0 < warmup_cooldown(step, warmup, total // 3, total) <= 1
 
 
 def learning_rate_at(step: int, name: str, config: Config) -> float:

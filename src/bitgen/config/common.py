@@ -48,6 +48,11 @@ class TrainingSettings:
     )
     max_steps: AtLeastOne | None = setting(None, "Stop after this many optimizer steps, which the schedule then spans.")
     warmup_steps: NotNegative[int] = setting(1000, "Steps of linear warm-up before the cosine decay to 1%.")
+    cooldown_ratio: Rate | None = setting(
+        None,
+        "Share of the steps, at the end, over which the rate falls linearly to 1% of its peak, where it is until then; "
+        "none: it falls as a cosine, from the warm-up on.",
+    )
     max_grad_norm: Positive = setting(1.0, "Gradients are scaled down to this norm.")
     precision: Literal["auto", "bf16", "fp32", "fp16"] = setting(
         "auto", "Autocast: auto takes bf16 where the device has it, else fp32. fp16 needs a GPU."
@@ -73,6 +78,10 @@ class TrainingSettings:
     ema_decay: Rate = setting(
         0.0, "Decay of the averaged weights that evaluation and the best checkpoint use, as 0.999; 0: off."
     )
+
+    def cooldown_of(self, steps: int) -> int | None:
+        """Steps of the linear fall at the end of a run of ``steps``; None: a cosine over all of them."""
+        return None if self.cooldown_ratio is None else round(self.cooldown_ratio * steps)
 
 
 @dataclass

@@ -43,7 +43,6 @@ def _as_json(value: Any) -> Any:
 
 ListText = Annotated[str, WrittenAs(_listed)]
 JsonList = Annotated[str, WrittenAs(_as_json)]
-Ratio = Annotated[float, Range("from 0 to below 1", lambda value: 0 <= value < 1)]
 
 
 @dataclass
@@ -185,7 +184,7 @@ class VlmTrainingSettings(TrainingSettings):
     )
     connector_learning_rate: Positive | None = setting(None, "Peak rate of the connector; none: learning_rate.")
     vision_learning_rate: Positive | None = setting(None, "Peak rate of the encoder's part; none: learning_rate.")
-    warmup_ratio: Ratio | None = setting(0.03, "Share of the steps that warm up; none: warmup_steps says how many.")
+    warmup_ratio: Rate | None = setting(0.03, "Share of the steps that warm up; none: warmup_steps says how many.")
     batch_size: Batch = setting(16, "Conversations of a micro-batch on each process.")
     grad_accum_steps: Batch = setting(1, "Micro-batches of an optimizer step.")
     num_epochs: Batch = setting(1, "Passes over the training data; the schedule spans them.")
@@ -247,6 +246,6 @@ class ValidationSettings:
     )
     val_beams: Size = setting(1, "Beams of the search that writes the answers; 1: greedy.")
     val_max_new_tokens: AtLeastOne = setting(64, "Longest answer in tokens.")
-    val_ratio: Ratio | None = setting(
+    val_ratio: Rate | None = setting(
         None, "Validate every such share of the steps, as 0.01; none: eval_steps says how often."
     )

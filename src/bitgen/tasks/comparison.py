@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
 import multiprocessing
+import os
 import re
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from bitgen.config.vlm import StageRun, VlmConfig, flat_settings_of, stages_of
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
 from bitgen.machine.files import write_whole
+from bitgen.machine.stopping import SIGNALS, StopSignals
 from bitgen.run import RunFailed
 from bitgen.show.monitor import METRICS_FILE
 from bitgen.tasks.recipe import DONE, train_recipe
@@ -157,12 +161,9 @@ def run_all(comparison: Comparison) -> tuple[list[dict[str, Any]], int]:
     for number, recipe in enumerate(comparison.recipes, 1):
         if not _is_done(recipe):
             logger.info("%s, %d of %d", recipe.name, number, len(comparison.recipes))
-            process = multiprocessing.get_context("spawn").Process(target=_train, args=(recipe,))
-            process.start()
-            process.join()
-            code = process.exitcode or 0
-            if code > 128 or code in (-signal.SIGINT, -signal.SIGTERM):
-                return records, code - 128 if code > 128 else -code
+            code, stopped = _trained_apart(recipe)
+            if stopped:
+                return records, stopped
             if code:
                 ended = signal.Signals(-code).name if code < 0 else f"status {code}, as it says above"
                 _write(recipe, {**_read(recipe), "error": f"ended with {ended}"})
@@ -170,8 +171,46 @@ def run_all(comparison: Comparison) -> tuple[list[dict[str, Any]], int]:
     return records, 0
 
 
+def _trained_apart(recipe: Compared) -> tuple[int, int]:
+    """Train a recipe in a process of its own; returns its exit status, and the signal that stopped it (or 0).
+
+    A signal to this process is passed on, as the one kind that counts once however often it comes.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_train, args=(recipe,))
+    with StopSignals() as stop:
+        process.start()
+        told = False
+        while process.is_alive():
+            process.join(0.5)
+            if stop.received is not None and not told and process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(process.pid, signal.SIGHUP)
+                told = True
+    code = process.exitcode or 0
+    if stop.received is not None:
+        return code, stop.received
+    if code > 128 or -code in SIGNALS:
+        return code, code - 128 if code > 128 else -code
+    return code, 0
+
+
+def _end_with_the_comparison() -> None:
+    """Stop after the current step when the comparison is told to, or gone. What a terminal sends reaches that alone."""
+    os.setpgrp()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup is for the comparison
+    comparison = multiprocessing.parent_process()
+    assert comparison is not None
+
+    def watch() -> None:
+        comparison.join()
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _train(recipe: Compared) -> None:
     """A recipe in this process, resumed where it stopped; its record says what came of it."""
+    _end_with_the_comparison()
     known, started, stopped = _read(recipe), time.monotonic(), 0
     record: dict[str, Any] = {"error": None}
     try:

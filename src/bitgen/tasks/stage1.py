@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def plan_stage(config: Config, source: LoaderSource) -> tuple[Stage, str]:
         phases=_phases(config, boundary, reason),
     )  # fmt: skip
     stage = within_budget(stage, source, training.num_gpus, training.max_epochs, training.max_words_seen)
-    return stage, reason
+    return replace(stage, cooldown=training.cooldown_of(stage.steps)), reason
 
 
 def groups(config: Config, boundary: int | None) -> tuple[Group, ...]:

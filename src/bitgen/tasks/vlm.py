@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -93,7 +94,7 @@ def plan_stage(config: VlmConfig, source: LoaderSource) -> Stage:
     stage = within_budget(stage, source, training.num_gpus, training.max_epochs, training.max_words_seen)
     share = training.warmup_ratio
     warmup = training.warmup_steps if share is None else round(share * stage.steps)
-    return Stage("vlm", stage.groups, stage.steps, stage.steps_per_epoch, warmup, phases=stage.phases)
+    return replace(stage, warmup=warmup, cooldown=training.cooldown_of(stage.steps))
 
 
 def groups(config: VlmConfig) -> tuple[Group, ...]:

@@ -1,0 +1,58 @@
+"""A comparison that is told to stop, or killed: its training ends after a step, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bitgen.tasks.recipe import DONE
+from support.runs import REPOSITORY, environment, wait_for_step
+from tasks.test_comparison import write_file
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_its_training_stops_with_it_and_goes_on_at_the_same_command(tmp_path, number) -> None:
+    stage = {"name": "tune", "trains": "connector,language", "max_steps": 400}
+    runs = [{"name": "a", "connector": "mlp", "connector_depth": 2, "stages": [stage]}]
+    path = write_file(tmp_path, runs=runs, score="loss")
+    command = [sys.executable, str(REPOSITORY / "src" / "compare_vlms.py"), "--config", str(path)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as comparison:
+        wait_for_step(tmp_path / "log" / "a" / "tune", 1, comparison)
+        (training,) = _trainings_of(comparison.pid)
+        comparison.send_signal(number)
+        status = comparison.wait(60)
+    deadline = time.monotonic() + 60
+    while _alive(training):
+        assert time.monotonic() < deadline, "the training outlives its comparison"
+        time.sleep(0.1)
+    assert status == (-number if number == signal.SIGKILL else 128 + number)
+    folder = tmp_path / "out" / "a" / "tune"
+    assert not (folder / DONE).exists()
+    assert 0 < max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*")) < 400
+
+    again = subprocess.run([*command, "--max_steps", "400"], env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    lines = [json.loads(line) for line in (tmp_path / "log" / "a" / "tune" / "metrics.jsonl").open()]
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == sorted(set(steps)) and steps[-1] == 400  # none twice: it went on, and did not begin anew
+
+
+def _trainings_of(pid: int) -> list[int]:
+    """Children of a process that train, and not multiprocessing's tracker of resources."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
