@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import resource
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from bitgen.machine.memory import peak_resident_bytes
 
 logger = logging.getLogger("stage1_throughput")
 
@@ -61,12 +62,7 @@ def resident_bytes() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()
     except OSError:
-        return highest_resident_bytes()
-
-
-def highest_resident_bytes() -> int:
-    """The most memory that the process has had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return peak_resident_bytes()
 
 
 def timed(section: Callable[[], None], device: torch.device) -> float:

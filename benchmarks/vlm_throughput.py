@@ -3,12 +3,12 @@
     python benchmarks/vlm_throughput.py --captions ../shared/data/flickr8k/captions.txt
 
 The peer is LlavaForConditionalGeneration with peft's LoRA in a plain loop: a padded batch, every picture through the
-encoder, logits of every position. Ours is the model of `src/train_vlm.py` on the same batch of real captions, with
-encoder, connector and language model of the same sizes, optimizer and precision. Half of the rows are conversations
-whose answers are the captions of one picture. Weights and pixels are random, and decoding is in no row. `stage1`: the
-connector trains; `stage2`: LoRA too. `cached`: features from a feature cache on disk; `live`: the encoder runs.
-`floor`: forward and backward of the bare language model on as many tokens as the batch has without padding, with
-logits where they are supervised.
+encoder, logits of every position. Ours is the model of `src/train_vlm.py` on the same batch of real captions, packed
+into fewer rows (`packing`), with encoder, connector and language model of the same sizes, optimizer and precision. Half
+of the rows are conversations whose answers are the captions of one picture. Weights and pixels are random, and decoding
+is in no row. `stage1`: the connector trains; `stage2`: LoRA too. `cached`: features from a feature cache on disk;
+`live`: the encoder runs. `floor`: forward and backward of the bare language model on as many tokens as the batch has
+without padding, with logits where they are supervised.
 
 One JSON line a row. Rows are measured in turn, round after round, so that a machine that slows down slows all of them;
 `speedup` is the median over the rounds of peer / ours in one round, `floor_share` of floor / ours. Memory is the
@@ -32,13 +32,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
-from measuring import highest_resident_bytes, timed
+from measuring import timed
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from bitgen.data.conversation_dataset import VisualCollator
+from bitgen.data.packing import PackingCollator
 from bitgen.feature_cache.description import CacheDescription
 from bitgen.feature_cache.store import FeatureCache
+from bitgen.machine.memory import peak_resident_bytes
 from bitgen.objectives.supervised import NextTokens
 from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapters import attach
@@ -49,7 +51,7 @@ from bitgen.vlm.splice import IMAGE_ID
 from bitgen.vlm.vision import build_tower
 
 IMAGE, PAD, END, FIRST = 3, 0, 2, 10  # ids of the peer's image token, padding, end, and the first word
-VOCABULARY, SIDE, PATCH, RANK, IMAGES = 49_152, 224, 16, 16, 256
+VOCABULARY, SIDE, PATCH, RANK, IMAGES, POSITIONS = 49_152, 224, 16, 16, 256, 512
 TOKENS = (SIDE // PATCH) ** 2
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROWS = (
@@ -83,7 +85,7 @@ def sizes(flags: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         num_attention_heads=flags.width // 64,
         num_key_value_heads=flags.width // 64,
         vocab_size=VOCABULARY,
-        max_position_embeddings=512,
+        max_position_embeddings=POSITIONS,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=END,
@@ -179,9 +181,8 @@ def ours(flags: argparse.Namespace, batch: dict[str, Any], with_lora: bool, cach
     objective = NextTokens(model)
     objective.to(flags.device).train()
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    rows = len(tensors["input_ids"])
     if not cached:
-        pixels = torch.randn(rows, 3, SIDE, SIDE, device=flags.device)
+        pixels = torch.randn(flags.batch_size, 3, SIDE, SIDE, device=flags.device)
         return stepping(objective, lambda: objective({**tensors, "pictures": pixels}).loss, flags)
     for parameter in tower.parameters():
         parameter.data = torch.empty(0, device=flags.device)
@@ -193,7 +194,7 @@ def ours(flags: argparse.Namespace, batch: dict[str, Any], with_lora: bool, cach
         cache.write_shard(shard, torch.randn(len(cache.description.rows_of(shard)), *shape[1:]))
 
     def loss() -> torch.Tensor:
-        features = cache.read(torch.randint(IMAGES, (rows,))).to(flags.device).float()
+        features = cache.read(torch.randint(IMAGES, (flags.batch_size,))).to(flags.device).float()
         return objective({**tensors, "features": features}).loss
 
     return stepping(objective, loss, flags)
@@ -224,7 +225,8 @@ def floor(flags: argparse.Namespace, batch: dict[str, Any], with_lora: bool) -> 
 def section(name: str, flags: argparse.Namespace) -> Step:
     """The step of a row."""
     torch.manual_seed(0)
-    batch = VisualCollator(PAD)(samples_of(flags))
+    packed = flags.packing == "yes" and not name.startswith(("peer", "floor"))
+    batch = (PackingCollator(PAD, POSITIONS) if packed else VisualCollator(PAD))(samples_of(flags))
     batch = {name: value.to(flags.device) if hasattr(value, "to") else value for name, value in batch.items()}
     stage2 = "stage2" in name
     if name.startswith("peer"):
@@ -249,6 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in dict(width=256, layers=6, vision_width=384, vision_layers=12, batch_size=8, rounds=5).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--turns", type=int, default=5, help="questions of a conversation (1: captions alone)")
+    parser.add_argument("--packing", choices=("yes", "no"), default="yes", help="no: ours pads as the peer does")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--memory", choices=("yes", "no"), default="yes", help="no: leave the processes of one row out")
@@ -257,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     if flags.alone:
         step = section(flags.alone, flags)
         step(), step()
-        print(torch.cuda.max_memory_allocated() if flags.device == "cuda" else highest_resident_bytes())
+        print(torch.cuda.max_memory_allocated() if flags.device == "cuda" else peak_resident_bytes())
         return
     steps = {name: section(name, flags) for name in ROWS}
     for step in steps.values():

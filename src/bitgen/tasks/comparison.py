@@ -10,7 +10,6 @@ import math
 import multiprocessing
 import os
 import re
-import resource
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ from bitgen.config.vlm import StageRun, VlmConfig, flat_settings_of, stages_of
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
 from bitgen.machine.files import write_whole
+from bitgen.machine.memory import peak_resident_bytes
 from bitgen.machine.stopping import SIGNALS, StopSignals
 from bitgen.run import RunFailed
 from bitgen.show.monitor import METRICS_FILE
@@ -222,10 +222,7 @@ def _train(recipe: Compared) -> None:
     except SystemExit as error:
         stopped = int(error.code or 0) - 128 if isinstance(error.code, int) and error.code > 128 else 0
         record["error"] = f"ended with status {error.code}"
-    unit = 1 if sys.platform == "darwin" else 1024
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if torch.cuda.is_available():
-        memory = torch.cuda.max_memory_allocated()
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident_bytes()
     record["seconds"] = known.get("seconds", 0.0) + time.monotonic() - started
     record["peak_memory_bytes"] = max(memory, known.get("peak_memory_bytes", 0))
     if stopped:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 
 import torch
+
+from bitgen.machine.memory import peak_resident_bytes
 
 # Dense bf16/fp16 peaks of the vendors' data sheets, FLOP/s, by a part of the device's name; first match counts.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
@@ -80,5 +80,4 @@ class Throughput:
     def _peak_memory(self) -> float:
         if self.device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self.device))
-        # Linux counts in KiB, macOS in bytes.
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+        return float(peak_resident_bytes())
