@@ -41,6 +41,7 @@ def comparison_picture(
             )
         axes.set_xlabel(label)
         axes.margins(x=0.12, y=0.12)
+        axes.locator_params(axis="x", nbins=5)  # numbers of millions need room
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.grid(color="#e5e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
