@@ -47,7 +47,7 @@ class TrainingSettings:
         None, "Budget of passes through any part of the data: a longer run is cut, and its schedule with it."
     )
     max_steps: AtLeastOne | None = setting(None, "Stop after this many optimizer steps, which the schedule then spans.")
-    warmup_steps: NotNegative[int] = setting(1000, "Steps of linear warm-up before the cosine decay to 1%.")
+    warmup_steps: NotNegative[int] = setting(1000, "Steps of linear warm-up, before the rate falls to 1%.")
     cooldown_ratio: Rate | None = setting(
         None,
         "Share of the steps, at the end, over which the rate falls linearly to 1% of its peak, where it is until then; "
