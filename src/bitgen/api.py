@@ -35,7 +35,7 @@ from bitgen.evaluation.talking import Talk, read_visuals
 from bitgen.machine.devices import choose_device
 from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodic_memory import EpisodicMemory
-from bitgen.tasks import TASKS
+from bitgen.tasks import task_of
 from bitgen.tasks.chain import train_chain
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, Trained, open_model
 from bitgen.trained_vlm import TrainedVlm, is_vlm, open_vlm
@@ -86,7 +86,7 @@ def train(config: str | Path | None = None, **settings: Any) -> Path:
     try:
         sys.argv = ["bitgen train", *arguments]  # the run prints it as the command that resumes it
         parsed = parse_config(arguments)
-        stopped = train_chain(TASKS["stage1"], parsed)
+        stopped = train_chain(task_of, parsed)
     finally:
         sys.argv = program
     if stopped:

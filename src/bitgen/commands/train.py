@@ -13,7 +13,7 @@ os.environ.update(threads_of_this_process().variables)  # before torch is import
 
 from bitgen.config import exit_on_config_error, parse_config
 from bitgen.run import RunFailed
-from bitgen.tasks import TASKS
+from bitgen.tasks import task_of
 from bitgen.tasks.chain import train_chain
 
 
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Read the configuration and train; returns the exit status, which ``--help`` explains."""
     with exit_on_config_error():
         try:
-            stopped = train_chain(TASKS["stage1"], parse_config(argv))
+            stopped = train_chain(task_of, parse_config(argv))
         except RunFailed:  # it has said why
             return 1
     # As shells say of a process that a signal ended: to `train && evaluate`, a stopped run is not a finished one.

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from bitgen.config.common import OutputSettings, RunSchema
+from bitgen.config.episode_settings import EpisodeSettings
 from bitgen.config.sources import parse_sources, same_source
 from bitgen.config.stage1_settings import (
     DataSettings,
@@ -61,6 +62,7 @@ class Config(RunSchema):
     model: ModelSettings = field(default_factory=ModelSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
     training: Stage1TrainingSettings = field(default_factory=Stage1TrainingSettings)
     data: DataSettings = field(default_factory=DataSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
@@ -80,6 +82,8 @@ class Config(RunSchema):
         "image_size",
         "itm_likelihood",
         "memory_sigma",
+        "recall_dim",
+        "recall_code",
     )
 
     def check(self) -> None:
@@ -130,6 +134,7 @@ def check_settings(config: Config) -> None:
     _check_text(config)
     _check_data(config)
     _check_parallel(config)
+    _check_episodes(config)
 
 
 @contextmanager
@@ -299,3 +304,23 @@ def _check_parallel(config: Config) -> None:
             "all processes hold equal weights; a network that fits one GPU gains nothing from being split. Write "
             "parallel replicated."
         )
+
+
+def _check_episodes(config: Config) -> None:
+    episodes = config.episodes
+    if not episodes.recall_weight:
+        return
+    if not episodes.recall_tokens:
+        raise ConfigError("recall_weight is on, but recall_tokens is 0: nothing could be said. Write recall_tokens 32.")
+    if config.training.init_from is None and config.training.resume is None:
+        raise ConfigError(
+            "recall_weight is on, but init_from is none: a model learns to speak from a memory when it can describe "
+            "pictures already. Train configs/scenes_captions.yaml, and write init_from checkpoints/scenes_captions."
+        )
+    if not config.objective.text_loss_weight:
+        raise ConfigError(
+            "recall_weight is on, but text_loss_weight is 0, as of a model that never learned to write. Write the "
+            "weights that the model of init_from was trained with."
+        )
+    if config.data.text_data is not None or config.data.streaming:
+        raise ConfigError("recall_weight is on, but episodes take neither text_data nor streaming. Leave them out.")

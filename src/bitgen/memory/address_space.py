@@ -26,13 +26,15 @@ class AddressSpace:
     """All that is fixed before anything is written: the prior, and how codes are widened.
 
     Args:
-        half: D.
+        half: D, of the first half of a pair.
         slots: K, 1 to 4,096.
         widen: add K random features to each half: capacity K instead of min(K, D), at 3 times the bytes and more.
         sigma: standard deviation of the observation noise; sigma^2 >= 1e-8.
         seed: of the prior and the random features.
         device: where everything is kept and computed, in float64.
         whitening: of the features, fixed before anything is written; None: features are taken as they are.
+        value: width of the second half; None: it is as wide as the first. A pair of two widths is read from its first
+            half alone, so that only that is widened.
 
     Raises:
         ValueError: an argument out of its range, or a whitening of another width.
@@ -47,6 +49,7 @@ class AddressSpace:
         seed: int = 0,
         device: torch.device | str = "cpu",
         whitening: Whitening | None = None,
+        value: int | None = None,
     ) -> None:
         if not 1 <= slots <= MAX_SLOTS:
             raise ValueError(f"slots is {slots}; a memory has 1 to {MAX_SLOTS:,}")
@@ -60,7 +63,10 @@ class AddressSpace:
         self.half, self.slots, self.widen, self.sigma, self.seed = half, slots, widen, sigma, seed
         generator = torch.Generator().manual_seed(seed)
         self.cue_width = half + slots if widen else half
-        self._drawn = _Blocks.drawn(slots, 2 * self.cue_width, generator)
+        self.halves = half, half if value is None else value
+        self._widens = widen, widen and value is None
+        self.width = self.cue_width + (self.cue_width if value is None else value)  # of a code
+        self._drawn = _Blocks.drawn(slots, self.width, generator)
         directions = _KERNEL_SCALE * torch.randn(half, slots if widen else 0, generator=generator, dtype=torch.float64)
         phases = 2 * math.pi * torch.rand(directions.shape[1], generator=generator, dtype=torch.float64)
         self._directions, self._phases = directions.to(device), phases.to(device)
@@ -69,7 +75,7 @@ class AddressSpace:
     def gpm(self) -> GenerativePseudoinverseMemory:
         """The prior and its algebra; made when first asked for, as thousands of slots take a second."""
         with torch.device("meta"):  # draws no random numbers of the program's; the values come next
-            gpm = GenerativePseudoinverseMemory(self.slots, 2 * self.cue_width, self.sigma)
+            gpm = GenerativePseudoinverseMemory(self.slots, self.width, self.sigma)
         zeros = torch.zeros(self.slots, dtype=torch.float64, device=self.device)
         gpm.prior_mean = nn.Parameter(self._drawn.orthonormal().to(self.device), requires_grad=False)
         gpm.prior_logvar = nn.Parameter(zeros, requires_grad=False)
@@ -92,17 +98,17 @@ class AddressSpace:
     def cue(self, half: Tensor, part: int) -> Tensor:
         """Halves ``[B, D]`` as the memory holds them, ``[B, cue_width]``."""
         half = self.seen(half, part)
-        if not self.widen:
+        if not self._widens[part]:
             return half
         waves = torch.cos(half @ self._directions + self._phases)
         return torch.cat([half, waves * math.sqrt(2 / self.slots)], dim=1)
 
     def code(self, pairs: Tensor) -> Tensor:
-        """``[E, 2 D] -> [E, 2 cue_width]``."""
+        """``[E, sum of halves] -> [E, width]``."""
         return torch.cat([self.cue(pairs[:, : self.half], IMAGE), self.cue(pairs[:, self.half :], TEXT)], dim=1)
 
     def address(self, codes: Tensor) -> Tensor:
-        """``W = Z A+``, ``[E, 2 cue_width] -> [E, K]``; A is orthonormal, so its pseudo-inverse is its transpose."""
+        """``W = Z A+``, ``[E, width] -> [E, K]``; A is orthonormal, so its pseudo-inverse is its transpose."""
         return codes @ self.gpm.prior_mean.mT
 
     def nothing(self) -> MemoryPrecision:

@@ -1,7 +1,8 @@
 """The closed-form memory of pairs of codes: written in one step, read from either half, forgotten exactly.
 
 Maths: ``GenerativePseudoinverseMemory`` (Larimar, arXiv 2403.11901, eq. 3 and 4), in float64, in precision form.
-Shapes: E episodes, K slots, D features of an image or a text; a pair ``[E, 2 D]`` is ``[image, text]``.
+Shapes: E episodes, K slots, D features of an image or a text; a pair ``[E, 2 D]`` is ``[image, text]``. What a model
+speaks from is held in the same way, as pairs ``[key, value]`` of two widths.
 
 What is written. A code z is a pair whose halves may be whitened and widened (below); its address ``w = z A+`` comes
 from the prior's fixed mean A. The rows (or, with more slots than columns, the columns) of A are orthonormal, so that
@@ -82,7 +83,7 @@ class AssociativeMemory:
         """A memory that holds nothing. ``cue_noise``: the noise that a cue which is not exact is read with, > 0."""
         if not (math.isfinite(cue_noise) and cue_noise > 0):
             raise ValueError(f"cue_noise is {cue_noise}; it must be positive")
-        return cls(space, torch.zeros(0, 2 * space.half, dtype=torch.float64, device=space.device), cue_noise)
+        return cls(space, torch.zeros(0, sum(space.halves), dtype=torch.float64, device=space.device), cue_noise)
 
     @classmethod
     def holding(cls, space: AddressSpace, pairs: Tensor, cue_noise: float = 0.1) -> AssociativeMemory:
@@ -160,8 +161,8 @@ class AssociativeMemory:
         return AssociativeMemory(self.space, pairs, self.cue_noise, sums)
 
     def _checked(self, pairs: Tensor) -> Tensor:
-        if pairs.dim() != 2 or pairs.shape[1] != 2 * self.space.half:
-            raise ValueError(f"codes are {list(pairs.shape)}; this memory takes [episodes, {2 * self.space.half}]")
+        if pairs.dim() != 2 or pairs.shape[1] != sum(self.space.halves):
+            raise ValueError(f"codes are {list(pairs.shape)}; this memory takes [episodes, {sum(self.space.halves)}]")
         finite = pairs.isfinite().all(dim=1)
         if not finite.all():
             row = int((~finite).nonzero()[0])
@@ -188,8 +189,8 @@ class AssociativeMemory:
         """
         if not len(self):
             raise ValueError("the memory is empty: write something into it before recalling")
-        if cues.dim() != 2 or cues.shape[1] != self.space.half or not cues.isfinite().all():
-            raise ValueError(f"a cue must be [cues, {self.space.half}] without NaN, got {list(cues.shape)}")
+        if cues.dim() != 2 or cues.shape[1] != self.space.halves[part] or not cues.isfinite().all():
+            raise ValueError(f"a cue must be [cues, {self.space.halves[part]}] without NaN, got {list(cues.shape)}")
         reader = self._reader(part)
         cues = self.space.cue(cues.to(self.space.device, torch.float64), part)
         known = torch.zeros(len(cues), dtype=torch.bool, device=cues.device)
@@ -231,10 +232,10 @@ class AssociativeMemory:
     def _new_reader(self, part: int) -> Reader:
         if len(self) <= self.space.slots:
             return reader_of(self.space.cue(self.halves(part), part), self.seen(1 - part))
-        width, half = self.space.cue_width, self.space.half
+        width, other = self.space.cue_width, self.space.halves[1 - part]
         mean = self._rows
         parts = mean[:, :width], mean[:, width:]
-        return reader_of(parts[part], parts[1 - part][:, :half])
+        return reader_of(parts[part], parts[1 - part][:, :other])
 
     @cached_property
     def _rows(self) -> Tensor:

@@ -221,7 +221,7 @@ class Held(NamedTuple):
             utilization=slot_utilization(memory.weights).item() if count else 0.0,
             condition_number=memory.condition,
             expected_recall=self.expected_recall(),
-            memory_bytes=8 * memory.space.slots * (memory.space.slots + 2 * memory.space.cue_width),
+            memory_bytes=8 * memory.space.slots * (memory.space.slots + memory.space.width),
             episode_bytes=memory.pairs.nbytes + 8 * count * memory.space.slots,
         )
 

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import logging
 
 from .modeling_bitgen import BitGenModel
+from .recall import Recalled
 from .sequence_layout import SequenceLayout, last_tokens, sequence_layout
 
 CHECKSUMS = "checksums.json"  # of an export: SHA-256 of weights and tokenizer
@@ -94,6 +95,8 @@ class BitGenTextModel(BitGenModel):
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         output_attentions: bool | None = None,
+        recalled: torch.Tensor | None = None,
+        recalled_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """Hidden states of text, or of text given an image.
@@ -109,6 +112,7 @@ class BitGenTextModel(BitGenModel):
             inputs_embeds: ``[B, T, D]``, the tokens' embeddings in place of their ids, without positions.
             position_ids: ``[B, T]`` or ``[1, T]``, each below ``max_seq_len``; by default real tokens are counted.
             output_attentions: also return the weights of each block's attention, ``[B, H, T, S]``.
+            recalled, recalled_mask: ``[B, S, D]`` and ``[B, S]`` bool, what a memory recalled for these rows.
             kwargs: what other versions of transformers and its companions pass; it is ignored, with a warning.
 
         Raises:
@@ -134,7 +138,10 @@ class BitGenTextModel(BitGenModel):
             assert inputs_embeds is not None
             input_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         attentions: list[torch.Tensor] | None = [] if output_attentions else None
-        options = {"cache": past_key_values, "attentions": attentions}
+        options: dict[str, Any] = {"cache": past_key_values, "attentions": attentions}
+        if recalled is not None:
+            here = torch.ones(recalled.shape[:2], dtype=torch.bool, device=recalled.device)
+            options["recalled"] = Recalled(recalled, here if recalled_mask is None else recalled_mask)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         limit = self.config.max_seq_len
         if input_ids.shape[1] > limit and not past and (attention_mask is None or attention_mask.dim() == 2):
@@ -227,6 +234,8 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         position_ids: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        recalled: torch.Tensor | None = None,
+        recalled_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Next-token logits ``[B, T, V]``; arguments and errors as for :class:`BitGenTextModel`.
@@ -250,6 +259,8 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             output_attentions=output_attentions,
+            recalled=recalled,
+            recalled_mask=recalled_mask,
             **kwargs,
         )
         hidden = output.last_hidden_state

@@ -75,6 +75,8 @@ class BitGenConfig(PretrainedConfig):
         gate_start: of the fusion's gates before training: 0 keeps images out at first, 1 lets them in.
         fusion: ``concat_mlp`` | ``cross_attention`` | ``backbone`` (FIBER, arXiv 2206.07643, section 3).
         memory_size (K), memory_dim (C): slots and code width of the episodic memory (Larimar, arXiv 2403.11901).
+        recall_tokens (L), recall_dim (k), recall_code (d): tokens of a text that can be taught, 0: the network cannot
+            speak from a memory; width of a key; and numbers that a token of a value has (``recall.py``).
 
     Raises:
         ValueError: sizes that cannot fit together, naming the field.
@@ -133,6 +135,9 @@ class BitGenConfig(PretrainedConfig):
         memory_sigma: float = 1.0,
         pseudoinverse_steps: int = 30,
         pseudoinverse_tolerance: float = 1e-5,
+        recall_tokens: int = 0,
+        recall_dim: int = 128,
+        recall_code: int = 32,
         **kwargs: Any,
     ) -> None:
         self.vision_config = dict(vision_config) if vision_config is not None else None
@@ -176,6 +181,7 @@ class BitGenConfig(PretrainedConfig):
         self.memory_sigma = memory_sigma
         self.pseudoinverse_steps = pseudoinverse_steps
         self.pseudoinverse_tolerance = pseudoinverse_tolerance
+        self.recall_tokens, self.recall_dim, self.recall_code = recall_tokens, recall_dim, recall_code
         super().__init__(**kwargs)
         self._check()
 

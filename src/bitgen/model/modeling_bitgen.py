@@ -20,6 +20,7 @@ from .episodic_memory import MemoryLayer, MemoryReader
 from .feature_compressor import FeatureCompressor, LocalMixing, TokenPooling
 from .likelihood import next_token_labels, sequence_log_probs
 from .parameter_roles import ADAPTER_KINDS, BASE, ParameterRole, role_of
+from .recall import Recall, Recalled
 from .sequence_layout import SequenceLayout
 from .text_decoder import TextDecoder, TextEmbeddings
 from .vision_encoder import VisionEncoder
@@ -85,6 +86,7 @@ class BitGenModel(PreTrainedModel):
         )
         self.memory = MemoryLayer(config) if config.use_memory else None
         self.decoder = TextDecoder(config)
+        self.recall = Recall(config) if config.recall_tokens else None
         self.final_norm = nn.LayerNorm(width)
         self.image_projection = nn.Linear(width, width)
         self.text_projection = nn.Linear(width, width)
@@ -219,6 +221,7 @@ class BitGenModel(PreTrainedModel):
         trace: list[torch.Tensor] | None = None,
         attentions: list[torch.Tensor] | None = None,
         embedded: torch.Tensor | None = None,
+        recalled: Recalled | None = None,
     ) -> StackOutput:
         """One pass of embeddings, fusion, memory and decoder; see the module docstring for the order.
 
@@ -232,6 +235,7 @@ class BitGenModel(PreTrainedModel):
             trace, attentions: lists to which the hidden states that enter each block, and its attention's weights, are
                 appended.
             embedded: ``[B, T, D]`` in place of the embeddings of ``input_ids``, whose shape alone is then read.
+            recalled: what a memory gave for these rows; None: nothing.
         """
         positions, allowed = (layout.positions, layout.allowed) if layout is not None else (None, None)
         start = cache.get_seq_length() if cache is not None else 0
@@ -243,7 +247,10 @@ class BitGenModel(PreTrainedModel):
         if self.memory is not None and not memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)
-        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace, positions, attentions)
+        readers = self.recall.readers if self.recall is not None and recalled is not None else None
+        hidden = self.decoder(
+            hidden, image_tokens, cache, allowed, trace, positions, attentions, readers, recalled
+        )
         if self.memory is not None and memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)

@@ -13,11 +13,12 @@ _PARTS = {
     "image_pooling": "heads",
     "embeddings": "embeddings",
     "memory": "memory",
+    "recall": "recall",
     "image_projection": "heads",
     "text_projection": "heads",
     "itm_head": "heads",
 }
-NEW_PARTS = ("compressor", FUSION, "memory", "decoder", "embeddings", "heads")
+NEW_PARTS = ("compressor", FUSION, "memory", "recall", "decoder", "embeddings", "heads")
 
 # Kinds. BASE: pretrained and frozen. TOWER: pretrained and tuned (`full`). FIXED: what then still gets no gradient.
 BASE, TOWER, FIXED, LORA_A, LORA_B = "base", "tower", "fixed", "a", "b"

@@ -15,6 +15,7 @@ from .attention import attend, attending_dtype, attention_weights, split_heads
 from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import GatedCrossAttention
 from .dropout import Dropout
+from .recall import Recalled
 from .rotary import rotate, rotations
 
 
@@ -208,13 +209,17 @@ class TextDecoder(nn.Module):
         trace: list[torch.Tensor] | None = None,
         positions: torch.Tensor | None = None,
         attentions: list[torch.Tensor] | None = None,
+        readers: nn.ModuleList | None = None,
+        recalled: Recalled | None = None,
     ) -> torch.Tensor:
         """``[B, T, D] -> [B, T, D]``; what enters each block is appended to ``trace``, its weights to ``attentions``.
+
+        After each block its reader, of ``readers``, looks at what was ``recalled``.
 
         ``positions [B, T]`` are read by rotary attention alone; by default they go on from the cache's length.
         """
         turns = self._turns(hidden, cache, positions) if self.rotary_dim is not None else None
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
             if trace is not None:
                 trace.append(hidden)
             inputs = (hidden, image_tokens, cache, allowed, turns)
@@ -222,6 +227,8 @@ class TextDecoder(nn.Module):
                 hidden = self._gradient_checkpointing_func(block.__call__, *inputs)
             else:
                 hidden = block(*inputs, attentions)
+            if readers is not None:
+                hidden = readers[index](hidden, recalled)
         return hidden
 
     def _turns(self, hidden: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None) -> torch.Tensor:

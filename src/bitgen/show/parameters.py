@@ -24,6 +24,7 @@ COMPONENTS = {
     "compressor": "feature compressor",
     "fusion": "cross-modal fusion",
     "memory": "episodic memory",
+    "recall": "recall (speaks from a memory)",
     "decoder": "text decoder",
     "embeddings": "text embeddings",
     "heads": "pooling, projections and heads",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ _MACHINE = ("precision", "device", "seed", "use_ddp", "num_gpus")
 def split_first_stage(config: Config) -> tuple[Config | None, Config]:
     """The run to train before this one (None: there is none, or this one has begun), and this run as it then starts.
 
-    The first run has the file's objective, training and checkpoint settings, and everything else from this one: its
+    The first run has the file's objective, episodes, training and checkpoint settings, and everything else from this one: its
     data, its network, its machine. It writes to ``first`` in this run's folders.
 
     Raises:
@@ -41,6 +42,7 @@ def split_first_stage(config: Config) -> tuple[Config | None, Config]:
     first = replace(
         config,
         objective=theirs.objective,
+        episodes=theirs.episodes,
         training=replace(theirs.training, resume=config.training.resume, **machine),
         output=replace(theirs.output, progress=config.output.progress, **folders),
     )
@@ -55,8 +57,11 @@ def split_first_stage(config: Config) -> tuple[Config | None, Config]:
     return first, then
 
 
-def train_chain(task: Task, config: Config) -> int:
+def train_chain(task_of: Callable[[Config], Task], config: Config) -> int:
     """Train, first the run that this one starts from where it names one to be trained.
+
+    Args:
+        task_of: what a configuration is trained as.
 
     Returns 0, or the number of the signal that stopped it.
 
@@ -67,6 +72,7 @@ def train_chain(task: Task, config: Config) -> int:
     first, config = split_first_stage(config)
     try:
         purpose = f"The first of two runs: {config.output.output_dir} starts from its weights"
-        return (train(task, first, purpose) if first is not None else 0) or train(task, config)
+        stopped = train(task_of(first), first, purpose) if first is not None else 0
+        return stopped or train(task_of(config), config)
     finally:
         stop_processes()

@@ -83,8 +83,8 @@ class Stage1:
             stage,
             _validator(held_out, source) if held_out is not None else None,
             _identity(config, parts, source, stage),
-            {CONFIG_FILE: config.to_yaml(), "config.json": _model_config_text(parts)},
-            _fingerprints(config, parts),
+            {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(parts)},
+            fingerprints(config, parts),
             _banner(config, parts, ranks, precision, stage, source, why_one_phase),
             table.to_text(),
             lambda step, words: [*_budget_rows(config, source, step, words), *_put_right_rows(held_out)],
@@ -244,7 +244,8 @@ def _other_normalisation(model: BitGenConfig) -> dict[str, str]:
     return {} if found == before else {"image_normalisation": f"encoder ({found})"}
 
 
-def _fingerprints(config: Config, parts: RunParts) -> dict[str, str]:
+def fingerprints(config: Config, parts: RunParts) -> dict[str, str]:
+    """What must be the same by its content when a run goes on."""
     # As it is kept, which is what evaluation and export will read.
     tokenizer = load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER)
     data = fingerprint_of(parts.train)
@@ -252,7 +253,8 @@ def _fingerprints(config: Config, parts: RunParts) -> dict[str, str]:
     return {TOKENIZER: tokenizer_sha256(tokenizer), **mapped, **shard_fingerprints(parts.train)}
 
 
-def _model_config_text(parts: RunParts) -> str:
+def model_config_text(parts: RunParts) -> str:
+    """The network's configuration, for a checkpoint."""
     # Written by hand: PretrainedConfig.save_pretrained keeps only what differs from the defaults.
     return json.dumps(parts.model.config.to_dict(), indent=2, sort_keys=True) + "\n"
 
@@ -264,8 +266,7 @@ def _banner(
     data, boundary = config.data, boundary_of(stage)
     cached = f"phase 1 reads {source.caches.parent}" if isinstance(source, CachedSource) else "none"
     return [
-        ("device", f"{ranks.device} ({ranks.world_size} process{'es' if ranks.world_size > 1 else ''})"),
-        ("precision", precision.name),
+        *banner_rows(ranks, precision),
         ("training data", f"{_names(data.text_data, data.train_data)}: {source.describe()}"),
         ("held-out data", _held_out_text(config, parts.val, parts.text_val)),
         ("batch", _batch_text(config, ranks)),
@@ -273,6 +274,14 @@ def _banner(
         ("feature cache", cached),
         ("phase 2", f"from step {boundary + 1:,}" if boundary is not None else f"none: {why_one_phase}"),
         ("checkpoints", config.output.output_dir),
+    ]
+
+
+def banner_rows(ranks: Processes, precision: Precision) -> list[tuple[str, object]]:
+    """Where a run computes, and in which precision."""
+    return [
+        ("device", f"{ranks.device} ({ranks.world_size} process{'es' if ranks.world_size > 1 else ''})"),
+        ("precision", precision.name),
     ]
 
 

@@ -202,7 +202,8 @@ def model_config_of(
     Settings that the network knows by the same name pass through; only the others stand here.
     """
     vision, lora = config.vision, config.lora
-    groups, known = (vision, lora, config.model, config.memory), BitGenConfig.own_names()
+    groups = vision, lora, config.model, config.memory, config.episodes
+    known = BitGenConfig.own_names()
     settings = {name: value for group in groups for name, value in vars(group).items() if name in known}
     tokens, dim = feature_shape if feature_shape is not None else (None, None)
     settings |= {
@@ -250,6 +251,8 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
             f"tokenizer {source.folder if source.kind == 'export' else source.folder.parent / TOKENIZER_FOLDER}."
         )
     theirs, ours = source.model.state_dict(), model.state_dict()
+    # What speaks from a memory may be new in this run.
+    theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("recall.") and name not in theirs}
     if not source.config.objective.itm_weight:  # its matching head was never trained, and this run's may be another
         theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("itm_head.")}
     differing = [name for name in {**ours, **theirs} if not _same_shape(ours.get(name), theirs.get(name))]

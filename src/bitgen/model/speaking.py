@@ -1,0 +1,86 @@
+"""What a memory of taught facts gives a model to say: from a cue to recalled tokens.
+
+A cue is compared with the keys of all facts, of a picture token by token; what is near enough to one of them to mean it
+(Larimar's scope detector, arXiv 2403.11901, section 3.2, here with a learned threshold) reads that fact's value from the
+closed-form memory, and the decoder looks at the tokens that it becomes. A cue that means nothing reads nothing.
+
+Shapes: E facts with keys ``[E, k]``, B cues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .recall import Recall, Recalled
+
+MOST_RECALLED = 2  # facts that one cue may recall, as training has it
+LIKELIER_THAN_NOT = 0.5
+
+
+class Found(NamedTuple):
+    """What B cues mean: ``confidence [B, E]``, the probability that this is what was taught, and of each fact the
+    picture token that is nearest to it, ``[B, E]`` (zeros where a text is the cue)."""
+
+    confidence: torch.Tensor
+    at: torch.Tensor
+
+
+def find(recall: Recall, keys: torch.Tensor, cues: torch.Tensor) -> Found:
+    """Compare cues with keys.
+
+    Args:
+        keys: ``[E, k]`` of the facts, E at least 1.
+        cues: ``[B, P, k]``, of a picture each token's; of a text one.
+    """
+    cosines, at = (cues @ keys.to(cues).mT).max(dim=1)
+    return Found(recall.logits(cosines).sigmoid(), at)
+
+
+def chosen(found: Found, most: int = MOST_RECALLED) -> list[list[int]]:
+    """The facts that each cue recalls, surest first: those likelier than not, and of several that one picture token is
+    nearest to the surest alone."""
+    rows = []
+    for confidence, at in zip(found.confidence.tolist(), found.at.tolist(), strict=True):
+        taken: list[int] = []
+        places: set[int] = set()
+        for fact in sorted(range(len(confidence)), key=lambda fact: -confidence[fact]):
+            if confidence[fact] <= LIKELIER_THAN_NOT or len(taken) == most:
+                break
+            if at[fact] not in places:
+                taken.append(fact)
+                places.add(at[fact])
+        rows.append(taken)
+    return rows
+
+
+@torch.no_grad()
+def recalled_for(
+    recall: Recall,
+    facts: Sequence[Sequence[int]],
+    found: Found,
+    read: Callable[[torch.Tensor], torch.Tensor],
+    image_tokens: torch.Tensor | None,
+) -> Recalled | None:
+    """What the decoder looks at for each of B cues; None where none of them recalls anything.
+
+    Args:
+        facts: that each cue recalls, rows of the memory.
+        read: rows of facts ``[N]`` to the values that the memory gives for their keys, ``[N, L d]``.
+        image_tokens: ``[B, P, D]`` of the pictures that are the cues; None: texts are.
+    """
+    most = max(map(len, facts), default=0)
+    if not most:
+        return None
+    place = recall.place
+    rows = torch.tensor([[*row, *[-1] * (most - len(row))] for row in facts], device=place.device)
+    index = rows.clamp_min(0)
+    values = read(index.flatten()).view(*index.shape, -1).to(place)
+    width = place.shape[1]
+    where = place.new_zeros(*index.shape, width)
+    if image_tokens is not None:
+        at = found.at.gather(1, index)
+        where = image_tokens.to(place).gather(1, at[..., None].expand(-1, -1, width))
+    return recall.tokens(values, where, rows >= 0)

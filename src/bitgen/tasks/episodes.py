@@ -1,0 +1,166 @@
+"""Learning to speak from a memory: a trained model, whose part for it alone is trained, on episodes."""
+
+from __future__ import annotations
+
+from bitgen.config import Config, ConfigError
+from bitgen.config.schema import CONFIG_FILE
+from bitgen.config.sources import SCENES
+from bitgen.data.episodes import EpisodeDataset, EpisodeMaker, SceneEpisodes, collate_episode
+from bitgen.data.loader_source import LoaderSource
+from bitgen.data.sampler import SampleKey
+from bitgen.data.word_count import WordCounter
+from bitgen.evaluation.speaking import Answer, answer_episode, measures
+from bitgen.machine.devices import resolve_precision
+from bitgen.machine.ranks import Processes
+from bitgen.model.parameter_roles import MATRIX
+from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.objectives.recall import RecallObjective
+from bitgen.protocols import HeldOutResult, Objective, Run
+from bitgen.show.parameters import count_parameters
+from bitgen.show.tables import format_markdown
+from bitgen.stages import Group, Stage
+from bitgen.tasks.stage1 import banner_rows, fingerprints, model_config_text
+from bitgen.tasks.stage1_parts import RunParts, build_parts
+from bitgen.trained import open_model
+
+# Held-out episodes of a validation, and what each teaches.
+_EPISODES, _TAUGHT, _SHOWN = 3, 16, 12
+
+
+class Episodes:
+    """The task that ``recall_weight`` asks for."""
+
+    def build(self, config: Config, ranks: Processes, fresh: bool) -> Run:
+        """See ``protocols.Task``.
+
+        Raises:
+            ValueError: what was asked for cannot be; the message says what to write instead.
+        """
+        parts = build_parts(config if fresh else config.replace(init_from=None), ranks, fresh)
+        objective = RecallObjective(parts.model, _temperature(config, fresh), config.episodes.recall_weight)
+        precision = resolve_precision(config.training.precision, ranks.device)
+        table = count_parameters(parts.model)
+        if ranks.is_main:
+            table.write(config.output.output_dir)
+        processor = parts.train.processor  # type: ignore[union-attr]  # pairs, mapped: the settings were checked
+        data = EpisodeDataset(episodes_of(config, processor, held_out=False), processor, _size(config), config.training.seed)
+        source = LoaderSource(
+            data,
+            data.batch_sampler(1, ranks.rank, ranks.world_size),
+            collate_episode,
+            WordCounter(parts.tokenizer),
+            config.training.grad_accum_steps,
+            config.data.num_workers,
+            ranks.device.type == "cuda",
+        )
+        stage = plan(config, source)
+        validator = _Validator(config, processor) if config.data.val_data is not None else None
+        settings = config.episodes
+        return Run(
+            objective,
+            source,
+            stage,
+            validator,
+            {
+                "episodes an epoch": source.size,
+                "seed": config.training.seed,
+                "optimizer": config.training.optimizer,
+                "grad_accum_steps": config.training.grad_accum_steps,
+                "recall_tokens": settings.recall_tokens,
+                "episode_pictures": settings.episode_pictures,
+                "episode_sentences": settings.episode_sentences,
+                "picture_queries": settings.picture_queries,
+                "sentence_queries": settings.sentence_queries,
+                **source.identity(),
+            },
+            {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(parts)},
+            fingerprints(config, parts),
+            [
+                *banner_rows(ranks, precision),
+                ("training data", f"{config.data.train_data}: {source.describe()}"),
+                ("steps", f"{stage.steps:,} ({stage.steps_per_epoch:,} an epoch)"),
+                ("starts from", config.training.init_from or "its checkpoint"),
+                ("checkpoints", config.output.output_dir),
+            ],
+            table.to_text(),
+            score_text="what was taught is said: {:.1f}%".format,
+            next_commands=_next_commands(config),
+        )
+
+
+def _temperature(config: Config, fresh: bool) -> float:
+    """Of the contrastive loss, which this run does not change: as the model it starts from has it."""
+    if fresh and config.training.init_from is not None:
+        return open_model(config.training.init_from).temperature
+    return config.objective.temperature
+
+
+def _size(config: Config) -> int:
+    """Episodes an epoch: as many as it takes to show each training image about once as a query."""
+    if config.data.train_data != SCENES:
+        raise ConfigError(
+            f"train_data is {config.data.train_data}, but episodes are made of the built-in scenes. Write train_data "
+            "scenes."
+        )
+    return max(1, config.data.scenes_train // config.episodes.picture_queries)
+
+
+def episodes_of(config: Config, processor: BitGenProcessor, held_out: bool) -> EpisodeMaker:
+    """What makes the episodes of a configuration."""
+    sizes = config.episodes
+    if held_out:
+        return SceneEpisodes(processor, config.training.seed, _TAUGHT, _TAUGHT, held_out=True)
+    return SceneEpisodes(
+        processor,
+        config.training.seed,
+        sizes.episode_pictures,
+        sizes.episode_sentences,
+        sizes.picture_queries,
+        sizes.sentence_queries,
+    )
+
+
+def plan(config: Config, source: LoaderSource) -> Stage:
+    """One phase, in which recall trains."""
+    training = config.training
+    steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
+    rate, decay = training.learning_rate, training.weight_decay
+    groups = [Group("new", ("recall/*",), rate, decay=decay)]
+    if training.optimizer == "muon":
+        matrices = Group("matrix", (f"recall/{MATRIX}",), training.muon_learning_rate, decay=decay, optimizer="muon")
+        groups.insert(0, matrices)
+    return Stage(
+        "episodes", tuple(groups), steps, source.steps_per_epoch, training.warmup_steps, training.cooldown_of(steps)
+    )
+
+
+class _Validator:
+    """Teaches held-out episodes and puts their queries."""
+
+    def __init__(self, config: Config, processor: BitGenProcessor) -> None:
+        maker = episodes_of(config, processor, held_out=True)
+        self.data = EpisodeDataset(maker, processor, _EPISODES, config.training.seed)
+
+    def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
+        assert isinstance(objective, RecallObjective)
+        objective.eval()
+        answers: list[Answer] = []
+        for index in range(_EPISODES):
+            answers += answer_episode(objective, self.data, self.data.maker.episode(SampleKey(index)))
+        found = measures(answers)
+        rows = [(answer.query.prompt or "(a picture)", answer.query.answer, answer.said) for answer in answers[:_SHOWN]]
+        said = [value for name, value in found.items() if name.startswith("says_")]
+        return HeldOutResult(
+            {f"val/{name}": value for name, value in found.items()},
+            {},
+            {"samples/said": format_markdown(("asked", "right", "said"), rows)},
+            sum(said) / len(said),
+        )
+
+
+def _next_commands(config: Config) -> list[tuple[str, str]]:
+    run = config.output.output_dir
+    return [
+        ("teach it something", f'python src/memory.py --model {run} teach PICTURE "this is Rex"'),
+        ("and let it speak", f"python src/caption.py OTHER_PICTURE --model {run} --memory {run}.memory"),
+    ]
