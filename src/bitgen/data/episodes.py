@@ -8,15 +8,14 @@ with what was taught in them, questions in other words, and pictures and questio
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from bitgen.data.invented_facts import invented_facts, question_without_answer
-from bitgen.data.invented_names import invented_name, invented_names
+from bitgen.data.invented_facts import Fact, invented_facts, question_without_answer
+from bitgen.data.invented_names import invented_names
 from bitgen.data.named_scenes import (
     QUESTIONS,
     Entity,
@@ -43,7 +42,8 @@ class Query:
 
     ``picture``: the number of a picture, None: a question in words alone. ``prompt``: what the answer follows; empty: a
     caption. ``answer``: what is right. ``facts``: those that it takes to know; none: the model is to say what it says
-    without a memory. ``kind``: what is measured by it.
+    without a memory. ``kind``: what is measured by it. ``names``: of what the picture shows, those that were taught, by
+    the thing.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Query:
     answer: str
     facts: tuple[int, ...]
     picture: int | None = None
-    names: dict[Entity, str] = field(default_factory=dict)
+    names: Mapping[Any, str] = field(default_factory=dict)
     scene: Scene | None = None
 
 
@@ -67,8 +67,6 @@ class Episode:
 
 class EpisodeMaker(Protocol):
     """Makes episodes, and their pictures."""
-
-    kind: str
 
     def episode(self, key: SampleKey) -> Episode: ...
 
@@ -92,7 +90,6 @@ class SceneEpisodes:
     picture_queries: int = 32
     sentence_queries: int = 24
     held_out: bool = False
-    kind: str = "images"
 
     def episode(self, key: SampleKey) -> Episode:
         """The episode of a key, which alone decides it."""
@@ -140,12 +137,7 @@ class _SceneEpisode:
         facts = invented_facts(sentences, rng, self.held_out) if sentences else []
         self.taught += [(fact.told, None) for fact in facts]
         queries = [self._of_picture(names, rows, asked_for, strangers) for _ in range(plan.picture_queries)]
-        for _ in range(plan.sentence_queries if facts else 0):
-            if rng.random() < 0.25:
-                queries.append(Query("sentence_unknown", question_without_answer(facts, rng, self.held_out), "", ()))
-            else:
-                row = rng.randrange(len(facts))
-                queries.append(Query("sentence", facts[row].asked, facts[row].answer, (first_sentence + row,)))
+        queries += sentence_queries(facts, first_sentence, plan.sentence_queries, rng, self.held_out)
         return Episode(tuple(self.taught), tuple(queries), tuple(self.pictures))
 
     def _picture(self, scene: Scene) -> int:
@@ -153,7 +145,11 @@ class _SceneEpisode:
         return len(self.pictures) - 1
 
     def _of_picture(
-        self, names: dict[Entity, str], rows: dict[Entity, int], asked_for: Sequence[Entity], strangers: Sequence[Entity]
+        self,
+        names: dict[Entity, str],
+        rows: dict[Entity, int],
+        asked_for: Sequence[Entity],
+        strangers: Sequence[Entity],
     ) -> Query:
         rng = self.rng
         entity, other = rng.choice(asked_for), rng.choice(strangers)
@@ -177,11 +173,24 @@ class _SceneEpisode:
         return Query(kind, "", named_caption(scene, said, rng), facts, self._picture(scene), said, scene)
 
 
+def sentence_queries(facts: Sequence[Fact], first: int, count: int, rng: random.Random, held_out: bool) -> list[Query]:
+    """Questions in words about facts, of which the first is row ``first`` of what is taught, and, one in four, about
+    nobody that they tell of."""
+    queries = []
+    for _ in range(count if facts else 0):
+        if rng.random() < 0.25:
+            queries.append(Query("sentence_unknown", question_without_answer(facts, rng, held_out), "", ()))
+        else:
+            row = rng.randrange(len(facts))
+            queries.append(Query("sentence", facts[row].asked, facts[row].answer, (first + row,)))
+    return queries
+
+
 class EpisodeDataset:
     """Episodes as tensors; each sample is one, and so is a batch.
 
-    ``dataset[SampleKey(index, epoch)]`` gives, for F taught facts of which the first Fi have a picture, and Q queries of
-    which the first Qi have one:
+    ``dataset[SampleKey(index, epoch)]`` gives, for F taught facts of which the first Fi have a picture, and Q queries
+    of which the first Qi have one:
 
     * ``taught_ids, taught_mask [F, T]``: their texts, BOS ... EOS;
     * ``taught_pictures [Fi, ...]`` and ``query_pictures [Qi, ...]``: pixels or features;
@@ -227,7 +236,10 @@ class EpisodeDataset:
         taught = self._padded(processor.encode([text for text, _ in episode.taught]))
         whole = processor.encode([_whole(query) for query in episode.queries])
         prompts = processor.encode([query.prompt or "x" for query in episode.queries])
-        labels = [_labels(ids, len(prompt) - 1 if query.prompt else 1, bool(query.facts)) for ids, prompt, query in zip(whole, prompts, episode.queries, strict=True)]  # fmt: skip
+        labels = [
+            _labels(ids, len(prompt) - 1 if query.prompt else 1, bool(query.facts))
+            for ids, prompt, query in zip(whole, prompts, episode.queries, strict=True)
+        ]
         asked = self._padded(
             [ids for ids, query in zip(prompts, episode.queries, strict=True) if query.picture is None]
         )
@@ -249,6 +261,7 @@ class EpisodeDataset:
         }
 
     def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
+        assert self.processor.tokenizer is not None
         pad = self.processor.tokenizer.pad_token_id
         if not sequences:
             empty = torch.zeros(0, 1, dtype=torch.long)

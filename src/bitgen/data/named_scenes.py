@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from bitgen.data.scene_descriptions import (
@@ -24,9 +25,16 @@ _TAUGHT_ONLY_IN_EVALUATION = 4  # of the pairs that training shows, one in four 
 _SIZES = "|".join(word for words in SIZE_WORDS.values() for word in words if word)
 _ARTICLES = "an?|one|a single|the"
 
-# How the only thing in a picture is named, and how one of several is; the last of each is held out.
-ALONE = ("this is {name}", "its name is {name}", "meet {name}", "{name}", "it is called {name}", "here you see {name}")
-ONE_OF = ("the {thing} is {name}", "{name} is the {thing}", "the {thing} is called {name}", "we call the {thing} {name}")
+# How the only thing in a picture is named, and how one of several is; the last of each is held out, its words are not.
+ALONE = (
+    "this is {name}", "its name is {name}", "meet {name}", "{name}", "it is called {name}", "we call it {name}",
+    "that is {name}", "the name of this is {name}", "you see {name} here", "this is called {name}",
+)  # fmt: skip
+ONE_OF = (
+    "the {thing} is {name}", "{name} is the {thing}", "the {thing} is called {name}", "we call the {thing} {name}",
+    "the name of the {thing} is {name}", "meet {name}, the {thing}", "the {thing} has the name {name}",
+    "{name} is the name of the {thing}",
+)  # fmt: skip
 # Questions about a picture, after which the name follows; the last is held out.
 QUESTIONS = ("what is {relation} the {other}?", "who is {relation} the {other}?", "{relation} the {other} there is")
 
@@ -72,7 +80,7 @@ def naming(name: str, entity: Entity, scene: Scene, rng: random.Random, held_out
     return form.format(name=name, thing=f"{entity.colour} {entity.shape}")
 
 
-def named_caption(scene: Scene, names: dict[Entity, str], rng: random.Random) -> str:
+def named_caption(scene: Scene, names: Mapping[Entity, str], rng: random.Random) -> str:
     """A caption in which each of the things that have a name goes by it, and which says all else of the scene."""
     while True:
         caption = caption_scene(scene, rng)
@@ -83,7 +91,7 @@ def named_caption(scene: Scene, names: dict[Entity, str], rng: random.Random) ->
             return caption
 
 
-def read_named_caption(caption: str, names: dict[Entity, str], scene: Scene) -> Scene | None:
+def read_named_caption(caption: str, names: Mapping[Entity, str], scene: Scene) -> Scene | None:
     """The scene that a caption describes whose names stand for things; None: it is no caption, or a name is missing.
 
     Args:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bitgen.data.episodes import Episode, EpisodeDataset, Query
 from bitgen.data.named_scenes import read_named_caption
+from bitgen.data.scene_descriptions import Scene
 from bitgen.data.scene_reading import read_caption
 from bitgen.evaluation.generation import generate_texts, language_model
 from bitgen.memory.address_space import IMAGE, AddressSpace
@@ -85,12 +86,14 @@ def _fill(
     keys = memory.halves(IMAGE)
     recalled = recalled_for(model.recall, facts, found, lambda rows: memory.read(keys[rows], IMAGE).halves, tokens)
     prompts = [episode.queries[row].prompt for row in rows]
-    image = {} if tokens is None else {"image_tokens": tokens.to(model.dtype)}
-    given = {} if recalled is None else {"recalled": recalled.tokens, "recalled_mask": recalled.present}
-    said = generate_texts(generator, tokenizer, prompts, max_new_tokens=LONGEST_ANSWER, **image, **given)
+    image: dict[str, torch.Tensor] = {} if tokens is None else {"image_tokens": tokens.to(model.dtype)}
+    given: dict[str, torch.Tensor] = (
+        {} if recalled is None else {"recalled": recalled.tokens, "recalled_mask": recalled.present}
+    )
+    said = generate_texts(generator, tokenizer, prompts, 1, LONGEST_ANSWER, **image, **given)
     alone = said
     if plain:
-        alone = generate_texts(generator, tokenizer, prompts, max_new_tokens=LONGEST_ANSWER, **image)
+        alone = generate_texts(generator, tokenizer, prompts, 1, LONGEST_ANSWER, **image)
     for at, row in enumerate(rows):
         surest = found.confidence[at].max().item()
         answers[row] = Answer(
@@ -113,7 +116,7 @@ def whole_caption(answer: Answer) -> bool:
     return read is not None and _said(read) == _said(query.scene)
 
 
-def _said(scene) -> tuple:  # type: ignore[no-untyped-def]
+def _said(scene: Scene) -> tuple:
     return scene.kind, scene.where, tuple((thing.colour, thing.shape, thing.count) for thing in scene.things)
 
 
@@ -132,6 +135,6 @@ def measures(answers: Sequence[Answer]) -> dict[str, float]:
             found.setdefault(f"unchanged_{kind}", []).append(answer.said == answer.plain)
             continue
         found.setdefault(f"says_{kind}", []).append(says(answer))
-        if not answer.query.prompt:
+        if answer.query.scene is not None and not answer.query.prompt:
             found.setdefault(f"whole_{kind}", []).append(whole_caption(answer))
     return {name: 100 * sum(values) / len(values) for name, values in sorted(found.items())}

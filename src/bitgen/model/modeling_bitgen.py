@@ -248,9 +248,7 @@ class BitGenModel(PreTrainedModel):
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)
         readers = self.recall.readers if self.recall is not None and recalled is not None else None
-        hidden = self.decoder(
-            hidden, image_tokens, cache, allowed, trace, positions, attentions, readers, recalled
-        )
+        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace, positions, attentions, readers, recalled)
         if self.memory is not None and memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)

@@ -33,9 +33,9 @@ class Recalled(NamedTuple):
 
 
 class Reader(nn.Module):
-    """Cross-attention from text tokens to recalled tokens, behind a gate; rows that recalled nothing stay as they are.
+    """Cross-attention from text tokens to recalled tokens; rows that recalled nothing stay as they are.
 
-    ``hidden [B, T, D] -> [B, T, D]``.
+    It begins as nothing, by an output of zeros. ``hidden [B, T, D] -> [B, T, D]``.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
@@ -46,17 +46,16 @@ class Reader(nn.Module):
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
-        self.gate = nn.Parameter(torch.ones(width))
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
 
     def forward(self, hidden: torch.Tensor, recalled: Recalled) -> torch.Tensor:
         key, value = self.key_value(recalled.tokens).chunk(2, dim=-1)
-        query, key, value = (
-            split_heads(part, self.num_heads) for part in (self.query(self.norm(hidden)), key, value)
-        )
+        query, key, value = (split_heads(part, self.num_heads) for part in (self.query(self.norm(hidden)), key, value))
         some = recalled.present.any(dim=1)
         # A row without any looks everywhere, which keeps the softmax finite, and takes nothing from it.
         seen = recalled.present | ~some[:, None]
-        read = self.gate * self.dropout(self.output(attend(query, key, value, seen[:, None, None, :])))
+        read = self.dropout(self.output(attend(query, key, value, seen[:, None, None, :])))
         return torch.where(some[:, None, None], hidden + read.to(hidden.dtype), hidden)
 
 
@@ -105,9 +104,7 @@ class Recall(nn.Module):
         """The key of each token of a picture, ``[B, P, D] -> [B, P, k]``, of length 1."""
         return F.normalize(self.image_key(image_tokens).float(), dim=-1)
 
-    def taught_image_key(
-        self, image_tokens: torch.Tensor, embedded: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def taught_image_key(self, image_tokens: torch.Tensor, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The key that a picture is taught under: of those of its tokens that the text is about.
 
         Args:

@@ -1,8 +1,8 @@
 """What a memory of taught facts gives a model to say: from a cue to recalled tokens.
 
-A cue is compared with the keys of all facts, of a picture token by token; what is near enough to one of them to mean it
-(Larimar's scope detector, arXiv 2403.11901, section 3.2, here with a learned threshold) reads that fact's value from the
-closed-form memory, and the decoder looks at the tokens that it becomes. A cue that means nothing reads nothing.
+A cue is compared with the keys of all facts, of a picture token by token. What is near enough to one of them to mean it
+(Larimar's scope detector, arXiv 2403.11901, section 3.2, here with a learned threshold) reads that fact's value from
+the closed-form memory, and the decoder looks at the tokens that it becomes. A cue that means nothing reads nothing.
 
 Shapes: E facts with keys ``[E, k]``, B cues.
 """

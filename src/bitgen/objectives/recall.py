@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from bitgen.machine.ranks import Processes
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.model.recall import Recall
+from bitgen.model.recall import Recall, Recalled
 from bitgen.objectives.language import language_loss
 from bitgen.protocols import Output
 from bitgen.stages import Role
 
-_NOISES = (1e-3, 0.1)  # that cues are read with: as if they had been written, and as if they were merely similar
+# The noise that a cue is read with: one that was written, and one that is merely similar.
+EXACT, SIMILAR = 1e-3, 0.1
 
 
 class Written(NamedTuple):
@@ -33,6 +34,17 @@ class Written(NamedTuple):
 
     keys: torch.Tensor
     values: torch.Tensor
+
+
+class _Asked(NamedTuple):
+    """Queries: ``tokens [Qi, P, D]`` of pictures and their keys ``by_token [Qi, P, k]``, keys of questions ``texts
+    [Q - Qi, k]``; the cosine of each query with each fact ``[Q, F]``, and the picture token ``at [Qi, F]`` it is of."""
+
+    tokens: torch.Tensor
+    by_token: torch.Tensor
+    texts: torch.Tensor
+    cosines: torch.Tensor
+    at: torch.Tensor
 
 
 def closed_form_read(written: Written, cues: torch.Tensor, noise: float) -> torch.Tensor:
@@ -84,9 +96,7 @@ class RecallObjective(nn.Module):
 
     def roles(self) -> dict[str, Role]:
         """What every parameter is; those of ``recall`` alone are reached."""
-        return {
-            f"model.{name}": Role(*role, name.startswith("recall.")) for name, role in self.model.roles().items()
-        }
+        return {f"model.{name}": Role(*role, name.startswith("recall.")) for name, role in self.model.roles().items()}
 
     def base_names(self) -> set[str]:
         """Pretrained weights that no run changes."""
@@ -128,78 +138,87 @@ class RecallObjective(nn.Module):
         return self.model.pool_image_tokens(self.model.encode_image(**{name: pictures}).image_tokens)
 
     def forward(self, episode: dict[str, torch.Tensor]) -> Output:
-        """The losses of an episode."""
-        model, recall = self.model, self.recall
-        written = self.write(episode)
-        facts, ids = episode["facts"], episode["input_ids"]
-        with torch.no_grad():
-            tokens = self.image_tokens(episode["query_pictures"])
-            asked = model.embeddings.token(episode["prompt_ids"])
-        # Cosines of each query with each fact: of a picture's tokens the nearest.
-        seen, by_token = len(tokens), recall.image_keys(tokens)  # [Qi, P, k]
-        cosines, at = (by_token @ written.keys.mT).max(dim=1)  # [Qi, F]
-        texts = recall.text_keys(asked, episode["prompt_mask"]) if len(asked) else by_token.new_zeros(0, by_token.shape[-1])
-        every = torch.cat([cosines, texts @ written.keys.mT])  # [Q, F]
-        addressing, found = self._addressing(every, facts)
-
-        answers = (facts >= 0).any(dim=1)
-        rows = facts.clamp_min(0)  # [Q, R]
-        index = at.gather(1, rows[:seen])[..., None]  # [Qi, R, 1]
-        cues = by_token.gather(1, index.expand(-1, -1, by_token.shape[-1]))
-        where = tokens.gather(1, index.expand(-1, -1, tokens.shape[-1]))
-        cues = torch.cat([cues, texts[:, None].expand(-1, rows.shape[1], -1)])
-        where = torch.cat([where, where.new_zeros(len(texts), *where.shape[1:])])
-        # Half of the queries read with their own cue, half with the key that it was found to mean.
-        own = closed_form_read(written, cues.flatten(0, 1), _NOISES[1]).view(*rows.shape, -1)
-        exact = closed_form_read(written, written.keys[rows].flatten(0, 1), _NOISES[0]).view(*rows.shape, -1)
-        take = (torch.rand(len(rows), 1, 1, device=rows.device) < 0.5) if self.training else torch.zeros_like(answers)[:, None, None]
-        values = torch.where(take, own, exact)
-        recalled = recall.tokens(values, where, facts >= 0)
-        language = self._language(episode, tokens, recalled, answers, seen)
-        codes = self._values(written, episode)
-        loss = self.weight * (addressing + codes["loss"] + language)
+        """The losses of an episode, as ``EpisodeDataset`` gives it."""
+        written, facts = self.write(episode), episode["facts"]
+        asked = self._ask(written, episode)
+        addressing, found = self._addressing(asked.cosines, facts)
+        values, right = self._values(written, episode)
+        language = self._language(episode, asked, self._recalled(written, asked, facts))
+        loss = self.weight * (addressing + values + language)
         metrics = {
-            "loss": loss, "recall_loss": addressing, "value_loss": codes["loss"], "caption_loss": language,
-            "acc_recall": found, "acc_value": codes["right"],
+            "loss": loss, "recall_loss": addressing, "value_loss": values, "caption_loss": language,
+            "acc_recall": found, "acc_value": right,
         }  # fmt: skip
         return Output(loss, {name: value.detach() for name, value in metrics.items()})
 
+    def _ask(self, written: Written, episode: dict[str, torch.Tensor]) -> _Asked:
+        """The cues of an episode's queries, compared with its facts."""
+        recall = self.recall
+        with torch.no_grad():
+            tokens = self.image_tokens(episode["query_pictures"])
+            embedded = self.model.embeddings.token(episode["prompt_ids"])
+        by_token = recall.image_keys(tokens)  # [Qi, P, k]
+        cosines, at = (by_token @ written.keys.mT).max(dim=1)  # [Qi, F]
+        texts = by_token.new_zeros(0, by_token.shape[-1])
+        if len(embedded):
+            texts = recall.text_keys(embedded, episode["prompt_mask"])
+        return _Asked(tokens, by_token, texts, torch.cat([cosines, texts @ written.keys.mT]), at)
+
     def _addressing(self, cosines: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of the facts that each query is about, one at a time without the other, or of the null."""
+        """Cross-entropy of the facts that each query is about, each without the other one, or of the null; and the
+        share of them that are found."""
         logits = self.recall.logits(cosines)
         null = logits.new_zeros(len(logits), 1)
         losses, right = [], []
         for at in range(facts.shape[1]):
-            target, other = facts[:, at], facts[:, 1 - at]
-            counts = (target >= 0) if at else (target >= 0) | (other < 0)
-            masked = logits.scatter(1, other.clamp_min(0)[:, None], torch.where(other >= 0, -torch.inf, logits.gather(1, other.clamp_min(0)[:, None])[:, 0])[:, None])  # fmt: skip
-            scores = torch.cat([masked, null], dim=1)[counts]
+            target, other = facts[:, at], facts[:, 1 - at, None]
+            # A query about nothing is counted once.
+            counts = (target >= 0) if at else (target >= 0) | (other[:, 0] < 0)
+            left_out = torch.zeros_like(logits, dtype=torch.bool).scatter(1, other.clamp_min(0), other >= 0)
+            scores = torch.cat([logits.masked_fill(left_out, -torch.inf), null], dim=1)[counts]
             wanted = torch.where(target >= 0, target, logits.shape[1])[counts]
             losses.append(F.cross_entropy(scores, wanted, reduction="sum"))
             right.append((scores.argmax(dim=1) == wanted).sum())
         count = (facts >= 0).sum() + (facts < 0).all(dim=1).sum()
         return torch.stack(losses).sum() / count, torch.stack(right).sum() / count
 
-    def _values(self, written: Written, episode: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _values(self, written: Written, episode: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of the tokens that each value gives back, and the share that is right."""
         length = self.recall.length
         wanted = episode["taught_ids"][:, 1 : length + 1]
         mask = episode["taught_mask"][:, 1 : length + 1] > 0
-        logits = self.recall.value_logits(written.values, self.model.embeddings.token.weight)[:, : wanted.shape[1]]
-        loss = F.cross_entropy(logits[mask], wanted[mask])
-        return {"loss": loss, "right": (logits[mask].argmax(dim=1) == wanted[mask]).float().mean()}
+        logits = self.recall.value_logits(written.values, self.model.embeddings.token.weight)
+        logits, wanted = logits[:, : wanted.shape[1]][mask], wanted[mask]
+        return F.cross_entropy(logits, wanted), (logits.argmax(dim=1) == wanted).float().mean()
 
-    def _language(self, episode: dict[str, torch.Tensor], tokens: torch.Tensor, recalled: Any, answers: torch.Tensor, seen: int) -> torch.Tensor:  # fmt: skip
-        """Of queries with pictures and of those without, apart: the latter see no image."""
-        model, losses = self.model, []
-        parts = (slice(0, seen), tokens), (slice(seen, len(answers)), None)
-        for part, images in parts:
-            rows = answers[part].nonzero().flatten()
-            if not len(rows):
-                continue
-            ids, mask = episode["input_ids"][part][rows], episode["attention_mask"][part][rows]
-            given = type(recalled)(*(value[part][rows] for value in recalled))
-            hidden = model.run_stack(ids, mask, None if images is None else images[rows], recalled=given).hidden_states
-            labels = episode["labels"][part][rows]
-            losses.append((language_loss(hidden, model.embeddings.token.weight, labels), (labels != IGNORED).sum()))
-        total = sum(count for _, count in losses)
-        return sum(loss * count for loss, count in losses) / total  # type: ignore[return-value]
+    def _recalled(self, written: Written, asked: _Asked, facts: torch.Tensor) -> Recalled:
+        """What the decoder is given for each query: the values of the facts that it is about, as the memory reads them.
+
+        Half of the queries read with their own cue, which is merely similar, half with the key that it means.
+        """
+        rows, seen = facts.clamp_min(0), len(asked.tokens)
+        index = asked.at.gather(1, rows[:seen])[..., None]  # [Qi, R, 1]
+        cues, where = (part.gather(1, index.expand(-1, -1, part.shape[-1])) for part in (asked.by_token, asked.tokens))
+        cues = torch.cat([cues, asked.texts[:, None].expand(-1, rows.shape[1], -1)])
+        where = torch.cat([where, where.new_zeros(len(asked.texts), *where.shape[1:])])
+        values = closed_form_read(written, written.keys[rows].flatten(0, 1), EXACT)
+        if self.training:
+            own = closed_form_read(written, cues.flatten(0, 1), SIMILAR)
+            values = torch.where(torch.rand(len(values), 1, device=values.device) < 0.5, own, values)
+        return self.recall.tokens(values.view(*rows.shape, -1), where, facts >= 0)
+
+    def _language(self, episode: dict[str, torch.Tensor], asked: _Asked, recalled: Recalled) -> torch.Tensor:
+        """Of queries with pictures and of those without, whose passes see no image; a mean over the answers' tokens."""
+        model, seen = self.model, len(asked.tokens)
+        answers = (episode["facts"] >= 0).any(dim=1).nonzero().flatten()
+        pictured, worded = answers[answers < seen], answers[answers >= seen]
+        total, count = recalled.tokens.new_zeros(()), 0
+        for rows, images in ((pictured, asked.tokens[pictured]), (worded, None)):
+            if len(rows):
+                ids, mask, labels = (episode[name][rows] for name in ("input_ids", "attention_mask", "labels"))
+                given = Recalled(recalled.tokens[rows], recalled.present[rows])
+                hidden = model.run_stack(ids, mask, images, recalled=given).hidden_states
+                tokens = int((labels != IGNORED).sum())
+                total = total + tokens * language_loss(hidden, model.embeddings.token.weight, labels)
+                count += tokens
+        return total / max(count, 1)

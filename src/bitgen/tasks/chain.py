@@ -21,8 +21,8 @@ _MACHINE = ("precision", "device", "seed", "use_ddp", "num_gpus")
 def split_first_stage(config: Config) -> tuple[Config | None, Config]:
     """The run to train before this one (None: there is none, or this one has begun), and this run as it then starts.
 
-    The first run has the file's objective, episodes, training and checkpoint settings, and everything else from this one: its
-    data, its network, its machine. It writes to ``first`` in this run's folders.
+    The first run has the file's objective, episodes, training and checkpoint settings, and everything else from this
+    one: its data, its network, its machine. It writes to ``first`` in this run's folders.
 
     Raises:
         ConfigError: the file cannot be read, starts from a file itself, or does not go with this run's data or network.

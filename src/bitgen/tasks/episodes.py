@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bitgen.config import Config, ConfigError
 from bitgen.config.schema import CONFIG_FILE
-from bitgen.config.sources import SCENES
+from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes import EpisodeDataset, EpisodeMaker, SceneEpisodes, collate_episode
 from bitgen.data.loader_source import LoaderSource
+from bitgen.data.photo_episodes import STRANGERS, PhotoEpisodes
 from bitgen.data.sampler import SampleKey
+from bitgen.data.scenes import ScenesDataset
 from bitgen.data.word_count import WordCounter
 from bitgen.evaluation.speaking import Answer, answer_episode, measures
 from bitgen.machine.devices import resolve_precision
@@ -20,7 +24,7 @@ from bitgen.show.parameters import count_parameters
 from bitgen.show.tables import format_markdown
 from bitgen.stages import Group, Stage
 from bitgen.tasks.stage1 import banner_rows, fingerprints, model_config_text
-from bitgen.tasks.stage1_parts import RunParts, build_parts
+from bitgen.tasks.stage1_parts import FEATURES, build_parts
 from bitgen.trained import open_model
 
 # Held-out episodes of a validation, and what each teaches.
@@ -42,8 +46,12 @@ class Episodes:
         table = count_parameters(parts.model)
         if ranks.is_main:
             table.write(config.output.output_dir)
-        processor = parts.train.processor  # type: ignore[union-attr]  # pairs, mapped: the settings were checked
-        data = EpisodeDataset(episodes_of(config, processor, held_out=False), processor, _size(config), config.training.seed)
+        pairs = parts.train
+        assert isinstance(pairs, PairDataset)  # neither streamed nor text: the settings were checked
+        processor = pairs.processor
+        size = max(1, pairs.image_count // config.episodes.picture_queries)  # about one query a picture
+        maker = episodes_of(config, pairs, processor, held_out=False)
+        data = EpisodeDataset(maker, processor, size, config.training.seed)
         source = LoaderSource(
             data,
             data.batch_sampler(1, ranks.rank, ranks.world_size),
@@ -54,7 +62,7 @@ class Episodes:
             ranks.device.type == "cuda",
         )
         stage = plan(config, source)
-        validator = _Validator(config, processor) if config.data.val_data is not None else None
+        validator = _Validator(config, parts.val) if parts.val is not None else None
         settings = config.episodes
         return Run(
             objective,
@@ -95,28 +103,36 @@ def _temperature(config: Config, fresh: bool) -> float:
     return config.objective.temperature
 
 
-def _size(config: Config) -> int:
-    """Episodes an epoch: as many as it takes to show each training image about once as a query."""
-    if config.data.train_data != SCENES:
-        raise ConfigError(
-            f"train_data is {config.data.train_data}, but episodes are made of the built-in scenes. Write train_data "
-            "scenes."
-        )
-    return max(1, config.data.scenes_train // config.episodes.picture_queries)
+def episodes_of(config: Config, data: PairDataset, processor: BitGenProcessor, held_out: bool) -> EpisodeMaker:
+    """What makes the episodes of a configuration, of training or held-out ones.
 
+    Args:
+        data: the split's pictures; of the built-in scenes none is used, as each episode draws its own.
 
-def episodes_of(config: Config, processor: BitGenProcessor, held_out: bool) -> EpisodeMaker:
-    """What makes the episodes of a configuration."""
-    sizes = config.episodes
-    if held_out:
-        return SceneEpisodes(processor, config.training.seed, _TAUGHT, _TAUGHT, held_out=True)
-    return SceneEpisodes(
-        processor,
-        config.training.seed,
-        sizes.episode_pictures,
-        sizes.episode_sentences,
-        sizes.picture_queries,
-        sizes.sentence_queries,
+    Raises:
+        ConfigError: pictures of which there is no other view to ask about.
+    """
+    episodes, seed = config.episodes, config.training.seed
+    sizes: dict[str, Any] = {"pictures": _TAUGHT, "sentences": _TAUGHT, "held_out": True}
+    if not held_out:
+        sizes = {
+            "pictures": episodes.episode_pictures,
+            "sentences": episodes.episode_sentences,
+            "picture_queries": episodes.picture_queries,
+            "sentence_queries": episodes.sentence_queries,
+        }
+    if isinstance(data, ScenesDataset):
+        return SceneEpisodes(processor, seed, **sizes)
+    if data.kind == FEATURES:
+        if data.image_count < sizes["pictures"] + STRANGERS:
+            raise ConfigError(
+                f"{data.reader.folder} has {data.image_count} pictures, fewer than an episode takes. Write "
+                f"episode_pictures {max(1, data.image_count - STRANGERS)} or less."
+            )
+        return PhotoEpisodes(data, processor, seed, **sizes)
+    raise ConfigError(
+        f"train_data is {config.data.train_data}, but episodes are made of the built-in scenes or of features computed "
+        "earlier. Write train_data scenes, or the folder of features that data_prep/flickr8k.py --features writes."
     )
 
 
@@ -137,9 +153,9 @@ def plan(config: Config, source: LoaderSource) -> Stage:
 class _Validator:
     """Teaches held-out episodes and puts their queries."""
 
-    def __init__(self, config: Config, processor: BitGenProcessor) -> None:
-        maker = episodes_of(config, processor, held_out=True)
-        self.data = EpisodeDataset(maker, processor, _EPISODES, config.training.seed)
+    def __init__(self, config: Config, pairs: PairDataset) -> None:
+        maker = episodes_of(config, pairs, pairs.processor, held_out=True)
+        self.data = EpisodeDataset(maker, pairs.processor, _EPISODES, config.training.seed)
 
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, RecallObjective)
