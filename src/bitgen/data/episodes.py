@@ -35,6 +35,10 @@ from bitgen.model.processing_bitgen import BitGenProcessor, pad_tokens
 MOST_RECALLED = 2  # facts that a query may be about
 NOTHING = -1
 
+# What is asked about a picture: the one that was taught; a new one of the thing alone, or with another that has no name
+# or has one too; a question about it; and one of nothing that was taught.
+_KINDS, _SHARES = ("taught", "alone", "with", "two", "question", "unknown"), (8, 16, 32, 14, 12, 18)
+
 
 @dataclass(frozen=True)
 class Query:
@@ -153,7 +157,13 @@ class _SceneEpisode:
     ) -> Query:
         rng = self.rng
         entity, other = rng.choice(asked_for), rng.choice(strangers)
-        kind = rng.choices(("alone", "with", "two", "question", "unknown"), weights=(20, 35, 15, 12, 18))[0]
+        kind = rng.choices(_KINDS, weights=_SHARES)[0]
+        if kind == "taught":
+            row = rows[entity]
+            picture = self.taught[row][1]
+            assert picture is not None
+            scene, said = self.pictures[picture][0], {entity: names[entity]}
+            return Query(kind, "", named_caption(scene, said, rng), (row,), picture, said, scene)
         if kind == "two" and len(asked_for) < 2:
             kind = "with"
         if kind == "unknown":

@@ -103,7 +103,9 @@ def invented_facts(count: int, rng: random.Random, held_out: bool) -> list[Fact]
     chosen = first + rng.sample(others, count - len(first))
     facts = []
     for subject, relation in chosen:
-        answer = invented_name(rng, held_out)
+        answer = subject
+        while answer == subject:  # or the question alone would say it
+            answer = invented_name(rng, held_out)
         facts.append(
             Fact(told(relation, subject, answer, rng, held_out), asked(relation, subject, rng, held_out), answer)
         )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from bitgen.data.episodes import Episode, EpisodeDataset, Query
 from bitgen.data.named_scenes import read_named_caption
@@ -16,12 +15,14 @@ from bitgen.data.scene_reading import read_caption
 from bitgen.evaluation.generation import generate_texts, language_model
 from bitgen.memory.address_space import IMAGE, AddressSpace
 from bitgen.memory.associative import AssociativeMemory
-from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.model.speaking import Found, chosen, find, recalled_for
+from bitgen.model.recall import Recalled
+from bitgen.model.speaking import chosen, find, recalled_for
 from bitgen.objectives.recall import RecallObjective
 
 LONGEST_ANSWER = 40
+
+Read = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,62 +44,91 @@ def spoken_space(model: BitGenModel, slots: int, widen: bool = False, sigma: flo
     )
 
 
-@torch.no_grad()
+class Speaker:
+    """A model that is taught episodes and asked their queries.
+
+    Args:
+        objective: with the model; it is put into eval mode.
+        data: makes the tensors of its episodes.
+        slots: of the memory that an episode is written into.
+    """
+
+    def __init__(self, objective: RecallObjective, data: EpisodeDataset, slots: int = 128) -> None:
+        self.objective, self.data = objective, data
+        self.model = objective.eval().model
+        self.space = spoken_space(self.model, slots)
+        assert data.processor.tokenizer is not None
+        self.tokenizer = data.processor.tokenizer
+        self.generator = language_model(self.model, self.tokenizer)
+
+    def tensors(self, episode: Episode) -> dict[str, torch.Tensor]:
+        """An episode's tensors, on the model's device."""
+        return {name: value.to(self.model.device) for name, value in self.data.tensors(episode).items()}
+
+    @torch.no_grad()
+    def teach(self, tensors: dict[str, torch.Tensor]) -> AssociativeMemory:
+        """A memory of an episode's facts, written in one step."""
+        return AssociativeMemory.empty(self.space).written(torch.cat(self.objective.write(tensors), dim=1))
+
+    @torch.no_grad()
+    def ask(
+        self,
+        memory: AssociativeMemory,
+        episode: Episode,
+        tensors: dict[str, torch.Tensor],
+        plain: bool = True,
+        read: Read | None = None,
+    ) -> list[Answer]:
+        """What the model says to an episode's queries, in their order.
+
+        Args:
+            memory: of the episode's facts.
+            plain: ask without the memory too.
+            read: rows of facts to their values; None: the memory's own reading of their keys.
+        """
+        recall, queries = self.model.recall, episode.queries
+        assert recall is not None
+        keys = memory.halves(IMAGE)
+        pictured = [row for row, query in enumerate(queries) if query.picture is not None]
+        worded = [row for row, query in enumerate(queries) if query.picture is None]
+        answers: dict[int, Answer] = {}
+        for rows, sees in ((pictured, True), (worded, False)):
+            if not rows:
+                continue
+            tokens = self.objective.image_tokens(tensors["query_pictures"]) if sees else None
+            if tokens is not None:
+                cues = recall.image_keys(tokens)
+            else:
+                embedded = self.model.embeddings.token(tensors["prompt_ids"])
+                cues = recall.text_keys(embedded, tensors["prompt_mask"])[:, None]
+            found = find(recall, keys, cues)
+            facts = chosen(found)
+            recalled = recalled_for(
+                recall, facts, found, read or (lambda rows: memory.read(keys[rows], IMAGE).halves), tokens
+            )
+            said = self.say([queries[row].prompt for row in rows], tokens, recalled)
+            alone = self.say([queries[row].prompt for row in rows], tokens, None) if plain else said
+            surest = found.confidence.max(dim=1).values.tolist()
+            for at, row in enumerate(rows):
+                answers[row] = Answer(queries[row], said[at], alone[at], tuple(facts[at]), surest[at])
+        return [answers[row] for row in range(len(queries))]
+
+    def say(self, prompts: list[str], tokens: torch.Tensor | None, recalled: Recalled | None) -> list[str]:
+        """Greedy answers after prompts, on one line each, with pictures' tokens ``[B, P, D]`` or without."""
+        given: dict[str, torch.Tensor] = {} if tokens is None else {"image_tokens": tokens.to(self.model.dtype)}
+        if recalled is not None:
+            given |= {"recalled": recalled.tokens, "recalled_mask": recalled.present}
+        written = generate_texts(self.generator, self.tokenizer, prompts, 1, LONGEST_ANSWER, **given)
+        return [" ".join(text.split()) for text in written]
+
+
 def answer_episode(
-    objective: RecallObjective, data: EpisodeDataset, episode: Episode, slots: int = 128, plain: bool = True
+    objective: RecallObjective, data: EpisodeDataset, episode: Episode, slots: int = 128
 ) -> list[Answer]:
-    """Teach an episode's facts in one write, and put its queries; ``plain``: also without the memory."""
-    model, tokenizer = objective.model, data.processor.tokenizer
-    assert model.recall is not None and tokenizer is not None
-    tensors = {name: value.to(model.device) for name, value in data.tensors(episode).items()}
-    written = objective.write(tensors)
-    memory = AssociativeMemory.empty(spoken_space(model, slots)).written(torch.cat(written, dim=1))
-    generator = language_model(model, tokenizer)
-    answers: list[Answer | None] = [None] * len(episode.queries)
-    pictured = [row for row, query in enumerate(episode.queries) if query.picture is not None]
-    worded = [row for row, query in enumerate(episode.queries) if query.picture is None]
-    if pictured:
-        tokens = objective.image_tokens(tensors["query_pictures"])
-        found = find(model.recall, written.keys, model.recall.image_keys(tokens))
-        _fill(answers, generator, tokenizer, model, memory, episode, pictured, found, tokens, plain)
-    if worded:
-        asked = model.embeddings.token(tensors["prompt_ids"])
-        cues = model.recall.text_keys(asked, tensors["prompt_mask"])
-        found = find(model.recall, written.keys, cues[:, None])
-        _fill(answers, generator, tokenizer, model, memory, episode, worded, found, None, plain)
-    return [answer for answer in answers if answer is not None]
-
-
-def _fill(
-    answers: list[Answer | None],
-    generator: BitGenForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    model: BitGenModel,
-    memory: AssociativeMemory,
-    episode: Episode,
-    rows: Sequence[int],
-    found: Found,
-    tokens: torch.Tensor | None,
-    plain: bool,
-) -> None:
-    facts = chosen(found)
-    assert model.recall is not None
-    keys = memory.halves(IMAGE)
-    recalled = recalled_for(model.recall, facts, found, lambda rows: memory.read(keys[rows], IMAGE).halves, tokens)
-    prompts = [episode.queries[row].prompt for row in rows]
-    image: dict[str, torch.Tensor] = {} if tokens is None else {"image_tokens": tokens.to(model.dtype)}
-    given: dict[str, torch.Tensor] = (
-        {} if recalled is None else {"recalled": recalled.tokens, "recalled_mask": recalled.present}
-    )
-    said = generate_texts(generator, tokenizer, prompts, 1, LONGEST_ANSWER, **image, **given)
-    alone = said
-    if plain:
-        alone = generate_texts(generator, tokenizer, prompts, 1, LONGEST_ANSWER, **image)
-    for at, row in enumerate(rows):
-        surest = found.confidence[at].max().item()
-        answers[row] = Answer(
-            episode.queries[row], " ".join(said[at].split()), " ".join(alone[at].split()), tuple(facts[at]), surest
-        )
+    """Teach an episode's facts in one write, and ask its queries with and without them."""
+    speaker = Speaker(objective, data, slots)
+    tensors = speaker.tensors(episode)
+    return speaker.ask(speaker.teach(tensors), episode, tensors)
 
 
 def says(answer: Answer) -> bool:

@@ -1,0 +1,279 @@
+"""What a model that speaks from a memory says after it was taught, on held-out things, names and wordings. Prints JSON
+lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of a 95% interval, "n": answers, ..}:
+
+  says_KIND        share of the answers that hold what was taught, in percent: of `taught` pictures (efficacy), new
+                   pictures of the thing `alone`, `with` another or of `two` taught ones, a `question` about a picture,
+                   a `sentence` that was told, asked for in other words; of photographs the `same` and another `view`
+  whole_KIND       captions that hold the name and are right in all else that the scene has, but for sizes
+  recalled_KIND    answers for which the right facts, and no others, were recalled
+  unchanged_KIND   answers about nothing that was taught that are, word for word, those without a memory
+  edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one
+  forgotten, forgotten_state   after half of the facts were forgotten: answers that are those without a memory; largest
+                   difference of the memory from one that never held them
+  nearest_neighbour_KIND   says_KIND with a store of facts in place of the memory that gives the nearest one's value, and
+                   keeps the newest where the bytes of a memory of these slots hold no more
+  direct_KIND      says_KIND where reading allows for noise, as for a cue that was never written
+  prompted_KIND    says_KIND of the same model without a memory, whose prompt is the taught text
+  empty_memory     share of the answers with an empty memory that are not those without a memory (0)
+  teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to teach facts; to fine-tune until as many
+                   are said, at the best of three rates; their ratio. null: not reached
+  write_ms, read_ms   one more fact; one cue; sums_ms, prepare_ms: what the first of each computes once
+
+Means are over the answers of several episodes for each of three seeds; intervals are over episodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import torch
+from memory_speaks_training import fine_tuned_seconds
+
+from bitgen.data.dataset import PairDataset
+from bitgen.data.episodes import Episode, EpisodeDataset, SceneEpisodes
+from bitgen.data.photo_episodes import PhotoEpisodes
+from bitgen.data.sampler import SampleKey
+from bitgen.evaluation.speaking import Answer, Speaker, measures, says, spoken_space
+from bitgen.memory.address_space import IMAGE
+from bitgen.memory.associative import AssociativeMemory
+from bitgen.objectives.recall import SIMILAR, RecallObjective, Written, closed_form_read
+from bitgen.trained import Trained, open_model
+
+PICTURES, SENTENCES = (1, 8, 16, 32, 64), (1, 8, 16, 32, 64, 128)
+SLOTS = (32, 128)
+SEEDS = (11, 12, 13)
+
+
+def episodes(trained: Trained, data: PairDataset | None, seed: int, count: int, **sizes: Any) -> Iterator[tuple]:
+    """(data, episode) of a seed; sizes are those of the makers."""
+    maker: Any
+    if data is None:
+        maker = SceneEpisodes(trained.processor, seed, held_out=True, **sizes)
+    else:
+        maker = PhotoEpisodes(data, trained.processor, seed, held_out=True, **sizes)
+    dataset = EpisodeDataset(maker, trained.processor, count, seed)
+    for index in range(count):
+        yield dataset, maker.episode(SampleKey(index))
+
+
+def report(name: str, values: list[float], **more: Any) -> None:
+    """One line; ``values``: the mean of each episode."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    line = {"name": name, **more, "value": statistics.fmean(values), "interval": 1.96 * spread / len(values) ** 0.5}
+    print(json.dumps(line | {"episodes": len(values)}), flush=True)
+
+
+def said_after_teaching(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
+    """What is said, by the number of facts and of slots, with what is compared."""
+    plans = [({"pictures": facts, "sentences": 0}, facts) for facts in PICTURES]
+    plans += [({"pictures": 1, "sentences": facts, "picture_queries": 1}, facts) for facts in SENTENCES]
+    for sizes, facts in plans:
+        for slots in SLOTS:
+            found: dict[str, list[float]] = {}
+            for seed in SEEDS:
+                for dataset, episode in episodes(trained, data, seed, count, **sizes):
+                    speaker = Speaker(objective, dataset, slots)
+                    for name, value in _compared(speaker, episode, facts, sizes["sentences"] > 0).items():
+                        found.setdefault(name, []).append(value)
+            for name, values in found.items():
+                report(name, values, facts=facts, slots=slots)
+
+
+def _compared(speaker: Speaker, episode: Episode, facts: int, told: bool) -> dict[str, float]:
+    tensors = speaker.tensors(episode)
+    memory = speaker.teach(tensors)
+    answers = speaker.ask(memory, episode, tensors)
+    measured = measures([answer for answer in answers if answer.query.kind.startswith("sentence") == told])
+    space = memory.space
+    held = (space.slots**2 + space.slots * space.width) // space.width  # facts that the memory's bytes would hold
+    newest = AssociativeMemory.empty(space).written(memory.pairs[-held:])
+    first = len(memory) - len(newest)
+    # What the newest facts' store does not hold is not found in it: rows are those of the newest.
+    others = {
+        "nearest_neighbour": speaker.ask(
+            newest, _shifted(episode, first), tensors, plain=False, read=lambda rows: newest.halves(1)[rows]
+        ),
+        "direct": speaker.ask(memory, episode, tensors, plain=False, read=_direct(memory)),
+    }
+    for kind, given in others.items():
+        for name, value in measures([a for a in given if a.query.kind.startswith("sentence") == told]).items():
+            if name.startswith("says_"):
+                measured[name.replace("says", kind)] = value
+    return measured
+
+
+def _shifted(episode: Episode, first: int) -> Episode:
+    """The same episode for a store whose first row is the fact ``first``."""
+    queries = tuple(replace(query, facts=tuple(row - first for row in query.facts)) for query in episode.queries)
+    return replace(episode, queries=queries)
+
+
+def _direct(memory: AssociativeMemory) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Reading by ridge regression, as for a cue that is merely similar."""
+    written = Written(memory.halves(IMAGE).float(), memory.halves(1).float())
+    return lambda rows: closed_form_read(written, written.keys[rows], SIMILAR)
+
+
+def edited_and_forgotten(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
+    """Half of 16 pictures' facts get other names, or are forgotten."""
+    found: dict[str, list[float]] = {}
+    for seed in SEEDS:
+        for dataset, episode in episodes(trained, data, seed, count, pictures=16, sentences=16):
+            speaker = Speaker(objective, dataset)
+            tensors = speaker.tensors(episode)
+            memory, half = speaker.teach(tensors), range(0, 32, 2)
+            for name, value in {**_edited(speaker, memory, episode, tensors, half),
+                                **_forgotten(speaker, memory, episode, tensors, half)}.items():  # fmt: skip
+                found.setdefault(name, []).append(value)
+    for name, values in found.items():
+        report(name, values, facts=32, slots=128)
+
+
+def _about(answers: list[Answer], rows: range) -> list[Answer]:
+    return [answer for answer in answers if answer.query.facts and set(answer.query.facts) <= set(rows)]
+
+
+def _edited(
+    speaker: Speaker, memory: AssociativeMemory, episode: Episode, tensors: dict[str, torch.Tensor], rows: range
+) -> dict[str, float]:
+    """The value of each of these facts becomes that of the fact after it, whose names are known to be held out."""
+    values = memory.halves(1)
+    changed = memory
+    for row in rows:
+        changed = changed.replaced(row, torch.cat([memory.halves(IMAGE)[row], values[row + 1]]))
+    names = {}
+    for query in episode.queries:
+        for fact, name in zip(query.facts, list(query.names.values()) or [query.answer], strict=False):
+            names[fact] = name
+    answers = [a for a in _about(speaker.ask(changed, episode, tensors, plain=False), rows)
+               if len(a.query.facts) == 1 and a.query.facts[0] + 1 in names]  # fmt: skip
+    new = [names[a.query.facts[0] + 1] in a.said.split() or names[a.query.facts[0] + 1] + ":" in a.said.split()
+           for a in answers]  # fmt: skip
+    old = [names[a.query.facts[0]] in a.said.replace(":", " ").split() for a in answers]
+    return {"edited": 100 * sum(new) / max(1, len(new)), "edited_old": 100 * sum(old) / max(1, len(old))}
+
+
+def _forgotten(
+    speaker: Speaker, memory: AssociativeMemory, episode: Episode, tensors: dict[str, torch.Tensor], rows: range
+) -> dict[str, float]:
+    memory.precision  # noqa: B018  # the sums, from which the facts are then subtracted
+    left = memory
+    for row in reversed(rows):
+        left = left.without(row)
+    kept = [row for row in range(len(memory)) if row not in rows]
+    never = AssociativeMemory.empty(memory.space).written(memory.pairs[kept])
+    state = max(
+        (mine - theirs).abs().max().item() for mine, theirs in zip(left.precision, never.precision, strict=True)
+    )
+    answers = _about(speaker.ask(left, episode, tensors), rows)
+    same = [answer.said == answer.plain for answer in answers]
+    return {"forgotten": 100 * sum(same) / max(1, len(same)), "forgotten_state": state}
+
+
+def prompted(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
+    """The same model without a memory, whose prompt is what the memory would have read."""
+    found: dict[str, list[float]] = {}
+    for seed in SEEDS:
+        for dataset, episode in episodes(trained, data, seed, count, pictures=16, sentences=16):
+            speaker, tensors = Speaker(objective, dataset), None
+            tensors = speaker.tensors(episode)
+            tokens = objective.image_tokens(tensors["query_pictures"])
+            for sees in (True, False):
+                queries = [q for q in episode.queries if (q.picture is not None) == sees and q.facts]
+                images = [row for row, q in enumerate(q for q in episode.queries if q.picture is not None) if q.facts]
+                texts = [f"{episode.taught[q.facts[0]][0]} {q.prompt}".strip() for q in queries]
+                said = speaker.say(texts, tokens[images] if sees else None, None)
+                for query, text in zip(queries, said, strict=True):
+                    hit = says(Answer(query, text, text, (), 0.0))
+                    found.setdefault(f"prompted_{query.kind}", []).append(100.0 * hit)
+    for name, values in found.items():
+        report(name, values, facts=32)
+
+
+def empty_memory(objective: RecallObjective, trained: Trained, data: PairDataset | None) -> None:
+    """Logits of captions with an empty memory against those of the model that has none."""
+    for dataset, episode in episodes(trained, data, SEEDS[0], 1):
+        speaker = Speaker(objective, dataset)
+        tensors = speaker.tensors(episode)
+        answers = speaker.ask(AssociativeMemory.empty(speaker.space), episode, tensors)
+        report("empty_memory", [float(answer.said != answer.plain) for answer in answers])
+
+
+def seconds_of_teaching(objective: RecallObjective, trained: Trained, data: PairDataset | None) -> None:
+    """CPU seconds of teaching against fine-tuning."""
+    for facts in (1, 16, 64):
+        for dataset, episode in episodes(trained, data, SEEDS[0], 1, pictures=facts, sentences=0):
+            speaker = Speaker(objective, dataset)
+            tensors = speaker.tensors(episode)
+            began = time.process_time()
+            memory = speaker.teach(tensors)
+            memory.read(memory.halves(IMAGE)[:1], IMAGE)
+            taught = time.process_time() - began
+            tuned = fine_tuned_seconds(objective, dataset, episode)
+            print(json.dumps({"name": "teach_seconds", "facts": facts, "value": taught}))
+            print(json.dumps({"name": "fine_tuning_seconds", "facts": facts, **tuned}))
+            ratio = None if tuned["value"] is None else tuned["value"] / taught
+            print(json.dumps({"name": "fine_tuning_over_teaching", "facts": facts, "value": ratio}), flush=True)
+
+
+def costs(objective: RecallObjective) -> None:
+    """Milliseconds of a write, a read and their sums, by slots."""
+    model = objective.model
+    for slots in (32, 128, 512, 1024, 4096):
+        space = spoken_space(model, slots)
+        count = min(slots, space.half)
+        pairs = torch.nn.functional.normalize(torch.randn(count, sum(space.halves), dtype=torch.float64), dim=1)
+        memory = AssociativeMemory.empty(space).written(pairs)
+        cue = pairs[:1, : space.half]
+        timed = {
+            "sums_ms": _milliseconds(lambda memory=memory: memory.precision),
+            "write_ms": _milliseconds(lambda memory=memory, pair=pairs[:1]: memory.written(pair)),
+            "prepare_ms": _milliseconds(lambda memory=memory, cue=cue: memory.read(cue, IMAGE)),
+            "read_ms": _milliseconds(lambda memory=memory, cue=cue: memory.read(cue, IMAGE)),
+        }
+        for name, value in timed.items():
+            print(json.dumps({"name": name, "slots": slots, "facts": count, "value": value}), flush=True)
+
+
+def _milliseconds(work: Callable[[], Any]) -> float:
+    began = time.process_time()
+    work()
+    return 1000 * (time.process_time() - began)
+
+
+def main() -> None:
+    """Measure everything, or what --only names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="DIR", help="a run of configs/memory_scenes.yaml or such")
+    parser.add_argument("--data", metavar="DIR", help="held-out features; without it the built-in scenes")
+    parser.add_argument("--episodes", type=int, default=4, metavar="N", help="for each seed (default: 4)")
+    parser.add_argument("--only", help="said, edited, prompted, empty, training or costs, with commas between")
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+    trained = open_model(flags.model)
+    objective = RecallObjective(trained.model).eval()
+    data = PairDataset(flags.data, trained.processor) if flags.data else None
+    sections = {
+        "empty": lambda: empty_memory(objective, trained, data),
+        "edited": lambda: edited_and_forgotten(objective, trained, data, flags.episodes),
+        "prompted": lambda: prompted(objective, trained, data, flags.episodes),
+        "training": lambda: seconds_of_teaching(objective, trained, data),
+        "costs": lambda: costs(objective),
+        "said": lambda: said_after_teaching(objective, trained, data, flags.episodes),
+    }
+    for name, section in sections.items():
+        if flags.only is None or name in flags.only.split(","):
+            section()
+
+
+if __name__ == "__main__":
+    main()
