@@ -10,8 +10,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those without a memory; largest
                    difference of the memory from one that never held them
-  nearest_neighbour_KIND   says_KIND with a store of facts in place of the memory that gives the nearest one's value, and
-                   keeps the newest where the bytes of a memory of these slots hold no more
+  nearest_neighbour_KIND   says_KIND with a store of facts in place of the memory, which gives the nearest one's value
+                   and keeps the newest where the bytes of a memory of these slots hold no more
   direct_KIND      says_KIND where reading allows for noise, as for a cue that was never written
   prompted_KIND    says_KIND of the same model without a memory, whose prompt is the taught text
   empty_memory     share of the answers with an empty memory that are not those without a memory (0)
@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes import Episode, EpisodeDataset, SceneEpisodes
 from bitgen.data.photo_episodes import PhotoEpisodes
 from bitgen.data.sampler import SampleKey
-from bitgen.evaluation.speaking import Answer, Speaker, measures, says, spoken_space
 from bitgen.memory.address_space import IMAGE
+from bitgen.memory.answering import Answer, Speaker, measures, says, spoken_space
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.objectives.recall import SIMILAR, RecallObjective, Written, closed_form_read
 from bitgen.trained import Trained, open_model
@@ -184,7 +185,7 @@ def prompted(objective: RecallObjective, trained: Trained, data: PairDataset | N
     found: dict[str, list[float]] = {}
     for seed in SEEDS:
         for dataset, episode in episodes(trained, data, seed, count, pictures=16, sentences=16):
-            speaker, tensors = Speaker(objective, dataset), None
+            speaker = Speaker(objective, dataset)
             tensors = speaker.tensors(episode)
             tokens = objective.image_tokens(tensors["query_pictures"])
             for sees in (True, False):
@@ -235,10 +236,10 @@ def costs(objective: RecallObjective) -> None:
         memory = AssociativeMemory.empty(space).written(pairs)
         cue = pairs[:1, : space.half]
         timed = {
-            "sums_ms": _milliseconds(lambda memory=memory: memory.precision),
-            "write_ms": _milliseconds(lambda memory=memory, pair=pairs[:1]: memory.written(pair)),
-            "prepare_ms": _milliseconds(lambda memory=memory, cue=cue: memory.read(cue, IMAGE)),
-            "read_ms": _milliseconds(lambda memory=memory, cue=cue: memory.read(cue, IMAGE)),
+            "sums_ms": _milliseconds(partial(getattr, memory, "precision")),
+            "write_ms": _milliseconds(partial(memory.written, pairs[:1])),
+            "prepare_ms": _milliseconds(partial(memory.read, cue, IMAGE)),
+            "read_ms": _milliseconds(partial(memory.read, cue, IMAGE)),
         }
         for name, value in timed.items():
             print(json.dumps({"name": name, "slots": slots, "facts": count, "value": value}), flush=True)

@@ -1,13 +1,16 @@
-"""Draw the figures of the documents: `python docs/make_figures.py network`, or `result --run DIR`.
+"""Draw the figures of the documents: `python docs/make_figures.py network`, or `result --run DIR`, `speaks --run DIR`.
 
 ``network`` needs nothing. ``result`` needs a run of ``configs/quickstart.yaml``: it encodes the held-out scenes, shows
 what three captions retrieve, teaches the memory three scenes and recalls them from other pictures of the same scenes.
+``speaks`` needs a run of ``configs/memory_scenes.yaml``: it teaches three pictures with names, and lets the model
+describe new scenes with the same things in them.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import random
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +26,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from bitgen.data.scenes import ScenesDataset
+from bitgen.data.named_scenes import entities, scene_alone, scene_with
+from bitgen.data.scenes import ScenesDataset, render_scene
 from bitgen.evaluation.encode import Runner
+from bitgen.evaluation.generation import caption_of
 from bitgen.machine.randomness import seed_everything
 from bitgen.memory import EpisodicMemory, open_model
 from bitgen.show.drawing import (
@@ -40,6 +45,7 @@ from bitgen.show.drawing import (
     render,
     to_picture,
 )
+from bitgen.trained import open_model as open_trained
 
 logger = logging.getLogger("make_figures")
 FIGURES = Path(__file__).resolve().parent / "figures"
@@ -230,6 +236,47 @@ def _draw_memory(axes: Axes, memory: EpisodicMemory, dataset: ScenesDataset, top
             draw_text(axes, answer, y + 36 + 26 * place, line, colour)
 
 
+def draw_speaks(run: Path, path: Path, names: tuple[str, ...] = ("Rex", "Blick", "Momo")) -> None:
+    """What a model says of new scenes without and with a memory that was taught one picture of each thing, as PNG.
+
+    The things are those that no training taught, the first of a shuffled list; whatever the model makes of them.
+
+    Raises:
+        ValueError: ``run`` holds no model that speaks from a memory.
+    """
+    seed_everything(0)
+    trained = open_trained(run)
+    memory, processor, rng = EpisodicMemory(trained.model, trained.processor), trained.processor, random.Random(1)
+    things = entities(held_out=True)
+    rng.shuffle(things)
+    first = [scene_alone(thing, rng) for thing in things[: len(names)]]
+    then = [scene_with(thing, other, rng) for thing, other in zip(things, things[len(names) :], strict=False)]
+    taught, new = (
+        [processor.image(render_scene(scene, processor.image_size, rng)) for scene in scenes]
+        for scenes in (first, then)
+    )
+    texts = [f"this is {name}" for name in names]
+    memory.write(images=taught, texts=texts)
+    figure, axes = canvas(WIDTH, 56 + len(names) * (TILE + 22))
+    cue, answer = GAP + TILE + 190, GAP + 2 * TILE + 210
+    draw_text(axes, GAP, 26, "Taught, in one step")
+    draw_text(axes, cue, 26, "A new picture: what the model says without the memory, and with it")
+    for number, (picture, text, other) in enumerate(zip(taught, texts, new, strict=False)):
+        y = 46 + number * (TILE + 22)
+        draw_rule(axes, y - 8, WIDTH)
+        draw_tile(axes, GAP, y, TILE, to_picture(picture), "")
+        draw_folded(axes, 2 * GAP + TILE, y + 40, f"“{text}”", 24, lines=3)
+        draw_tile(axes, cue, y, TILE, to_picture(other), "")
+        said = memory.recalled(image=other)
+        draw_text(axes, answer, y + 40, caption_of(trained, other[None]), QUIET)
+        right = names[number] in (with_it := caption_of(trained, other[None], recalled=said.tokens))
+        draw_text(axes, answer, y + 70, with_it, RIGHT if right else WRONG)
+        draw_text(axes, answer, y + 100, f"sure of it by {said.surest:.0%}", QUIET)
+    pixels = render(figure).permute(1, 2, 0).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def _spread(count: int, wanted: int) -> list[int]:
     """Positions spread evenly over ``range(count)``, without its ends."""
     return np.linspace(0, count - 1, wanted + 2).astype(int)[1:-1].tolist()
@@ -243,8 +290,8 @@ def _another_picture(dataset: ScenesDataset, row: int) -> Tensor:
 def main() -> None:
     """Draw what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("network", "result"))
-    parser.add_argument("--run", type=Path, default=Path("checkpoints/quickstart"), help="for result: a quickstart run")
+    parser.add_argument("what", choices=("network", "result", "speaks"))
+    parser.add_argument("--run", type=Path, default=Path("checkpoints/quickstart"), help="for result and speaks: a run")
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
@@ -252,8 +299,8 @@ def main() -> None:
         path = FIGURES / "network.svg"
         draw_network(path)
     else:
-        path = FIGURES / "result.png"
-        draw_result(flags.run, path)
+        path = FIGURES / f"{flags.what}.png"
+        (draw_result if flags.what == "result" else draw_speaks)(flags.run, path)
     logger.info("wrote %s, %d kB", path, path.stat().st_size // 1000)
 
 

@@ -30,11 +30,14 @@ from torch import Tensor
 
 from bitgen.config import parse_config
 from bitgen.evaluation.answers import Decoding
-from bitgen.evaluation.generation import LONGEST, caption_of
+from bitgen.evaluation.generation import LONGEST, answer_of, caption_of
 from bitgen.evaluation.talking import Talk, read_visuals
 from bitgen.machine.devices import choose_device
 from bitgen.memory.encoder import MemoryImage, PairEncoder
+from bitgen.memory.episodes import check_texts
 from bitgen.memory.episodic_memory import EpisodicMemory
+from bitgen.memory.spoken import MUTE
+from bitgen.model.recall import Recalled
 from bitgen.tasks import task_of
 from bitgen.tasks.chain import train_chain
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, Trained, open_model
@@ -194,15 +197,62 @@ class Model:
         return model.log_odds(tokens, *encoder.tokens([text])).sigmoid().item()
 
     @torch.no_grad()
-    def caption(self, image: MemoryImage, prompt: str = "", num_beams: int = 3, max_new_tokens: int = LONGEST) -> str:
+    def caption(
+        self,
+        image: MemoryImage,
+        prompt: str = "",
+        num_beams: int = 3,
+        max_new_tokens: int = LONGEST,
+        memory: EpisodicMemory | None = None,
+    ) -> str:
         """What the model writes about an image, the prompt included.
 
+        Args:
+            memory: of this model, from which it speaks; None: it says what it says without one.
+
         Raises:
-            ValueError: an image that cannot be read, or a prompt as long as the context.
+            ValueError: an image that cannot be read, a prompt as long as the context, or a memory that this model does
+                not speak from.
         """
         self.trained.require(CAPTIONS)
         [tensor] = self._encoder.inputs([image]).values()
-        return caption_of(self.trained, tensor, prompt, num_beams, max_new_tokens)
+        recalled = self._recalled(memory, image=tensor[0])
+        return caption_of(self.trained, tensor, prompt, num_beams, max_new_tokens, recalled)
+
+    @torch.no_grad()
+    def answer(
+        self,
+        question: str,
+        image: MemoryImage | None = None,
+        memory: EpisodicMemory | None = None,
+        max_new_tokens: int = LONGEST,
+    ) -> str:
+        """What the model answers to a question, about an image or alone, greedily.
+
+        Args:
+            memory: of this model, from which it speaks: by the image, or without one by the question.
+
+        Raises:
+            ValueError: the model was not trained to speak from a memory, an image that cannot be read, an empty
+                question or one as long as the context, or a memory of another model.
+        """
+        self.trained.require(CAPTIONS)
+        if self.trained.model.recall is None:
+            raise ValueError(MUTE)
+        check_texts([question])
+        if image is None:
+            recalled = self._recalled(memory, text=question)
+            return answer_of(self.trained, question, max_new_tokens=max_new_tokens, recalled=recalled)
+        [tensor] = self._encoder.inputs([image]).values()
+        recalled = self._recalled(memory, image=tensor[0])
+        return answer_of(self.trained, question, tensor, max_new_tokens=max_new_tokens, recalled=recalled)
+
+    def _recalled(self, memory: EpisodicMemory | None, **cue: Any) -> Recalled | None:
+        if memory is None:
+            return None
+        if memory.encoder.model is not self.trained.model:
+            raise ValueError("this memory is of another model: open its file with memory(FILE) of this one")
+        return memory.recalled(**cue).tokens
 
     def memory(self, file: str | Path | None = None, **settings: Any) -> EpisodicMemory:
         """An empty episodic memory of this model, or the one that a file holds.

@@ -29,6 +29,8 @@ FEATURES = {"vision_encoder": "features", "train_data": "data/train", "vision_tu
 TEXT = {"text_data": "data/text", "text_loss_weight": 1.0}
 BOTH = {**FEATURES, **TEXT}
 TEXT_ALONE = {**BOTH, "train_data": None, "feature_dim": 320, "feature_tokens": 49}
+SPEAKING = {"recall_weight": 1.0, "recall_tokens": 32, "init_from": "runs/a", "text_loss_weight": 1.0}
+SPEAKING |= {"train_data": "scenes"}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,19 @@ TEXT_ALONE = {**BOTH, "train_data": None, "feature_dim": 320, "feature_tokens": 
         ({**TEXT, **RANDOM}, ["text_data is trained alone", "vision_encoder features"]),
         ({**TEXT_ALONE, "val_data": "data/val"}, ["val_data is data/val", "sees no images"]),
         ({"parallel": "sharded"}, ["parallel is sharded", "queue", "memory", "Write parallel replicated"]),
+        ({"recall_weight": -1}, ["recall_weight", "0 or more"]),
+        ({"recall_tokens": -1}, ["recall_tokens", "0 or more"]),
+        ({"recall_dim": 0}, ["recall_dim", "at least 1"]),
+        ({"recall_code": 0}, ["recall_code", "at least 1"]),
+        ({"episode_pictures": 0}, ["episode_pictures", "at least 1"]),
+        ({"episode_sentences": 0}, ["episode_sentences", "at least 1"]),
+        ({"picture_queries": 0}, ["picture_queries", "at least 1"]),
+        ({"sentence_queries": 0}, ["sentence_queries", "at least 1"]),
+        ({**SPEAKING, "recall_tokens": 0}, ["recall_weight is on", "recall_tokens is 0", "Write recall_tokens 32"]),
+        ({**SPEAKING, "init_from": None}, ["recall_weight is on", "init_from is none", "scenes_captions.yaml"]),
+        ({**SPEAKING, "text_loss_weight": 0.0}, ["recall_weight is on", "text_loss_weight is 0", "init_from"]),
+        ({**SPEAKING, **TEXT, **RANDOM}, ["recall_weight is on", "text_data", "Leave them out"]),
+        ({**SPEAKING, "train_data": "data/a", "streaming": True}, ["recall_weight is on", "streaming", "Leave"]),
     ],
 )
 def test_what_could_not_run_is_named(values: dict[str, Any], expected: list[str]) -> None:
@@ -127,6 +142,9 @@ def test_what_could_not_run_is_named(values: dict[str, Any], expected: list[str]
         TEXT_ALONE,
         {**TEXT_ALONE, "text_val_data": "data/text_val", "max_epochs": 10, "max_words_seen": 100_000_000},
         {"init_lora_weights": "gaussian"},
+        {"recall_tokens": 32},  # a network that can speak from a memory, and does not learn to
+        SPEAKING,
+        {**SPEAKING, "init_from": None, "resume": "runs/b/step-00000002"},
     ],
 )
 def test_unusual_but_possible_settings_pass(values: dict[str, Any]) -> None:

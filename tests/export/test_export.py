@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers.dynamic_module_utils import check_imports, get_relative_import_files, get_relative_imports
 
@@ -124,6 +126,24 @@ def test_the_card_of_an_export_from_phase_1():
     assert "exported before the vision tower's adapters began to train" in card
     assert "Exported in phase 1: the vision tower is exactly the pretrained one" in card
     assert "and peft" in card and "babylm / blimp_fast" in card and "60.50" in card
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_the_card_says_how_to_teach_a_model_that_speaks_from_a_memory(tmp_path, monkeypatch, capsys, features):
+    """And its code runs."""
+    run = written_run(features=features, recall_tokens=8, recall_dim=16, recall_code=8)
+    folder = run_export(run, tmp_path / "model", "--merge_lora", "True")
+    loading, teaching = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo", "rex", "other"):
+        Image.effect_noise((30, 30), 90).convert("RGB").save(f"{name}.jpg")
+    given = {"PATH": str(folder), "features": torch.randn(9, 6), "others": torch.randn(1, 9, 6)}
+    exec(loading + teaching + "again = model.load_memory('facts.safetensors')", given)
+    assert given["again"].texts == ("this is Rex", "Rex lives in Oslo") and capsys.readouterr().out.count("\n") >= 2
+
+
+def test_the_card_of_a_model_without_recall_speaks_of_no_memory_to_teach(exported):
+    assert "new_memory" not in (exported / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

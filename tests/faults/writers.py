@@ -25,6 +25,7 @@ from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record, RecordReader
 from bitgen.machine.files import replacing_folder, write_whole
 from bitgen.memory.files import exclusive, read_memory, write_memory
+from bitgen.model.spoken_memory_file import Stored, read_facts, write_facts
 from bitgen.vlm.adapter_folder import PARTS, PREFIX, Base, read_adapter, write_adapter
 from bitgen.vlm.adapter_merge import merge_folder, unmerge_folder
 from support.language_models import tiny_lm
@@ -93,6 +94,17 @@ def _read_memory(folder: Path) -> float:
     codes, _, _, header = read_memory(folder / "memory")
     assert codes.unique().tolist() == [float(header["episodes"][0]["text"])]
     return codes[0, 0].item()
+
+
+def _write_facts(folder: Path, version: int) -> None:
+    keys, values = (torch.full((1, width), float(version)) for width in (8, 64))
+    write_facts(folder / "facts", Stored((str(version),), keys, values, torch.ones(80)))
+
+
+def _read_facts(folder: Path) -> float:
+    texts, keys, values, _ = read_facts(folder / "facts")
+    assert torch.cat([keys, values], dim=1).unique().tolist() == [float(texts[0])]
+    return keys[0, 0].item()
 
 
 def _write_dataset(folder: Path, version: int) -> None:
@@ -221,6 +233,7 @@ WRITERS = {
     "folder": Writer(_write_folder, _read_folder, ".it.partial-*"),
     "checkpoint": Writer(_write_checkpoint, _read_checkpoint),
     "memory": Writer(_write_memory, _read_memory),
+    "facts": Writer(_write_facts, _read_facts, ".facts.*.tmp"),
     "conversations": Writer(_write_conversations, _read_conversations, ".talks.partial-*"),
     "dataset": Writer(_write_dataset, _read_dataset, ".data.partial-*"),
 }

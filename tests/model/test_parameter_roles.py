@@ -5,19 +5,22 @@ from __future__ import annotations
 import pytest
 
 from bitgen.config import Config
-from bitgen.model.parameter_roles import ADAPTER_KINDS, BASE, FIXED, GATE, LORA, MATRIX, NEW_PARTS, TOWER, VISION
+from bitgen.model.parameter_roles import ADAPTER_KINDS, BASE, FIXED, GATE, LORA, MATRIX, NEW_PARTS, TOWER, TOWER_MATRIX, VISION
 from bitgen.tasks.stage1 import groups
 from support.stage1 import make_objective, weights
 
 
+@pytest.mark.parametrize("tower", ["adamw", "muon"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
 @pytest.mark.parametrize("fusion", ["concat_mlp", "cross_attention", "backbone"])
-def test_stage_1_s_groups_take_every_parameter_but_the_base_once(optimizer: str, tuning: str, fusion: str) -> None:
+def test_stage_1_s_groups_take_every_parameter_but_the_base_once(
+    optimizer: str, tuning: str, fusion: str, tower: str
+) -> None:
     objective = make_objective(tower=True, vision_tuning=tuning, fusion=fusion, feed_forward="swiglu")
     named, roles = dict(objective.named_parameters()), objective.roles()
     assert roles.keys() == named.keys()
-    found = groups(Config().replace(optimizer=optimizer), boundary=5)
+    found = groups(Config().replace(optimizer=optimizer, tower_optimizer=tower), boundary=5)
     for name, role in roles.items():
         takers = [group.name for group in found if group.takes(role)]
         if role.kind in (BASE, FIXED):
@@ -26,11 +29,13 @@ def test_stage_1_s_groups_take_every_parameter_but_the_base_once(optimizer: str,
         last = name.rsplit(".", 1)[-1]
         expected = (
             "temperature" if last == "log_temperature" else "gate" if last == "gate"
-            else "lora_b" if "lora_B" in name else "lora_a" if "lora_A" in name else "tower" if role.kind == TOWER
+            else "lora_b" if "lora_B" in name else "lora_a" if "lora_A" in name
+            else "muon_tower" if tower == "muon" and role.kind == TOWER_MATRIX
+            else "tower" if role.kind in (TOWER, TOWER_MATRIX)
             else "matrix" if optimizer == "muon" and role.kind == MATRIX else "new"
         )  # fmt: skip
         assert takers[0] == expected, name
-    assert {role.kind for role in roles.values() if role.part == VISION} <= {BASE, FIXED, TOWER}
+    assert {role.kind for role in roles.values() if role.part == VISION} <= {BASE, FIXED, TOWER, TOWER_MATRIX}
     assert objective.base_names() == {n.removeprefix("model.") for n, role in roles.items() if role.kind == BASE}
     late = {name for name, role in roles.items() if role.kind in ADAPTER_KINDS}
     assert bool(late) == (tuning != "frozen") and all(n.startswith("model.vision_encoder") for n in late)

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from bitgen.config import Config
+from bitgen.config.episode_settings import EpisodeSettings
 from bitgen.config.fields import settings_of
 from bitgen.config.stage1_settings import LoraSettings, MemorySettings, ModelSettings, VisionSettings
 from bitgen.config.values import split_optional
@@ -16,13 +17,15 @@ from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.tasks.stage1_parts import model_config_of
 from support.models import TOWER
 
-GROUPS = (VisionSettings, LoraSettings, ModelSettings, MemorySettings)
+GROUPS = (VisionSettings, LoraSettings, ModelSettings, MemorySettings, EpisodeSettings)
 # How the run trains, what it loads and where it keeps things: no matter of the network.
 NOT_THE_NETWORKS = {
     "vision_encoder", "vision_revision", "vision_hidden_size", "vision_num_layers", "vision_num_heads",
     "vision_patch_size", "image_normalisation", "compile", "feature_cache", "feature_cache_dtype",
     "lora_warmup_epochs", "lora_warmup_steps",
     "lora_lr_factor", "lora_plus_ratio", "lora_lr_warmup_steps", "memory_alpha",
+    "recall_weight", "reader_lr_factor", "episode_pictures", "episode_sentences", "picture_queries",
+    "sentence_queries",
 }  # fmt: skip
 RENAMED = {"feature_cache_pool": "feature_pool"}
 # These are said by the data, and the settings only have to agree.
@@ -60,6 +63,7 @@ def test_it_reaches_the_network(name: str) -> None:
     # Some sizes only fit together: all settings change, and a forgotten one keeps the network's own default.
     config = Config().replace(**{name: another(name) for name in REACHING})
     given = {**vars(config.vision), **vars(config.lora), **vars(config.model), **vars(config.memory)}
+    given |= vars(config.episodes)
     given |= {"lora_layers": [0, 1], "init_lora_weights": "gaussian"}
     default = BitGenConfig().to_dict()
     reached = getattr(model_config_of(config, TOWER), RENAMED.get(name, name))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bitgen.config import Config
-from bitgen.config.common import TrainingSettings
+from bitgen.config.stage1_settings import Stage1TrainingSettings as TrainingSettings
 from bitgen.machine.parallel import load_state_by_name, state_by_name
 from bitgen.stages import Phase, Role, Stage
 from bitgen.tasks.stage1 import groups

@@ -1,23 +1,28 @@
-"""Ask a trained vision-language model about pictures: `python src/ask.py --model DIR photo.jpg --question "..."`."""
+"""Ask a trained model about pictures, or about what it was taught: `python src/ask.py --model DIR --question "..."`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from bitgen.commands.caption import load_memory, refuse_memory
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.answers import Decoding
-from bitgen.evaluation.generation import SEARCH_RANGES
+from bitgen.evaluation.generation import SEARCH_RANGES, answer_of
 from bitgen.evaluation.talking import Talk, read_visuals
 from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import check_ranges
 from bitgen.guards.numbers import finite_float
 from bitgen.guards.printable import printable
 from bitgen.machine.devices import choose_device
+from bitgen.memory.encoder import PairEncoder
+from bitgen.memory.episodes import check_texts
 from bitgen.show.bars import bars_on_terminals_alone
+from bitgen.trained import CAPTIONS, Trained, open_model
 from bitgen.trained_vlm import is_vlm, open_vlm
 
 _HELP = """\
@@ -25,13 +30,18 @@ Ask a model of src/train_vlm.py about pictures and videos, or talk with it: with
 write is a question, in the light of all before, until an empty line or Ctrl-D.
 
 Each file is a picture or a video of its own. Where the connector compares (tac), give the current picture and then the
-prior one."""
+prior one.
+
+A model that was trained to speak from a memory (configs/memory_scenes.yaml) answers too, each question for itself: with
+--memory FILE from what src/memory.py taught it, about one picture or about none."""
 
 _EXAMPLES = """\
 examples:
   python src/ask.py --model checkpoints/vlm_quick/tune photo.jpg --question "Describe the image."
   python src/ask.py --model my-export clip.mp4
-  python src/ask.py --model chest-model today.dcm last_year.dcm --question "What has changed?" """
+  python src/ask.py --model chest-model today.dcm last_year.dcm --question "What has changed?"
+  python src/ask.py --model my-run --memory my-run.memory --question "who owns Blick?"
+  python src/ask.py --model my-run --memory my-run.memory photo.jpg --question "who is left of the ring?" """
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,6 +53,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"
     )
     parser.add_argument("--question", metavar="TEXT", help="ask this and end; without it a conversation begins")
+    parser.add_argument(
+        "--memory",
+        default="none",
+        metavar="FILE",
+        help="answer from what src/memory.py taught the model, in this file; none: do not (default)",
+    )
     parser.add_argument(
         "--num_beams", type=int, default=1, metavar="N", help="beams of the search; 1: greedy (default: 1)"
     )
@@ -81,30 +97,80 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     bars_on_terminals_alone()
     with exit_on_config_error():
-        if not is_vlm(flags.model):
-            raise ConfigError(
-                f"--model {flags.model}: there is no vision-language model of parts. Give a run of src/train_vlm.py or "
-                "its export; src/caption.py describes images with other models."
-            )
-        device = device_of(flags.device)
+        answer = (talker if is_vlm(flags.model) else speaker)(flags)
         try:
-            trained = open_vlm(flags.model, device)
-        except ValueError as error:
-            raise ConfigError(f"--model {error}") from error
-        try:
-            visuals = read_visuals(trained, flags.files)
-            talk = Talk(trained, visuals, Decoding(flags.num_beams, flags.max_new_tokens, flags.temperature))
             if flags.question is not None:
-                _say(talk, flags.question)
+                _say(answer(flags.question))
                 return
             while question := _line():
-                _say(talk, question)
+                _say(answer(question))
         except ValueError as error:
             raise ConfigError(printable(error, 1000)) from error
 
 
-def _say(talk: Talk, question: str) -> None:
-    print(printable(talk.ask(question), 4096), flush=True)
+def talker(flags: argparse.Namespace) -> Callable[[str], str]:
+    """What answers with a vision-language model of parts, in the light of all before.
+
+    Raises:
+        ConfigError: the model or a file cannot be used.
+    """
+    refuse_memory(flags.memory)
+    try:
+        trained = open_vlm(flags.model, device_of(flags.device))
+    except ValueError as error:
+        raise ConfigError(f"--model {error}") from error
+    try:
+        visuals = read_visuals(trained, flags.files)
+    except ValueError as error:
+        raise ConfigError(printable(error, 1000)) from error
+    return Talk(trained, visuals, Decoding(flags.num_beams, flags.max_new_tokens, flags.temperature)).ask
+
+
+def speaker(flags: argparse.Namespace) -> Callable[[str], str]:
+    """What answers with a model that speaks from a memory, each question for itself.
+
+    Raises:
+        ConfigError: the model does not speak from a memory, or it or a file cannot be used.
+    """
+    try:
+        trained = open_model(flags.model, device_of(flags.device))
+        trained.require(CAPTIONS)
+    except ValueError as error:
+        raise ConfigError(f"--model {error}") from error
+    if trained.model.recall is None:
+        raise ConfigError(
+            f"--model {flags.model}: there is no vision-language model of parts. Give a run of src/train_vlm.py or "
+            "its export; src/caption.py describes images with other models."
+        )
+    if flags.temperature:
+        raise ConfigError("--temperature is for models of parts: this model writes what is likeliest. Leave it out.")
+    if len(flags.files) > 1:
+        raise ConfigError(f"{len(flags.files)} files: a question to this model is about one picture, or about none")
+    memory = load_memory(trained, flags.memory)
+    pixels = _pixels(trained, flags.files[0]) if flags.files else None
+
+    def answer(question: str) -> str:
+        check_texts([question])
+        recalled = None
+        if memory is not None:
+            spoken = memory.recalled(text=question) if pixels is None else memory.recalled(image=pixels[0])
+            recalled = spoken.tokens
+        return answer_of(trained, question, pixels, flags.num_beams, flags.max_new_tokens, recalled)
+
+    return answer
+
+
+def _pixels(trained: Trained, path: str) -> torch.Tensor:
+    """The picture in a file as the model takes it, ``[1, 3, H, W]``."""
+    try:
+        [pixels] = PairEncoder(trained.model, trained.processor).inputs([path]).values()
+    except ValueError as error:
+        raise ConfigError(printable(error, 1000)) from error
+    return pixels
+
+
+def _say(answer: str) -> None:
+    print(printable(answer, 4096), flush=True)
 
 
 def _line() -> str:

@@ -13,6 +13,8 @@ from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import check_ranges
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import read_regular_file
+from bitgen.memory import EpisodicMemory
+from bitgen.memory.spoken import MUTE
 from bitgen.show.bars import bars_on_terminals_alone
 from bitgen.trained import CAPTIONS, Trained, open_model
 from bitgen.trained_vlm import is_vlm, open_vlm
@@ -30,6 +32,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         default="",
         metavar="TEXT",
         help="what each caption begins with; of a vision-language model of parts: what it is asked",
+    )
+    parser.add_argument(
+        "--memory",
+        default="none",
+        metavar="FILE",
+        help="say what src/memory.py taught the model, from this file; none: do not (default)",
     )
     parser.add_argument(
         "--num_beams", type=int, default=3, metavar="N", help="beams of the search; 1: greedy (default: 3)"
@@ -61,13 +69,41 @@ def load_captioner(folder: str) -> Trained:
     return trained
 
 
+def refuse_memory(file: str) -> None:
+    """Raise ConfigError where ``--memory`` names a file for a model that has no use for it."""
+    if file != "none":
+        raise ConfigError(
+            f"--memory {printable(file)}: a vision-language model of parts does not speak from a memory. Leave "
+            "--memory out, or give a model of src/train_stage1_vision_language.py that does."
+        )
+
+
+def load_memory(trained: Trained, file: str) -> EpisodicMemory | None:
+    """The memory of ``--memory``, for the model to speak from; None where it is ``none``.
+
+    Raises:
+        ConfigError: the model does not speak from a memory, or the file is missing, damaged or of another model.
+    """
+    if file == "none":
+        return None
+    if trained.model.recall is None:
+        raise ConfigError(f"--memory {printable(file)}: {MUTE}. Or leave --memory out.")
+    memory = EpisodicMemory(trained.model, trained.processor)
+    try:
+        memory.load(file)
+    except ValueError as error:
+        raise ConfigError(f"--memory {error}") from error
+    return memory
+
+
 def describer(flags: argparse.Namespace) -> Callable[[str], str]:
     """What writes the caption of a file; it raises ``ValueError`` naming one that cannot be read.
 
     Raises:
-        ConfigError: there is no model, or it cannot describe images.
+        ConfigError: there is no model, it cannot describe images, or what --memory names cannot be used.
     """
     if is_vlm(flags.model):
+        refuse_memory(flags.memory)
         try:
             parts = open_vlm(flags.model)
             eyes(parts)
@@ -76,11 +112,13 @@ def describer(flags: argparse.Namespace) -> Callable[[str], str]:
         decoding, prompt = Decoding(flags.num_beams, flags.max_new_tokens), parts.description.speech.prompt
         return lambda path: Talk(parts, [read_picture(parts, path)], decoding).ask(flags.prompt or prompt)
     trained = load_captioner(flags.model)
+    memory = load_memory(trained, flags.memory)
 
     def describe(path: str) -> str:
         try:
             pixels = trained.processor.images([read_regular_file(path)])
-            return caption_of(trained, pixels, flags.prompt, flags.num_beams, flags.max_new_tokens)
+            recalled = None if memory is None else memory.recalled(image=pixels[0]).tokens
+            return caption_of(trained, pixels, flags.prompt, flags.num_beams, flags.max_new_tokens, recalled)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 

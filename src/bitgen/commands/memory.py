@@ -12,15 +12,15 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.evaluation.generation import answer_of, caption_of
 from bitgen.guards.arguments import Parser
 from bitgen.guards.printable import printable
 from bitgen.machine.devices import choose_device
 from bitgen.machine.files import check_writable
-from bitgen.memory import EpisodicMemory, open_model, training_whitening
+from bitgen.memory import EpisodicMemory, training_whitening
 from bitgen.memory.episodes import MOST_CHARACTERS
 from bitgen.memory.picture import write_picture
-from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.trained import Trained, open_model
 
 _HELP = """\
 Teach a trained model pictures with texts, recall them, change and forget them: each in one closed-form step, without
@@ -34,6 +34,11 @@ image half; the episodes nearest to what was read are shown, best first:
               about 0.5 on the memory knows nothing like it (with --whiten; without, strange pictures come nearer)
   id, text    of the episode
 
+A model that was trained to speak from a memory (configs/memory_scenes.yaml) says what it was taught, in src/caption.py
+and src/ask.py with --memory FILE too, and can be told sentences without a picture. Before the episodes recall writes
+what the model says of the picture, or answers to the text, and which episodes it has that from, each with the
+probability that the picture or text is about it. Of two that are about the same thing the later is said.
+
 A memory tells min(slots, width of the model's features) episodes apart for certain; with --widen as many as it has
 slots. Beyond that it warns and says what to expect; --slots with teach makes a memory larger at any time."""
 
@@ -43,6 +48,9 @@ examples:
       prints the id of the new episode; the memory is in checkpoints/quickstart.memory
   python src/memory.py --model checkpoints/quickstart recall another_photo.jpg
   python src/memory.py --model checkpoints/quickstart recall --text "our dog"
+  python src/memory.py --model my-run teach --text "Blick belongs to Anna"
+  python src/memory.py --model my-run recall --text "who owns Blick?"
+      a model that speaks answers; `python src/caption.py photo.jpg --model my-run --memory my-run.memory` says Rex
   python src/memory.py --model checkpoints/quickstart edit 1 "this is Rex, who is five now"
   python src/memory.py --model checkpoints/quickstart --memory pets.memory list
   python src/memory.py --model checkpoints/quickstart show --output memory.png
@@ -81,9 +89,14 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    teach = commands.add_parser("teach", help="remember a picture with a text")
-    teach.add_argument("image", metavar="IMAGE", help="an image file")
-    teach.add_argument("text", metavar="TEXT", help="what to remember of it")
+    teach = commands.add_parser("teach", help="remember a picture with a text, or with --text a sentence alone")
+    # Places that may be empty would end `teach IMAGE --id ID TEXT`: argparse fills them all at the first word.
+    told = any(word.split("=")[0] == "--text" for word in (sys.argv[1:] if argv is None else argv))
+    teach.add_argument("image", metavar="IMAGE", nargs="?" if told else None, help="an image file")
+    teach.add_argument("text", metavar="TEXT", nargs="?" if told else None, help="what to remember of it")
+    teach.add_argument(
+        "--text", dest="told", metavar="TEXT", help="what to remember, in place of TEXT: without an IMAGE, a sentence"
+    )
     teach.add_argument("--id", metavar="ID", help="what to call the episode (default: the next number)")
     recall = commands.add_parser("recall", help="what a picture or a text brings back")
     recall.add_argument("image", metavar="IMAGE", nargs="?", help="an image file")
@@ -98,6 +111,10 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     show = commands.add_parser("show", help="draw the memory")
     show.add_argument("--output", required=True, metavar="FILE.png", help="where the picture goes")
     flags = parser.parse_args(argv)
+    if flags.command == "teach" and flags.told is not None:
+        if flags.text is not None:
+            parser.error("teach takes TEXT or --text TEXT: give one of them")
+        flags.text = flags.told
     if flags.command == "recall" and (flags.image is None) == (flags.text is None):
         parser.error("recall takes an IMAGE or --text TEXT: give one of them")
     if flags.command == "show" and not flags.output.lower().endswith(".png"):
@@ -119,8 +136,8 @@ def memory_file(flags: argparse.Namespace) -> Path:
     return folder.with_name(folder.name + ".memory")
 
 
-def opened(flags: argparse.Namespace) -> tuple[BitGenModel, BitGenProcessor]:
-    """The model that --model names, and its processor.
+def opened(flags: argparse.Namespace) -> Trained:
+    """The model that --model names, and all that goes with it.
 
     Raises:
         ConfigError: there is none, or it is damaged.
@@ -145,22 +162,43 @@ def change(memory: EpisodicMemory, flags: argparse.Namespace, path: Path) -> Non
                 memory.resize(flags.slots, flags.widen)
             if flags.whiten is not None and flags.whiten != (space.whitening is not None):
                 memory.whiten(training_whitening(flags.model) if flags.whiten else None)
-            key = memory.write([flags.image], [flags.text], None if flags.id is None else [flags.id])[0]
-            said = _row(key, flags.text)
+            keys = None if flags.id is None else [flags.id]
+            if flags.image is None:
+                [key] = memory.tell([flags.text], keys)
+            else:
+                [key] = memory.write([flags.image], [flags.text], keys)
+            row = _row(key, flags.text)
         elif flags.command == "edit":
             memory.edit(flags.id, flags.text)
-            said = _row(flags.id, flags.text)
+            row = _row(flags.id, flags.text)
         else:
             memory.forget(flags.id)
-            said = _row(flags.id, "forgotten")
-    print(said)  # after the file was saved
+            row = _row(flags.id, "forgotten")
+    print(row)  # after the file was saved
 
 
-def look(memory: EpisodicMemory, flags: argparse.Namespace) -> None:
+def said(memory: EpisodicMemory, trained: Trained, flags: argparse.Namespace) -> list[str]:
+    """Rows of what the model says to the cue, and which episodes that is from."""
+    if flags.image is None:
+        spoken = memory.recalled(text=flags.text)
+        text = answer_of(trained, flags.text, recalled=spoken.tokens)
+    else:
+        [pixels] = memory.encoder.inputs([flags.image]).values()
+        spoken = memory.recalled(image=pixels[0])
+        text = caption_of(trained, pixels, recalled=spoken.tokens)
+    rows = [_row("says", text)]
+    rows += [_row("recalled", f"{sure:.0%}", episode.id, episode.text) for episode, sure in spoken.facts]
+    return rows if spoken.facts else [*rows, _row("nothing like this was taught", f"{spoken.surest:.0%}")]
+
+
+def look(memory: EpisodicMemory, trained: Trained, flags: argparse.Namespace) -> None:
     """Recall from a loaded memory, list it or draw it."""
     if flags.command == "recall":
+        episodes = memory.recall(flags.image, flags.text, flags.top_k)
+        for row in said(memory, trained, flags) if memory.speaks else []:
+            print(row)
         print("confidence\tdistance\tid\ttext")
-        for found in memory.recall(flags.image, flags.text, flags.top_k):
+        for found in episodes:
             print(_row(f"{found.confidence:.0%}", f"{found.error:.2f}", found.id, found.text))
     elif flags.command == "list":
         print("id\ttaught\ttext")
@@ -169,7 +207,8 @@ def look(memory: EpisodicMemory, flags: argparse.Namespace) -> None:
         state = memory.state()
         print(
             f"{state.episodes} of {state.capacity} episodes that {state.slots} slots tell apart; by their own image "
-            f"{state.expected_recall[0]:.0%} are recalled first, by their own text {state.expected_recall[1]:.0%}",
+            f"{state.expected_recall[0]:.0%} are recalled first, by their own text {state.expected_recall[1]:.0%}"
+            + ("" if state.expected_speech is None else f"; {state.expected_speech:.0%} can be said as taught"),
             file=sys.stderr,
         )
     else:
@@ -193,11 +232,12 @@ def main(argv: list[str] | None = None) -> None:
                 check_writable(str(path))
             if flags.command == "show":
                 check_writable(flags.output)
-            memory = EpisodicMemory(*opened(flags))
+            trained = opened(flags)
+            memory = EpisodicMemory(trained.model, trained.processor)
             if changes:
                 change(memory, flags, path)
             else:
                 memory.load(path)
-                look(memory, flags)
+                look(memory, trained, flags)
         except ValueError as error:  # what a person asked for cannot be
             raise ConfigError(str(error)) from error

@@ -23,6 +23,9 @@ class EpisodeSettings:
     )
     recall_dim: Size = setting(128, "Width of the key that a taught fact is found by.")
     recall_code: Size = setting(32, "Numbers that each token of a taught text is written with.")
+    reader_lr_factor: NotNegative[float] = setting(
+        4.0, "Learning rate of what reads recalled texts into the decoder, relative to muon_learning_rate."
+    )
     episode_pictures: AtLeastOne = setting(24, "Pictures that an episode teaches, at most.")
     episode_sentences: AtLeastOne = setting(24, "Sentences that an episode teaches, at most.")
     picture_queries: AtLeastOne = setting(32, "Pictures that an episode asks about.")

@@ -278,6 +278,9 @@ class Stage1TrainingSettings(TrainingSettings):
         "muon",
         "muon: Muon updates what is new and a matrix, AdamW the rest. It learns in fewer steps.",
     )
+    tower_optimizer: Literal["adamw", "muon"] = setting(
+        "adamw", "What updates the matrices of a tower with vision_tuning full; muon suits one with random weights."
+    )
 
 
 @dataclass

@@ -34,6 +34,7 @@ from bitgen.model.processing_bitgen import BitGenProcessor, pad_tokens
 
 MOST_RECALLED = 2  # facts that a query may be about
 NOTHING = -1
+_STRANGERS = 4  # things, at least, that a scene's episode teaches nothing of
 
 # What is asked about a picture: the one that was taught; a new one of the thing alone, or with another that has no name
 # or has one too; a question about it; and one of nothing that was taught.
@@ -118,16 +119,17 @@ class _SceneEpisode:
     def made(self) -> Episode:
         plan, rng = self.plan, self.rng
         count, sentences = plan.pictures, plan.sentences
-        if not self.held_out:
-            count, sentences = rng.randint(2, plan.pictures), rng.randint(2, plan.sentences)
         ours = entities(self.held_out)
+        if not self.held_out:  # and nothing of the evaluation, however many are asked for
+            most = min(plan.pictures, len(ours) - _STRANGERS)
+            count, sentences = rng.randint(min(2, most), most), rng.randint(min(2, sentences), sentences)
         rng.shuffle(ours)
-        if count > len(ours) - 4:  # evaluation teaches others beside its own, which are not asked for
+        if count > len(ours) - _STRANGERS:  # evaluation teaches others beside its own, which are not asked for
             others = entities(not self.held_out)
             rng.shuffle(others)
-            known = ours[:-4] + others[: count - len(ours) + 4]
-            strangers = ours[-4:]
-            asked_for = ours[:-4]
+            known = ours[:-_STRANGERS] + others[: count - len(ours) + _STRANGERS]
+            strangers = ours[-_STRANGERS:]
+            asked_for = ours[:-_STRANGERS]
         else:
             known, strangers = ours[:count], ours[count:]
             asked_for = known
@@ -185,14 +187,18 @@ class _SceneEpisode:
 
 def sentence_queries(facts: Sequence[Fact], first: int, count: int, rng: random.Random, held_out: bool) -> list[Query]:
     """Questions in words about facts, of which the first is row ``first`` of what is taught, and, one in four, about
-    nobody that they tell of."""
-    queries = []
-    for _ in range(count if facts else 0):
+    nobody that they tell of; never all of them."""
+
+    def drawn() -> Query:
         if rng.random() < 0.25:
-            queries.append(Query("sentence_unknown", question_without_answer(facts, rng, held_out), "", ()))
-        else:
-            row = rng.randrange(len(facts))
-            queries.append(Query("sentence", facts[row].asked, facts[row].answer, (first + row,)))
+            return Query("sentence_unknown", question_without_answer(facts, rng, held_out), "", ())
+        row = rng.randrange(len(facts))
+        return Query("sentence", facts[row].asked, facts[row].answer, (first + row,))
+
+    queries = [drawn() for _ in range(count if facts else 0)]
+    # Where nothing is answered the readers get no gradient, for which several processes would wait.
+    while queries and not any(query.facts for query in queries):
+        queries[0] = drawn()
     return queries
 
 

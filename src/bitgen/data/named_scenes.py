@@ -21,7 +21,7 @@ from bitgen.data.scene_descriptions import (
 from bitgen.data.scene_reading import read_caption
 from bitgen.data.scene_wording import COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS, caption_scene
 
-_TAUGHT_ONLY_IN_EVALUATION = 4  # of the pairs that training shows, one in four is never taught there
+_TAUGHT_ONLY_IN_EVALUATION = 8  # of the pairs that training shows, one in eight is never taught there
 _SIZES = "|".join(word for words in SIZE_WORDS.values() for word in words if word)
 _ARTICLES = "an?|one|a single|the"
 
@@ -48,7 +48,7 @@ class Entity(NamedTuple):
 
 def entities(held_out: bool) -> list[Entity]:
     """Those that training teaches, or those that it never does: the pairs that no scene of training shows, and one in
-    four of the others."""
+    eight of the others."""
     every = [Entity(colour, shape) for colour in COLOURS for shape in SHAPES]
     return [entity for entity in every if _is_held_out(entity) == held_out]
 

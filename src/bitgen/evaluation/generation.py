@@ -15,6 +15,7 @@ from bitgen.evaluation.encode import Runner, Split, image_batches, image_input
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import text_ids
+from bitgen.model.recall import Recalled
 from bitgen.trained import Trained
 
 BATCH = 64
@@ -56,6 +57,7 @@ def generate_texts(
     Args:
         model: in eval mode.
         image: ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]``, one for each prompt; none: text alone.
+            And what a memory recalled for them, ``recalled [B, S, D]`` and ``recalled_mask [B, S]``; none: nothing.
 
     Raises:
         ValueError: a prompt as long as the context, after which nothing can follow, or a search out of its range.
@@ -170,17 +172,53 @@ def caption_of(
     prompt: str = "",
     num_beams: int = 3,
     max_new_tokens: int = LONGEST,
+    recalled: Recalled | None = None,
 ) -> str:
     """The caption of one image, the prompt included.
 
     Args:
         image: ``[1, 3, H, W]`` as the processor makes it, or of a model without a tower ``[1, P, C]``.
+        recalled: what a memory gives the model to say of it; None: nothing.
 
     Raises:
         ValueError: the prompt is as long as the context.
     """
+    return f"{prompt}{_continued(trained, image, prompt, num_beams, max_new_tokens, recalled)}".strip()
+
+
+def answer_of(
+    trained: Trained,
+    question: str,
+    image: torch.Tensor | None = None,
+    num_beams: int = 1,
+    max_new_tokens: int = LONGEST,
+    recalled: Recalled | None = None,
+) -> str:
+    """What a model that was trained to speak from a memory answers to a question, on one line.
+
+    Args:
+        image: that it is about, as for :func:`caption_of`; None: the question stands alone.
+        recalled: what a memory gives the model to say; None: nothing.
+
+    Raises:
+        ValueError: the question is as long as the context.
+    """
+    return " ".join(_continued(trained, image, question, num_beams, max_new_tokens, recalled).split())
+
+
+def _continued(
+    trained: Trained,
+    image: torch.Tensor | None,
+    prompt: str,
+    num_beams: int,
+    max_new_tokens: int,
+    recalled: Recalled | None,
+) -> str:
     generator = language_model(trained.model, trained.tokenizer)
-    name = "vision_features" if trained.model.config.takes_features else "pixel_values"
-    inputs = {name: image.to(generator.device)}
-    written = generate_texts(generator, trained.tokenizer, [prompt], num_beams, max_new_tokens, **inputs)
-    return f"{prompt}{written[0]}".strip()
+    given: dict[str, torch.Tensor] = {}
+    if image is not None:
+        name = "vision_features" if trained.model.config.takes_features else "pixel_values"
+        given[name] = image.to(generator.device)
+    if recalled is not None:
+        given |= {"recalled": recalled.tokens, "recalled_mask": recalled.present}
+    return generate_texts(generator, trained.tokenizer, [prompt], num_beams, max_new_tokens, **given)[0]

@@ -82,7 +82,33 @@ def _usage(loaded: Trained, merge_lora: bool) -> str:
             f"The model has no vision tower. Images enter as `vision_features=` `[B, {tokens}, {dim}]`, computed as "
             "its training data were.\n"
         )
+    if loaded.model.config.recall_tokens:
+        lines.append(_speaking(loaded))
     return "\n".join(lines)
+
+
+def _speaking(loaded: Trained) -> str:
+    """How to teach it, and how it then speaks."""
+    config = loaded.model.config
+    taught, asked = "**processor(images=Image.open('rex.jpg'))", "images=Image.open('other.jpg'), "
+    look = ""
+    if config.takes_features:
+        taught, asked, look = "vision_features=features", "", "vision_features=others, "
+    return f"""\
+It speaks from a memory: it is taught texts of at most {config.recall_tokens} tokens, of a picture or alone, in one \
+step and without training. `generate(memory=...)` then says them where the picture, or without one the prompt, means \
+what was taught, and is unchanged elsewhere.
+
+```python
+memory = model.new_memory()
+memory.teach('this is Rex', processor.tokenizer, {taught})
+memory.teach('Rex lives in Oslo', processor.tokenizer)
+inputs = processor({asked}text='', return_tensors='pt')
+said = model.generate(**inputs, {look}memory=memory)
+print(processor.decode(said[0], skip_special_tokens=True))
+memory.save('facts.safetensors')  # model.load_memory('facts.safetensors') reads it
+```
+"""
 
 
 def _training(loaded: Trained, state: dict[str, Any]) -> str:

@@ -92,16 +92,17 @@ class AddressSpace:
         return self._directions.device
 
     def seen(self, half: Tensor, part: int) -> Tensor:
-        """Halves ``[B, D]`` as reads give them: whitened or as they are."""
-        return half if self.whitening is None else self.whitening(half, part)
+        """Halves ``[B, D]`` as reads give them: whitened or as they are. A half of zeros is one that is not there, and
+        stays so."""
+        return half if self.whitening is None else self.whitening(half, part) * _is_there(half)
 
     def cue(self, half: Tensor, part: int) -> Tensor:
         """Halves ``[B, D]`` as the memory holds them, ``[B, cue_width]``."""
-        half = self.seen(half, part)
+        there, half = _is_there(half), self.seen(half, part)
         if not self._widens[part]:
             return half
         waves = torch.cos(half @ self._directions + self._phases)
-        return torch.cat([half, waves * math.sqrt(2 / self.slots)], dim=1)
+        return torch.cat([half, waves * math.sqrt(2 / self.slots) * there], dim=1)
 
     def code(self, pairs: Tensor) -> Tensor:
         """``[E, sum of halves] -> [E, width]``."""
@@ -115,6 +116,16 @@ class AddressSpace:
         """The memory that holds no episode; it reads as zero."""
         prior = self.gpm.prior_precision()
         return MemoryPrecision(prior.precision, torch.zeros_like(prior.information))
+
+
+def spoken_space(space: AddressSpace, key: int, value: int) -> AddressSpace:
+    """Where keys and values of these widths are held beside the pairs of ``space``: as many, and never whitened."""
+    return AddressSpace(key, space.slots, space.widen, space.sigma, space.seed, space.device, value=value)
+
+
+def _is_there(half: Tensor) -> Tensor:
+    """Which rows ``[B, D]`` are not all zeros, as factors ``[B, 1]``."""
+    return half.any(dim=1, keepdim=True).to(half.dtype)
 
 
 class _Blocks(NamedTuple):

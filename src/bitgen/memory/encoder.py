@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,12 +17,13 @@ from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import BadFile, read_regular_file
 from bitgen.memory.episodes import check_texts
 from bitgen.model.image_decoding import ImageSource
-from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.modeling_bitgen import BitGenModel, ImageEncoding
 from bitgen.model.processing_bitgen import BitGenProcessor
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 40  # characters of a text in a message
+SHOWN = 40  # characters of a text in a message
+PROBE_TEXT = "a red dog and two cats on a hill"
 
 MemoryImage = str | Path | ImageSource | Tensor
 
@@ -73,11 +74,22 @@ class PairEncoder:
         Raises:
             ValueError: an image that cannot be read (named), or of a kind that this model does not take.
         """
-        parts = []
+        return torch.cat([seen.image_features.double() for seen in self._encoded(images)])
+
+    @torch.no_grad()
+    def looked_at(self, images: Sequence[MemoryImage] | Tensor) -> ImageEncoding:
+        """Image features as :meth:`images` gives them, and the tokens that text is written from, ``[B, P', D]``.
+
+        Raises:
+            ValueError: as for :meth:`images`.
+        """
+        seen = [(self.model.pool_image_tokens(tokens), features) for tokens, features in self._encoded(images)]
+        tokens, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        return ImageEncoding(tokens, features.double())
+
+    def _encoded(self, images: Sequence[MemoryImage] | Tensor) -> Iterator[ImageEncoding]:
         for first in range(0, len(images), self.batch_size):
-            batch = self.inputs(images[first : first + self.batch_size], first)
-            parts.append(self.model.encode_image(**batch).image_features.double())
-        return torch.cat(parts)
+            yield self.model.encode_image(**self.inputs(images[first : first + self.batch_size], first))
 
     def inputs(self, images: Sequence[MemoryImage] | Tensor, first: int = 0) -> dict[str, Tensor]:
         """Images as :meth:`images` takes them to the input of ``encode_image``, on the model's device.
@@ -125,24 +137,30 @@ class PairEncoder:
             parts.append(self.model.encode_text(ids, mask, self._reader).double())
         return torch.cat(parts)
 
-    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """``input_ids`` and ``attention_mask [B, T]`` of texts, on the model's device; warns as :meth:`texts` does.
+    def tokens(self, texts: Sequence[str], say: bool = True) -> tuple[Tensor, Tensor]:
+        """``input_ids`` and ``attention_mask [B, T]`` of texts, on the model's device.
+
+        Args:
+            say: warn as :meth:`texts` does.
 
         Raises:
             ValueError: as for :meth:`texts`.
         """
-        return self._padded(self._sequences(texts))
+        return self._padded(self._sequences(texts, say))
 
     def _sequences(self, texts: Sequence[str], say: bool = True) -> list[list[int]]:
         """``BOS ... EOS`` of each text, cut to what the model reads, which a warning says."""
         check_texts(texts)
-        longest = self.processor.max_length
-        with self._tokenizing:
-            whole = self.processor.encode(texts, max_length=sys.maxsize)
-            cut = [position for position, ids in enumerate(whole) if len(ids) > longest]
-            if cut and say:
-                self._say_cut(texts, whole, cut)
+        longest, whole = self.processor.max_length, self.whole_sequences(texts)
+        cut = [position for position, ids in enumerate(whole) if len(ids) > longest]
+        if cut and say:
+            self._say_cut(texts, whole, cut)
         return [ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]] for ids in whole]
+
+    def whole_sequences(self, texts: Sequence[str]) -> list[list[int]]:
+        """``BOS ... EOS`` of each text, however long it is."""
+        with self._tokenizing:
+            return self.processor.encode(texts, max_length=sys.maxsize)
 
     def _say_cut(self, texts: Sequence[str], whole: list[list[int]], cut: list[int]) -> None:
         first, read = cut[0], self.processor.max_length - 2
@@ -153,10 +171,10 @@ class PairEncoder:
             "%sthe text '%s' is cut: it has %d tokens and the model reads %d, as far as '...%s'. What follows changes "
             "nothing: shorten it, or begin with what matters.",
             count,
-            printable(texts[first], _SHOWN),
+            printable(texts[first], SHOWN),
             len(whole[first]) - 2,
             read,
-            printable(tokenizer.decode(whole[first][1 : read + 1])[-_SHOWN:]),
+            printable(tokenizer.decode(whole[first][1 : read + 1])[-SHOWN:]),
         )
 
     def _padded(self, sequences: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -166,13 +184,14 @@ class PairEncoder:
     @torch.no_grad()
     def probe(self) -> Tensor:
         """The code ``[2 D]`` of a fixed image and a fixed text, by which a memory knows the model that made it."""
-        config = self.model.config
-        shape: tuple[int, ...]
-        if config.takes_features:
-            shape, name = (1, config.image_tokens, config.vision_feature_dim), "vision_features"
-        else:
-            shape, name = (1, 3, config.image_size, config.image_size), "pixel_values"
-        ramp = torch.linspace(0, 50, torch.Size(shape).numel()).sin().view(shape).to(self.model.device)
-        image = self.model.encode_image(**{name: ramp}).image_features.double()
-        text = self._features(self._sequences(["a red dog and two cats on a hill"], say=False))
+        image = self.images(self.probe_images())
+        text = self._features(self._sequences([PROBE_TEXT], say=False))
         return torch.cat([image[0], text[0]])
+
+    def probe_images(self) -> Tensor:
+        """The fixed image of a probe, one, as the model takes images: ``[1, 3, H, W]`` or ``[1, P, C]``."""
+        config = self.model.config
+        shape: tuple[int, ...] = (1, 3, config.image_size, config.image_size)
+        if config.takes_features:
+            shape = (1, config.image_tokens, config.vision_feature_dim)
+        return torch.linspace(0, 50, torch.Size(shape).numel()).sin().view(shape)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitgen.guards.printable import printable
-from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
+from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace, spoken_space
 from bitgen.memory.associative import AssociativeMemory
-from bitgen.memory.files import read_memory
+from bitgen.memory.files import SpokenProbe, check_model, read_memory
 from bitgen.model.episodic_memory import slot_utilization
 
 MOST_EPISODES = 100_000
@@ -24,10 +24,6 @@ _LONGEST_ID = 200
 
 # Cosines of what was read differ little between like episodes; this makes shares of them.
 _CONFIDENCE_TEMPERATURE = 0.05
-# Probes of one model on different devices and precisions differ less, those of two models far more.
-_SAME_MODEL = 0.02
-# Relative to its largest entry: a text in another batch has another code by rounding, about a tenth of this.
-_SAME_TEXT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,9 @@ class MemoryState(NamedTuple):
 
     ``capacity``: episodes that can be told apart for certain. ``utilization``: how evenly the slots are addressed, in
     (0, 1]. ``condition_number``: how many times a cue's relative error may grow in an exact read. ``expected_recall``:
-    share of the episodes that their own images, and their own texts, recall first. ``memory_bytes``: of precision and
-    information; ``episode_bytes``: of codes and addresses, which forgetting needs.
+    share of the episodes with an image that their own images, and their own texts, recall first. ``memory_bytes``: of
+    precision and information; ``episode_bytes``: of codes and addresses, which forgetting needs. ``expected_speech``:
+    share of what the model can say whose own key reads it first; None: the model does not speak from the memory.
     """
 
     episodes: int
@@ -72,6 +69,7 @@ class MemoryState(NamedTuple):
     expected_recall: tuple[float, float]
     memory_bytes: int
     episode_bytes: int
+    expected_speech: float | None = None
 
 
 def check_texts(texts: Iterable[str], longest: int | None = MOST_CHARACTERS) -> None:
@@ -97,20 +95,45 @@ def _encodes(text: str) -> bool:
 
 
 class Held(NamedTuple):
-    """Codes and episodes, row by row, and the number that the next episode without an id of its own gets."""
+    """Codes and episodes, row by row, and the number that the next episode without an id of its own gets.
+
+    A sentence that was told without an image has zeros in place of its image features. ``spoken``: keys and values that
+    the model speaks from, row by row too; None: it does not. A key of zeros is of an episode that it cannot say.
+    """
 
     memory: AssociativeMemory
     episodes: tuple[Episode, ...] = ()
     next_id: int = 1
+    spoken: AssociativeMemory | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Episodes that can be told apart for certain, and said."""
+        spaces = [memory.space for memory in (self.memory, self.spoken) if memory is not None]
+        return min(space.capacity for space in spaces)
+
+    @property
+    def pictured(self) -> Tensor:
+        """Rows of the episodes that have an image."""
+        return self.memory.halves(IMAGE).any(dim=1).nonzero()[:, 0]
+
+    @property
+    def unsaid(self) -> int:
+        """How many episodes a model that speaks cannot say: they were taught to one that did not."""
+        return 0 if self.spoken is None else int((~self.spoken.halves(IMAGE).any(dim=1)).sum())
 
     # ---------------------------------------------------------------- changing
 
-    def added(self, pairs: Tensor, texts: Sequence[str], keys: Sequence[str] | None) -> tuple[Held, list[str]]:
-        """With more episodes, and their ids."""
+    def added(
+        self, pairs: Tensor, texts: Sequence[str], keys: Sequence[str] | None, spoken: Tensor | None = None
+    ) -> tuple[Held, list[str]]:
+        """With more episodes, and their ids; ``spoken [E, k + L d]``: keys and values, None: they cannot be said."""
         check_texts(texts)
         if len(pairs) != len(texts) or (keys is not None and len(keys) != len(texts)):
             count = len(texts if keys is None else keys)
             raise ValueError(f"{len(pairs)} codes, {len(texts)} texts and {count} ids: pass one of each an episode")
+        if spoken is not None and len(spoken) != len(texts):
+            raise ValueError(f"{len(spoken)} keys and values for {len(texts)} texts: pass one of each an episode")
         if len(self.episodes) + len(texts) > MOST_EPISODES:
             raise ValueError(
                 f"a memory holds at most {MOST_EPISODES:,} episodes, this one has {len(self.episodes):,}: forget some, "
@@ -119,25 +142,50 @@ class Held(NamedTuple):
         ids, next_id = self._new_ids(len(texts), keys)
         memory, now = self.memory.written(pairs), _now()
         new = tuple(Episode(key, text, now) for key, text in zip(ids, texts, strict=True))
-        return Held(memory, self.episodes + new, next_id), ids
+        said = self.spoken
+        if said is not None:
+            said = said.written(pairs.new_zeros(len(pairs), said.pairs.shape[1]) if spoken is None else spoken)
+        return Held(memory, self.episodes + new, next_id, said), ids
 
-    def edited(self, key: str, text: str, feature: Tensor) -> Held:
-        """With another text, and its ``feature [D]``, in an episode."""
-        row = self._row(key)
-        pair = torch.cat([self.memory.halves(IMAGE)[row], feature.to(self.memory.pairs)])
+    def edited(self, key: str, text: str, feature: Tensor, fact: Tensor | None = None) -> Held:
+        """With another text, and its ``feature [D]``, in an episode.
+
+        ``fact [k + L d]``: key and value of the text alone. An image keeps its own key.
+        """
+        row = self.row(key)
+        image = self.memory.halves(IMAGE)[row]
+        pair = torch.cat([image, feature.to(self.memory.pairs)])
         episode = replace(self.episodes[row], text=text, edited=_now())
         episodes = (*self.episodes[:row], episode, *self.episodes[row + 1 :])
-        return self._replace(memory=self.memory.replaced(row, pair), episodes=episodes)
+        said = self.spoken
+        if said is not None:
+            assert fact is not None
+            if image.any():
+                own = said.halves(IMAGE)[row]
+                fact = torch.cat([own, fact.to(own)[len(own) :]])
+            said = said.replaced(row, fact)
+        return self._replace(memory=self.memory.replaced(row, pair), episodes=episodes, spoken=said)
 
     def without(self, key: str) -> Held:
         """Without an episode."""
-        row = self._row(key)
+        row = self.row(key)
         episodes = self.episodes[:row] + self.episodes[row + 1 :]
-        return self._replace(memory=self.memory.without(row), episodes=episodes)
+        said = None if self.spoken is None else self.spoken.without(row)
+        return self._replace(memory=self.memory.without(row), episodes=episodes, spoken=said)
 
     def cleared(self) -> Held:
         """Without any; ids go on."""
-        return self._replace(memory=AssociativeMemory.empty(self.memory.space, self.memory.cue_noise), episodes=())
+        memory, said = (AssociativeMemory.empty(self.memory.space, self.memory.cue_noise), self.spoken)
+        if said is not None:
+            said = AssociativeMemory.empty(said.space, said.cue_noise)
+        return self._replace(memory=memory, episodes=(), spoken=said)
+
+    def rewritten(self, space: AddressSpace) -> Held:
+        """With all pairs in another space, and keys and values in one of its size."""
+        memory, said = AssociativeMemory.holding(space, self.memory.pairs, self.memory.cue_noise), self.spoken
+        if said is not None:
+            said = AssociativeMemory.holding(spoken_space(space, *said.space.halves), said.pairs, said.cue_noise)
+        return self._replace(memory=memory, spoken=said)
 
     def _new_ids(self, count: int, keys: Sequence[str] | None) -> tuple[list[str], int]:
         taken, next_id = {episode.id for episode in self.episodes}, self.next_id
@@ -157,72 +205,70 @@ class Held(NamedTuple):
             taken.add(key)
         return list(keys), next_id
 
-    def _row(self, key: str) -> int:
+    def row(self, key: str) -> int:
+        """Where the episode of an id is; ValueError: there is none."""
         for row, episode in enumerate(self.episodes):
             if episode.id == key:
                 return row
         raise ValueError(f"there is no episode '{printable(key, 60)}' in this memory, which holds {len(self.episodes)}")
 
-    def like_texts(self, newest: int, key: str | None = None) -> list[tuple[Episode, Episode]]:
-        """For each of the newest episodes, or that of ``key``, another one with a different text of the same code."""
-        texts = self.memory.halves(TEXT)
-        newly = range(len(texts) - newest, len(texts)) if key is None else (self._row(key),)
-        # Texts of one code are neighbours on any line: all pairs need not be compared.
-        places = texts @ torch.linspace(0, 50, texts.shape[1]).sin().to(texts)
-        along, order = places.sort()
-        tolerance = _SAME_TEXT * texts.abs().amax(dim=1)
-        reach = tolerance * texts.shape[1]
-        found = []
-        for row in newly:
-            ends = torch.stack([places[row] - reach[row], places[row] + reach[row]])
-            first, last = torch.searchsorted(along, ends).tolist()
-            near = order[first:last]
-            same = near[(texts[near] - texts[row]).abs().amax(dim=1) <= tolerance[row]].tolist()
-            new = self.episodes[row]
-            found += [(new, self.episodes[other]) for other in same if self.episodes[other].text != new.text][:1]
-        return found
-
     # ---------------------------------------------------------------- reading
 
     def recall(self, cues: Tensor, part: int, top_k: int) -> list[list[Recollection]]:
-        """Episodes by the cosine of what each of ``cues [B, D]`` reads with the half that they hold, best first."""
+        """Episodes by the cosine of what each of ``cues [B, D]`` reads with the half that they hold, best first.
+
+        Sentences without an image have but one half, and nothing recalls them by the other.
+        """
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
-        read = self.memory.read(cues, part).halves
-        cosines = self._cosines(read, 1 - part)
+        read, rows = self.memory.read(cues, part).halves, self.pictured
+        cosines = self._cosines(read, 1 - part)[:, rows]
         shares = (cosines / _CONFIDENCE_TEMPERATURE).softmax(dim=1)
-        order = cosines.topk(min(top_k, len(self.episodes)), dim=1).indices
-        shares, errors = (values.gather(1, order) for values in (shares, self.memory.errors(read, 1 - part)))
+        order = cosines.topk(min(top_k, len(rows)), dim=1).indices
+        shares, errors = (values.gather(1, order) for values in (shares, self.memory.errors(read, 1 - part)[:, rows]))
         return [
             [Recollection(self.episodes[row].id, self.episodes[row].text, *figures) for row, *figures in found]
-            for found in map(zip, order.tolist(), shares.tolist(), errors.tolist())
+            for found in map(zip, rows[order].tolist(), shares.tolist(), errors.tolist())
         ]
 
     def _cosines(self, read: Tensor, part: int) -> Tensor:
         return F.normalize(read, dim=1) @ F.normalize(self.memory.seen(part), dim=1).mT
 
     def expected_recall(self) -> tuple[float, float]:
-        """Share of the episodes that their own images, and their own texts, recall first. Episodes whose missing
-        halves are alike count, as nothing that is read can tell them apart."""
-        shares = []
-        for part in (IMAGE, TEXT) if self.episodes else ():
-            cosines = self._cosines(self.memory.read(self.memory.halves(part), part).halves, 1 - part)
-            shares.append((cosines.diagonal() >= cosines.amax(dim=1) - 1e-6).double().mean().item())
+        """Share of the episodes with an image that their own images, and their own texts, recall first. Episodes whose
+        missing halves are alike count, as nothing that is read can tell them apart."""
+        shares, rows = [], self.pictured
+        for part in (IMAGE, TEXT) if len(rows) else ():
+            cosines = self._cosines(self.memory.read(self.memory.halves(part)[rows], part).halves, 1 - part)
+            shares.append(_share_first(cosines[:, rows]))
         return (shares[0], shares[1]) if shares else (1.0, 1.0)
+
+    def expected_speech(self) -> float | None:
+        """Share of what the model can say whose own key reads it first; None: it does not speak from the memory."""
+        if self.spoken is None:
+            return None
+        keys, values = self.spoken.halves(IMAGE), self.spoken.halves(TEXT)
+        rows = keys.any(dim=1).nonzero()[:, 0]
+        if not len(rows):
+            return 1.0
+        read = self.spoken.read(keys[rows], IMAGE).halves
+        return _share_first(F.normalize(read, dim=1) @ F.normalize(values[rows], dim=1).mT)
 
     def state(self) -> MemoryState:
         """How full the memory is."""
         memory, count = self.memory, len(self.episodes)
+        all_memories = [memory] if self.spoken is None else [memory, self.spoken]
         return MemoryState(
             episodes=count,
             slots=memory.space.slots,
-            capacity=memory.space.capacity,
-            capacity_left=max(memory.space.capacity - count, 0),
+            capacity=self.capacity,
+            capacity_left=max(self.capacity - count, 0),
             utilization=slot_utilization(memory.weights).item() if count else 0.0,
             condition_number=memory.condition,
             expected_recall=self.expected_recall(),
-            memory_bytes=8 * memory.space.slots * (memory.space.slots + memory.space.width),
-            episode_bytes=memory.pairs.nbytes + 8 * count * memory.space.slots,
+            memory_bytes=sum(8 * one.space.slots * (one.space.slots + one.space.width) for one in all_memories),
+            episode_bytes=sum(one.pairs.nbytes + 8 * count * one.space.slots for one in all_memories),
+            expected_speech=self.expected_speech(),
         )
 
     # ---------------------------------------------------------------- files
@@ -241,33 +287,45 @@ class Held(NamedTuple):
         }
 
 
-def held_in_file(path: str | Path, probe: Tensor) -> Held:
-    """What a file holds, to be summed anew from its codes; ``probe [2 D]`` of the model that is to use it.
+def held_in_file(path: str | Path, probe: Tensor, spoken_probe: SpokenProbe | None = None) -> Held:
+    """What a file holds, to be summed anew from its codes.
+
+    What was taught to a model that does not speak has keys and values of zeros for one that does.
+
+    Args:
+        probe: ``[2 D]`` of the model that is to use it.
+        spoken_probe: of that model, if it speaks from a memory.
 
     Raises:
         ValueError: the file is missing or damaged, or was made with another model or width.
     """
     name = printable(path)
-    codes, theirs, whitening, header = read_memory(path)
-    if theirs.shape != probe.shape:
-        raise ValueError(f"{name} holds codes of width {len(theirs)}, this model's have {len(probe)}: another model")
-    if not (theirs.to(probe) - probe).norm() <= _SAME_MODEL * probe.norm():
-        raise ValueError(
-            f"{name} was made with another model, whose codes mean something else here: name that model, or teach "
-            "a new memory in another file"
-        )
+    stored = read_memory(path)
+    check_model(name, stored, probe, spoken_probe)
+    codes, _, (whitening, spoken), header = stored
     try:
         episodes = tuple(Episode(**episode) for episode in header["episodes"])
         settings = {name: header[name] for name in ("slots", "widen", "sigma", "seed")}
         space = AddressSpace(len(probe) // 2, device=probe.device, whitening=whitening, **settings)
         memory = AssociativeMemory.holding(space, codes, header["cue_noise"])
         held = Held(memory, episodes, header["next_id"])
+        if spoken_probe is not None:
+            widths = len(spoken_probe.key), len(spoken_probe.value)
+            said = codes.new_zeros(len(codes), sum(widths)) if spoken is None else spoken.codes
+            held = held._replace(
+                spoken=AssociativeMemory.holding(spoken_space(space, *widths), said, header["cue_noise"])
+            )
         check_texts((part for episode in episodes for part in (episode.text, episode.id)), longest=None)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is damaged ({printable(error, 200)}): restore it, or name another") from error
     if len({episode.id for episode in episodes}) < len(episodes):
         raise ValueError(f"{name} is damaged (an id occurs twice): restore it, or name another")
     return held
+
+
+def _share_first(cosines: Tensor) -> float:
+    """Share of the rows ``[E, E]`` in which the own column is the best, or as good."""
+    return (cosines.diagonal() >= cosines.amax(dim=1) - 1e-6).double().mean().item()
 
 
 def _now() -> str:

@@ -1,8 +1,10 @@
-"""A memory that people can use: teach a trained model images with texts, recall, edit, forget; no training."""
+"""A memory that people can use: teach a trained model images with texts, recall, edit, forget; no training.
+
+A model that was trained for it also speaks from this memory, and can be told sentences without an image.
+"""
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,17 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitgen.guards.printable import printable
-from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
+from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace, spoken_space
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
-from bitgen.memory.files import exclusive, write_memory
+from bitgen.memory.files import StoredSpoken, exclusive, write_memory
+from bitgen.memory.notices import warn_of_like_texts, warn_of_unsaid, warn_when_full
+from bitgen.memory.spoken import MUTE, FactEncoder, Spoken, recalled_by
 from bitgen.memory.whitening import Whitening
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
-
-logger = logging.getLogger(__name__)
 
 
 class EpisodicMemory:
@@ -63,6 +64,12 @@ class EpisodicMemory:
         self._held = Held(AssociativeMemory.empty(space, cue_noise))
         self._writing = threading.RLock()
         self._probe = self.encoder.probe()
+        self._facts, self._spoken_probe = None, None
+        if model.recall is not None:
+            self._facts = FactEncoder(self.encoder)
+            self._spoken_probe = self._facts.probe()
+            spoken = spoken_space(space, *map(len, self._spoken_probe))
+            self._held = self._held._replace(spoken=AssociativeMemory.empty(spoken, cue_noise))
 
     def __len__(self) -> int:
         return len(self._held.episodes)
@@ -76,6 +83,16 @@ class EpisodicMemory:
     def codes(self) -> AssociativeMemory:
         """The memory of codes as it is now; it never changes, later writes make another."""
         return self._held.memory
+
+    @property
+    def spoken(self) -> AssociativeMemory | None:
+        """The memory of keys and values that the model speaks from, as it is now; None where it does not."""
+        return self._held.spoken
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the model says what it is taught: see :meth:`recalled`, and :meth:`tell`."""
+        return self._facts is not None
 
     # ---------------------------------------------------------------- writing
 
@@ -105,30 +122,74 @@ class EpisodicMemory:
         if not len(images) or len(images) != len(texts):
             raise ValueError(f"{len(images)} images and {len(texts)} texts: pass one or more, a text for each image")
         check_texts(texts)
-        return self.write_codes(torch.cat([self.encoder.images(images), self.encoder.texts(texts)], dim=1), texts, keys)
+        if self._facts is None:
+            seen, spoken = self.encoder.images(images), None
+        else:
+            tokens, seen = self.encoder.looked_at(images)
+            spoken = self._facts.codes(texts, tokens)
+        return self.write_codes(torch.cat([seen, self.encoder.texts(texts)], dim=1), texts, keys, spoken)
 
-    def write_codes(self, pairs: Tensor, texts: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
-        """Write codes ``[E, 2 D]`` computed earlier, ``[image_features, text_features]``, with their texts.
+    def tell(self, texts: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
+        """Write sentences without an image, which the model says when it is asked; all of them or none.
+
+        Args:
+            texts, keys: as for :meth:`write`.
+
+        Returns:
+            The ids; warnings as of :meth:`write`.
 
         Raises:
-            ValueError: NaN or infinity in a code, another width, an empty text, an id twice, or counts that differ.
+            ValueError: the model does not speak from a memory, an empty text, an id twice, or counts that differ.
         """
+        if self._facts is None:
+            raise ValueError(f"a sentence without an image can only be said, and {MUTE}")
+        if isinstance(texts, str):
+            raise ValueError("texts is a list: tell(texts=[text])")
+        if not len(texts):
+            raise ValueError("0 texts: pass one or more")
+        features = self.encoder.texts(texts)
+        pairs = torch.cat([torch.zeros_like(features), features], dim=1)
+        return self.write_codes(pairs, texts, keys, self._facts.codes(texts))
+
+    def write_codes(
+        self,
+        pairs: Tensor,
+        texts: Sequence[str],
+        keys: Sequence[str] | None = None,
+        spoken: Tensor | None = None,
+    ) -> list[str]:
+        """Write codes ``[E, 2 D]`` computed earlier, ``[image_features, text_features]``, with their texts.
+
+        Args:
+            spoken: what the model speaks from, ``[E, k + L d]`` of :class:`FactEncoder`; None: it cannot say them.
+
+        Raises:
+            ValueError: NaN or infinity in a code, another width, an empty text, an id twice, counts that differ, or
+                ``spoken`` codes for a model that does not speak.
+        """
+        if spoken is not None and self._facts is None:
+            raise ValueError(MUTE)
         with self._writing:
-            self._held, ids = self._held.added(pairs, texts, keys)
-            self._warn_of_like_texts(len(ids))
-            self._warn_when_full()
+            self._held, ids = self._held.added(pairs, texts, keys, spoken)
+            warn_of_like_texts(self._held, len(ids))
+            warn_when_full(self._held)
+        if self._facts is not None and spoken is not None:
+            self._facts.say_cut(texts)
         return ids
 
     def edit(self, id: str, text: str) -> None:
-        """Change an episode's text, and so what its image recalls.
+        """Change an episode's text, and so what its image recalls and what the model says of it.
 
         Raises:
             ValueError: there is no such episode, or the text is empty.
         """
         feature = self.encoder.texts([text])[0]
+        fact = None if self._facts is None else self._facts.codes([text])[0]
         with self._writing:
-            self._held = self._held.edited(id, text, feature)
-            self._warn_of_like_texts(1, id)
+            self._held = self._held.edited(id, text, feature, fact)
+            warn_of_like_texts(self._held, 1, id)
+        if self._facts is not None:
+            self._facts.say_cut([text])
 
     def forget(self, id: str) -> None:
         """Take an episode out; the memory is then as if it had never been written.
@@ -164,39 +225,10 @@ class EpisodicMemory:
             self._rewrite(space.slots, space.widen, whitening)
 
     def _rewrite(self, slots: int, widen: bool, whitening: Whitening | None) -> None:
-        old = self._held.memory
-        fixed = old.space.sigma, old.space.seed, old.space.device
-        space = AddressSpace(old.space.half, slots, widen, *fixed, whitening)
-        memory = AssociativeMemory.holding(space, old.pairs, old.cue_noise)
-        self._held = self._held._replace(memory=memory)
-        self._warn_when_full()
-
-    def _warn_of_like_texts(self, newest: int, id: str | None = None) -> None:
-        """Name texts of the newest episodes, or of one, that differ from another's and have the same code."""
-        like = self._held.like_texts(newest, id)
-        if like:
-            logger.warning(
-                "the text of episode %s%s has the same code as the other text of episode %s: the model reads no "
-                "difference, and neither text recalls its own episode alone. Make them differ in what the model reads.",
-                printable(like[0][0].id, 60),
-                f" (and of {len(like) - 1:,} more)" if len(like) > 1 else "",
-                printable(like[0][1].id, 60),
-            )
-
-    def _warn_when_full(self) -> None:
-        held, space = self._held, self._held.memory.space
-        if len(held.episodes) <= space.capacity:
-            return
-        image, text = held.expected_recall()
-        logger.warning(
-            "the memory holds %d episodes and can tell %d apart: of all of them, %.0f%% are now recalled first from "
-            "their own image and %.0f%% from their own text. Forget some, or resize it to more slots%s.",
-            len(held.episodes),
-            space.capacity,
-            100 * image,
-            100 * text,
-            "" if space.widen else ", widened",
-        )
+        old = self._held.memory.space
+        space = AddressSpace(old.half, slots, widen, old.sigma, old.seed, old.device, whitening)
+        self._held = self._held.rewritten(space)
+        warn_when_full(self._held)
 
     # ---------------------------------------------------------------- reading
 
@@ -230,6 +262,27 @@ class EpisodicMemory:
         """:meth:`recall` for features computed earlier, ``[B, D]`` of images (``part`` IMAGE) or texts (TEXT)."""
         return self._held.recall(cues, part, top_k)
 
+    def recalled(self, image: MemoryImage | None = None, text: str | None = None) -> Spoken:
+        """What an image, or a question without one, gives the model to say, and which episodes that is from.
+
+        Of two episodes about the same thing the later counts. A cue that is like nothing that was taught recalls
+        nothing, and so does an empty memory.
+
+        Raises:
+            ValueError: the model does not speak from a memory, not exactly one cue, or one that cannot be read.
+        """
+        if self._facts is None:
+            raise ValueError(MUTE)
+        if image is not None and text is None:
+            cue = self._facts.image_cue(image)
+        elif text is not None and image is None:
+            cue = self._facts.question_cue(text)
+        else:
+            raise ValueError("what is recalled is asked by an image or a text: pass one of them")
+        held = self._held
+        assert held.spoken is not None
+        return recalled_by(self._facts.recall, held.spoken, held.episodes, cue)
+
     def state(self) -> MemoryState:
         """How full the memory is and what to expect of it."""
         return self._held.state()
@@ -253,9 +306,10 @@ class EpisodicMemory:
         Raises:
             ValueError: the file is missing, damaged, or of another model or width; this memory is then as it was.
         """
-        held = held_in_file(path, self._probe)
+        held = held_in_file(path, self._probe, self._spoken_probe)
         with self._writing:
             self._held = held
+        warn_of_unsaid(held)
 
     @contextmanager
     def editing(self, path: str | Path) -> Iterator[None]:
@@ -271,5 +325,8 @@ class EpisodicMemory:
             self._write_file(path)
 
     def _write_file(self, path: str | Path) -> None:
-        held = self._held
-        write_memory(path, held.memory.pairs, self._probe, held.memory.space.whitening, held.header())
+        held, spoken = self._held, None
+        if held.spoken is not None:
+            assert self._spoken_probe is not None
+            spoken = StoredSpoken(held.spoken.pairs, torch.cat(self._spoken_probe))
+        write_memory(path, held.memory.pairs, self._probe, held.memory.space.whitening, held.header(), spoken)

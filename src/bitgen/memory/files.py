@@ -20,13 +20,14 @@ from bitgen.machine import locks
 from bitgen.machine.files import write_whole
 from bitgen.memory.whitening import Whitening
 
-FORMAT_VERSION = 2  # 1 had no whitening
+FORMAT_VERSION, SPOKEN_VERSION = 2, 3  # 1 had no whitening; 3 has what a model says, of models that speak alone
 MOST_HEADER = 100_000_000  # bytes; safetensors reads no more
 MOST_BYTES = 4 << 30
 
 _HEADER, _DIGEST = "bitgen_memory", "bitgen_memory_sha256"
 _TENSORS = ("codes", "probe")
 _WHITENING = ("whitening_means", "whitening_matrices")
+_SPOKEN = ("spoken", "spoken_probe")
 _SHAPE: dict[str, type | tuple[type, ...]] = {
     "format_version": int,
     "slots": int,
@@ -38,16 +39,39 @@ _SHAPE: dict[str, type | tuple[type, ...]] = {
     "episodes": list,
 }
 _EPISODE: dict[str, type | tuple[type, ...]] = {"id": str, "text": str, "written": str, "edited": (str, type(None))}
+# Probes of one model on different devices and precisions differ less, those of two models far more.
+_SAME_MODEL = 0.02
 # SHA-256 of the whole file, in which these 64 digits are zeros while it is computed.
 _SEAL, _UNSEALED = f'"{_DIGEST}":"'.encode(), b"0" * 64
 
 
-class Stored(NamedTuple):
-    """What a file holds: ``codes [E, 2 D]``, ``probe [2 D]``, whitening (None: none), settings and episodes."""
+class StoredSpoken(NamedTuple):
+    """What a model says of the episodes: ``codes [E, k + L d]``, keys and values, and their ``probe [k + L d]``."""
 
     codes: Tensor
     probe: Tensor
+
+
+class SpokenProbe(NamedTuple):
+    """Key ``[k]`` and value ``[L d]`` that a model which speaks makes of a fixed image and text; all are as wide."""
+
+    key: Tensor
+    value: Tensor
+
+
+class Beside(NamedTuple):
+    """What some files hold beside the codes; None where one does not."""
+
     whitening: Whitening | None
+    spoken: StoredSpoken | None
+
+
+class Stored(NamedTuple):
+    """What a file holds: ``codes [E, 2 D]``, ``probe [2 D]``, what is beside them, settings and episodes."""
+
+    codes: Tensor
+    probe: Tensor
+    beside: Beside
     header: dict[str, Any]
 
 
@@ -62,16 +86,25 @@ def exclusive(path: str | Path) -> AbstractContextManager[None]:
 
 
 def write_memory(
-    path: str | Path, codes: Tensor, probe: Tensor, whitening: Whitening | None, header: dict[str, Any]
+    path: str | Path,
+    codes: Tensor,
+    probe: Tensor,
+    whitening: Whitening | None,
+    header: dict[str, Any],
+    spoken: StoredSpoken | None = None,
 ) -> None:
     """Write atomically: an interrupted save leaves the old file. The caller holds :func:`exclusive`.
+
+    Without ``spoken`` the file is of the format that programs read which know of none.
 
     Raises:
         ValueError: it cannot be written, or would be larger than what can be read.
     """
     tensors = {"codes": codes, "probe": probe, **dict(zip(_WHITENING, whitening or (), strict=False))}
+    tensors |= dict(zip(_SPOKEN, spoken or (), strict=False))
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({"format_version": FORMAT_VERSION, **header}, ensure_ascii=False)
+    version = FORMAT_VERSION if spoken is None else SPOKEN_VERSION
+    text = json.dumps({"format_version": version, **header}, ensure_ascii=False)
     content = save(tensors, {_HEADER: text, _DIGEST: _UNSEALED.decode()})
     if _header_length(content) > MOST_HEADER or len(content) > MOST_BYTES:
         raise ValueError(
@@ -101,9 +134,9 @@ def read_memory(path: str | Path) -> Stored:
         raise ValueError(f"{name} is no memory file: {error}") from error
     try:
         header = parse_json(_metadata(content)[_HEADER], dict, {"format_version": int})
-        if header["format_version"] not in (1, FORMAT_VERSION):
+        if header["format_version"] not in (1, FORMAT_VERSION, SPOKEN_VERSION):
             raise ValueError(
-                f"{name} has format {header['format_version']}, this program reads {FORMAT_VERSION}: use the program "
+                f"{name} has format {header['format_version']}, this program reads {SPOKEN_VERSION}: use the program "
                 "it is from"
             )
         check_keys(header, _SHAPE)
@@ -113,19 +146,67 @@ def read_memory(path: str | Path) -> Stored:
     except (SafetensorError, BadJson, KeyError, RuntimeError) as error:
         reason = printable(error, 200)
         raise ValueError(f"{name} is damaged or no memory file ({reason}): restore it, or name another") from error
-    codes, probe, whitening, _ = stored
-    fit = codes.dim() == 2 and len(codes) == len(header["episodes"]) and probe.shape == codes.shape[1:]
-    if not fit or not (codes.is_floating_point() and probe.is_floating_point()):
-        raise ValueError(f"{name} is damaged: its parts do not fit together; restore it, or name another")
+    codes, probe, (whitening, spoken), _ = stored
+    for rows, row in ((codes, probe), *([] if spoken is None else [spoken])):
+        fit = rows.dim() == 2 and len(rows) == len(header["episodes"]) and row.shape == rows.shape[1:]
+        if not fit or not (rows.is_floating_point() and row.is_floating_point()):
+            raise ValueError(f"{name} is damaged: its parts do not fit together; restore it, or name another")
     if whitening is not None and not all(part.isfinite().all() for part in whitening):
         raise ValueError(f"{name} is damaged: NaN in its whitening; restore it, or name another")
     return stored
 
 
+def check_model(name: str, stored: Stored, probe: Tensor, spoken_probe: SpokenProbe | None) -> None:
+    """Raise ValueError unless a file, by its ``name``, was made with the model of these probes.
+
+    Args:
+        probe: ``[2 D]``.
+        spoken_probe: None: the model does not speak from a memory.
+    """
+    theirs, spoken = stored.probe, stored.beside.spoken
+    if theirs.shape != probe.shape:
+        raise ValueError(f"{name} holds codes of width {len(theirs)}, this model's have {len(probe)}: another model")
+    if not _is_near(theirs, probe):
+        raise ValueError(
+            f"{name} was made with another model, whose codes mean something else here: name that model, or teach "
+            "a new memory in another file"
+        )
+    if spoken is not None:
+        _check_spoken(name, spoken, spoken_probe)
+
+
+def _check_spoken(name: str, stored: StoredSpoken, probe: SpokenProbe | None) -> None:
+    """Raise ValueError unless keys and values of a file are of the model whose ``probe`` this is."""
+    remedy = "name the model that it was taught with, or teach a new memory in another file"
+    if probe is None:
+        raise ValueError(f"{name} was taught to a model that speaks from it, and this one does not: {remedy}")
+    widths = [len(probe.key), len(probe.value)]
+    if len(stored.probe) != sum(widths):
+        raise ValueError(
+            f"{name} holds keys and values of width {len(stored.probe)}, this model's have {sum(widths)}: {remedy}"
+        )
+    if not all(map(_is_near, stored.probe.split(widths), probe)):
+        raise ValueError(
+            f"{name} was made with this model after another training to speak from a memory, and what it holds means "
+            f"something else here: {remedy}"
+        )
+
+
+def _is_near(theirs: Tensor, probe: Tensor) -> bool:
+    """Whether a probe is of the same model; NaN in it is not."""
+    return bool((theirs.to(probe) - probe).norm() <= _SAME_MODEL * probe.norm())
+
+
 def _stored(tensors: dict[str, Tensor], header: dict[str, Any]) -> Stored:
     codes, probe = (tensors[name] for name in _TENSORS)
-    whitens = any(name in tensors for name in _WHITENING)
-    return Stored(codes, probe, Whitening(*(tensors[name] for name in _WHITENING)) if whitens else None, header)
+    whitening = spoken = None
+    if any(name in tensors for name in _WHITENING):
+        whitening = Whitening(*(tensors[name] for name in _WHITENING))
+    if header["format_version"] == SPOKEN_VERSION:
+        if not tensors.keys() >= set(_SPOKEN):
+            raise BadJson(f"it has format {SPOKEN_VERSION}, and what a model says of its episodes is missing")
+        spoken = StoredSpoken(*(tensors[name] for name in _SPOKEN))
+    return Stored(codes, probe, Beside(whitening, spoken), header)
 
 
 def _header_length(content: bytes) -> int:

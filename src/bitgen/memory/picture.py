@@ -30,7 +30,7 @@ def draw_memory(memory: EpisodicMemory) -> Tensor:
 
     Top left the slots (posterior mean, a row a slot), top right the address of each episode (its weight on each slot),
     below the cosines of what each episode's image reads with every stored text: a memory that tells its episodes apart
-    shows a bright diagonal; a ring marks each row's best.
+    shows a bright diagonal; a ring marks each row's best. Sentences without an image read nothing: their rows are dark.
 
     Raises:
         ValueError: the memory is empty.
@@ -48,8 +48,9 @@ def draw_memory(memory: EpisodicMemory) -> Tensor:
     _names(axes["weights"], [_name(episode.id, 16) for episode in episodes])
     shown = axes["recall"].imshow(cosines, cmap="magma", vmax=1, interpolation="nearest")
     _whole_numbers(axes["recall"].xaxis)
-    best = cosines.argmax(axis=1)
-    axes["recall"].scatter(best, np.arange(len(best)), s=20, facecolors="none", edgecolors="#38bdf8", linewidths=1.2)
+    rows = codes.halves(IMAGE).any(dim=1).nonzero()[:, 0].cpu().numpy()
+    best = cosines[rows].argmax(axis=1)
+    axes["recall"].scatter(best, rows, s=20, facecolors="none", edgecolors="#38bdf8", linewidths=1.2)
     axes["recall"].set_title("text read from each image (rows) against stored texts; ring: the best")
     figure.suptitle(_summary(state), fontsize=11)
     axes["recall"].set_xlabel("stored text")

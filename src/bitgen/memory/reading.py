@@ -61,12 +61,13 @@ def _by_solving(cues: Tensor, values: Tensor, gram: Tensor, exact: Tensor) -> Re
 def _by_decomposing(cues: Tensor, values: Tensor) -> Reader:
     """By the singular value decomposition of X, of which directions within rounding are left out."""
     left, singular, right = torch.linalg.svd(cues, full_matrices=False)
-    rank = int((singular > RANK_TOLERANCE * singular[0]).sum())
+    rank = int((singular > RANK_TOLERANCE * singular[0]).sum())  # 0 where no row has this half
     singular, right = singular[:rank], right[:rank]
 
     def mixed(asked: Tensor, noise: float) -> Tensor:
         return asked @ right.mT * (singular / (singular.square() + noise))
 
-    return Reader(
-        singular[:, None] * right, left[:, :rank].mT @ values, mixed, lambda: float(singular[0] / singular[-1])
-    )
+    def condition() -> float:
+        return float(singular[0] / singular[-1]) if rank else 1.0
+
+    return Reader(singular[:, None] * right, left[:, :rank].mT @ values, mixed, condition)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
@@ -19,6 +19,10 @@ from transformers.image_processing_base import ImageProcessingMixin
 from .image_decoding import ImageSource
 from .image_settings import IMAGENET_MEAN, IMAGENET_STD
 from .processing_bitgen import BitGenProcessor
+
+if TYPE_CHECKING:
+    # As in causal_lm_bitgen.py: transformers 4 finds the files that this one names.
+    from .token_ids import text_ids as text_ids
 
 IMAGE_TOKEN = "<image>"
 PROCESSOR_FILE, IMAGE_PROCESSOR_FILE = "processor_config.json", "preprocessor_config.json"

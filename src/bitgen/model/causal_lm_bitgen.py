@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from .modeling_bitgen import BitGenModel
 from .recall import Recalled
-from .sequence_layout import SequenceLayout, last_tokens, sequence_layout
+from .sequence_layout import SequenceLayout, fitting_positions, last_tokens, sequence_layout
+from .spoken_memory import SpokenMemory, checked_memory
 
 CHECKSUMS = "checksums.json"  # of an export: SHA-256 of weights and tokenizer
 
@@ -36,13 +37,15 @@ if TYPE_CHECKING:
     from .likelihood import sequence_log_probs as sequence_log_probs
     from .parameter_roles import ParameterRole as ParameterRole
     from .rotary import rotate as rotate
+    from .speaking import find as find
+    from .spoken_memory_file import read_facts as read_facts
     from .text_decoder import TextDecoder as TextDecoder
+    from .token_ids import text_ids as text_ids
     from .vision_encoder import VisionEncoder as VisionEncoder
     from .vision_towers import TowerKind as TowerKind
 
 
 logger = logging.get_logger(__name__)
-
 # What transformers passes to every model, and this one has no use for.
 _HARMLESS = {"cache_position", "num_items_in_batch", "is_first_iteration", "next_sequence_length", "mm_token_type_ids"}
 
@@ -97,6 +100,7 @@ class BitGenTextModel(BitGenModel):
         output_attentions: bool | None = None,
         recalled: torch.Tensor | None = None,
         recalled_mask: torch.Tensor | None = None,
+        recalled_after: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """Hidden states of text, or of text given an image.
@@ -112,7 +116,7 @@ class BitGenTextModel(BitGenModel):
             inputs_embeds: ``[B, T, D]``, the tokens' embeddings in place of their ids, without positions.
             position_ids: ``[B, T]`` or ``[1, T]``, each below ``max_seq_len``; by default real tokens are counted.
             output_attentions: also return the weights of each block's attention, ``[B, H, T, S]``.
-            recalled, recalled_mask: ``[B, S, D]`` and ``[B, S]`` bool, what a memory recalled for these rows.
+            recalled, recalled_mask, recalled_after: of :class:`Recalled`. A code then follows each last hidden state.
             kwargs: what other versions of transformers and its companions pass; it is ignored, with a warning.
 
         Raises:
@@ -140,8 +144,8 @@ class BitGenTextModel(BitGenModel):
         attentions: list[torch.Tensor] | None = [] if output_attentions else None
         options: dict[str, Any] = {"cache": past_key_values, "attentions": attentions}
         if recalled is not None:
-            here = torch.ones(recalled.shape[:2], dtype=torch.bool, device=recalled.device)
-            options["recalled"] = Recalled(recalled, here if recalled_mask is None else recalled_mask)
+            here = recalled.new_ones(recalled.shape[:2], dtype=torch.bool) if recalled_mask is None else recalled_mask
+            options["recalled"] = Recalled(recalled, here, recalled_after)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         limit = self.config.max_seq_len
         if input_ids.shape[1] > limit and not past and (attention_mask is None or attention_mask.dim() == 2):
@@ -154,7 +158,7 @@ class BitGenTextModel(BitGenModel):
         else:
             layout = sequence_layout(attention_mask, input_ids, past, limit)
             if position_ids is not None:
-                layout = layout._replace(positions=_fitting_positions(position_ids, input_ids, limit))
+                layout = layout._replace(positions=fitting_positions(position_ids, input_ids, limit))
             states = self._states(input_ids, layout, image_tokens, embedded=inputs_embeds, **options)
         output = BaseModelOutputWithPast(
             last_hidden_state=states[-1],
@@ -170,7 +174,8 @@ class BitGenTextModel(BitGenModel):
         """What enters each block, and last what leaves the final norm."""
         trace: list[torch.Tensor] = []
         output = self.run_stack(input_ids, layout.real, image_tokens, layout=layout, trace=trace, **options)
-        return [*trace, output.hidden_states]
+        last = output.hidden_states
+        return [*trace, last if output.said is None else torch.cat([last, output.said.to(last.dtype)], dim=-1)]
 
     def _end_of_long(
         self,
@@ -192,19 +197,11 @@ class BitGenTextModel(BitGenModel):
             states = self._states(single, sequence_layout(None, single, 0, limit), images)
             for found, state in zip(alone, states, strict=True):
                 found.append(state.reshape(*part.shape, -1))
+        alone[-1] = [F.pad(state, (0, read[-1].shape[-1] - state.shape[-1])) for state in alone[-1]]
         return [
             torch.cat(parts, dim=1).scatter(1, index[..., None].expand_as(state), state)
             for parts, state in zip(alone, read, strict=True)
         ]
-
-
-def _fitting_positions(position_ids: torch.Tensor, input_ids: torch.Tensor, limit: int) -> torch.Tensor:
-    batch, length = input_ids.shape
-    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
-        raise ValueError(f"position_ids is {list(position_ids.shape)}; it must be [{batch}, {length}].")
-    if int(position_ids.min()) < 0 or int(position_ids.max()) >= limit:
-        raise ValueError(f"position_ids reach {int(position_ids.max())}; the context ends at max_seq_len={limit}.")
-    return position_ids.expand(batch, -1)
 
 
 class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
@@ -236,6 +233,7 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         num_items_in_batch: int | torch.Tensor | None = None,
         recalled: torch.Tensor | None = None,
         recalled_mask: torch.Tensor | None = None,
+        recalled_after: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Next-token logits ``[B, T, V]``; arguments and errors as for :class:`BitGenTextModel`.
@@ -261,6 +259,7 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
             output_attentions=output_attentions,
             recalled=recalled,
             recalled_mask=recalled_mask,
+            recalled_after=recalled_after,
             **kwargs,
         )
         hidden = output.last_hidden_state
@@ -286,6 +285,14 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         )
         return result if return_dict in (None, True) else result.to_tuple()
 
+    def new_memory(self) -> SpokenMemory:
+        """A memory to teach and to pass to :meth:`generate`; ``ValueError`` where the model cannot speak from one."""
+        return SpokenMemory(self)
+
+    def load_memory(self, file: str | os.PathLike) -> SpokenMemory:
+        """What ``memory.save(file)`` wrote. Raises as :meth:`SpokenMemory.load`."""
+        return SpokenMemory.load(file, self)
+
     @torch.no_grad()
     def generate(
         self,
@@ -294,12 +301,14 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         *,
         pixel_values: torch.Tensor | None = None,
         vision_features: torch.Tensor | None = None,
+        memory: SpokenMemory | Any = None,
         **kwargs: Any,
     ) -> Any:
         """``GenerationMixin.generate``, with an image encoded once for all steps. Without a prompt it starts at BOS.
 
         Prompts of different lengths are padded on the left (``padding_side="left"``). Generation ends at EOS, at the
-        length asked for, or at ``max_seq_len``, whichever comes first.
+        length asked for, or at ``max_seq_len``, whichever comes first. What a ``memory``
+        of :meth:`new_memory` holds is said where the picture, or without one the prompt, means it.
         """
         kwargs.pop("token_type_ids", None)
         image_tokens = self.image_context(pixel_values, vision_features)
@@ -308,6 +317,8 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
             if inputs is None and kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
                 shape = (len(image_tokens), 1)
                 inputs = torch.full(shape, self.config.bos_token_id, device=image_tokens.device)
+        if memory is not None:
+            kwargs.update(checked_memory(memory).answering(self, inputs, kwargs))
         return super().generate(inputs, generation_config, **kwargs)
 
     def prepare_inputs_for_generation(
@@ -320,6 +331,8 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if inputs.get("recalled") is not None and 0 < (new := inputs["input_ids"].shape[1]) < input_ids.shape[1]:
+            inputs["recalled_after"] = input_ids[:, -new - 1]
         return {name: value for name, value in inputs.items() if value is not None}
 
     def _validate_generated_length(

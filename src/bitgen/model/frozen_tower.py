@@ -53,7 +53,8 @@ def _built(vision_config: dict[str, Any]) -> Any:
     for name in DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, 0.0)
-    if config.dtype is not None:  # what the pretrained weights were stored in, which may be half precision
+    # What the pretrained weights were stored in, which may be half precision; transformers 4 has no such name.
+    if getattr(config, "dtype", None) is not None:
         config.dtype = torch.get_default_dtype()
     try:
         return AutoModel.from_config(config)

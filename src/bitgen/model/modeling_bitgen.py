@@ -38,11 +38,13 @@ class ImageEncoding(NamedTuple):
 
 class StackOutput(NamedTuple):
     """``hidden_states [B, T, D]`` after the final norm, the sequence's ``codes [B, C]`` and mean read weights
-    ``[B, T, K]`` (both None without a memory)."""
+    ``[B, T, K]`` (both None without a memory), and the codes of recalled tokens that are pointed at, ``said [B, T, d]``
+    (None where nothing was recalled)."""
 
     hidden_states: torch.Tensor
     codes: torch.Tensor | None
     read_weights: torch.Tensor | None
+    said: torch.Tensor | None = None
 
 
 def last_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -232,10 +234,9 @@ class BitGenModel(PreTrainedModel):
             reader: a memory prepared by ``memory.reader``, default the running state.
             cache: key-value cache of the positions before ``input_ids``.
             layout: positions and visibility of sequences that are not simply padded on the right.
-            trace, attentions: lists to which the hidden states that enter each block, and its attention's weights, are
-                appended.
+            trace, attentions: lists to which what enters each block, and its attention's weights, are appended.
             embedded: ``[B, T, D]`` in place of the embeddings of ``input_ids``, whose shape alone is then read.
-            recalled: what a memory gave for these rows; None: nothing.
+            recalled: of a memory, for these rows.
         """
         positions, allowed = (layout.positions, layout.allowed) if layout is not None else (None, None)
         start = cache.get_seq_length() if cache is not None else 0
@@ -247,12 +248,12 @@ class BitGenModel(PreTrainedModel):
         if self.memory is not None and not memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)
-        readers = self.recall.readers if self.recall is not None and recalled is not None else None
-        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace, positions, attentions, readers, recalled)
+        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace, positions, attentions, self.recall, recalled)
+        said = None if self.recall is None else self.recall.said(hidden, recalled, input_ids, attention_mask)
         if self.memory is not None and memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)
-        return StackOutput(self.final_norm(hidden), codes, read_weights)
+        return StackOutput(self.final_norm(hidden), codes, read_weights, said)
 
     def _sequence_codes(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """What the memory stores of a sequence: the code of the mean over its real tokens, ``[B, C]``."""
@@ -311,8 +312,14 @@ class BitGenModel(PreTrainedModel):
         return sequence_log_probs(hidden_states, self.embeddings.token.weight, labels)
 
     def lm_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The output head, tied to the token embedding: ``[..., D] -> [..., V]``."""
-        return F.linear(hidden_states, self.embeddings.token.weight)
+        """The output head, tied to the token embedding: ``[..., D] -> [..., V]``; of ``[..., D + d]``, where the codes
+        of recalled tokens that are pointed at follow each state, with what those gain."""
+        width = self.config.embed_dim
+        logits = F.linear(hidden_states[..., :width], self.embeddings.token.weight)
+        if hidden_states.shape[-1] == width:
+            return logits
+        assert self.recall is not None
+        return logits + self.recall.said_logits(hidden_states[..., width:])
 
     # --- bookkeeping ---------------------------------------------------------------------------------------------
 

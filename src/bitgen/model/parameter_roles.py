@@ -20,10 +20,12 @@ _PARTS = {
 }
 NEW_PARTS = ("compressor", FUSION, "memory", "recall", "decoder", "embeddings", "heads")
 
-# Kinds. BASE: pretrained and frozen. TOWER: pretrained and tuned (`full`). FIXED: what then still gets no gradient.
-BASE, TOWER, FIXED, LORA_A, LORA_B = "base", "tower", "fixed", "a", "b"
+# Kinds. BASE: pretrained and frozen. TOWER, and of its matrices TOWER_MATRIX: pretrained and tuned (`full`). FIXED:
+# what then still gets no gradient.
+BASE, TOWER, TOWER_MATRIX, FIXED, LORA_A, LORA_B = "base", "tower", "tower_matrix", "fixed", "a", "b"
 # GATE: starts at 0 and opens what is behind it. MATRIX: maps one space to another. WEIGHT: any other.
-GATE, MATRIX, WEIGHT = "gate", "matrix", "weight"
+# READER: a matrix that reads what was recalled.
+GATE, MATRIX, WEIGHT, READER = "gate", "matrix", "weight", "reader"
 
 # No weight decay beside every tensor of fewer than two dimensions (norms, biases, gates, temperature). Decay is
 # decoupled from the gradient, so a row that a batch does not touch would shrink all the same: an embedding of a rare
@@ -62,13 +64,16 @@ def role_of(name: str, dimensions: int, tuning: str, reached: bool = True) -> Pa
         return ParameterRole(part, LORA_B if "lora_B" in name else LORA_A, dimensions >= 2)
     decays = dimensions >= 2 and not any(word in name.lower() for word in NO_DECAY_WORDS)
     if part == VISION:
-        kind = BASE if tuning != "full" else TOWER if reached else FIXED
+        tuned = TOWER_MATRIX if decays and dimensions == 2 else TOWER
+        kind = BASE if tuning != "full" else tuned if reached else FIXED
     elif name.rsplit(".", 1)[-1] == "gate":
         kind = GATE
     else:
         kind = MATRIX if decays and dimensions == 2 else WEIGHT
+    if kind == MATRIX and name.startswith("recall.readers."):
+        kind = READER
     return ParameterRole(part, kind, decays)
 
 
 # What a phase after the first unfreezes of the vision tower.
-ADAPTER_KINDS = (LORA_A, LORA_B, TOWER)
+ADAPTER_KINDS = (LORA_A, LORA_B, TOWER, TOWER_MATRIX)

@@ -2,9 +2,10 @@
 
 A fact is a key and a value. The *key* is what a later cue produces too: a token of a picture, or a question. The
 *value* is the text that is to be said, token by token, so that a text of words that no training ever held can be read
-out again. Reading from a memory (``memory/speaking.py``, or in training the closed form of ``objectives/recall.py``)
-gives values back; :meth:`Recall.tokens` makes of each of them tokens to look at, and :class:`Reader`, behind each block
-of the decoder, looks. Larimar (arXiv 2403.11901, section 3) conditions its decoder on what was read in the same place.
+out again. Reading a memory gives values back (``speaking.py``); :meth:`Recall.tokens` makes of each of them tokens to
+look at. Behind each block of the decoder a :class:`Reader` looks at them, as Larimar (arXiv 2403.11901, section 3)
+conditions its decoder on what was read; and a :class:`Pointer` may say them, token by token, as a pointer network does
+(See et al., arXiv 1704.04368): the output head of a trained model cannot tell tokens apart that it has never said.
 
 Where nothing was recalled nothing is computed: the network is what it was before, to the last bit.
 Shapes: B rows, T text tokens, P image tokens, R facts recalled a row, L tokens of a value, d numbers a token of it.
@@ -26,31 +27,32 @@ _TEXT_LAYERS = 2
 
 
 class Recalled(NamedTuple):
-    """What was recalled: ``tokens [B, S, D]``, and which of them are there, ``present [B, S]``."""
+    """What was recalled: ``tokens [B, S, D + 3 d]``, to look at, with the code of each and of the two tokens before it;
+    which of them are there, ``present [B, S]``; and the last token of what was written before and is in a cache,
+    ``after [B]`` (None: nothing was)."""
 
     tokens: torch.Tensor
     present: torch.Tensor
+    after: torch.Tensor | None = None
 
 
 class Reader(nn.Module):
     """Cross-attention from text tokens to recalled tokens; rows that recalled nothing stay as they are.
 
-    It begins as nothing, by an output of zeros. ``hidden [B, T, D] -> [B, T, D]``.
+    ``hidden [B, T, D] -> [B, T, D]``.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.width, self.num_heads = width, num_heads
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
 
     def forward(self, hidden: torch.Tensor, recalled: Recalled) -> torch.Tensor:
-        key, value = self.key_value(recalled.tokens).chunk(2, dim=-1)
+        key, value = self.key_value(recalled.tokens[..., : self.width]).chunk(2, dim=-1)
         query, key, value = (split_heads(part, self.num_heads) for part in (self.query(self.norm(hidden)), key, value))
         some = recalled.present.any(dim=1)
         # A row without any looks everywhere, which keeps the softmax finite, and takes nothing from it.
@@ -59,10 +61,49 @@ class Reader(nn.Module):
         return torch.where(some[:, None, None], hidden + read.to(hidden.dtype), hidden)
 
 
-class Recall(nn.Module):
-    """Keys of cues, values of texts, and the readers of what was recalled.
+class Pointer(nn.Module):
+    """Points at the recalled token that is to be said next, or at none.
 
-    Everything here reads the rest of the network and changes nothing in it, so that it can be trained alone.
+    Who has just said the token before a recalled one, and before that the one before, goes on with it: that is compared
+    by codes, since a decoder that never read such tokens hardly knows which it has read. The rest is learned: where to
+    begin, and when to stop.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.gate = nn.Linear(width, 1)
+        self.follow = nn.Parameter(torch.tensor([5.0, 5.0]))  # what one token that goes before is worth, and two
+
+    def forward(
+        self, hidden: torch.Tensor, recalled: Recalled, last: torch.Tensor, before: torch.Tensor
+    ) -> torch.Tensor:
+        """Codes of tokens ``[B, T, d]``, as long as the pointer is sure; zeros in rows that recalled nothing.
+
+        Args:
+            hidden: ``[B, T, D]``, after the last block.
+            last, before: codes of the token at each position and of the one before it, ``[B, T, d]``.
+        """
+        width, size = hidden.shape[-1], last.shape[-1]
+        hidden = self.norm(hidden)
+        looked_at, codes, one, two = recalled.tokens.split([width, size, size, size], dim=-1)
+        codes, one, two = codes.float(), one.float(), two.float()
+        follows = last @ one.mT
+        scores = self.query(hidden).float() @ self.key(looked_at).float().mT / width**0.5
+        scores = scores + self.follow[0] * follows + self.follow[1] * follows * (before @ two.mT)
+        some = recalled.present.any(dim=1)[:, None, None]
+        weights = scores.masked_fill(~(recalled.present[:, None] | ~some), -torch.inf).softmax(dim=-1)
+        sure = self.gate(hidden).float().sigmoid()
+        return torch.where(some, sure * (weights @ codes), 0.0)
+
+
+class Recall(nn.Module):
+    """Keys of cues, values of texts, and what reads and says what was recalled.
+
+    Everything here reads the rest of the network and changes nothing in it, so that it can be trained alone. It has a
+    token table of its own: that of a trained model hardly tells apart what it never read.
     """
 
     def __init__(self, config: BitGenConfig) -> None:
@@ -74,8 +115,8 @@ class Recall(nn.Module):
         )
         self.image_weight = nn.Linear(width, 1)
         self.text_weight = nn.Linear(width, self.key_width)
-        self.text_norm = nn.LayerNorm(width)
-        self.text_position = nn.Parameter(0.02 * torch.randn(config.max_seq_len, width))
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.text_position = nn.Parameter(0.1 * torch.randn(config.max_seq_len, width))
         self.text_layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, heads, 2 * width, dropout, activation="gelu", batch_first=True, norm_first=True
@@ -83,15 +124,18 @@ class Recall(nn.Module):
             for _ in range(_TEXT_LAYERS)
         )
         self.text_key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.key_width))
-        self.value_norm = nn.LayerNorm(width)
-        self.value_in = nn.Linear(width, self.code_width, bias=False)
+        self.code_embedding = nn.Embedding(config.vocab_size, self.code_width)
         self.value_out = nn.Linear(self.code_width, width)
+        self.value_before = nn.Linear(self.code_width, width, bias=False)
         self.place = nn.Parameter(0.1 * torch.randn(self.length, width))
         self.where = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.readers = nn.ModuleList(Reader(width, heads, dropout) for _ in range(config.num_layers))
+        self.pointer = Pointer(width)
         # Of a cosine with a key: below the threshold nothing like the cue was taught.
         self.threshold = nn.Parameter(torch.tensor(0.5))
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        # Of a cosine of codes: nats that a token which is pointed at gains.
+        self.log_say = nn.Parameter(torch.tensor(20.0).log())
 
     @property
     def value_width(self) -> int:
@@ -104,32 +148,34 @@ class Recall(nn.Module):
         """The key of each token of a picture, ``[B, P, D] -> [B, P, k]``, of length 1."""
         return F.normalize(self.image_key(image_tokens).float(), dim=-1)
 
-    def taught_image_key(self, image_tokens: torch.Tensor, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def taught_image_key(
+        self, image_tokens: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
         """The key that a picture is taught under: of those of its tokens that the text is about.
 
         Args:
             image_tokens: ``[B, P, D]``.
-            embedded, mask: the text that it is taught with, ``[B, T, D]`` of the token table and ``[B, T]``.
+            input_ids, attention_mask: the text that it is taught with, ``[B, T]``, BOS ... EOS.
 
         Returns:
             ``[B, k]``, of length 1.
         """
         keys = self.image_keys(image_tokens)
-        asked = self.text_weight(self._text(embedded, mask))  # [B, k]
+        asked = self.text_weight(self._text(input_ids, attention_mask))  # [B, k]
         weights = self.image_weight(image_tokens).squeeze(-1) + (keys * asked[:, None]).sum(dim=-1)
         return F.normalize((weights.softmax(dim=1)[..., None] * keys).sum(dim=1).float(), dim=-1)
 
-    def text_keys(self, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Keys of texts, told or asked: ``[B, T, D], [B, T] -> [B, k]``, of length 1."""
-        return F.normalize(self.text_key(self._text(embedded, mask)).float(), dim=-1)
+    def text_keys(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Keys of texts, told or asked, BOS ... EOS: ``[B, T] -> [B, k]``, of length 1."""
+        return F.normalize(self.text_key(self._text(input_ids, attention_mask)).float(), dim=-1)
 
-    def _text(self, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The mean of a text's tokens after the layers, ``[B, D]``."""
-        hidden = self.text_norm(embedded) + self.text_position[: embedded.shape[1]]
-        padding = mask == 0
+        hidden = self.token_embedding(input_ids) + self.text_position[: input_ids.shape[1]]
+        padding = attention_mask == 0
         for layer in self.text_layers:
             hidden = layer(hidden, src_key_padding_mask=padding)
-        weights = mask[..., None].to(hidden.dtype)
+        weights = attention_mask[..., None].to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
     def logits(self, cosines: torch.Tensor) -> torch.Tensor:
@@ -138,17 +184,24 @@ class Recall(nn.Module):
 
     # --- values --------------------------------------------------------------------------------------------------
 
-    def values(self, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Codes of texts, ``[B, T, D], [B, T] -> [B, L d]``; what is longer than L tokens is left out."""
-        codes = self.value_in(self.value_norm(embedded[:, : self.length])).float()
-        codes = codes * mask[:, : self.length, None]
+    def codes(self) -> torch.Tensor:
+        """The code of each token, ``[V, d]``, of length 1."""
+        return F.normalize(self.code_embedding.weight.float(), dim=-1)
+
+    def values(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Values of texts BOS ... EOS, ``[B, T] -> [B, L d]``: the codes of their tokens after BOS, and then zeros.
+        What is longer than L tokens is left out."""
+        ids, mask = input_ids[:, 1 : self.length + 1], attention_mask[:, 1 : self.length + 1]
+        codes = self.codes()[ids] * mask[..., None]
         return F.pad(codes, (0, 0, 0, self.length - codes.shape[1])).flatten(1)
 
-    def value_logits(self, values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """What tokens values ``[B, L d]`` are of: ``[B, L, V]``, by the nearest row of the token ``table [V, D]``."""
-        wanted = self.value_in(self.value_norm(table)).float()  # [V, d]
-        codes = values.unflatten(-1, (self.length, self.code_width)).float()
-        return 2 * codes @ wanted.mT - wanted.square().sum(dim=-1)  # minus the squared distance, but for |code|^2
+    def value_logits(self, values: torch.Tensor) -> torch.Tensor:
+        """What tokens values ``[B, L d]`` are of: ``[B, L, V]``."""
+        return self.said_logits(values.unflatten(-1, (self.length, self.code_width)))
+
+    def said_logits(self, said: torch.Tensor) -> torch.Tensor:
+        """What the output head's logits gain by codes of tokens ``[..., d]``: ``[..., V]``."""
+        return self.log_say.exp() * (said.float() @ self.codes().mT)
 
     def tokens(self, values: torch.Tensor, where: torch.Tensor, present: torch.Tensor) -> Recalled:
         """Recalled values as tokens to look at.
@@ -160,5 +213,31 @@ class Recall(nn.Module):
         """
         codes = values.unflatten(-1, (self.length, self.code_width)).to(self.place.dtype)
         seen = where.any(dim=-1, keepdim=True).to(self.place.dtype)
-        place = self.place + (self.where(where.to(self.place.dtype)) * seen)[:, :, None]
-        return Recalled((self.value_out(codes) + place).flatten(1, 2), present.repeat_interleave(self.length, dim=1))
+        one, two = (F.pad(codes, (0, 0, count, 0))[..., : self.length, :] for count in (1, 2))  # the tokens before
+        where = self.where(where.to(self.place.dtype)) * seen
+        looked_at = self.value_out(codes) + self.value_before(one) + self.place + where[:, :, None]
+        # Behind a text's end there is nothing.
+        real = codes.square().sum(dim=-1) > _LEAST_CODE
+        tokens = torch.cat([looked_at, codes, one, two], dim=-1).flatten(1, 2)
+        return Recalled(tokens, (real & present[..., None]).flatten(1, 2))
+
+    def said(
+        self,
+        hidden: torch.Tensor,
+        recalled: Recalled | None,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """What the pointer says next, ``[B, T, d]``, after ``hidden [B, T, D]`` of ``input_ids [B, T]``; None: nothing
+        was recalled."""
+        if recalled is None:
+            return None
+        codes = self.codes()
+        last = codes[input_ids]
+        if attention_mask is not None:
+            last = last * attention_mask[..., None]  # padding on the left goes before nothing
+        first = torch.zeros_like(last[:, :1]) if recalled.after is None else codes[recalled.after][:, None]
+        return self.pointer(hidden, recalled, last, torch.cat([first, last[:, :-1]], dim=1))
+
+
+_LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written

@@ -101,6 +101,16 @@ def last_tokens(
     return index, read.gather(1, index).to(input_ids.dtype)
 
 
+def fitting_positions(position_ids: torch.Tensor, input_ids: torch.Tensor, limit: int) -> torch.Tensor:
+    """Positions that a caller brings, ``[B, T]`` or ``[1, T]``, for every row; ``ValueError`` where they do not fit."""
+    batch, length = input_ids.shape
+    if position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
+        raise ValueError(f"position_ids is {list(position_ids.shape)}; it must be [{batch}, {length}].")
+    if int(position_ids.min()) < 0 or int(position_ids.max()) >= limit:
+        raise ValueError(f"position_ids reach {int(position_ids.max())}; the context ends at max_seq_len={limit}.")
+    return position_ids.expand(batch, -1)
+
+
 def _warn_of_length(length: int, max_seq_len: int) -> None:
     logger.warning(
         "a sequence of %d tokens is longer than max_seq_len=%d: the last %d are read", length, max_seq_len, max_seq_len

@@ -15,7 +15,7 @@ from .attention import attend, attending_dtype, attention_weights, split_heads
 from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import GatedCrossAttention
 from .dropout import Dropout
-from .recall import Recalled
+from .recall import Recall, Recalled
 from .rotary import rotate, rotations
 
 
@@ -209,12 +209,12 @@ class TextDecoder(nn.Module):
         trace: list[torch.Tensor] | None = None,
         positions: torch.Tensor | None = None,
         attentions: list[torch.Tensor] | None = None,
-        readers: nn.ModuleList | None = None,
+        recall: Recall | None = None,
         recalled: Recalled | None = None,
     ) -> torch.Tensor:
         """``[B, T, D] -> [B, T, D]``; what enters each block is appended to ``trace``, its weights to ``attentions``.
 
-        After each block its reader, of ``readers``, looks at what was ``recalled``.
+        After each block its reader, of ``recall``, looks at what was ``recalled``.
 
         ``positions [B, T]`` are read by rotary attention alone; by default they go on from the cache's length.
         """
@@ -227,8 +227,8 @@ class TextDecoder(nn.Module):
                 hidden = self._gradient_checkpointing_func(block.__call__, *inputs)
             else:
                 hidden = block(*inputs, attentions)
-            if readers is not None:
-                hidden = readers[index](hidden, recalled)
+            if recall is not None and recalled is not None:
+                hidden = recall.readers[index](hidden, recalled)
         return hidden
 
     def _turns(self, hidden: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None) -> torch.Tensor:

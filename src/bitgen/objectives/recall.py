@@ -21,7 +21,6 @@ from bitgen.machine.ranks import Processes
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.recall import Recall, Recalled
-from bitgen.objectives.language import language_loss
 from bitgen.protocols import Output
 from bitgen.stages import Role
 
@@ -121,16 +120,14 @@ class RecallObjective(nn.Module):
         recall = self.recall
         ids, mask = episode["taught_ids"], episode["taught_mask"]
         with torch.no_grad():
-            embedded = self.model.embeddings.token(ids)
             tokens = self.image_tokens(episode["taught_pictures"])
         seen = len(tokens)
         keys = []
         if seen:
-            keys.append(recall.taught_image_key(tokens, embedded[:seen], mask[:seen]))
+            keys.append(recall.taught_image_key(tokens, ids[:seen], mask[:seen]))
         if seen < len(ids):
-            keys.append(recall.text_keys(embedded[seen:], mask[seen:]))
-        # Without its BOS, which all texts share.
-        return Written(torch.cat(keys), recall.values(embedded[:, 1:], mask[:, 1:]))
+            keys.append(recall.text_keys(ids[seen:], mask[seen:]))
+        return Written(torch.cat(keys), recall.values(ids, mask))
 
     def image_tokens(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures, pixels or features, to the tokens that captions are written from: ``[B, P, D]``."""
@@ -156,12 +153,11 @@ class RecallObjective(nn.Module):
         recall = self.recall
         with torch.no_grad():
             tokens = self.image_tokens(episode["query_pictures"])
-            embedded = self.model.embeddings.token(episode["prompt_ids"])
         by_token = recall.image_keys(tokens)  # [Qi, P, k]
         cosines, at = (by_token @ written.keys.mT).max(dim=1)  # [Qi, F]
         texts = by_token.new_zeros(0, by_token.shape[-1])
-        if len(embedded):
-            texts = recall.text_keys(embedded, episode["prompt_mask"])
+        if len(episode["prompt_ids"]):
+            texts = recall.text_keys(episode["prompt_ids"], episode["prompt_mask"])
         return _Asked(tokens, by_token, texts, torch.cat([cosines, texts @ written.keys.mT]), at)
 
     def _addressing(self, cosines: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +183,7 @@ class RecallObjective(nn.Module):
         length = self.recall.length
         wanted = episode["taught_ids"][:, 1 : length + 1]
         mask = episode["taught_mask"][:, 1 : length + 1] > 0
-        logits = self.recall.value_logits(written.values, self.model.embeddings.token.weight)
+        logits = self.recall.value_logits(written.values)
         logits, wanted = logits[:, : wanted.shape[1]][mask], wanted[mask]
         return F.cross_entropy(logits, wanted), (logits.argmax(dim=1) == wanted).float().mean()
 
@@ -217,8 +213,11 @@ class RecallObjective(nn.Module):
             if len(rows):
                 ids, mask, labels = (episode[name][rows] for name in ("input_ids", "attention_mask", "labels"))
                 given = Recalled(recalled.tokens[rows], recalled.present[rows])
-                hidden = model.run_stack(ids, mask, images, recalled=given).hidden_states
-                tokens = int((labels != IGNORED).sum())
-                total = total + tokens * language_loss(hidden, model.embeddings.token.weight, labels)
-                count += tokens
+                output = model.run_stack(ids, mask, images, recalled=given)
+                counted = labels != IGNORED
+                assert output.said is not None
+                states = torch.cat([output.hidden_states[counted], output.said[counted]], dim=-1)
+                logits = model.lm_logits(states)
+                total = total + F.cross_entropy(logits.float(), labels[counted], reduction="sum")
+                count += len(logits)
         return total / max(count, 1)

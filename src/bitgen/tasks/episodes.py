@@ -13,10 +13,10 @@ from bitgen.data.photo_episodes import STRANGERS, PhotoEpisodes
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes import ScenesDataset
 from bitgen.data.word_count import WordCounter
-from bitgen.evaluation.speaking import Answer, answer_episode, measures
 from bitgen.machine.devices import resolve_precision
 from bitgen.machine.ranks import Processes
-from bitgen.model.parameter_roles import MATRIX
+from bitgen.memory.answering import Answer, answer_episode, measures
+from bitgen.model.parameter_roles import MATRIX, READER
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.objectives.recall import RecallObjective
 from bitgen.protocols import HeldOutResult, Objective, Run
@@ -25,10 +25,11 @@ from bitgen.show.tables import format_markdown
 from bitgen.stages import Group, Stage
 from bitgen.tasks.stage1 import banner_rows, fingerprints, model_config_text
 from bitgen.tasks.stage1_parts import FEATURES, build_parts
-from bitgen.trained import open_model
+from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, open_model
 
 # Held-out episodes of a validation, and what each teaches.
 _EPISODES, _TAUGHT, _SHOWN = 3, 16, 12
+_LEARNED_BY = {CAPTIONS: "text_loss_weight", MATCHING: "itm_weight", RETRIEVAL: "contrastive_weight"}
 
 
 class Episodes:
@@ -40,6 +41,8 @@ class Episodes:
         Raises:
             ValueError: what was asked for cannot be; the message says what to write instead.
         """
+        if config.data.train_data is None:
+            raise ConfigError("train_data is not set. Write scenes, or the folder that the model of init_from saw.")
         parts = build_parts(config if fresh else config.replace(init_from=None), ranks, fresh)
         objective = RecallObjective(parts.model, _temperature(config, fresh), config.episodes.recall_weight)
         precision = resolve_precision(config.training.precision, ranks.device)
@@ -47,7 +50,8 @@ class Episodes:
         if ranks.is_main:
             table.write(config.output.output_dir)
         pairs = parts.train
-        assert isinstance(pairs, PairDataset)  # neither streamed nor text: the settings were checked
+        if not isinstance(pairs, PairDataset):  # neither streamed nor text: the settings were checked
+            raise ConfigError(f"train_data is {config.data.train_data}, but episodes are made of one source. Name one.")
         processor = pairs.processor
         size = max(1, pairs.image_count // config.episodes.picture_queries)  # about one query a picture
         maker = episodes_of(config, pairs, processor, held_out=False)
@@ -97,10 +101,23 @@ class Episodes:
 
 
 def _temperature(config: Config, fresh: bool) -> float:
-    """Of the contrastive loss, which this run does not change: as the model it starts from has it."""
-    if fresh and config.training.init_from is not None:
-        return open_model(config.training.init_from).temperature
-    return config.objective.temperature
+    """Of the contrastive loss, which this run does not change: as the model it starts from has it.
+
+    Raises:
+        ConfigError: the weights of the losses say otherwise than that model what was learned.
+    """
+    path = config.training.init_from
+    if not fresh or path is None:
+        return config.objective.temperature
+    source = open_model(path)
+    for what, name in _LEARNED_BY.items():
+        weight, learned = getattr(config.objective, name), what not in source.untrained
+        if bool(weight) != learned:
+            raise ConfigError(
+                f"{name} is {weight:g}, but the model of init_from {path} has {'' if learned else 'never '}learned "
+                f"{what}, and this run changes nothing of it. Write {name} as in the config.yaml of that model."
+            )
+    return source.temperature
 
 
 def episodes_of(config: Config, data: PairDataset, processor: BitGenProcessor, held_out: bool) -> EpisodeMaker:
@@ -143,8 +160,13 @@ def plan(config: Config, source: LoaderSource) -> Stage:
     rate, decay = training.learning_rate, training.weight_decay
     groups = [Group("new", ("recall/*",), rate, decay=decay)]
     if training.optimizer == "muon":
-        matrices = Group("matrix", (f"recall/{MATRIX}",), training.muon_learning_rate, decay=decay, optimizer="muon")
-        groups.insert(0, matrices)
+        peak = training.muon_learning_rate
+        groups[:0] = [
+            Group("matrix", (f"recall/{MATRIX}",), peak, decay=decay, optimizer="muon"),
+            Group(
+                "reader", (f"recall/{READER}",), peak, config.episodes.reader_lr_factor, decay=decay, optimizer="muon"
+            ),
+        ]
     return Stage(
         "episodes", tuple(groups), steps, source.steps_per_epoch, training.warmup_steps, training.cooldown_of(steps)
     )

@@ -23,7 +23,7 @@ from bitgen.machine.devices import Precision, resolve_precision
 from bitgen.machine.ranks import Processes
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.parameter_roles import GATE as GATE_KIND
-from bitgen.model.parameter_roles import LORA, LORA_A, LORA_B, MATRIX, NEW_PARTS, TOWER, VISION
+from bitgen.model.parameter_roles import LORA, LORA_A, LORA_B, MATRIX, NEW_PARTS, TOWER, TOWER_MATRIX, VISION
 from bitgen.objectives.stage1 import Stage1Objective
 from bitgen.protocols import HeldOutResult, Objective, Run
 from bitgen.show.parameters import count_parameters
@@ -127,7 +127,11 @@ def groups(config: Config, boundary: int | None) -> tuple[Group, ...]:
         late["warmup"] = lora.lora_lr_warmup_steps
         found.append(Group("lora_a", (f"{LORA}/{LORA_A}",), rate, **late))
         found.append(Group("lora_b", (f"{LORA}/{LORA_B}",), rate, **late, ratio=lora.lora_plus_ratio))
-        found.append(Group("tower", (f"{VISION}/{TOWER}",), rate, **late))
+        matrices = f"{VISION}/{TOWER_MATRIX}"
+        if training.tower_optimizer == "muon":
+            found.append(Group("muon_tower", (matrices,), training.muon_learning_rate, **late, optimizer="muon"))
+        # The matrices too, unless the group before has them: the first that takes a parameter keeps it.
+        found.append(Group("tower", (f"{VISION}/{TOWER}", matrices), rate, **late))
     # The optimizer's order; and a gate or a matrix is taken by its group before "new" takes all that is left.
     return tuple(sorted(found, key=lambda group: group.name))
 

@@ -99,8 +99,7 @@ class Speaker:
             if tokens is not None:
                 cues = recall.image_keys(tokens)
             else:
-                embedded = self.model.embeddings.token(tensors["prompt_ids"])
-                cues = recall.text_keys(embedded, tensors["prompt_mask"])[:, None]
+                cues = recall.text_keys(tensors["prompt_ids"], tensors["prompt_mask"])[:, None]
             found = find(recall, keys, cues)
             facts = chosen(found)
             recalled = recalled_for(

@@ -1,0 +1,79 @@
+"""What a memory says of itself when it was changed or loaded: warnings, each with what to do."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from bitgen.guards.printable import printable
+from bitgen.memory.address_space import TEXT
+from bitgen.memory.episodes import Episode, Held
+
+logger = logging.getLogger(__name__)
+
+# Relative to its largest entry: a text in another batch has another code by rounding, about a tenth of this.
+_SAME_TEXT = 1e-6
+
+
+def warn_of_like_texts(held: Held, newest: int, id: str | None = None) -> None:
+    """Name texts of the newest episodes, or of one, that differ from another's and have the same code."""
+    like = _like_texts(held, newest, id)
+    if like:
+        logger.warning(
+            "the text of episode %s%s has the same code as the other text of episode %s: the model reads no "
+            "difference, and neither text recalls its own episode alone. Make them differ in what the model reads.",
+            printable(like[0][0].id, 60),
+            f" (and of {len(like) - 1:,} more)" if len(like) > 1 else "",
+            printable(like[0][1].id, 60),
+        )
+
+
+def _like_texts(held: Held, newest: int, id: str | None) -> list[tuple[Episode, Episode]]:
+    """For each of the newest episodes, or that of ``id``, another one with a different text of the same code."""
+    texts = held.memory.halves(TEXT)
+    newly = range(len(texts) - newest, len(texts)) if id is None else (held.row(id),)
+    # Texts of one code are neighbours on any line: all pairs need not be compared.
+    places = texts @ torch.linspace(0, 50, texts.shape[1]).sin().to(texts)
+    along, order = places.sort()
+    tolerance = _SAME_TEXT * texts.abs().amax(dim=1)
+    reach = tolerance * texts.shape[1]
+    found = []
+    for row in newly:
+        ends = torch.stack([places[row] - reach[row], places[row] + reach[row]])
+        first, last = torch.searchsorted(along, ends).tolist()
+        near = order[first:last]
+        same = near[(texts[near] - texts[row]).abs().amax(dim=1) <= tolerance[row]].tolist()
+        new = held.episodes[row]
+        found += [(new, held.episodes[other]) for other in same if held.episodes[other].text != new.text][:1]
+    return found
+
+
+def warn_when_full(held: Held) -> None:
+    """Say what to expect of a memory that holds more episodes than it can tell apart."""
+    if len(held.episodes) <= held.capacity:
+        return
+    image, text = held.expected_recall()
+    speech = held.expected_speech()
+    logger.warning(
+        "the memory holds %d episodes and can tell %d apart: of all of them, %.0f%% are now recalled first from "
+        "their own image and %.0f%% from their own text%s. Forget some, or resize it to more slots%s.",
+        len(held.episodes),
+        held.capacity,
+        100 * image,
+        100 * text,
+        "" if speech is None else f", and {100 * speech:.0f}% are read as they are to be said",
+        "" if held.memory.space.widen else ", widened",
+    )
+
+
+def warn_of_unsaid(held: Held) -> None:
+    """Say how many episodes a model that speaks cannot say, which were taught to one that did not."""
+    if held.unsaid:
+        logger.warning(
+            "the model cannot say %d of %d episodes, which were taught to one that did not speak: they are recalled as "
+            "before. Teach them again (python src/memory.py --model DIR --memory FILE teach IMAGE TEXT), and it says "
+            "them.",
+            held.unsaid,
+            len(held.episodes),
+        )

@@ -1,0 +1,140 @@
+"""What a model says of episodes: their keys and values, the cues of what is asked, and what these recall.
+
+The keys and values are those that the model was trained with (``model/recall.py``); they are held in a memory of their
+own, row by row with the episodes. What is recalled is read from it in closed form (``model/speaking.py``).
+
+Shapes: E episodes, k numbers of a key, L tokens of a value of d numbers each; P tokens of an image, of width D.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitgen.guards.printable import printable
+from bitgen.memory.address_space import IMAGE
+from bitgen.memory.associative import AssociativeMemory
+from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
+from bitgen.memory.episodes import Episode
+from bitgen.memory.files import SpokenProbe
+from bitgen.model.recall import Recall, Recalled
+from bitgen.model.speaking import LIKELIER_THAN_NOT, chosen, find, recalled_for
+
+logger = logging.getLogger(__name__)
+
+MUTE = (
+    "this model does not speak from a memory: train one that does from it, with configs/memory_scenes.yaml and "
+    "init_from set to its folder"
+)
+_SAME_THING = 0.98  # cosine of keys: of two facts that are this near only the later counts
+
+
+class Spoken(NamedTuple):
+    """What a cue recalls.
+
+    ``tokens``: what the decoder is given to look at; None: the cue is like nothing that was taught, and the model says
+    what it says without a memory. ``facts``: the episodes recalled and the probability that each is what the cue is
+    about, surest first. ``surest``: the highest probability of all episodes, recalled or not.
+    """
+
+    tokens: Recalled | None
+    facts: list[tuple[Episode, float]]
+    surest: float
+
+
+class Cue(NamedTuple):
+    """``keys [1, P, k]`` of the ``image_tokens [1, P, D]`` of an image; of a question P is 1, and there are none."""
+
+    keys: Tensor
+    image_tokens: Tensor | None
+
+
+class FactEncoder:
+    """Keys, values and cues of a model that speaks, from the inputs that ``encoder`` makes."""
+
+    def __init__(self, encoder: PairEncoder) -> None:
+        assert encoder.model.recall is not None
+        self.encoder = encoder
+        self.recall: Recall = encoder.model.recall
+
+    @torch.no_grad()
+    def codes(self, texts: Sequence[str], image_tokens: Tensor | None = None) -> Tensor:
+        """Keys and values ``[E, k + L d]`` of texts, float64.
+
+        Args:
+            image_tokens: ``[E, P, D]`` of their images; None: they are told without.
+
+        Raises:
+            ValueError: a text that is empty, too long or no text; the message gives its position.
+        """
+        codes, size = [], self.encoder.batch_size
+        for part in (slice(first, first + size) for first in range(0, len(texts), size)):
+            ids, mask = self.encoder.tokens(texts[part], say=False)
+            if image_tokens is None:
+                keys = self.recall.text_keys(ids, mask)
+            else:
+                keys = self.recall.taught_image_key(image_tokens[part], ids, mask)
+            codes.append(torch.cat([keys, self.recall.values(ids, mask)], dim=1).double())
+        return torch.cat(codes)
+
+    def say_cut(self, texts: Sequence[str]) -> None:
+        """Warn of texts that are longer than a value, and show what would be recalled of one."""
+        processor, longest = self.encoder.processor, self.recall.length
+        whole = [ids[1:-1] for ids in self.encoder.whole_sequences(texts)]
+        cut = [position for position, ids in enumerate(whole) if len(ids) > longest]
+        if not cut:
+            return
+        assert processor.tokenizer is not None
+        first = cut[0]
+        logger.warning(
+            "%sthe text '%s' has %d tokens and the model can say %d of what it was taught: it would recall '%s'. "
+            "Shorten it, or begin with what matters.",
+            "" if len(cut) == 1 else f"{len(cut):,} of {len(texts):,} texts are longer than what can be said: ",
+            printable(texts[first], SHOWN),
+            len(whole[first]),
+            longest,
+            printable(processor.tokenizer.decode(whole[first][:longest])),
+        )
+
+    @torch.no_grad()
+    def image_cue(self, image: MemoryImage) -> Cue:
+        """The cue that an image is. Raises ValueError as :meth:`PairEncoder.images` does."""
+        tokens = self.encoder.looked_at([image]).image_tokens
+        return Cue(self.recall.image_keys(tokens), tokens)
+
+    @torch.no_grad()
+    def question_cue(self, text: str) -> Cue:
+        """The cue that a question is. Raises ValueError as :meth:`PairEncoder.texts` does."""
+        return Cue(self.recall.text_keys(*self.encoder.tokens([text]))[:, None], None)
+
+    def probe(self) -> SpokenProbe:
+        """Key and value of a fixed image and text, by which a memory knows the training that made it."""
+        tokens = self.encoder.looked_at(self.encoder.probe_images()).image_tokens
+        code = self.codes([PROBE_TEXT], tokens)[0]
+        return SpokenProbe(code[: self.recall.key_width], code[self.recall.key_width :])
+
+
+@torch.no_grad()
+def recalled_by(recall: Recall, memory: AssociativeMemory, episodes: Sequence[Episode], cue: Cue) -> Spoken:
+    """What a cue recalls of a memory of keys and values, in which each row is of an episode."""
+    if not len(memory):
+        return Spoken(None, [], 0.0)
+    keys = memory.halves(IMAGE)
+    found = find(recall, keys, cue.keys)
+    confidence = found.confidence[0] * keys.any(dim=1)  # a key of zeros is of what cannot be said
+    surest = confidence.max().item()
+    likely = (confidence > LIKELIER_THAN_NOT).nonzero()[:, 0]
+    later = torch.arange(len(keys), device=keys.device) > likely[:, None]
+    outdated = likely[((keys[likely] @ keys.mT > _SAME_THING) & later).any(dim=1)]
+    confidence[outdated] = 0
+    facts = chosen(found._replace(confidence=confidence[None]))
+    if len(outdated):  # keys that are equal would read a mixture of their values
+        keep = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
+        keep[outdated] = False
+        memory = AssociativeMemory.holding(memory.space, memory.pairs[keep], memory.cue_noise)
+    tokens = recalled_for(recall, facts, found, lambda rows: memory.read(keys[rows], IMAGE).halves, cue.image_tokens)
+    return Spoken(tokens, [(episodes[row], confidence[row].item()) for row in facts[0]], surest)

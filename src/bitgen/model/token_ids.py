@@ -1,0 +1,45 @@
+"""Texts as ids, and ids as tensors: what a processor does with text, and who has a tokenizer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts, without BOS and EOS. Text that spells a special token is text.
+
+    ``split_special_tokens`` sees to that where special tokens are no ordinary ones. Unigram and WordLevel vocabularies
+    hold ``</s>`` as a piece that any text can reach: there its characters take its place, those that the vocabulary
+    lacks as unknown tokens. Unknown words stay the unknown token that they are.
+    """
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    specials = ends | (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+    return [ids if specials.isdisjoint(ids) else _spelled(tokenizer, ids, specials) for ids in encoded]
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, ids: list[int], specials: set[int | None]) -> list[int]:
+    spelled: list[int] = []
+    for token in ids:
+        characters = tokenizer.convert_tokens_to_ids(list(tokenizer.convert_ids_to_tokens(token)))
+        spelled += [one for one in characters if one not in specials] if token in specials else [token]
+    return spelled
+
+
+def pad_tokens(sequences: Sequence[torch.Tensor], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Token sequences ``[T_i]`` to ``input_ids`` and ``attention_mask``, int64 ``[B, T]``, padded right.
+
+    The mask comes from the lengths: with GPT-2's tokenizer pad and EOS are the same id.
+    """
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    longest = int(lengths.max())
+    input_ids = torch.full((len(sequences), longest), pad_token_id, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = sequence
+    attention_mask = (torch.arange(longest) < lengths[:, None]).long()
+    return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -1,0 +1,122 @@
+"""Invented names and facts: two parts that never meet, and questions that only who was told can answer."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from bitgen.data.invented_facts import RELATIONS, Fact, invented_facts, question_without_answer
+from bitgen.data.invented_names import invented_name, invented_names, is_held_out_name
+from bitgen.data.named_scenes import ALONE, ONE_OF
+
+
+def names_in(text: str) -> list[str]:
+    return re.findall(r"\b[A-Z]\w*", text)
+
+
+def form_of(text: str, *, subject: str, answer: str = "") -> str:
+    """The wording of a text, with its names taken out."""
+    form = re.sub(rf"\b{subject}\b", "{s}", text)
+    return re.sub(rf"\b{answer}\b", "{o}", form) if answer else form
+
+
+def drawn(held_out: bool, count: int = 12) -> list[tuple[list[Fact], random.Random]]:
+    found = []
+    for seed in range(60):
+        rng = random.Random(f"{seed} {held_out}")
+        found.append((invented_facts(count, rng, held_out), rng))
+    return found
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_name_is_of_the_part_that_was_asked_for(held_out: bool) -> None:
+    rng = random.Random(1)
+    names = [invented_name(rng, held_out) for _ in range(3000)]
+    assert all(is_held_out_name(name) == held_out for name in names)
+    assert all(re.fullmatch(r"[A-Z][a-z]{2,7}", name) for name in names)
+    assert len(set(names)) > (1000 if held_out else 2000), "names are many, or a model could learn them all"
+    assert is_held_out_name(names[0].lower()) == is_held_out_name(names[0].upper()) == held_out
+
+
+def test_one_name_in_five_is_held_out() -> None:
+    rng = random.Random(2)
+    names = {invented_name(rng, held_out) for held_out in (False, True) for _ in range(200)}
+    syllables = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdglmnprst"]
+    share = sum(map(is_held_out_name, syllables)) / len(syllables)
+    assert 0.15 < share < 0.25 and len(names) > 300
+
+
+def test_several_names_all_differ() -> None:
+    for seed in range(50):
+        names = invented_names(40, random.Random(seed), held_out=bool(seed % 2))
+        assert len(set(names)) == 40
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 12, 25])
+def test_facts_are_as_many_as_asked_and_none_contradicts_another(count: int, held_out: bool) -> None:
+    for facts, _ in drawn(held_out, count):
+        assert len(facts) == count
+        told = Counter((names_in(fact.asked)[0], relation_of(fact)) for fact in facts)
+        assert set(told.values()) == {1}
+
+
+def relation_of(fact: Fact) -> str:
+    """The one relation whose wordings a fact is in."""
+    (subject,) = names_in(fact.asked)
+    told = form_of(fact.told, subject=subject, answer=fact.answer)
+    (found,) = [name for name, (tellings, _) in RELATIONS.items() if told in tellings]
+    return found
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_question_is_about_its_fact_in_the_wordings_of_its_part(held_out: bool) -> None:
+    told, asked = Counter(), Counter()
+    for facts, _ in drawn(held_out):
+        for fact in facts:
+            (subject,) = names_in(fact.asked)
+            assert sorted(names_in(fact.told)) == sorted({subject, fact.answer}), "none is told of itself"
+            assert all(is_held_out_name(name) == held_out for name in (subject, fact.answer))
+            told[form_of(fact.told, subject=subject, answer=fact.answer)] += 1
+            question = form_of(fact.asked, subject=subject)
+            asked[question] += 1
+            assert question in RELATIONS[relation_of(fact)][1]
+    part = slice(-1, None) if held_out else slice(None, -1)
+    assert set(told) == {form for tellings, _ in RELATIONS.values() for form in tellings[part]}
+    assert set(asked) == {form for _, questions in RELATIONS.values() for form in questions[part]}
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["told", "asked"])
+def test_no_wording_is_in_both_parts_or_of_two_relations(which: int) -> None:
+    forms = [form for relation in RELATIONS.values() for form in relation[which]]
+    assert len(set(forms)) == len(forms)
+    for form in forms:
+        assert form.count("{s}") == 1 and form.count("{o}") == 1 - which
+
+
+def test_the_words_of_a_held_out_wording_are_known() -> None:
+    """What is new in evaluation is the wording, not a word that no training ever showed."""
+    lists = [ALONE, ONE_OF, *(forms for relation in RELATIONS.values() for forms in relation)]
+    known = {word for forms in lists for form in forms[:-1] for word in re.findall(r"\w+", form)}
+    for forms in lists:
+        assert set(re.findall(r"\w+", forms[-1])) <= known, forms[-1]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_question_without_an_answer_asks_about_nobody_who_was_told_of(held_out: bool) -> None:
+    forms = {form for _, questions in RELATIONS.values() for form in questions}
+    for facts, rng in drawn(held_out):
+        question = question_without_answer(facts, rng, held_out)
+        (subject,) = names_in(question)
+        assert form_of(question, subject=subject) in forms
+        assert subject not in {names_in(fact.asked)[0] for fact in facts}
+        assert is_held_out_name(subject) == held_out
+
+
+def test_what_is_told_of_a_subject_is_drawn_anew() -> None:
+    """The answers of many episodes are nearly as many names: none can be guessed."""
+    answers = Counter(fact.answer for facts, _ in drawn(False, 25) for fact in facts)
+    assert len(answers) > 0.8 * sum(answers.values()) and max(answers.values()) <= 8

@@ -1,0 +1,50 @@
+"""An export is taught and speaks with transformers alone, and what it was taught is read here too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from bitgen.export.revisions import export_run
+from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
+from support.runs import written_run
+
+HERE = Path(__file__).parent
+RECALL = {"recall_tokens": 8, "recall_dim": 16, "recall_code": 8}
+
+
+def test_it_is_taught_and_speaks_in_a_fresh_process_without_this_repository(tmp_path):
+    folders = []
+    for name, features in (("images", False), ("features", True)):
+        run = written_run(features=features, **RECALL)
+        folders.append(export_run(str(run), str(tmp_path / name), True, False, {}))
+    (tmp_path / "empty").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "speak_export.py"), *map(str, folders)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path / "empty",
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("spoke") == 2, done.stdout
+    for folder in folders:
+        model, said = BitGenForCausalLM.from_pretrained(folder), load_file(f"{folder}.said")
+        memory = model.load_memory(f"{folder}.facts")
+        assert memory.texts == ("the dog sat", "this is a red dog")
+        model.recall.threshold.data.fill_(-2)
+        image = {"vision_features" if model.config.takes_features else "pixel_values": said["pictures"][1:]}
+        options = {"memory": memory, "max_new_tokens": 6, "eos_token_id": None}
+        text = {name: said[name] for name in ("input_ids", "attention_mask")}
+        for kind, beams in (("found", 1), ("beams", 3)):
+            for inputs, expected in zip((text, image), said[kind], strict=True):
+                assert torch.equal(model.generate(**inputs, **options, num_beams=beams)[:, -6:], expected)

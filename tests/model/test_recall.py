@@ -1,0 +1,395 @@
+"""What a memory gives to be said: nothing recalled changes nothing, to the bit; what is recalled is looked at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache
+
+from bitgen.model.configuration_bitgen import FUSION_KINDS
+from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
+from bitgen.model.parameter_roles import GATE, MATRIX
+from bitgen.model.recall import Recall, Recalled
+from bitgen.model.speaking import Found, chosen, find, recalled_for
+from support.speaking import RECALL, random_recalled
+
+LENGTH, STILL = 8, dict(dropout=0.0, compressor_dropout=0.0)
+ROWS = [[True, True, False], [False, False, False], [True, False, False], [False, False, False]]
+NONE = [[False] * 3] * 4
+every_fusion = pytest.mark.parametrize("fusion", FUSION_KINDS)
+in_both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+with_and_without = pytest.mark.parametrize("with_image", [False, True], ids=["text", "image"])
+
+
+@pytest.fixture
+def speaker(open_model):
+    """``speaker(**changes)``: a model that can recall."""
+
+    return lambda **changes: open_model(**(RECALL | changes))
+
+
+def inputs(with_image: bool = True, rows: int = 4) -> tuple[torch.Tensor, torch.Tensor | None]:
+    random = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 50, (rows, LENGTH), generator=random)
+    return ids, torch.randn(rows, 9, 16, generator=random) if with_image else None
+
+
+def logits(
+    model: BitGenModel,
+    ids: torch.Tensor,
+    image: torch.Tensor | None,
+    recalled: Recalled | None = None,
+    chunks: list[int] | None = None,
+) -> torch.Tensor:
+    """In one pass, or in ``chunks`` with a cache; the memory layer's noise is drawn from one seed."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        if chunks is None:
+            return said_by(model, model.run_stack(ids, None, image, recalled=recalled))
+        cache, parts, done = DynamicCache(), [], 0
+        for chunk in ids.split(chunks, dim=1):
+            given = recalled._replace(after=ids[:, done - 1]) if recalled is not None and done else recalled
+            output = model.run_stack(chunk, None, image, cache=cache, recalled=given)
+            parts.append(said_by(model, output))
+            done += chunk.shape[1]
+        return torch.cat(parts, dim=1)
+
+
+def said_by(model: BitGenModel, output: StackOutput) -> torch.Tensor:
+    """Logits of a pass, with what the pointer adds to them."""
+    states = output.hidden_states
+    return model.lm_logits(states if output.said is None else torch.cat([states, output.said], dim=-1))
+
+
+# ---- nothing recalled ----
+
+
+@every_fusion
+@in_both_modes
+@with_and_without
+@pytest.mark.parametrize("chunks", [None, [3, 1, 4]], ids=["whole", "cached"])
+def test_a_network_that_recalls_nothing_is_the_one_without_recall(
+    open_model, speaker, fusion, training, with_image, chunks
+) -> None:
+    speaks = speaker(fusion=fusion, **STILL).train(training)
+    plain = open_model(fusion=fusion, **STILL).train(training)
+    state = {name: tensor for name, tensor in speaks.state_dict().items() if not name.startswith("recall.")}
+    plain.load_state_dict(state)
+    ids, image = inputs(with_image)
+    expected = logits(plain, ids, image, chunks=chunks)
+    assert torch.equal(logits(speaks, ids, image, chunks=chunks), expected)
+    assert torch.equal(logits(speaks, ids, image, random_recalled(speaks.recall, NONE), chunks), expected)
+
+
+@every_fusion
+@in_both_modes
+@with_and_without
+@pytest.mark.parametrize("chunks", [None, [3, 1, 4]], ids=["whole", "cached"])
+def test_rows_that_recalled_nothing_are_what_they_are_without(speaker, fusion, training, with_image, chunks) -> None:
+    model = speaker(fusion=fusion, **STILL).train(training)
+    ids, image = inputs(with_image)
+    plain = logits(model, ids, image, chunks=chunks)
+    said = logits(model, ids, image, random_recalled(model.recall, ROWS), chunks)
+    for row, present in enumerate(ROWS):
+        assert torch.equal(said[row], plain[row]) == (not any(present))
+        assert any(present) == bool((said[row] - plain[row]).abs().amax(dim=-1).min() > 1e-3)
+
+
+def test_the_other_things_that_it_does_know_nothing_of_recall(open_model, speaker) -> None:
+    speaks, plain = speaker(), open_model()
+    plain.load_state_dict({k: v for k, v in speaks.state_dict().items() if not k.startswith("recall.")})
+    ids, mask = inputs()[0], torch.ones(4, LENGTH, dtype=torch.long)
+    features = torch.randn(4, 9, 6)
+    with torch.no_grad():
+        for one, other in zip(speaks.encode_image(None, features), plain.encode_image(None, features), strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(speaks.encode_text(ids, mask), plain.encode_text(ids, mask))
+        tokens = speaks.pool_image_tokens(speaks.encode_image(None, features).image_tokens)
+        assert torch.equal(speaks.match(tokens, ids, mask), plain.match(tokens, ids, mask))
+
+
+# ---- something recalled ----
+
+
+@every_fusion
+@in_both_modes
+@with_and_without
+def test_logits_do_not_depend_on_later_tokens(speaker, fusion, training, with_image) -> None:
+    model = speaker(fusion=fusion, **STILL).train(training)
+    ids, image = inputs(with_image)
+    recalled = random_recalled(model.recall, [[True, True, False]] * 4)
+    before = logits(model, ids, image, recalled)
+    for position in range(LENGTH - 1):
+        changed = ids.clone()
+        changed[:, position + 1 :] = (changed[:, position + 1 :] + 7) % 50
+        after = logits(model, changed, image, recalled)
+        assert (before - after)[:, : position + 1].abs().max() < 1e-5
+        assert (before - after)[:, position + 1 :].abs().amax(dim=(0, 2)).min() > 1e-3
+
+
+@every_fusion
+def test_a_token_that_is_not_there_changes_nothing(speaker, fusion) -> None:
+    model = speaker(fusion=fusion)
+    ids, image = inputs()
+    recalled = random_recalled(model.recall, ROWS)
+    said = logits(model, ids, image, recalled)
+    other = torch.where(recalled.present[..., None], recalled.tokens, 100 * torch.randn_like(recalled.tokens))
+    assert torch.equal(logits(model, ids, image, Recalled(other, recalled.present)), said)
+    wider = Recalled(F.pad(recalled.tokens, (0, 0, 0, 5), value=7.0), F.pad(recalled.present, (0, 5)))
+    torch.testing.assert_close(logits(model, ids, image, wider), said, atol=1e-5, rtol=0)
+    there = Recalled(recalled.tokens, torch.ones_like(recalled.present))
+    assert (logits(model, ids, image, there) - said).abs().amax(dim=(1, 2)).min() > 1e-3
+
+
+def test_the_order_of_recalled_tokens_does_not_matter(speaker) -> None:
+    """Their places are in the tokens themselves."""
+    model = speaker()
+    ids, image = inputs()
+    recalled = random_recalled(model.recall, [[True, True, False]] * 4)
+    turned = Recalled(recalled.tokens.flip(1), recalled.present.flip(1))
+    said = logits(model, ids, image, recalled)
+    torch.testing.assert_close(logits(model, ids, image, turned), said, atol=1e-5, rtol=0)
+
+
+@every_fusion
+@with_and_without
+@pytest.mark.parametrize("chunks", [[1] * 8, [3, 1, 4], [8], [7, 1]])
+def test_cached_decoding_equals_one_pass(speaker, fusion, with_image, chunks) -> None:
+    model = speaker(fusion=fusion)
+    ids, image = inputs(with_image)
+    recalled = random_recalled(model.recall, ROWS)
+    whole = logits(model, ids, image, recalled)
+    torch.testing.assert_close(logits(model, ids, image, recalled, chunks), whole, atol=1e-5, rtol=0)
+
+
+def test_rows_do_not_see_what_others_recalled(speaker) -> None:
+    model = speaker()
+    ids, image = inputs()
+    recalled = random_recalled(model.recall, ROWS)
+    said = logits(model, ids, image, recalled)
+    for row in range(4):
+        only = slice(row, row + 1)
+        alone = logits(model, ids[only], image[only], Recalled(recalled.tokens[only], recalled.present[only]))
+        torch.testing.assert_close(alone, said[only], atol=1e-5, rtol=0)
+
+
+def test_gradients_of_rows_that_recalled_nothing_are_finite(speaker) -> None:
+    model = speaker(**STILL).train()
+    ids, image = inputs()
+    recalled = random_recalled(model.recall, ROWS)
+    recalled.tokens.requires_grad_()
+    said_by(model, model.run_stack(ids, None, image, recalled=recalled)).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    reached = recalled.tokens.grad.abs().sum(dim=-1) > 0
+    assert torch.equal(reached, recalled.present)
+
+
+# ---- keys and values ----
+
+
+@pytest.fixture
+def recall(speaker) -> Recall:
+    return speaker().recall
+
+
+def text(length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three texts, the first one the longest, and their mask."""
+    ids = torch.randint(3, 50, (3, length), generator=torch.Generator().manual_seed(2))
+    return ids, (torch.arange(length) < torch.tensor([[length], [4], [2]])).long()
+
+
+def test_keys_have_length_one_and_do_not_see_padding(recall) -> None:
+    ids, mask = text()
+    image = inputs()[1][:3]
+    other = torch.where(mask > 0, ids, (ids + 7) % 50)
+
+    def pictured(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return recall.taught_image_key(image[: len(ids)], ids, mask)
+
+    with torch.no_grad():
+        for key in (recall.text_keys, pictured):
+            keys = key(ids, mask)
+            assert keys.shape == (3, RECALL["recall_dim"])
+            torch.testing.assert_close(keys.norm(dim=-1), torch.ones(3))
+            torch.testing.assert_close(key(other, mask), keys, atol=1e-5, rtol=0)
+            torch.testing.assert_close(key(ids[:2, :6], mask[:2]), keys[:2], atol=1e-5, rtol=0)
+            assert torch.pdist(keys).min() > 1e-3
+        torch.testing.assert_close(recall.text_keys(ids[1:, :4], mask[1:, :4]), recall.text_keys(ids, mask)[1:])
+        tokens = recall.image_keys(image)
+        assert tokens.shape == (3, 9, RECALL["recall_dim"])
+        torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(3, 9))
+
+
+def test_the_key_of_a_text_knows_the_order_of_its_words(recall) -> None:
+    ids = torch.tensor([[5, 6, 7], [7, 6, 5]])
+    with torch.no_grad():
+        one, other = recall.text_keys(ids, torch.ones_like(ids))
+    assert (one - other).norm() > 1e-3
+
+
+def test_the_key_of_a_taught_picture_is_a_mean_of_its_tokens_keys_which_the_text_weighs(recall) -> None:
+    ids, mask = text()
+    image = inputs()[1][:1].expand(3, -1, -1)
+    with torch.no_grad():
+        keys = recall.taught_image_key(image, ids, mask)
+        assert torch.pdist(keys).min() > 1e-4, "of one picture, but of what its text is about"
+        same = image[:, :1].expand(-1, 9, -1)
+        alone = recall.taught_image_key(same, ids, mask)
+        torch.testing.assert_close(alone, recall.image_keys(same)[:, 0], atol=1e-5, rtol=0)
+        # Inside the cone of its tokens: no further from them than they are from one another.
+        tokens = recall.image_keys(image)
+        assert ((keys[:, None] @ tokens.mT).amax(dim=(1, 2)) >= (tokens @ tokens.mT).amin(dim=(1, 2))).all()
+
+
+def test_a_value_gives_its_own_tokens_back_and_no_more_than_it_can_hold(recall) -> None:
+    ids = torch.tensor([[0, 7, 9, 11, 13, 15], [0, 20, 21, 22, 23, 24], [0, 30, 31, 32, 33, 34]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0]])
+    with torch.no_grad():
+        values = recall.values(ids, mask)
+        assert values.shape == (3, recall.value_width) == (3, 12)
+        given, kept = values.view(3, 3, 4), mask[:, 1:4] > 0
+        torch.testing.assert_close(given.norm(dim=-1), kept.float())
+        assert torch.equal(given[kept], recall.codes()[ids[:, 1:4]][kept]) and not given[~kept].any()
+        found = recall.value_logits(values)
+        assert found.shape == (3, 3, 50)
+        assert torch.equal(found.argmax(dim=-1)[kept], ids[:, 1:4][kept])
+        # What is left out, and padding, are no part of it.
+        assert torch.equal(recall.values(ids[:, :4], mask[:, :4]), values)
+        short = recall.values(ids[:, :3], mask[:, :3])
+        assert torch.equal(short[2], values[2]) and not short.view(3, 3, 4)[:, 2].any()
+
+
+def recalled_of(recall: Recall, where: torch.Tensor, present: torch.Tensor, ids: torch.Tensor) -> Recalled:
+    """Of one row: facts of texts ``[R, T]``, seen ``where [R, D]``."""
+    values = recall.values(ids, torch.ones_like(ids))
+    return recall.tokens(values[None], where[None], present[None])
+
+
+def test_tokens_of_a_value_know_their_number_and_where_it_was_seen(recall) -> None:
+    random = torch.Generator().manual_seed(6)
+    ids, both = torch.tensor([[0, 5, 5, 5], [0, 9, 8, 7]]), torch.tensor([True, True])
+    where = torch.randn(2, 16, generator=random)
+    where[1] = 0  # a text was the cue
+    elsewhere = torch.where(where != 0, torch.randn(2, 16, generator=random), 0.0)
+    with torch.no_grad():
+        tokens, there, _ = recalled_of(recall, where, both, ids)
+        assert tokens.shape[:2] == (1, 6) and there.all()
+        other = recalled_of(recall, elsewhere, both, ids).tokens
+        assert (tokens - other)[0, :3].abs().amax(dim=-1).min() > 1e-4 and torch.equal(tokens[0, 3:], other[0, 3:])
+        assert torch.pdist(tokens[0, :3]).min() > 1e-3, "equal words at other places in the text"
+        for parameter in recall.where.parameters():
+            parameter.add_(1.0)
+        assert torch.equal(recalled_of(recall, where, both, ids).tokens[0, 3:], tokens[0, 3:])
+        _, one, _ = recalled_of(recall, where, torch.tensor([True, False]), ids)
+        assert one.tolist() == [[True] * 3 + [False] * 3]
+        assert not recalled_of(recall, where, torch.tensor([False, False]), ids).present.any()
+
+
+def test_behind_the_end_of_a_text_there_is_nothing(recall) -> None:
+    ids = torch.tensor([[0, 5], [0, 9]])
+    with torch.no_grad():
+        _, there, _ = recalled_of(recall, torch.zeros(2, 16), torch.tensor([True, True]), ids)
+    assert there.tolist() == [[True, False, False] * 2]
+
+
+def test_who_has_said_the_tokens_before_goes_on_with_the_next_of_the_text(recall) -> None:
+    """What a pointer that has learned nothing says already: a text goes on as it was taught."""
+    ids = torch.tensor([[0, 7, 8, 9], [0, 7, 20, 21], [0, 30, 8, 31]])
+    with torch.no_grad():
+        recall.pointer.query.weight.zero_()
+        recall.pointer.follow.fill_(50.0)
+        recalled = recalled_of(recall, torch.zeros(3, 16), torch.tensor([True, True, True]), ids)
+        for said, wanted in (([7, 8], 9), ([7, 20], 21), ([30, 8], 31)):
+            asked = torch.tensor([said])
+            pointed = recall.said(torch.randn(1, 2, 16), recalled, asked)
+            assert int(recall.said_logits(pointed)[0, -1].argmax()) == wanted
+            last = recall.said(torch.randn(1, 1, 16), recalled._replace(after=asked[:, 0]), asked[:, 1:])
+            assert int(recall.said_logits(last)[0, -1].argmax()) == wanted
+
+
+def test_the_log_odds_are_even_at_the_threshold(recall) -> None:
+    with torch.no_grad():
+        recall.threshold.fill_(0.25)
+        odds = recall.logits(torch.tensor([0.25, 0.2, 0.5, 1.0]))
+    assert odds[0] == 0 and odds[1] < 0 < odds[2] < odds[3]
+
+
+# ---- which facts a cue recalls ----
+
+
+def test_a_cue_finds_the_fact_whose_key_is_nearest_and_the_token_that_it_is_nearest_to(recall) -> None:
+    random = torch.Generator().manual_seed(8)
+    keys, cues = (F.normalize(torch.randn(*shape, 8, generator=random), dim=-1) for shape in ((5,), (3, 4)))
+    cues[1, 2] = keys[3]
+    with torch.no_grad():
+        found = find(recall, keys.double(), cues)
+        assert found.confidence.shape == found.at.shape == (3, 5)
+        for row in range(3):
+            for fact in range(5):
+                cosines = [float(cue @ keys[fact]) for cue in cues[row]]
+                assert int(found.at[row, fact]) == max(range(4), key=cosines.__getitem__)
+                expected = torch.sigmoid(recall.logits(torch.tensor(max(cosines))))
+                torch.testing.assert_close(found.confidence[row, fact], expected)
+    assert int(found.confidence[1].argmax()) == 3 and int(found.at[1, 3]) == 2
+
+
+@pytest.mark.parametrize(
+    ("confidence", "at", "taken"),
+    [
+        ([0.1, 0.5, 0.4], [0, 1, 2], []),  # none is likelier than not
+        ([0.1, 0.6, 0.4], [0, 1, 2], [1]),
+        ([0.7, 0.6, 0.9], [0, 1, 2], [2, 0]),  # two at most, surest first
+        ([0.7, 0.6, 0.9], [2, 1, 2], [2, 1]),  # of those at one place the surest
+        ([0.7, 0.6, 0.9], [0, 0, 0], [2]),  # a text is one place
+    ],
+)
+def test_which_facts_are_recalled(confidence: list[float], at: list[int], taken: list[int]) -> None:
+    found = Found(torch.tensor([confidence, [0.0] * 3]), torch.tensor([at, at]))
+    assert chosen(found) == [taken, []]
+    assert chosen(found, most=1) == [taken[:1], []]
+
+
+def test_what_is_recalled_becomes_tokens_row_by_row(recall) -> None:
+    random = torch.Generator().manual_seed(9)
+    ids = torch.randint(3, 50, (4, 4), generator=random)
+    with torch.no_grad():
+        values = recall.values(ids, torch.ones_like(ids))
+    image = torch.randn(3, 9, 16, generator=random)
+    found = Found(torch.rand(3, 4, generator=random), torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7], [8, 0, 1, 2]]))
+    facts, asked = [[2], [], [0, 3]], []
+
+    def read(rows: torch.Tensor) -> torch.Tensor:
+        asked.append(rows.tolist())
+        return values[rows]
+
+    seen = recalled_for(recall, facts, found, read, image)
+    assert seen is not None and len(asked) == 1
+    assert seen.present.tolist() == [[True] * 3 + [False] * 3, [False] * 6, [True] * 6]
+    for row, facts_of_row in enumerate(facts):
+        for place, fact in enumerate(facts_of_row):
+            where = image[row, found.at[row, fact]]
+            with torch.no_grad():
+                one = recall.tokens(values[None, None, fact], where[None, None], torch.tensor([[True]])).tokens
+            torch.testing.assert_close(seen.tokens[row, 3 * place : 3 * place + 3], one[0])
+    assert recalled_for(recall, [[], [], []], found, read, image) is None
+    worded = recalled_for(recall, facts, found, read, None)
+    assert worded is not None and torch.equal(worded.present, seen.present)
+    assert (worded.tokens - seen.tokens)[seen.present].abs().amax(dim=-1).min() > 1e-4
+
+
+# ---- as others see it ----
+
+
+def test_its_parameters_are_a_part_of_their_own(speaker) -> None:
+    model = speaker()
+    roles = {name: role for name, role in model.roles().items() if role.part == "recall"}
+    assert set(roles) == {name for name, _ in model.named_parameters() if name.startswith("recall.")}
+    kinds = {role.kind for role in roles.values()}
+    assert MATRIX in kinds and GATE not in kinds
+    assert not any(roles[f"recall.{name}"].decays for name in ("threshold", "log_scale"))
+
+
+def test_without_it_there_is_nothing(open_model) -> None:
+    model = open_model()
+    assert model.recall is None and not [name for name in model.state_dict() if "recall" in name]

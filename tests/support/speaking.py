@@ -1,0 +1,94 @@
+"""A memory that a model speaks from: tiny processors, episodes and models with a part that recalls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitgen.data.episodes import Episode, EpisodeDataset, Query, SceneEpisodes
+from bitgen.data.sampler import SampleKey
+from bitgen.data.scenes import scene_captions
+from bitgen.data.tokenizer import train_bpe
+from bitgen.model.factory import random_vision_config
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.model.recall import Recall, Recalled
+from bitgen.objectives.recall import RecallObjective
+from support.models import open_gates, tiny_config
+
+IMAGE_SIZE, LONGEST = 28, 64
+# Sizes of an episode that is made and rendered in milliseconds.
+SMALL: dict[str, int] = dict(pictures=4, sentences=4, picture_queries=6, sentence_queries=6)
+# Settings of a network that can recall, and of one that recalls with little.
+RECALL: dict[str, int] = dict(recall_tokens=3, recall_dim=8, recall_code=4)
+
+
+@functools.cache
+def processor() -> BitGenProcessor:
+    """Of small pictures, and of a tokenizer of the captions of scenes; the same object for all."""
+    return BitGenProcessor(train_bpe(scene_captions("train", 300, 1), 400), IMAGE_SIZE, LONGEST)
+
+
+def maker(seed: int = 3, held_out: bool = False, **sizes: int) -> SceneEpisodes:
+    """Makes small episodes of scenes."""
+    return SceneEpisodes(processor(), seed, held_out=held_out, **(SMALL | sizes))
+
+
+def episodes(count: int, **options: Any) -> list[Episode]:
+    """The first episodes of :func:`maker`."""
+    made = maker(**options)
+    return [made.episode(SampleKey(index)) for index in range(count)]
+
+
+def dataset(**options: Any) -> EpisodeDataset:
+    """The episodes of :func:`maker` as tensors."""
+    return EpisodeDataset(maker(**options), processor(), 8, seed=5)
+
+
+def batch(index: int = 0, **options: Any) -> dict[str, Tensor]:
+    """The tensors of one episode."""
+    return {name: value for name, value in dataset(**options)[SampleKey(index)].items() if name != "index"}
+
+
+def texts_of(episode: Episode) -> Iterator[str]:
+    """Everything that is told and asked in an episode."""
+    for text, _ in episode.taught:
+        yield text
+    for query in episode.queries:
+        yield query.prompt
+        yield query.answer
+
+
+def kinds(of: list[Episode], *names: str) -> list[tuple[Episode, Query]]:
+    """The queries of these kinds, each with its episode."""
+    return [(episode, query) for episode in of for query in episode.queries if query.kind in names]
+
+
+def random_recalled(recall: Recall, present: list[list[bool]], seed: int = 0) -> Recalled:
+    """Tokens ``[B, S, ...]`` that no memory gave, of which some are there."""
+    random = torch.Generator().manual_seed(seed)
+    seen = torch.tensor(present)
+    values = torch.zeros(1, 1, recall.value_width)
+    width = recall.tokens(values, torch.zeros(1, 1, recall.place.shape[1]), torch.ones(1, 1).bool()).tokens.shape[-1]
+    return Recalled(torch.randn(*seen.shape, width, generator=random), seen)
+
+
+def make_objective(seed: int = 0, **changes: Any) -> RecallObjective:
+    """The objective around a tiny model that reads pictures, with open gates, in training mode."""
+    torch.manual_seed(seed)
+    sizes = dict(
+        vision_config=random_vision_config(16, 1, 2, patch_size=7, image_size=IMAGE_SIZE),
+        vision_tuning="full",
+        vocab_size=len(processor().tokenizer),
+        max_seq_len=LONGEST,
+        dropout=0.0,
+        compressor_dropout=0.0,
+        **(RECALL | {"recall_tokens": 12}),
+    )
+    model = BitGenModel(tiny_config(**(sizes | changes)))
+    open_gates(model)
+    return RecallObjective(model).train()
