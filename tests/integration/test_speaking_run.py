@@ -18,6 +18,7 @@ from bitgen.checkpoint.manifest import CheckpointError
 from bitgen.commands import export
 from bitgen.config import Config, ConfigError
 from bitgen.data.records import Record
+from bitgen.data.scene_descriptions import COLOURS
 from bitgen.machine.devices import Precision, start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import TASKS, task_of
@@ -26,7 +27,7 @@ from bitgen.tasks.stage1_parts import build_dataset
 from bitgen.tasks.stage1_validation import HeldOut
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, Trained, open_model
 from bitgen.training.trainer import Trainer
-from support.data import encode, noise, write_images
+from support.data import encode, noise, write_features, write_images
 from support.runs import (
     TINY,
     command,
@@ -353,6 +354,27 @@ def test_a_trained_recall_may_go_on_in_another_run(build, speaker: tuple[str, st
     """Also from a run that could speak already: its recall is taken over."""
     trainer = build(init_from=speaker[0])
     assert equal(dict(trainer.objective.model.state_dict()), open_model(speaker[0]).model.state_dict())
+
+
+def test_photographs_by_their_features_are_learned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitgen.tasks.episodes._TAUGHT", 4)
+    monkeypatch.setattr("bitgen.tasks.episodes._EPISODES", 1)
+    captions = [[f"a {size} {colour} dog"] for size in ("small", "large", "huge") for colour in COLOURS]
+    data = dict(
+        vision_encoder="features",
+        vision_tuning="frozen",
+        train_data=str(write_features(tmp_path / "train", captions, (16, 6))),
+        val_data=str(write_features(tmp_path / "val", captions[:16], (16, 6), seed=2)),
+    )
+    first = config_of(tmp_path / "first", max_steps=2, **data)
+    trained(first)
+    config = config_of(tmp_path / "second", init_from=first.output.output_dir, **data, **(EPISODES | {"max_steps": 2}))
+    trainer = trained(config)
+    assert equal(base_of(trainer.store.folder), base_of(first.output.output_dir))
+    logged = {name for record in metrics(config.output.log_dir) for name in record}
+    assert {"val/says_view", "val/says_same", "val/unchanged_unknown", "val/says_sentence"} <= logged
+    with pytest.raises(ConfigError, match=r"train has 30 pictures, fewer than an episode takes. Write .* 22 or less"):
+        trained(config.replace(episode_pictures=23, output_dir=str(tmp_path / "third")))
 
 
 # ---- two runs, two processes ----

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from bitgen.config import Config
-from bitgen.model.parameter_roles import ADAPTER_KINDS, BASE, FIXED, GATE, LORA, MATRIX, NEW_PARTS, TOWER, TOWER_MATRIX, VISION
+from bitgen.model.parameter_roles import (
+    ADAPTER_KINDS,
+    BASE,
+    FIXED,
+    GATE,
+    LORA,
+    MATRIX,
+    NEW_PARTS,
+    TOWER,
+    TOWER_MATRIX,
+    VISION,
+)
 from bitgen.tasks.stage1 import groups
 from support.stage1 import make_objective, weights
 

@@ -79,14 +79,22 @@ RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+# What may stand before and behind a sentence and a question, so that its words are not always in the same places.
+BEFORE = ("", "", "", "now ", "so ", "and ", "they say ", "well, ")
+BEHIND = ("", "", "", " now", " too", ", they say", " again")
+BEFORE_QUESTION = ("", "", "", "now, ", "well, ", "and ", "so ", "say: ")
+
+
 def told(relation: str, subject: str, answer: str, rng: random.Random, held_out: bool) -> str:
     """A fact in one of its wordings."""
-    return _wording(RELATIONS[relation][0], rng, held_out).format(s=subject, o=answer)
+    sentence = _wording(RELATIONS[relation][0], rng, held_out).format(s=subject, o=answer)
+    return sentence if held_out else f"{rng.choice(BEFORE)}{sentence}{rng.choice(BEHIND)}"
 
 
 def asked(relation: str, subject: str, rng: random.Random, held_out: bool) -> str:
     """A question in one of its wordings."""
-    return _wording(RELATIONS[relation][1], rng, held_out).format(s=subject)
+    question = _wording(RELATIONS[relation][1], rng, held_out).format(s=subject)
+    return question if held_out else f"{rng.choice(BEFORE_QUESTION)}{question}"
 
 
 def _wording(words: tuple[str, ...], rng: random.Random, held_out: bool) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from bitgen.data.invented_facts import BEFORE, BEHIND
 from bitgen.data.scene_descriptions import (
     BACKGROUNDS,
     COLOURS,
@@ -77,7 +78,12 @@ def naming(name: str, entity: Entity, scene: Scene, rng: random.Random, held_out
     """What a picture of the scene is taught with."""
     forms = ALONE if len(scene.things) == 1 else ONE_OF
     form = forms[-1] if held_out else rng.choice(forms[:-1])
-    return form.format(name=name, thing=f"{entity.colour} {entity.shape}")
+    return surrounded(form.format(name=name, thing=f"{entity.colour} {entity.shape}"), rng, held_out)
+
+
+def surrounded(text: str, rng: random.Random, held_out: bool) -> str:
+    """What is taught of a picture, in training with other words before and behind it."""
+    return text if held_out else f"{rng.choice(BEFORE)}{text}{rng.choice(BEHIND)}"
 
 
 def named_caption(scene: Scene, names: Mapping[Entity, str], rng: random.Random) -> str:

@@ -13,7 +13,7 @@ from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes import Episode, Query, sentence_queries
 from bitgen.data.invented_facts import invented_facts
 from bitgen.data.invented_names import invented_names
-from bitgen.data.named_scenes import ALONE
+from bitgen.data.named_scenes import ALONE, surrounded
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scene_descriptions import scene_rng
 from bitgen.model.processing_bitgen import BitGenProcessor
@@ -59,7 +59,7 @@ class PhotoEpisodes:
         forms = ALONE[-1:] if self.held_out else ALONE[:-1]
         pictures: list[View] = [View(row, None) for row in known]
         taught: list[tuple[str, int | None]] = [
-            (rng.choice(forms).format(name=name), at) for at, name in enumerate(names)
+            (surrounded(rng.choice(forms).format(name=name), rng, self.held_out), at) for at, name in enumerate(names)
         ]
         facts = invented_facts(sentences, rng, self.held_out) if sentences else []
         taught += [(fact.told, None) for fact in facts]

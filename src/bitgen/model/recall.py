@@ -24,6 +24,7 @@ from .configuration_bitgen import BitGenConfig
 from .dropout import Dropout
 
 _TEXT_LAYERS = 2
+_TEXT_DROPPED = 0.15  # of a text's tokens, before its key is made, in training
 
 
 class Recalled(NamedTuple):
@@ -171,6 +172,9 @@ class Recall(nn.Module):
 
     def _text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The mean of a text's tokens after the layers, ``[B, D]``."""
+        if self.training:  # a text means the same without one of its words, and all wordings are never taught
+            kept = torch.rand(attention_mask.shape, device=attention_mask.device) >= _TEXT_DROPPED
+            attention_mask = attention_mask * (kept | (attention_mask.cumsum(dim=1) == 1))  # BOS stays
         hidden = self.token_embedding(input_ids) + self.text_position[: input_ids.shape[1]]
         padding = attention_mask == 0
         for layer in self.text_layers:

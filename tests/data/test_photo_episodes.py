@@ -1,0 +1,101 @@
+"""Episodes of photographs: other views of what was taught, names and wordings of one part, all decided by the key."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+import pytest
+import torch
+
+from bitgen.data.dataset import PairDataset
+from bitgen.data.episodes import EpisodeDataset
+from bitgen.data.invented_names import is_held_out_name
+from bitgen.data.named_scenes import ALONE
+from bitgen.data.photo_episodes import STRANGERS, PhotoEpisodes, View, view_of
+from bitgen.data.sampler import SampleKey
+from support.data import write_features
+from support.speaking import SMALL, processor
+
+_NAME = re.compile(r"\b[A-Z][a-z]+\b")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> PairDataset:
+    captions = [[f"a dog of {n} spots", f"some dog of {n} spots"] for n in range(20)]
+    folder = write_features(tmp_path_factory.mktemp("photographs") / "features", captions, shape=(16, 6))
+    return PairDataset(folder, processor(), seed=0)
+
+
+def maker(photographs: PairDataset, held_out: bool = False, **sizes: int) -> PhotoEpisodes:
+    sizes = SMALL | {"picture_queries": 20} | sizes
+    return PhotoEpisodes(photographs, processor(), 3, held_out=held_out, **sizes)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_what_is_asked_shows_what_was_taught_or_a_stranger(photographs, held_out: bool) -> None:
+    seen: Counter[str] = Counter()
+    forms = ALONE[-1:] if held_out else ALONE[:-1]
+    for index in range(20):
+        episode = maker(photographs, held_out).episode(SampleKey(index))
+        taught = {episode.pictures[number].row: text for text, number in episode.taught if number is not None}
+        for text in taught.values():
+            assert _NAME.sub("{name}", text) in forms
+        for text, _ in episode.taught:
+            assert all(is_held_out_name(name) == held_out for name in _NAME.findall(text))
+        for query in episode.queries:
+            seen[query.kind] += 1
+            if query.picture is None:
+                continue
+            view = episode.pictures[query.picture]
+            said = query.answer.partition(": ")
+            if query.kind == "unknown":
+                assert view.row not in taught and query.facts == () and not query.names
+                assert query.answer in photographs.captions_of(view.row)
+                continue
+            ((row,), (name,)) = query.facts, query.names.values()
+            text, number = episode.taught[row]
+            assert episode.pictures[number].row == view.row and _NAME.findall(text) == [name] == [said[0]]
+            assert said[2] in photographs.captions_of(view.row)
+            assert (view.seed is None) == (query.kind == "same")
+    assert set(seen) == {"view", "same", "unknown", "sentence", "sentence_unknown"}
+
+
+def test_an_episode_and_its_views_are_functions_of_the_key(photographs) -> None:
+    made = maker(photographs)
+    found = [made.episode(SampleKey(index, epoch)) for index in range(3) for epoch in range(2)]
+    assert found == [maker(photographs).episode(SampleKey(index, epoch)) for index in range(3) for epoch in range(2)]
+    assert all(one != other for n, one in enumerate(found) for other in found[:n])
+    data = EpisodeDataset(made, processor(), 4, 0)
+    one, other = data[SampleKey(1)], data[SampleKey(1)]
+    assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])) for name in one)
+    assert one["query_pictures"].shape[1:] == (16, 6)
+
+
+def test_taught_photographs_are_as_they_are_stored_and_views_are_not(photographs) -> None:
+    made = maker(photographs)
+    stored = photographs.image_tensor(3)
+    assert torch.equal(made.tensor(View(3, None)), stored)
+    views = [made.tensor(View(3, seed)) for seed in range(20)]
+    assert all(view.shape == stored.shape and view.isfinite().all() for view in views)
+    assert sum(torch.equal(view, stored) for view in views) <= 1
+    assert len({view.numpy().tobytes() for view in views}) == 20
+    assert torch.equal(made.tensor(View(3, 7)), views[7]) and torch.equal(photographs.image_tensor(3), stored)
+
+
+def test_a_view_shows_a_part_of_the_grid_mirrored_or_not() -> None:
+    """Of features that say their own column: they rise or fall from left to right, as much as a crop shows."""
+    grid = torch.arange(8.0).expand(8, 8).reshape(64, 1)
+    turned = Counter()
+    for seed in range(40):
+        view = view_of(grid, random.Random(seed)).view(8, 8)
+        assert view.min() >= 0 and view.max() <= 7
+        turned[bool(view.diff(dim=1).median() > 0)] += 1
+    assert min(turned.values()) > 8
+
+
+def test_too_few_photographs_leave_no_stranger(photographs) -> None:
+    most = photographs.image_count - STRANGERS
+    episode = maker(photographs, held_out=True, pictures=most).episode(SampleKey(0))
+    assert sum(number is not None for _, number in episode.taught) == most
