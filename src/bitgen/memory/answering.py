@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from bitgen.data.episodes import Episode, EpisodeDataset, Query
 from bitgen.data.named_scenes import read_named_caption
@@ -107,7 +108,7 @@ class Speaker:
             )
             said = self.say([queries[row].prompt for row in rows], tokens, recalled)
             alone = self.say([queries[row].prompt for row in rows], tokens, None) if plain else said
-            surest = found.confidence.max(dim=1).values.tolist()
+            surest = F.pad(found.confidence, (0, 1)).amax(dim=1).tolist()  # 0 where nothing was taught
             for at, row in enumerate(rows):
                 answers[row] = Answer(queries[row], said[at], alone[at], tuple(facts[at]), surest[at])
         return [answers[row] for row in range(len(queries))]
