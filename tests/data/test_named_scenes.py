@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from bitgen.data.invented_facts import BEFORE, BEHIND
 from bitgen.data.invented_names import invented_names
 from bitgen.data.named_scenes import (
     ALONE,
@@ -138,5 +139,10 @@ def test_a_naming_has_the_name_and_says_which_of_several_it_is_of(held_out: bool
         assert "Rex" in text.split() or "Rex," in text.split()
         assert (thing in text) == (len(scene.things) == 2)
         words.add(text.replace("Rex", "{name}").replace(thing, "{thing}"))
+    if not held_out:  # with other words before and behind
+        bare = {*ALONE[:-1], *ONE_OF[:-1]}
+        around = {f"{before}{form}{behind}" for form in bare for before in BEFORE for behind in BEHIND}
+        assert words <= around and len(words) > 2 * len(bare)
+        words &= bare
     expected = {ALONE[-1], ONE_OF[-1]} if held_out else {*ALONE[:-1], *ONE_OF[:-1]}
     assert words == expected

@@ -11,6 +11,7 @@ import torch
 
 from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes import EpisodeDataset
+from bitgen.data.invented_facts import BEFORE, BEHIND
 from bitgen.data.invented_names import is_held_out_name
 from bitgen.data.named_scenes import ALONE
 from bitgen.data.photo_episodes import STRANGERS, PhotoEpisodes, View, view_of
@@ -36,7 +37,9 @@ def maker(photographs: PairDataset, held_out: bool = False, **sizes: int) -> Pho
 @pytest.mark.parametrize("held_out", [False, True])
 def test_what_is_asked_shows_what_was_taught_or_a_stranger(photographs, held_out: bool) -> None:
     seen: Counter[str] = Counter()
-    forms = ALONE[-1:] if held_out else ALONE[:-1]
+    forms = set(ALONE[-1:])
+    if not held_out:  # with other words before and behind
+        forms = {f"{before}{form}{behind}" for form in ALONE[:-1] for before in BEFORE for behind in BEHIND}
     for index in range(20):
         episode = maker(photographs, held_out).episode(SampleKey(index))
         taught = {episode.pictures[number].row: text for text, number in episode.taught if number is not None}
