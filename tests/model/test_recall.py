@@ -345,7 +345,7 @@ def test_a_cue_finds_the_fact_whose_key_is_nearest_and_the_token_that_it_is_near
     ],
 )
 def test_which_facts_are_recalled(confidence: list[float], at: list[int], taken: list[int]) -> None:
-    found = Found(torch.tensor([confidence, [0.0] * 3]), torch.tensor([at, at]))
+    found = Found(torch.tensor([confidence, [0.0] * 3]), torch.tensor([at, at]), sure=0.5)
     assert chosen(found) == [taken, []]
     assert chosen(found, most=1) == [taken[:1], []]
 

@@ -33,6 +33,7 @@ def speaking_model(features=True, threshold=EVERYWHERE, seed=0, **changes):
     if model.recall is not None:
         with torch.no_grad():
             model.recall.threshold.fill_(threshold)
+            model.recall.log_scale.fill_(12.0)  # sure of whatever is above the threshold
     return model
 
 

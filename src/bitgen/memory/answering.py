@@ -18,7 +18,7 @@ from bitgen.memory.address_space import IMAGE, AddressSpace
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.recall import Recalled
-from bitgen.model.speaking import chosen, find, recalled_for
+from bitgen.model.speaking import SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
 from bitgen.objectives.recall import RecallObjective
 
 LONGEST_ANSWER = 40
@@ -101,7 +101,7 @@ class Speaker:
                 cues = recall.image_keys(tokens)
             else:
                 cues = recall.text_keys(tensors["prompt_ids"], tensors["prompt_mask"])[:, None]
-            found = find(recall, keys, cues)
+            found = find(recall, keys, cues, SURE_OF_PICTURE if sees else SURE_OF_TEXT)
             facts = chosen(found)
             recalled = recalled_for(
                 recall, facts, found, read or (lambda rows: memory.read(keys[rows], IMAGE).halves), tokens

@@ -22,7 +22,7 @@ from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
 from bitgen.model.recall import Recall, Recalled
-from bitgen.model.speaking import LIKELIER_THAN_NOT, chosen, find, recalled_for
+from bitgen.model.speaking import SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +124,10 @@ def recalled_by(recall: Recall, memory: AssociativeMemory, episodes: Sequence[Ep
     if not len(memory):
         return Spoken(None, [], 0.0)
     keys = memory.halves(IMAGE)
-    found = find(recall, keys, cue.keys)
+    found = find(recall, keys, cue.keys, SURE_OF_TEXT if cue.image_tokens is None else SURE_OF_PICTURE)
     confidence = found.confidence[0] * keys.any(dim=1)  # a key of zeros is of what cannot be said
     surest = confidence.max().item()
-    likely = (confidence > LIKELIER_THAN_NOT).nonzero()[:, 0]
+    likely = (confidence > found.sure).nonzero()[:, 0]
     later = torch.arange(len(keys), device=keys.device) > likely[:, None]
     outdated = likely[((keys[likely] @ keys.mT > _SAME_THING) & later).any(dim=1)]
     confidence[outdated] = 0

@@ -17,37 +17,41 @@ import torch
 from .recall import Recall, Recalled
 
 MOST_RECALLED = 2  # facts that one cue may recall, as training has it
-LIKELIER_THAN_NOT = 0.5
+# A fact is recalled from this probability on. It was learned on what training taught; what it never taught is taken for
+# something else more often, the more so the more facts there are (docs/memory.md).
+SURE_OF_PICTURE, SURE_OF_TEXT = 0.9, 0.8
 
 
 class Found(NamedTuple):
     """What B cues mean: ``confidence [B, E]``, the probability that this is what was taught, and of each fact the
-    picture token that is nearest to it, ``[B, E]`` (zeros where a text is the cue)."""
+    picture token that is nearest to it, ``[B, E]`` (zeros where a text is the cue). A fact is recalled from the
+    probability ``sure`` on."""
 
     confidence: torch.Tensor
     at: torch.Tensor
+    sure: float = SURE_OF_PICTURE
 
 
-def find(recall: Recall, keys: torch.Tensor, cues: torch.Tensor) -> Found:
+def find(recall: Recall, keys: torch.Tensor, cues: torch.Tensor, sure: float = SURE_OF_PICTURE) -> Found:
     """Compare cues with keys.
 
     Args:
-        keys: ``[E, k]`` of the facts, E at least 1.
+        keys: ``[E, k]`` of the facts.
         cues: ``[B, P, k]``, of a picture each token's; of a text one.
+        sure: the probability from which on a fact is recalled.
     """
     cosines, at = (cues @ keys.to(cues).mT).max(dim=1)
-    return Found(recall.logits(cosines).sigmoid(), at)
+    return Found(recall.logits(cosines).sigmoid(), at, sure)
 
 
 def chosen(found: Found, most: int = MOST_RECALLED) -> list[list[int]]:
-    """The facts that each cue recalls, surest first: those likelier than not, and of several that one picture token is
-    nearest to the surest alone."""
+    """The facts that each cue recalls, surest first; of several that one picture token is nearest to, the surest."""
     rows = []
     for confidence, at in zip(found.confidence.tolist(), found.at.tolist(), strict=True):
         taken: list[int] = []
         places: set[int] = set()
         for fact in sorted(range(len(confidence)), key=lambda fact: -confidence[fact]):
-            if confidence[fact] <= LIKELIER_THAN_NOT or len(taken) == most:
+            if confidence[fact] <= found.sure or len(taken) == most:
                 break
             if at[fact] not in places:
                 taken.append(fact)

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from .modeling_bitgen import BitGenModel
 from .recall import Recall, Recalled
 from .sequence_layout import last_tokens
-from .speaking import chosen, find, recalled_for
+from .speaking import SURE_OF_TEXT, chosen, find, recalled_for
 from .spoken_memory_file import MOST_FACTS, Stored, check_text, read_facts, write_facts
 from .token_ids import text_ids
 
@@ -246,7 +246,7 @@ class SpokenMemory:
         end = mask.sum(dim=1, keepdim=True)
         ids, mask = F.pad(ids, (0, 1)).scatter(1, end, eos), F.pad(mask, (0, 1)).scatter(1, end, 1)
         cues = recall.text_keys(ids, mask)
-        found = find(recall, facts.keys[facts.latest], cues[:, None])
+        found = find(recall, facts.keys[facts.latest], cues[:, None], SURE_OF_TEXT)
         rows = [row if said else [] for row, said in zip(chosen(found), says.tolist(), strict=True)]
         return recalled_for(recall, rows, found, facts.read, None)
 
