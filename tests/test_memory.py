@@ -48,7 +48,7 @@ def test_a_memorys_life(run, photos, tmp_path):
     for number, photo in enumerate(photos):
         assert run("teach", photo, f"the cat {number}") == [[str(number + 1), f"the cat {number}"]]
     header, first, *_ = run("recall", photos[1])
-    assert header == ["confidence", "distance", "id", "text"] and first[1:] == ["0.00", "2", "the cat 1"]
+    assert header == ["share", "distance", "id", "text"] and first[1:] == ["0.00", "2", "the cat 1"]
     assert run("recall", "--text", "the cat 2", "--top_k", 1)[1][1:] == ["0.00", "3", "the cat 2"]
     assert run("edit", 2, "a red dog") == [["2", "a red dog"]]
     assert run("recall", photos[1])[1][3] == "a red dog"

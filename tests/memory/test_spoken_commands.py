@@ -181,7 +181,7 @@ def test_a_memorys_life_with_sentences(command, photos, tmp_path, monkeypatch, c
         f"recalled\t{sure:.0%}\t{episode.id}\t{episode.text}" for episode, sure in facts
     ]
     header, first, *_ = recalled[len(facts) :]
-    assert header == "confidence\tdistance\tid\ttext" and first.endswith("\t0.00\t1\tthe cat sat")
+    assert header == "share\tdistance\tid\ttext" and first.endswith("\t0.00\t1\tthe cat sat")
 
     says, fact, header, *rows = run("recall", "--text", "two hill runs")
     assert says == f"says\t{printable(model.answer('two hill runs', memory=loaded))}"
@@ -203,7 +203,7 @@ def test_a_model_that_does_not_speak_prints_what_it_did_and_takes_no_sentence(re
     flags = ("--memory", tmp_path / "m")
     command(memory_command.main, *flags, "teach", photos[0], "the cat", model=written_run())
     rows = command(memory_command.main, *flags, "recall", photos[0], model=written_run())
-    assert rows[0] == "confidence\tdistance\tid\ttext" and len(rows) == 2
+    assert rows[0] == "share\tdistance\tid\ttext" and len(rows) == 2
     before = (tmp_path / "m").read_bytes()
     said = refused(memory_command.main, *flags, "teach", "--text", "a red dog", model=written_run())
     assert "configs/memory_scenes.yaml" in said and (tmp_path / "m").read_bytes() == before
