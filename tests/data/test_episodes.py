@@ -18,7 +18,7 @@ from bitgen.data.scene_reading import read_caption
 from bitgen.data.scene_wording import RELATION_WORDS, opposite
 from bitgen.model.likelihood import IGNORED
 from support.runs import run_code
-from support.speaking import SMALL, dataset, episodes, kinds, maker, processor, texts_of
+from support.speaking import SMALL, bare, dataset, episodes, kinds, maker, processor, texts_of
 
 FULL = dict(pictures=24, sentences=24, picture_queries=32, sentence_queries=24)
 OWN = len(entities(True)) - 4  # what evaluation can teach that training never does, beside what it leaves unknown
@@ -72,17 +72,23 @@ def test_wordings_are_of_one_part(many, held_out: bool) -> None:
     questions = {form.format(s="<0>") for relation in RELATIONS.values() for form in relation[1][part]}
     for form in QUESTIONS[part]:
         about_pictures |= {form.format(relation=words[0][0], other="<thing>") for words in RELATION_WORDS.values()}
+
+    def look(form: str, forms: set[str], of: set[str]) -> None:
+        found = of & forms
+        assert found, form
+        seen.update(found)
+
     for episode in many[held_out]:
         for text, picture in episode.taught:
             names = list(dict.fromkeys(_NAME.findall(text)))
             form = form_of(text, names, things=picture is not None)
-            assert form in (tellings if picture is None else namings), text
-            seen.add(form)
+            look(form, tellings if picture is None else namings, {form} if held_out else bare(form))
         for query in episode.queries:
-            if query.prompt:
-                form = form_of(query.prompt, _NAME.findall(query.prompt), things=True)
-                assert form in (questions if query.picture is None else about_pictures), query.prompt
-                seen.add(form)
+            form = form_of(query.prompt, _NAME.findall(query.prompt), things=True)
+            if query.prompt and query.picture is not None:
+                look(form, about_pictures, {form})
+            elif query.prompt:
+                look(form, questions, {form} if held_out else bare(form, question=True))
     assert namings | questions | about_pictures <= seen
 
 

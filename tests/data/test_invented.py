@@ -11,6 +11,7 @@ import pytest
 from bitgen.data.invented_facts import RELATIONS, Fact, invented_facts, question_without_answer
 from bitgen.data.invented_names import invented_name, invented_names, is_held_out_name
 from bitgen.data.named_scenes import ALONE, ONE_OF
+from support.speaking import bare
 
 
 def names_in(text: str) -> list[str]:
@@ -60,15 +61,22 @@ def test_several_names_all_differ() -> None:
 def test_facts_are_as_many_as_asked_and_none_contradicts_another(count: int, held_out: bool) -> None:
     for facts, _ in drawn(held_out, count):
         assert len(facts) == count
-        told = Counter((names_in(fact.asked)[0], relation_of(fact)) for fact in facts)
+        told = Counter((names_in(fact.asked)[0], relation_of(fact, held_out)) for fact in facts)
         assert set(told.values()) == {1}
 
 
-def relation_of(fact: Fact) -> str:
+def wording(text: str, held_out: bool, forms: tuple[str, ...], **names: str) -> str | None:
+    """The one of ``forms`` that a text is in; what training says before and behind is left out. None: there is none."""
+    form = form_of(text, **names)
+    found = ({form} if held_out else bare(form, question="answer" not in names)) & set(forms)
+    assert len(found) < 2
+    return next(iter(found), None)
+
+
+def relation_of(fact: Fact, held_out: bool) -> str:
     """The one relation whose wordings a fact is in."""
-    (subject,) = names_in(fact.asked)
-    told = form_of(fact.told, subject=subject, answer=fact.answer)
-    (found,) = [name for name, (tellings, _) in RELATIONS.items() if told in tellings]
+    names = dict(subject=names_in(fact.asked)[0], answer=fact.answer)
+    (found,) = [name for name, (tellings, _) in RELATIONS.items() if wording(fact.told, held_out, tellings, **names)]
     return found
 
 
@@ -80,13 +88,19 @@ def test_a_question_is_about_its_fact_in_the_wordings_of_its_part(held_out: bool
             (subject,) = names_in(fact.asked)
             assert sorted(names_in(fact.told)) == sorted({subject, fact.answer}), "none is told of itself"
             assert all(is_held_out_name(name) == held_out for name in (subject, fact.answer))
-            told[form_of(fact.told, subject=subject, answer=fact.answer)] += 1
-            question = form_of(fact.asked, subject=subject)
-            asked[question] += 1
-            assert question in RELATIONS[relation_of(fact)][1]
+            tellings, questions = RELATIONS[relation_of(fact, held_out)]
+            told[wording(fact.told, held_out, tellings, subject=subject, answer=fact.answer)] += 1
+            asked[wording(fact.asked, held_out, questions, subject=subject)] += 1
     part = slice(-1, None) if held_out else slice(None, -1)
     assert set(told) == {form for tellings, _ in RELATIONS.values() for form in tellings[part]}
     assert set(asked) == {form for _, questions in RELATIONS.values() for form in questions[part]}
+
+
+def test_training_says_other_words_before_and_behind_and_evaluation_none() -> None:
+    for held_out in (False, True):
+        facts = [fact for found, _ in drawn(held_out) for fact in found]
+        assert {fact.told.endswith(", they say") for fact in facts} == ({False} if held_out else {False, True})
+        assert {fact.asked.startswith("say: ") for fact in facts} == ({False} if held_out else {False, True})
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["told", "asked"])
@@ -107,11 +121,11 @@ def test_the_words_of_a_held_out_wording_are_known() -> None:
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_a_question_without_an_answer_asks_about_nobody_who_was_told_of(held_out: bool) -> None:
-    forms = {form for _, questions in RELATIONS.values() for form in questions}
+    forms = tuple(form for _, questions in RELATIONS.values() for form in questions)
     for facts, rng in drawn(held_out):
         question = question_without_answer(facts, rng, held_out)
         (subject,) = names_in(question)
-        assert form_of(question, subject=subject) in forms
+        assert wording(question, held_out, forms, subject=subject) is not None
         assert subject not in {names_in(fact.asked)[0] for fact in facts}
         assert is_held_out_name(subject) == held_out
 

@@ -185,7 +185,7 @@ def test_a_memorys_life_with_sentences(command, photos, tmp_path, monkeypatch, c
 
     says, fact, header, *rows = run("recall", "--text", "two hill runs")
     assert says == f"says\t{printable(model.answer('two hill runs', memory=loaded))}"
-    assert fact.split("\t")[0] == "recalled" and header.startswith("confidence") and len(rows) == 3
+    assert fact.split("\t")[0] == "recalled" and header.startswith("share") and len(rows) == 3
     assert [row.split("\t")[0] for row in run("list")[1:]] == ["1", "2", "hill", "3", "x"]
     assert run("edit", "hill", "it is two hill") == ["hill\tit is two hill"]
     assert run("forget", "2") == ["2\tforgotten"]
@@ -195,7 +195,7 @@ def test_a_memorys_life_with_sentences(command, photos, tmp_path, monkeypatch, c
 
     finds(monkeypatch, everything=False)
     says, nothing, header, *_ = run("recall", photos[0])
-    assert says == f"says\t{printable(model.caption(photos[0]))}" and header.startswith("confidence")
+    assert says == f"says\t{printable(model.caption(photos[0]))}" and header.startswith("share")
     assert nothing.split("\t")[0] == "nothing like this was taught" and nothing.endswith("%")
 
 

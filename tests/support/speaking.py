@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitgen.data.episodes import Episode, EpisodeDataset, Query, SceneEpisodes
+from bitgen.data.invented_facts import BEFORE, BEFORE_QUESTION, BEHIND
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes import scene_captions
 from bitgen.data.tokenizer import train_bpe
@@ -61,6 +62,13 @@ def texts_of(episode: Episode) -> Iterator[str]:
     for query in episode.queries:
         yield query.prompt
         yield query.answer
+
+
+def bare(text: str, question: bool = False) -> set[str]:
+    """What a text of training may be without the words before and behind it, which evaluation never has."""
+    before, behind = (BEFORE_QUESTION, ("",)) if question else (BEFORE, BEHIND)
+    cut = {text.removeprefix(first).removesuffix(last) for first in before for last in behind}
+    return {short for short in cut if text in {f"{a}{short}{b}" for a in before for b in behind}}
 
 
 def kinds(of: list[Episode], *names: str) -> list[tuple[Episode, Query]]:
