@@ -64,7 +64,7 @@ def test_names_and_things_are_of_one_part(many, held_out: bool) -> None:
 def test_wordings_are_of_one_part(many, held_out: bool) -> None:
     """By the strings themselves: each is made back into its template."""
     part = slice(-1, None) if held_out else slice(None, -1)
-    tellings, questions, about_pictures = set(), set(), set()
+    tellings, about_pictures = set(), set()
     namings = {form.format(name="<0>", thing="<thing>") for forms in (ALONE, ONE_OF) for form in forms[part]}
     seen: set[str] = set()
     for form in (form for relation in RELATIONS.values() for form in relation[0][part]):
