@@ -102,3 +102,8 @@ def test_too_few_photographs_leave_no_stranger(photographs) -> None:
     most = photographs.image_count - STRANGERS
     episode = maker(photographs, held_out=True, pictures=most).episode(SampleKey(0))
     assert sum(number is not None for _, number in episode.taught) == most
+
+
+def test_one_picture_and_one_sentence_are_enough(photographs) -> None:
+    episode = maker(photographs, pictures=1, sentences=1).episode(SampleKey(0))
+    assert [number is None for _, number in episode.taught] == [False, True]

@@ -52,7 +52,7 @@ class PhotoEpisodes:
         rng = scene_rng(self.seed, "held out" if self.held_out else "train", "photos", key.index, key.epoch)
         count, sentences = self.pictures, self.sentences
         if not self.held_out:
-            count, sentences = rng.randint(2, count), rng.randint(2, sentences)
+            count, sentences = (rng.randint(min(2, most), most) for most in (count, sentences))
         rows = rng.sample(range(self.dataset.image_count), count + STRANGERS)
         known, strangers = rows[:count], rows[count:]
         names = invented_names(count, rng, self.held_out)
