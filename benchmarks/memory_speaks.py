@@ -1,5 +1,5 @@
 """What a model that speaks from a memory says after it was taught, on held-out things, names and wordings. Prints JSON
-lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of a 95% interval, "n": answers, ..}:
+lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of a 95% interval, "episodes": count, ..}:
 
   says_KIND        share of the answers that hold what was taught, in percent: of `taught` pictures (efficacy), new
                    pictures of the thing `alone`, `with` another or of `two` taught ones, a `question` about a picture,
@@ -146,7 +146,7 @@ def _about(answers: list[Answer], rows: range) -> list[Answer]:
 def _edited(
     speaker: Speaker, memory: AssociativeMemory, episode: Episode, tensors: dict[str, torch.Tensor], rows: range
 ) -> dict[str, float]:
-    """The value of each of these facts becomes that of the fact after it, whose names are known to be held out."""
+    """The value of each of these facts becomes the next one's; counted where another query tells its name."""
     values = memory.halves(1)
     changed = memory
     for row in rows:
@@ -201,7 +201,7 @@ def prompted(objective: RecallObjective, trained: Trained, data: PairDataset | N
 
 
 def empty_memory(objective: RecallObjective, trained: Trained, data: PairDataset | None) -> None:
-    """Logits of captions with an empty memory against those of the model that has none."""
+    """Whether an answer with an empty memory is another than without one, answer by answer."""
     for dataset, episode in episodes(trained, data, SEEDS[0], 1):
         speaker = Speaker(objective, dataset)
         tensors = speaker.tensors(episode)
@@ -217,6 +217,7 @@ def seconds_of_teaching(objective: RecallObjective, trained: Trained, data: Pair
             tensors = speaker.tensors(episode)
             began = time.process_time()
             memory = speaker.teach(tensors)
+            memory.precision  # noqa: B018  # the write itself, which reading up to capacity does not need
             memory.read(memory.halves(IMAGE)[:1], IMAGE)
             taught = time.process_time() - began
             tuned = fine_tuned_seconds(objective, dataset, episode)
@@ -271,6 +272,9 @@ def main() -> None:
         "costs": lambda: costs(objective),
         "said": lambda: said_after_teaching(objective, trained, data, flags.episodes),
     }
+    unknown = set(flags.only.split(",")) - set(sections) if flags.only else set()
+    if unknown:
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}; choose from {', '.join(sections)}")
     for name, section in sections.items():
         if flags.only is None or name in flags.only.split(","):
             section()

@@ -84,7 +84,7 @@ class SceneEpisodes:
 
     Args:
         pictures, sentences: how many of each are taught, at most; in training the number varies up to that.
-        queries: about pictures, and about sentences.
+        picture_queries, sentence_queries: how many of each are asked.
         held_out: entities, names and wordings that training never has.
     """
 

@@ -89,8 +89,16 @@ class PhotoEpisodes:
 
 def view_of(features: torch.Tensor, rng: random.Random) -> torch.Tensor:
     """Another view of a photograph by its features ``[P, C]`` on a square grid: mirrored or not, cropped, and with some
-    of its tokens lost (set to the mean of the others)."""
+    of its tokens lost (set to the mean of the others).
+
+    Raises:
+        ValueError: P is no square number.
+    """
     side = round(len(features) ** 0.5)
+    if side * side != len(features):
+        raise ValueError(
+            f"a photograph has {len(features)} features, which form no square grid: no other view of it is known"
+        )
     grid = features.T.reshape(1, -1, side, side)
     if rng.random() < 0.5:
         grid = grid.flip(-1)

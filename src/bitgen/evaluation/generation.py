@@ -57,7 +57,7 @@ def generate_texts(
     Args:
         model: in eval mode.
         image: ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]``, one for each prompt; none: text alone.
-            And what a memory recalled for them, ``recalled [B, S, D]`` and ``recalled_mask [B, S]``; none: nothing.
+            And what a memory recalled for them, ``recalled [B, S, D + 3 d]``, ``recalled_mask [B, S]``; none: nothing.
 
     Raises:
         ValueError: a prompt as long as the context, after which nothing can follow, or a search out of its range.

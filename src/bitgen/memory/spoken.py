@@ -27,8 +27,8 @@ from bitgen.model.speaking import SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, r
 logger = logging.getLogger(__name__)
 
 MUTE = (
-    "this model does not speak from a memory: train one that does from it, with configs/memory_scenes.yaml and "
-    "init_from set to its folder"
+    "this model does not speak from a memory. To train one that does, start from this one: configs/memory_scenes.yaml, "
+    "with init_from set to its folder"
 )
 _SAME_THING = 0.98  # cosine of keys: of two facts that are this near only the later counts
 

@@ -24,6 +24,7 @@ from .configuration_bitgen import BitGenConfig
 from .dropout import Dropout
 
 _TEXT_LAYERS = 2
+_LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written
 _TEXT_DROPPED = 0.15  # of a text's tokens, before its key is made, in training
 
 
@@ -242,6 +243,3 @@ class Recall(nn.Module):
             last = last * attention_mask[..., None]  # padding on the left goes before nothing
         first = torch.zeros_like(last[:, :1]) if recalled.after is None else codes[recalled.after][:, None]
         return self.pointer(hidden, recalled, last, torch.cat([first, last[:, :-1]], dim=1))
-
-
-_LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written

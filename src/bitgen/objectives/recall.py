@@ -4,7 +4,8 @@ Three losses, of equal weight. *Addressing*: each cue is to find the facts that 
 taught, or nothing (cross-entropy over the facts and a null that stands at the threshold). *Values*: the code of a
 taught text gives its tokens back. *Language*: the answer, from what the memory gives for the cue.
 
-The write and the read are those of ``memory/associative.py``: with keys X and values Y, reading a cue x gives
+The write and the read are the closed form of ``memory/associative.py``, with noise: with keys X and values Y, a cue x
+reads
 ``x X^T (X X^T + noise)^-1 Y``; everything is differentiable, through a Cholesky factor of at most F x F.
 """
 
@@ -190,7 +191,7 @@ class RecallObjective(nn.Module):
     def _recalled(self, written: Written, asked: _Asked, facts: torch.Tensor) -> Recalled:
         """What the decoder is given for each query: the values of the facts that it is about, as the memory reads them.
 
-        Half of the queries read with their own cue, which is merely similar, half with the key that it means.
+        Half of the facts are read with the query's own cue, which is merely similar, half with the key that it means.
         """
         rows, seen = facts.clamp_min(0), len(asked.tokens)
         index = asked.at.gather(1, rows[:seen])[..., None]  # [Qi, R, 1]

@@ -142,14 +142,19 @@ def episodes_of(config: Config, data: PairDataset, processor: BitGenProcessor, h
         return SceneEpisodes(processor, seed, **sizes)
     if data.kind == FEATURES:
         if data.image_count < sizes["pictures"] + STRANGERS:
+            remedy = (
+                f"Write the folder of a split with at least {_TAUGHT + STRANGERS}, or leave val_data out."
+                if held_out
+                else f"Write episode_pictures {max(1, data.image_count - STRANGERS)} or less."
+            )
             raise ConfigError(
-                f"{data.reader.folder} has {data.image_count} pictures, fewer than an episode takes. Write "
-                f"episode_pictures {max(1, data.image_count - STRANGERS)} or less."
+                f"{data.reader.folder} has {data.image_count} pictures, fewer than an episode takes. {remedy}"
             )
         return PhotoEpisodes(data, processor, seed, **sizes)
+    name = "val_data" if held_out else "train_data"
     raise ConfigError(
-        f"train_data is {config.data.train_data}, but episodes are made of the built-in scenes or of features computed "
-        "earlier. Write train_data scenes, or the folder of features that data_prep/flickr8k.py --features writes."
+        f"{name} is {getattr(config.data, name)}, but episodes are made of the built-in scenes or of features computed "
+        f"earlier. Write {name} scenes, or a folder of features that data_prep/flickr8k.py --features writes."
     )
 
 
@@ -198,6 +203,11 @@ class _Validator:
 
 def _next_commands(config: Config) -> list[tuple[str, str]]:
     run = config.output.output_dir
+    if config.vision.vision_encoder == FEATURES:  # which cannot look at files of pictures
+        return [
+            ("tell it something", f'python src/memory.py --model {run} teach --text "Blick belongs to Anna"'),
+            ("and ask for it", f'python src/ask.py --model {run} --memory {run}.memory --question "who owns Blick?"'),
+        ]
     return [
         ("teach it something", f'python src/memory.py --model {run} teach PICTURE "this is Rex"'),
         ("and let it speak", f"python src/caption.py OTHER_PICTURE --model {run} --memory {run}.memory"),
