@@ -44,7 +44,7 @@ from bitgen.data.episodes import Episode, EpisodeDataset, SceneEpisodes
 from bitgen.data.photo_episodes import PhotoEpisodes
 from bitgen.data.sampler import SampleKey
 from bitgen.memory.address_space import IMAGE
-from bitgen.memory.answering import Answer, Speaker, measures, says, spoken_space
+from bitgen.memory.answering import Answer, Speaker, facts_space, measures, says
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.objectives.recall import SIMILAR, RecallObjective, Written, closed_form_read
 from bitgen.trained import Trained, open_model
@@ -231,7 +231,7 @@ def costs(objective: RecallObjective) -> None:
     """Milliseconds of a write, a read and their sums, by slots."""
     model = objective.model
     for slots in (32, 128, 512, 1024, 4096):
-        space = spoken_space(model, slots)
+        space = facts_space(model, slots)
         count = min(slots, space.half)
         pairs = torch.nn.functional.normalize(torch.randn(count, sum(space.halves), dtype=torch.float64), dim=1)
         memory = AssociativeMemory.empty(space).written(pairs)

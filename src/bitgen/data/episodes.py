@@ -31,8 +31,8 @@ from bitgen.data.scene_drawing import render_scene
 from bitgen.data.scene_wording import RELATION_WORDS, caption_scene, opposite
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.processing_bitgen import BitGenProcessor, pad_tokens
+from bitgen.model.speaking import MOST_RECALLED
 
-MOST_RECALLED = 2  # facts that a query may be about
 NOTHING = -1
 _STRANGERS = 4  # things, at least, that a scene's episode teaches nothing of
 

@@ -37,12 +37,10 @@ class Answer:
     confidence: float
 
 
-def spoken_space(model: BitGenModel, slots: int, widen: bool = False, sigma: float = 0.1) -> AddressSpace:
+def facts_space(model: BitGenModel, slots: int) -> AddressSpace:
     """Where a model's facts are written: pairs of key and value."""
     assert model.recall is not None
-    return AddressSpace(
-        model.config.recall_dim, slots, widen, sigma, device=model.device, value=model.recall.value_width
-    )
+    return AddressSpace(model.config.recall_dim, slots, device=model.device, value=model.recall.value_width)
 
 
 class Speaker:
@@ -57,7 +55,7 @@ class Speaker:
     def __init__(self, objective: RecallObjective, data: EpisodeDataset, slots: int = 128) -> None:
         self.objective, self.data = objective, data
         self.model = objective.eval().model
-        self.space = spoken_space(self.model, slots)
+        self.space = facts_space(self.model, slots)
         assert data.processor.tokenizer is not None
         self.tokenizer = data.processor.tokenizer
         self.generator = language_model(self.model, self.tokenizer)

@@ -22,7 +22,7 @@ from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
 from bitgen.model.recall import Recall, Recalled
-from bitgen.model.speaking import SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
+from bitgen.model.speaking import SAME_THING, SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ MUTE = (
     "this model does not speak from a memory. To train one that does, start from this one: configs/memory_scenes.yaml, "
     "with init_from set to its folder"
 )
-_SAME_THING = 0.98  # cosine of keys: of two facts that are this near only the later counts
 
 
 class Spoken(NamedTuple):
@@ -129,7 +128,7 @@ def recalled_by(recall: Recall, memory: AssociativeMemory, episodes: Sequence[Ep
     surest = confidence.max().item()
     likely = (confidence > found.sure).nonzero()[:, 0]
     later = torch.arange(len(keys), device=keys.device) > likely[:, None]
-    outdated = likely[((keys[likely] @ keys.mT > _SAME_THING) & later).any(dim=1)]
+    outdated = likely[((keys[likely] @ keys.mT > SAME_THING) & later).any(dim=1)]
     confidence[outdated] = 0
     facts = chosen(found._replace(confidence=confidence[None]))
     if len(outdated):  # keys that are equal would read a mixture of their values

@@ -25,14 +25,12 @@ from transformers import PreTrainedTokenizerBase
 from .modeling_bitgen import BitGenModel
 from .recall import Recall, Recalled
 from .sequence_layout import last_tokens
-from .speaking import SURE_OF_TEXT, chosen, find, recalled_for
+from .speaking import SAME_THING, SURE_OF_TEXT, chosen, find, recalled_for
 from .spoken_memory_file import MOST_FACTS, Stored, check_text, read_facts, write_facts
 from .token_ids import text_ids
 
 logger = logging.getLogger(__name__)
 
-# Keys are of length 1: what two facts whose cosine is above say of one thing contradicts, and only the later counts.
-_SAME_THING = 0.98
 # Probes of one model in other precisions differ by a hundredth, those of two models by more than their length.
 _SAME_MODEL = 0.05
 
@@ -81,7 +79,7 @@ class _Facts:
     @cached_property
     def latest(self) -> torch.Tensor:
         """Rows of the facts that count: not those that a later one about the same thing contradicts."""
-        later = (self.keys @ self.keys.mT > _SAME_THING).triu(1)
+        later = (self.keys @ self.keys.mT > SAME_THING).triu(1)
         return (~later.any(dim=1)).nonzero().flatten()
 
     @cached_property
