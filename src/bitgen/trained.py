@@ -113,7 +113,8 @@ def kept_of_training(config: Config, temperature: float) -> dict[str, Any]:
     """What an export records of its training, in its ``config.json``; :func:`open_model` reads it."""
     flat = config.flat()
     kept = {name: flat[name] for name in _KEPT_SETTINGS}
-    return kept | {"images": config.data.train_data is not None, "learned_temperature": temperature}
+    saw = config.data.train_data is not None or config.reasoning.question_data is not None
+    return kept | {"images": saw, "learned_temperature": temperature}
 
 
 # ---- runs and checkpoints ----

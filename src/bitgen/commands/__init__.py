@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model on images and captions, text, or both",
     "evaluate": "measure retrieval, matching, captions, memory or the BabyLM sets of a trained model",
     "train-vlm": "train a vision encoder, a connector and a language model with adapters, stage by stage",
+    "train-reasoning": "train a captioner to answer questions with rationales and boxes (stage 2)",
     "caption": "describe image files",
     "ask": "ask such a model, or one that speaks from a memory, about pictures and videos, or talk with it",
     "memory": "teach a trained model pictures and sentences, in one shot, and recall, edit or forget them",
@@ -51,7 +52,7 @@ Wherever a trained model is asked for, the folder of a run, of one of its checkp
 
 def help_text() -> str:
     """What `bitgen --help` prints."""
-    return _HELP.format(commands="\n".join(f"  {name:<13}{what}" for name, what in COMMANDS.items()))
+    return _HELP.format(commands="\n".join(f"  {name:<16}{what}" for name, what in COMMANDS.items()))
 
 
 def main(argv: list[str] | None = None) -> int | None:

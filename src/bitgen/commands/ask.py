@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from bitgen.commands.ask_reasoning import reasoner
 from bitgen.commands.caption import load_memory, refuse_memory
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.answers import Decoding
+from bitgen.evaluation.asking import answers_questions
 from bitgen.evaluation.generation import SEARCH_RANGES, answer_of
 from bitgen.evaluation.talking import Talk, read_visuals
 from bitgen.guards.arguments import Parser
-from bitgen.guards.flags import check_ranges
+from bitgen.guards.flags import boolean, check_ranges
 from bitgen.guards.numbers import finite_float
 from bitgen.guards.printable import printable
 from bitgen.machine.devices import choose_device
@@ -32,11 +35,15 @@ write is a question, in the light of all before, until an empty line or Ctrl-D.
 Each file is a picture or a video of its own. Where the connector compares (tac), give the current picture and then the
 prior one.
 
+A model of stage 2 (src/train_stage2_reasoning.py) answers about one picture, each question for itself: with --think it
+says why first, and --picture draws the boxes that it speaks of.
+
 A model that was trained to speak from a memory (configs/memory_scenes.yaml) answers too, each question for itself: with
 --memory FILE from what src/memory.py taught it, about one picture or about none."""
 
 _EXAMPLES = """\
 examples:
+  python src/ask.py photo.jpg "what is left of the red star?" --model checkpoints/stage2_scenes --picture boxes.png
   python src/ask.py --model checkpoints/vlm_quick/tune photo.jpg --question "Describe the image."
   python src/ask.py --model my-export clip.mp4
   python src/ask.py --model chest-model today.dcm last_year.dcm --question "What has changed?"
@@ -48,7 +55,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = Parser(description=_HELP, epilog=_EXAMPLES, **layout)
-    parser.add_argument("files", nargs="*", metavar="IMAGE_OR_VIDEO", help="files; DICOM too")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="IMAGE_OR_VIDEO",
+        help="files; DICOM too. What stands last and is no file is the question, if --question is left out",
+    )
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"
     )
@@ -62,6 +74,14 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num_beams", type=int, default=1, metavar="N", help="beams of the search; 1: greedy (default: 1)"
     )
+    parser.add_argument(
+        "--think",
+        type=boolean,
+        default=True,
+        metavar="BOOL",
+        help="models of stage 2: say why before the answer (default: True)",
+    )
+    parser.add_argument("--picture", metavar="FILE.png", help="models of stage 2: draw the boxes on the picture")
     parser.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
     parser.add_argument(
         "--temperature",
@@ -74,10 +94,17 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
     )
     flags = parser.parse_args(argv)
+    if flags.question is None and flags.files and _is_question(flags.files[-1]):
+        flags.question = flags.files.pop()
     check_ranges(parser, flags, SEARCH_RANGES)
     if not 0 <= flags.temperature <= 100:
         parser.error(f"--temperature is {flags.temperature}; it must be from 0 to 100")
     return flags
+
+
+def _is_question(word: str) -> bool:
+    """Whether an argument can be no file: there is none of its name, and it has a space or asks."""
+    return (" " in word.strip() or word.endswith("?")) and not os.path.exists(word)
 
 
 def device_of(name: str) -> torch.device:
@@ -137,10 +164,15 @@ def speaker(flags: argparse.Namespace) -> Callable[[str], str]:
         trained.require(CAPTIONS)
     except ValueError as error:
         raise ConfigError(f"--model {error}") from error
+    if answers_questions(trained):
+        refuse_memory(flags.memory)
+        return reasoner(trained, flags)
+    if flags.picture is not None:
+        raise ConfigError("--picture is for models of stage 2 (src/train_stage2_reasoning.py). Leave it out.")
     if trained.model.recall is None:
         raise ConfigError(
-            f"--model {flags.model}: there is no vision-language model of parts. Give a run of src/train_vlm.py or "
-            "its export; src/caption.py describes images with other models."
+            f"--model {flags.model}: this model answers no questions. Give a run of src/train_stage2_reasoning.py or "
+            "of src/train_vlm.py, or its export; src/caption.py describes images with other models."
         )
     if flags.temperature:
         raise ConfigError("--temperature is for models of parts: this model writes what is likeliest. Leave it out.")

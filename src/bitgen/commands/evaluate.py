@@ -25,7 +25,18 @@ from bitgen.evaluation.babylm.models import load_model_folder, run_language_mode
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.captioning import Captioned, caption_dataset, coco_results, draw_sheet, pictures_of_sheet
 from bitgen.evaluation.encode import Runner
-from bitgen.evaluation.flags import BABYLM, CAPTIONING, MATCHING, MEMORY, RERANK_TOP_K, RETRIEVAL, VQA, parse_flags
+from bitgen.evaluation.flags import (
+    BABYLM,
+    CAPTIONING,
+    GROUNDING,
+    MATCHING,
+    MEMORY,
+    REASONING,
+    RERANK_TOP_K,
+    RETRIEVAL,
+    VQA,
+    parse_flags,
+)
 from bitgen.evaluation.matching import (
     Captioner,
     RerankWeights,
@@ -262,6 +273,9 @@ def main(argv: list[str] | None = None) -> None:
         if of_parts:
             _main_vlm(flags, device, files)
             return
+        if {REASONING, GROUNDING} & set(flags.task):
+            _main_reasoning(flags, device, files)
+            return
         if VQA in flags.task or flags.shuffle_images:
             flag = f"--task {VQA}" if VQA in flags.task else "--shuffle_images"
             raise ConfigError(f"{flag} is for vision-language models of parts, and --checkpoint names none.")
@@ -306,6 +320,20 @@ def _main_vlm(flags: argparse.Namespace, device: torch.device, files: dict[str, 
         "output": lambda path: write_results(results, path),
         "predictions": lambda path: write_results(answers, path),
         "contact_sheet": draw,
+    }
+    _say_and_write(text, files, writers)
+
+
+def _main_reasoning(flags: argparse.Namespace, device: torch.device, files: dict[str, str | None]) -> None:
+    from bitgen.commands.evaluate_reasoning import evaluate_reasoning
+
+    if others := [task for task in flags.task if task not in (REASONING, GROUNDING)]:
+        raise ConfigError(f"--task {others[0]} is not evaluated beside {REASONING} and {GROUNDING}. Run it by itself.")
+    with naming_bad_records():
+        results, answers, text = evaluate_reasoning(opened("checkpoint", flags.checkpoint), flags, device)
+    writers = {
+        "output": lambda path: write_results(results, path),
+        "predictions": lambda path: write_results(answers, path),
     }
     _say_and_write(text, files, writers)
 

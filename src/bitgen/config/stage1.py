@@ -11,6 +11,8 @@ from types import ModuleType
 
 from bitgen.config.common import OutputSettings, RunSchema
 from bitgen.config.episode_settings import EpisodeSettings
+from bitgen.config.reasoning_rules import check_reasoning
+from bitgen.config.reasoning_settings import ReasoningSettings
 from bitgen.config.sources import parse_sources, same_source
 from bitgen.config.stage1_settings import (
     DataSettings,
@@ -63,6 +65,7 @@ class Config(RunSchema):
     memory: MemorySettings = field(default_factory=MemorySettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
+    reasoning: ReasoningSettings = field(default_factory=ReasoningSettings)
     training: Stage1TrainingSettings = field(default_factory=Stage1TrainingSettings)
     data: DataSettings = field(default_factory=DataSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
@@ -135,6 +138,7 @@ def check_settings(config: Config) -> None:
     _check_data(config)
     _check_parallel(config)
     _check_episodes(config)
+    check_reasoning(config)
 
 
 @contextmanager

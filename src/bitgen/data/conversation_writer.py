@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from hashlib import blake2b
 from pathlib import Path
 
-from bitgen.data.arrow_folder import ArrowWriter, arrow_folder
+from bitgen.data.arrow_folder import ArrowWriter
 from bitgen.data.captions import valid_unicode
-from bitgen.data.conversations import (
-    PICTURES,
-    ROLES,
-    ConversationInfo,
-    Turn,
-    conversation_schema,
-    picture_schema,
-)
+from bitgen.data.conversations import ROLES, ConversationInfo, Turn, conversation_schema
+from bitgen.data.picture_table import PictureTable, two_tables, write_sidecar
 from bitgen.data.sidecar import SIDECAR
 from bitgen.data.whole_folder import check_output
 from bitgen.machine.files import replacing_folder
@@ -27,23 +18,18 @@ from bitgen.machine.files import replacing_folder
 class ConversationWriter:
     """Adds pictures and conversations to the tables of a folder; constant memory but for 16 bytes a picture."""
 
-    def __init__(self, conversations: ArrowWriter, pictures: ArrowWriter) -> None:
+    def __init__(self, conversations: ArrowWriter, pictures: PictureTable) -> None:
         self._conversations, self._pictures = conversations, pictures
-        self._rows: dict[bytes, int] = {}
         self.conversations = self.text_only = 0
 
     @property
     def pictures(self) -> int:
         """Different pictures so far."""
-        return len(self._rows)
+        return len(self._pictures)
 
     def picture(self, name: str, payload: bytes) -> int:
         """The row of an encoded picture, which is stored unless one with the same bytes is there already."""
-        digest = blake2b(payload, digest_size=16).digest()
-        if digest not in self._rows:
-            self._rows[digest] = len(self._rows)
-            self._pictures.add((valid_unicode(name), payload), len(payload))
-        return self._rows[digest]
+        return self._pictures.add(name, payload)
 
     def add(
         self, name: str, visuals: Sequence[Sequence[int]], turns: Sequence[Turn], references: Sequence[str] = ()
@@ -67,15 +53,10 @@ def writing_conversations(folder: str | Path, source: str, overwrite: bool = Fal
     """
     check_output(folder, overwrite, SIDECAR)
     with replacing_folder(folder) as new:
-        (new / PICTURES).mkdir()
-        with (
-            arrow_folder(new, conversation_schema()) as conversations,
-            arrow_folder(new / PICTURES, picture_schema()) as pictures,
-        ):
+        with two_tables(new, conversation_schema()) as (conversations, pictures):
             writer = ConversationWriter(conversations, pictures)
             yield writer
         if writer.conversations == 0:
             raise ValueError(f"no usable conversation for {folder}: nothing was written")
         info = ConversationInfo(valid_unicode(source), writer.conversations, writer.pictures, writer.text_only)
-        text = json.dumps(asdict(info), indent=2, ensure_ascii=False)
-        (new / SIDECAR).write_text(text + "\n", encoding="utf-8")
+        write_sidecar(new, info)

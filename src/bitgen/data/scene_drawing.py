@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from bitgen.data.boxes import Box
 from bitgen.data.scene_descriptions import Scene, Thing
 
 RGB: dict[str, tuple[int, int, int]] = {
@@ -26,7 +28,7 @@ RGB: dict[str, tuple[int, int, int]] = {
     "grey": (128, 128, 130),
 }
 _RADIUS = {"small": (0.085, 0.105), "medium": (0.135, 0.155), "large": (0.19, 0.22)}
-_REACH = 1.2  # of a shape, in radii: the corner of a square
+REACH = 1.2  # of a shape, in radii: the corner of a square
 _OVERSAMPLING = 4
 
 
@@ -49,6 +51,26 @@ def render_scene(scene: Scene, size: int, rng: random.Random) -> Image.Image:
     return image
 
 
+def render_placed(objects: Sequence[Placed], background: str, size: int, rng: random.Random) -> Image.Image:
+    """Objects where they are, each in a shade of its own, as an RGB picture, ``size`` x ``size``."""
+    image = _background(background, size, rng)
+    for placed in objects:
+        _draw(image, placed, _jittered(RGB[placed.thing.colour], rng))
+    return image
+
+
+def box_of(placed: Placed) -> Box:
+    """What an object fills of the picture, to its outermost points."""
+    shape, radius = placed.thing.shape, placed.radius
+    if shape in _ROUND:
+        reach = _ROUND[shape] * radius
+        return Box(placed.x - reach, placed.y - reach, placed.x + reach, placed.y + reach)
+    cos, sin = math.cos(placed.rotation) * radius, math.sin(placed.rotation) * radius
+    xs = [placed.x + cos * u - sin * v for u, v in _OUTLINES[shape]]
+    ys = [placed.y + sin * u + cos * v for u, v in _OUTLINES[shape]]
+    return Box(min(xs), min(ys), max(xs), max(ys))
+
+
 def place_things(scene: Scene, rng: random.Random) -> list[Placed]:
     """Where the objects of a scene go: apart from each other and whole inside the picture."""
     spots = {"position": _position_spots, "relation": _relation_spots, "count": _count_spots}[scene.kind](scene, rng)
@@ -61,7 +83,7 @@ _Spot = tuple[Thing, float, float, float]
 def _position_spots(scene: Scene, rng: random.Random) -> list[_Spot]:
     (thing,) = scene.things
     radius = rng.uniform(*_RADIUS[thing.size])
-    near = _REACH * radius + 0.02
+    near = REACH * radius + 0.02
 
     def coordinate(low: str, high: str) -> float:
         if low in scene.where:
@@ -87,7 +109,7 @@ def _relation_spots(scene: Scene, rng: random.Random) -> list[_Spot]:
             line = [0.5 + step * (i - (thing.count - 1) / 2) for i in range(thing.count)]
         for across in line:
             # Across the relation, a group stands in a line: a column beside, a row above the other.
-            near = _REACH * radius + 0.01
+            near = REACH * radius + 0.01
             u = min(max(along + rng.uniform(-0.02, 0.02), near), 1 - near)
             v = across + rng.uniform(-0.015, 0.015)
             spots.append((thing, u, v, radius) if scene.where == "left of" else (thing, v, u, radius))
@@ -141,8 +163,8 @@ def _jittered(colour: tuple[int, int, int], rng: random.Random) -> tuple[int, ..
 def _draw(image: Image.Image, placed: Placed, colour: tuple[int, ...]) -> None:
     size = image.width
     x, y, radius = placed.x * size, placed.y * size, placed.radius * size
-    left, top = math.floor(x - _REACH * radius), math.floor(y - _REACH * radius)
-    side = math.ceil(2 * _REACH * radius) + 1
+    left, top = math.floor(x - REACH * radius), math.floor(y - REACH * radius)
+    side = math.ceil(2 * REACH * radius) + 1
     # Only the object's own box is drawn larger and shrunk: far less work than oversampling the picture.
     mask = Image.new("L", (side * _OVERSAMPLING, side * _OVERSAMPLING))
     centre = ((x - left) * _OVERSAMPLING, (y - top) * _OVERSAMPLING)
@@ -159,11 +181,10 @@ def _draw_shape(
         reach = radius * scale
         draw.ellipse((cx - reach, cy - reach, cx + reach, cy + reach), fill=fill)
 
-    if shape == "circle":
-        ellipse(0.95, 255)
-    elif shape == "ring":
-        ellipse(1.0, 255)
-        ellipse(0.58, 0)
+    if shape in _ROUND:
+        ellipse(_ROUND[shape], 255)
+        if shape == "ring":
+            ellipse(0.58, 0)
     else:
         cos, sin = math.cos(rotation) * radius, math.sin(rotation) * radius
         draw.polygon([(cx + cos * u - sin * v, cy + sin * u + cos * v) for u, v in _OUTLINES[shape]], fill=255)
@@ -184,6 +205,7 @@ def _heart() -> tuple[tuple[float, float], ...]:
     return tuple(points)
 
 
+_ROUND = {"circle": 0.95, "ring": 1.0}  # and their reach, in radii
 _ARM = 0.31
 _OUTLINES: dict[str, tuple[tuple[float, float], ...]] = {
     "square": ((-0.83, -0.83), (0.83, -0.83), (0.83, 0.83), (-0.83, 0.83)),

@@ -54,7 +54,7 @@ def build_tokenizer(
         )
     # Left alone where it is the same: a run that resumes must not lose its tokenizer to a crash at this point.
     if folder is not None and not (_kept_meta(folder).get("spec") == spec and _same_when_kept(tokenizer, folder)):
-        _keep(tokenizer, folder, {"spec": spec}, replace=True)
+        keep_tokenizer(tokenizer, folder, {"spec": spec}, replace=True)
     return tokenizer
 
 
@@ -195,7 +195,7 @@ def _train_once(captions: Iterable[str] | None, vocab_size: int, folder: Path | 
     logger.info("trained a byte-level BPE of %d tokens on %d captions", len(tokenizer), digest.count)
     if folder is not None:
         meta = {"spec": "train", "vocab_size": vocab_size, "captions": digest.count, "sha256": digest.hexdigest()}
-        _keep(tokenizer, folder, meta, replace=False)
+        keep_tokenizer(tokenizer, folder, meta, replace=False)
     return tokenizer
 
 
@@ -275,7 +275,7 @@ class _CaptionDigest:
         return self._hash.hexdigest()
 
 
-def _keep(tokenizer: PreTrainedTokenizerFast, folder: Path, meta: dict, replace: bool) -> None:
+def keep_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, meta: dict, replace: bool = False) -> None:
     """Saves the tokenizer so that ``folder`` is whole at any moment; another process may be doing the same."""
     try:
         with replacing_folder(folder, replace) as new:

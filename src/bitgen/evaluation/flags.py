@@ -12,8 +12,9 @@ from bitgen.guards.numbers import finite_float
 
 RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM = "retrieval", "matching", "memory", "captioning", "babylm"
 VQA = "vqa"
+REASONING, GROUNDING = "reasoning", "grounding"
 RERANK_TOP_K = 16
-TASKS = (RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM, VQA)
+TASKS = (RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM, VQA, REASONING, GROUNDING)
 _BY_DEFAULT = f"{RETRIEVAL},{MATCHING}"
 
 _HELP = """\
@@ -40,6 +41,11 @@ tasks, separated by commas:
   babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, entity tracking, WUG, EWoK, reading), each item decided
              as by the official pipeline; float32 whatever --precision says. --checkpoint may also be any folder that
              AutoModelForCausalLM loads; Python code that it brings is run with --trust_remote_code True alone.
+  reasoning  of models of stage 2 (src/train_stage2_reasoning.py), with --data scenes: percent of questions about new
+             scenes that are answered right at once (direct) and after a rationale, by hops and by what training never
+             had; the same with another scene's picture; clauses of right answers that hold. On a folder of
+             data_prep/questions.py: accuracy by the rules of VQA v2. --max_images: questions of each kind.
+  grounding  of such models: boxes of things in scenes with others, or of a folder of data_prep/grounding.py.
 
 A vision-language model of parts (src/train_vlm.py) has other tasks; without --task its captions are scored:
   captioning BLEU-1 to 4, ROUGE-L, METEOR and CIDEr of its answers, with how they were searched for; of scenes right_*.

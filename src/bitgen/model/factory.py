@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .configuration_bitgen import BitGenConfig
+from .feature_compressor import grid_positions
 from .frozen_tower import FrozenTower
 from .modeling_bitgen import BitGenModel
 from .pretrained_tower import load_pretrained_weights
@@ -87,14 +88,8 @@ def initialise_random_tower(encoder: FrozenTower) -> None:
         if parameter.dim() > 1 and name.endswith("weight"):
             parameter.normal_(std=parameter[0].numel() ** -0.5)
     table = encoder.tower.embeddings.position_embeddings  # (1, 1 + patches, C), CLS first
-    side, quarter = math.isqrt(table.shape[1] - 1), table.shape[2] // 4
-    frequencies = side ** -torch.linspace(0, 1, quarter)  # from one radian a patch to one radian an image side
-    angles = torch.arange(side)[:, None] * frequencies  # (side, C / 4)
-    along = torch.cat((angles.sin(), angles.cos()), dim=1)
-    grid = torch.cat(
-        (along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)), dim=2
-    )  # (side, side, C): y, then x
-    table[0, 1:, : 4 * quarter] = grid.flatten(0, 1).to(table)
+    side, used = math.isqrt(table.shape[1] - 1), table.shape[2] // 4 * 4
+    table[0, 1:, :used] = grid_positions(side, used).to(table)
 
 
 def _first_line(error: Exception) -> str:

@@ -54,6 +54,41 @@ class LocalMixing(nn.Module):
         return self.norm(image_tokens + mixed)
 
 
+class GridPositions(nn.Module):
+    """Adds to image tokens where they stand in their grid: ``[B, P, D] -> [B, P, D]``, P a square.
+
+    Fixed sines and cosines along y and x (Vaswani et al., arXiv 1706.03762, section 3.5), each channel by a learned
+    scale. A tower knows where its patches are, but what it was trained for may have left little of that.
+    """
+
+    def __init__(self, width: int, start: float = 0.5) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        side, width = math.isqrt(image_tokens.shape[1]), len(self.scale)
+        return image_tokens + self.scale * grid_positions(side, width, image_tokens.device).to(image_tokens.dtype)
+
+
+def grid_positions(side: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """``[side * side, width]``: of each cell sines and cosines of y, then of x; channels beyond a multiple of 4 are 0.
+
+    Frequencies fall from one radian a cell to one radian a side.
+    """
+    used = width // 4 * 4
+    along = line_positions(side, used // 2, device)
+    grid = torch.cat((along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)), dim=2)
+    return F.pad(grid.flatten(0, 1), (0, width - used))
+
+
+def line_positions(count: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """``[count, width]``, an even width: sines, then cosines, of places in a line, of frequencies that fall from one
+    radian a place to one radian the whole line."""
+    frequencies = max(count, 2) ** -torch.linspace(0, 1, width // 2, device=device)
+    angles = torch.arange(count, device=device)[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
 class TokenPooling(nn.Module):
     """Image tokens ``[B, P, D]`` to one vector ``[B, D]``.
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from .configuration_bitgen import MAX_POOLED_GRID, BitGenConfig
+from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import build_fusion
 from .episodic_memory import MemoryLayer, MemoryReader
-from .feature_compressor import FeatureCompressor, LocalMixing, TokenPooling
+from .feature_compressor import FeatureCompressor, GridPositions, LocalMixing, TokenPooling
 from .likelihood import next_token_labels, sequence_log_probs
 from .parameter_roles import ADAPTER_KINDS, BASE, ParameterRole, role_of
 from .recall import Recall, Recalled
@@ -76,9 +76,9 @@ class BitGenModel(PreTrainedModel):
         self.compressor = FeatureCompressor(
             config.vision_feature_dim, config.compressor_dim, width, config.compressor_dropout
         )
-        self.compressor_convolutions = nn.Sequential(
-            *(LocalMixing(width) for _ in range(config.compressor_convolutions))
-        )
+        mixing = [LocalMixing(width) for _ in range(config.compressor_convolutions)]
+        places = [GridPositions(width)] if config.image_positions else []
+        self.compressor_convolutions = nn.Sequential(*mixing, *places)
         self.image_pooling = TokenPooling(width, config.num_heads, config.image_pooling)
         self.embeddings = TextEmbeddings(
             config.vocab_size, config.max_seq_len, width, config.dropout, config.positions == "learned"
@@ -151,7 +151,7 @@ class BitGenModel(PreTrainedModel):
         )
 
     def pool_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        """``[B, P, D] -> [B, P', D]``: average-pooled to at most 7 x 7 and rounded to bfloat16.
+        """``[B, P, D] -> [B, P', D]``: average-pooled to at most ``pooled_grid`` a side, rounded to bfloat16.
 
         Every matching pass sees image tokens through here, true pairs, hard negatives and evaluation alike: otherwise
         the rounding and smoothing of the queue's tokens would tell which images are negatives.
@@ -162,7 +162,7 @@ class BitGenModel(PreTrainedModel):
             side = self.config.image_grid
             if side is not None:
                 grid = channels_first.unflatten(-1, (side, side))
-                channels_first = F.adaptive_avg_pool2d(grid, MAX_POOLED_GRID).flatten(2)
+                channels_first = F.adaptive_avg_pool2d(grid, self.config.pooled_grid).flatten(2)
             else:
                 channels_first = F.adaptive_avg_pool1d(channels_first, self.config.pooled_tokens)
             tokens = channels_first.transpose(1, 2)

@@ -10,15 +10,28 @@ from torch.nn import functional as F
 from bitgen.model.likelihood import CPU_CHUNK, GPU_CHUNK, IGNORED
 
 
-def language_loss(hidden_states: torch.Tensor, output_weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def language_loss(
+    hidden_states: torch.Tensor,
+    output_weight: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    divisor: float | None = None,
+) -> torch.Tensor:
     """Mean cross-entropy of ``hidden_states [B, T, D] @ output_weight [V, D].T`` against ``labels [B, T]``.
 
     Products are taken in autocast's precision, softmax and sums in float32. 0 where every label is -100.
+
+    Args:
+        weights: ``[B, T]``, how much each label counts; of any sign where there is a ``divisor``. None: all alike.
+        divisor: by what the sum is divided, in place of the sum of the weights.
     """
     device = hidden_states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else output_weight.dtype
     learns = torch.is_grad_enabled()  # inside the function grad mode is always off
-    return _ChunkedCrossEntropy.apply(hidden_states.flatten(0, 1), output_weight, labels.flatten(), dtype, learns)
+    counts = weights.flatten() if weights is not None else None
+    return _ChunkedCrossEntropy.apply(
+        hidden_states.flatten(0, 1), output_weight, labels.flatten(), dtype, learns, counts, divisor
+    )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -36,10 +49,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         dtype: torch.dtype,
         learns: bool,
+        weights: torch.Tensor | None,
+        divisor: float | None,
     ) -> torch.Tensor:
         rows, table = hidden.to(dtype), weight.to(dtype)
         exact = torch.promote_types(dtype, torch.float32)
         kept = (labels != IGNORED).to(exact)[:, None]
+        if weights is not None:
+            kept = kept * weights.to(exact)[:, None]
         at_hidden = torch.empty_like(rows)
         at_weight = torch.zeros_like(weight, dtype=exact)
         total = rows.new_zeros((), dtype=exact)
@@ -55,7 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             at_logits = at_logits.to(dtype)
             at_hidden[part] = at_logits @ table
             at_weight += at_logits.mT @ rows[part]
-        count = kept.sum().clamp_min(1)
+        count = kept.sum().clamp_min(1) if divisor is None else kept.new_tensor(divisor)
         ctx.hidden_type = hidden.dtype
         ctx.save_for_backward(at_hidden, at_weight, count)
         return total / count
@@ -64,4 +81,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         at_hidden, at_weight, count = ctx.saved_tensors
         scale = gradient / count
-        return (at_hidden * scale).to(ctx.hidden_type), (at_weight * scale).to(at_weight.dtype), None, None, None
+        return (at_hidden * scale).to(ctx.hidden_type), (at_weight * scale).to(at_weight.dtype), *[None] * 5

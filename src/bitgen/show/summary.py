@@ -30,7 +30,18 @@ _HELD_OUT = tuple(f"val/{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 1
     "val/bleu4",
     "val/cider",
 )
-MAIN_HELD_OUT = ("val/caption_loss", "val/perplexity", "val/loss", "val/right", "val/bleu4", "val/cider")
+MAIN_HELD_OUT = (
+    "val/caption_loss",
+    "val/perplexity",
+    "val/loss",
+    "val/right",
+    "val/bleu4",
+    "val/cider",
+    "val/direct",
+    "val/rationale",
+    "val/clauses",
+    "val/where_acc@.5",
+)
 
 
 def status_line(numbers: Mapping[str, float], loss_form: str = "{:.3f}", rate_unit: str = " samples/s") -> str:

@@ -85,7 +85,7 @@ class Episodes:
                 "sentence_queries": settings.sentence_queries,
                 **source.identity(),
             },
-            {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(parts)},
+            {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(parts.model)},
             fingerprints(config, parts),
             [
                 *banner_rows(ranks, precision),

@@ -22,6 +22,7 @@ from bitgen.feature_cache.source import OFF, CachedSource, RunCaches, uncachable
 from bitgen.machine.devices import Precision, resolve_precision
 from bitgen.machine.ranks import Processes
 from bitgen.model.configuration_bitgen import BitGenConfig
+from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.parameter_roles import GATE as GATE_KIND
 from bitgen.model.parameter_roles import LORA, LORA_A, LORA_B, MATRIX, NEW_PARTS, TOWER, TOWER_MATRIX, VISION
 from bitgen.objectives.stage1 import Stage1Objective
@@ -83,7 +84,7 @@ class Stage1:
             stage,
             _validator(held_out, source) if held_out is not None else None,
             _identity(config, parts, source, stage),
-            {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(parts)},
+            {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(parts.model)},
             fingerprints(config, parts),
             _banner(config, parts, ranks, precision, stage, source, why_one_phase),
             table.to_text(),
@@ -257,10 +258,10 @@ def fingerprints(config: Config, parts: RunParts) -> dict[str, str]:
     return {TOKENIZER: tokenizer_sha256(tokenizer), **mapped, **shard_fingerprints(parts.train)}
 
 
-def model_config_text(parts: RunParts) -> str:
+def model_config_text(model: BitGenModel) -> str:
     """The network's configuration, for a checkpoint."""
     # Written by hand: PretrainedConfig.save_pretrained keeps only what differs from the defaults.
-    return json.dumps(parts.model.config.to_dict(), indent=2, sort_keys=True) + "\n"
+    return json.dumps(model.config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def _banner(

@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.config import Config, ConfigError
@@ -21,7 +20,6 @@ from bitgen.data.shards import open_shards
 from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.data.text_blocks import TextBlocks
-from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import build_tokenizer, is_kept, vocabulary_size
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
@@ -36,7 +34,8 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.pretrained_tower import pretrained_normalisation, pretrained_vision_config
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.tasks.fingerprints import trained_on
-from bitgen.trained import TOKENIZER_FOLDER, open_model
+from bitgen.tasks.start_from import start_from
+from bitgen.trained import TOKENIZER_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -233,40 +232,6 @@ def build_untrained(config: Config, vision_config: dict | None, model_config: Bi
     if config.vision.compile and model.vision_encoder is not None:
         model.vision_encoder.compile()
     return model
-
-
-def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Give a new model the weights of a trained one.
-
-    Raises:
-        ConfigError: there is no such model, it is damaged, or its tokenizer or sizes are not this run's.
-    """
-    try:
-        source = open_model(path)
-    except ValueError as error:
-        raise ConfigError(f"init_from: {error}") from error
-    if tokenizer_sha256(source.tokenizer) != tokenizer_sha256(tokenizer):
-        raise ConfigError(
-            f"init_from {path} was trained with another tokenizer: its embeddings would stand for other tokens. Write "
-            f"tokenizer {source.folder if source.kind == 'export' else source.folder.parent / TOKENIZER_FOLDER}."
-        )
-    theirs, ours = source.model.state_dict(), model.state_dict()
-    # What speaks from a memory may be new in this run.
-    theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("recall.") and name not in theirs}
-    if not source.config.objective.itm_weight:  # its matching head was never trained, and this run's may be another
-        theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("itm_head.")}
-    differing = [name for name in {**ours, **theirs} if not _same_shape(ours.get(name), theirs.get(name))]
-    if differing:
-        raise ConfigError(
-            f"init_from {path} holds another network: {len(differing)} of its weights differ in shape or are missing, "
-            f"first {differing[0]}. Give this run the vision, lora, model and memory settings of its config.yaml."
-        )
-    model.load_state_dict(theirs)
-    logger.info("starting from the weights of %s", source.folder)
-
-
-def _same_shape(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.shape == other.shape
 
 
 def _refuse_trained_on(config: Config, pairs: TrainingPairs | None, val: PairDataset) -> None:

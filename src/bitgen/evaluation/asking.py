@@ -1,0 +1,72 @@
+"""A person's question about a picture, to a model of stage 2: why, the answer, and the boxes that it speaks of."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+
+from bitgen.data.boxes import Box, read_boxes
+from bitgen.data.marked_text import MARKS, NONE, MarkedTokens, Reply, read_reply
+from bitgen.evaluation.replies import LONGEST_REPLY, Decoding, write_replies
+from bitgen.trained import Trained
+
+_FOUR_EDGES = re.compile(r"(?:<b\d{1,2}>\s*){4}")
+_LEFT_OVER = re.compile(r"<b\d{1,2}>")
+
+
+class Answered(NamedTuple):
+    """What a model answered: ``why`` and ``answer`` as a person reads them, with ``[1]``, ``[2]`` where a box is spoken
+    of, and the ``boxes`` by their labels. ``why`` None: it was not to say. ``answer`` empty: it gave none."""
+
+    why: str | None
+    answer: str
+    boxes: tuple[tuple[str, Box], ...]
+    reply: Reply
+
+
+def answers_questions(trained: Trained) -> bool:
+    """Whether a model was trained to answer questions about pictures: its tokenizer has the marks."""
+    return set(MARKS) <= set(trained.tokenizer.get_vocab())
+
+
+@torch.no_grad()
+def ask(
+    trained: Trained, image: torch.Tensor, question: str, thinks: bool, max_new_tokens: int = LONGEST_REPLY
+) -> Answered:
+    """The answer to a question about one picture.
+
+    Args:
+        image: ``[1, 3, H, W]`` as the processor makes it, or of a model without a tower ``[1, P, C]``.
+
+    Raises:
+        ValueError: the model was not trained to answer, or the question is empty or as long as the context.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty")
+    tokens, model = MarkedTokens(trained.tokenizer), trained.model
+    name = "vision_features" if model.config.takes_features else "pixel_values"
+    image = image.to(next(model.parameters()).device)
+    seen = model.pool_image_tokens(model.encode_image(**{name: image}).image_tokens)
+    written = write_replies(model, tokens, seen, [tokens.prompt(question, thinks)], Decoding(max_new_tokens))
+    return readable(read_reply(tokens.decode(written.ids[0]), thinks))
+
+
+def readable(reply: Reply) -> Answered:
+    """A reply as a person reads it. A box that is spoken of again keeps its number."""
+    numbers: dict[Box, str] = {}
+
+    def numbered(text: str) -> str:
+        def label(match: re.Match[str]) -> str:
+            (box,) = read_boxes(match[0])
+            if box is None:
+                return " "
+            return f" [{numbers.setdefault(box, str(len(numbers) + 1))}] "
+
+        with_numbers = _LEFT_OVER.sub(" ", _FOUR_EDGES.sub(label, text))
+        return re.sub(r"\s+([,;.?])", r"\1", " ".join(with_numbers.split()))
+
+    why = numbered(reply.rationale) if reply.rationale is not None else None
+    answer = "there is none" if reply.answer == NONE else numbered(reply.answer or "")
+    return Answered(why, answer, tuple((number, box) for box, number in numbers.items()), reply)

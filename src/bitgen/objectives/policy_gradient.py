@@ -1,0 +1,70 @@
+"""Reinforcement with rewards that can be checked: sampled replies count by how much better they are than their group.
+
+With rewards ``r_1 .. r_G`` of the G replies to a prompt, reply i has the advantage ``r_i - mean of the others`` (RLOO,
+arXiv 2402.14740, equation 8), and the loss is ``- sum_i advantage_i log p(reply_i)`` over a constant. There is no
+division by a reply's length or by the rewards' deviation, which favour long wrong replies and easy prompts (Dr. GRPO,
+arXiv 2503.20783, section 3). Each batch is drawn by the very weights that it updates, so that there is no ratio of
+policies and nothing to clip.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bitgen.model.likelihood import IGNORED
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.objectives.language import language_loss
+from bitgen.objectives.reasoning import ReasoningObjective
+from bitgen.protocols import Output
+
+PASSED_ON = "rollout/"
+"""How names of figures begin that a batch brings along for the log."""
+
+
+def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
+    """``[P, G] -> [P, G]``: each reward less the mean of its group's others; a group of one has none, and gets 0."""
+    group = rewards.shape[1]
+    if group == 1:
+        return torch.zeros_like(rewards)
+    return rewards - (rewards.sum(dim=1, keepdim=True) - rewards) / (group - 1)
+
+
+class PolicyGradientObjective(ReasoningObjective):
+    """The model and the policy gradient on its own replies. It stays in eval mode: dropout would make the policy that
+    is updated another one than the policy that was sampled."""
+
+    def __init__(self, model: BitGenModel, temperature: float = 0.07) -> None:
+        super().__init__(model, temperature)
+        self.logged = False
+
+    def train(self, mode: bool = True) -> PolicyGradientObjective:
+        """Without dropout in either mode."""
+        super().train(False)
+        self.training = mode
+        return self
+
+    def begin(self, done: float, logged: bool) -> None:
+        """Whether the step is logged, for what is measured then alone."""
+        self.logged = logged
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> Output:
+        """The loss of replies as ``RolloutSource`` gives them: ``weights [R, T]`` are advantages over the constant, and
+        ``sampled [R, T]`` the sampler's log-probabilities, NaN where a token was not drawn."""
+        with self.model.embeddings.one_gradient():
+            tokens = self.image_tokens(batch["pictures"])[batch["picture_of"]]
+            hidden = self.model.run_stack(batch["input_ids"], batch["attention_mask"], tokens).hidden_states
+            loss = language_loss(hidden, self.model.embeddings.token.weight, batch["labels"], batch["weights"], 1.0)
+        metrics = {"loss": loss.detach()}
+        metrics |= {name.removeprefix(PASSED_ON): value for name, value in batch.items() if name.startswith(PASSED_ON)}
+        if self.logged:
+            metrics["sampler_gap"] = self._gap(hidden.detach(), batch["labels"], batch["sampled"])
+        return Output(loss, metrics)
+
+    @torch.no_grad()
+    def _gap(self, hidden: torch.Tensor, labels: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+        """The mean distance of the log-probabilities of drawn tokens from what the sampler gave; 0 where none was."""
+        drawn = (labels != IGNORED) & ~sampled.isnan()
+        if not drawn.any():
+            return hidden.new_zeros(())
+        log_probs = self.model.lm_logits(hidden[drawn]).float().log_softmax(dim=-1)
+        return (log_probs.gather(1, labels[drawn][:, None])[:, 0] - sampled[drawn]).abs().mean()

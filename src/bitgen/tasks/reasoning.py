@@ -1,0 +1,228 @@
+"""Stage 2: a captioner learns to answer questions about pictures, with rationales and boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from bitgen.config import Config, ConfigError
+from bitgen.config.reasoning_rules import EXTEND
+from bitgen.config.schema import CONFIG_FILE
+from bitgen.config.sources import SCENES
+from bitgen.data.extended_tokenizer import extended_tokenizer
+from bitgen.data.folder_questions import FolderQuestions
+from bitgen.data.loader_source import LoaderSource
+from bitgen.data.marked_text import MARKS, MarkedTokens
+from bitgen.data.question_dataset import QuestionCollator, QuestionDataset
+from bitgen.data.scene_reasoning import SceneReasoning
+from bitgen.data.text_shards import tokenizer_sha256
+from bitgen.data.tokenizer import keep_tokenizer, load_tokenizer, vocabulary_size
+from bitgen.data.word_count import WordCounter
+from bitgen.evaluation.reasoning import SPLITS, Answerer, accuracy, by_hops, clause_measures, problems
+from bitgen.machine.devices import resolve_precision
+from bitgen.machine.randomness import seed_everything
+from bitgen.machine.ranks import Processes, main_first
+from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.objectives.policy_gradient import PolicyGradientObjective
+from bitgen.objectives.reasoning import ReasoningObjective
+from bitgen.protocols import HeldOutResult, Objective, Run
+from bitgen.show.parameters import count_parameters
+from bitgen.show.tables import format_markdown
+from bitgen.stages import Stage
+from bitgen.tasks.rollouts import RolloutSettings, RolloutSource, reward_of
+from bitgen.tasks.stage1 import banner_rows, groups, model_config_text
+from bitgen.tasks.stage1_parts import (
+    build_untrained,
+    model_config_of,
+    normalisation_of,
+    start_from,
+    vision_config_of,
+)
+from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER, open_model
+
+_TEXTS = 4000  # pictures of scenes whose questions a tokenizer learns its new words from
+_VALIDATED, _SHOWN = 400, 12
+
+
+class Reasoning:
+    """The task that ``question_data`` asks for."""
+
+    def build(self, config: Config, ranks: Processes, fresh: bool) -> Run:
+        """See ``protocols.Task``.
+
+        Raises:
+            ValueError: what was asked for cannot be; the message says what to write instead.
+        """
+        settings, training = config.reasoning, config.training
+        tokenizer = build_stage2_tokenizer(config, ranks)
+        vision_config = vision_config_of(config)
+        image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
+        normalisation = normalisation_of(config, vision_config)
+        processor = BitGenProcessor(
+            tokenizer, image_size, config.model.max_seq_len, max_image_pixels=config.data.max_image_pixels,
+            **normalisation,
+        )  # fmt: skip
+        seed_everything(training.seed)  # the same new weights on every rank
+        model_config = model_config_of(config, vision_config, None, vocabulary_size(tokenizer), normalisation)
+        model = build_untrained(config, vision_config, model_config)
+        temperature = config.objective.temperature
+        if fresh and training.init_from is not None:
+            temperature = start_from(model, tokenizer, training.init_from, extended=True).temperature
+        reinforced = settings.reinforcement != "none"
+        objective = (PolicyGradientObjective if reinforced else ReasoningObjective)(model, temperature)
+        precision = resolve_precision(training.precision, ranks.device)
+        table = count_parameters(model)
+        if ranks.is_main:
+            table.write(config.output.output_dir)
+        tokens = MarkedTokens(tokenizer)
+        data = QuestionDataset(
+            asked_pictures(config, processor), tokens, config.model.max_seq_len, settings.answer_weight,
+            settings.rationale == "dots", training.seed,
+        )  # fmt: skip
+        source: LoaderSource | RolloutSource
+        if reinforced:
+            assert isinstance(objective, PolicyGradientObjective)
+            source = rollouts_of(config, objective, processor, data, ranks)
+        else:
+            source = LoaderSource(
+                data,
+                data.batch_sampler(training.batch_size, ranks.rank, ranks.world_size),
+                QuestionCollator(tokenizer.pad_token_id),
+                WordCounter(tokenizer),
+                training.grad_accum_steps,
+                config.data.num_workers,
+                ranks.device.type == "cuda",
+            )
+        steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
+        stage = Stage(
+            "reasoning", groups(config, 0 if model.vision_encoder is not None else None), steps,
+            source.steps_per_epoch, training.warmup_steps, training.cooldown_of(steps),
+        )  # fmt: skip
+        validator = _Validator(config, processor) if settings.question_val_data == SCENES else None
+        return Run(
+            objective,
+            source,
+            stage,
+            validator,
+            {
+                "pictures an epoch": source.size,
+                "batch_size": training.batch_size,
+                "seed": training.seed,
+                "optimizer": training.optimizer,
+                "grad_accum_steps": training.grad_accum_steps,
+                **vars(settings),
+                **source.identity(),
+            },
+            {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(model)},
+            {TOKENIZER: tokenizer_sha256(load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER))},
+            [
+                *banner_rows(ranks, precision),
+                ("questions", f"{settings.question_data}: {source.describe()}, "
+                              f"{settings.questions_per_picture} questions each"),
+                ("steps", f"{stage.steps:,} ({stage.steps_per_epoch:,} an epoch)"),
+                ("starts from", training.init_from or "random weights"),
+                ("checkpoints", config.output.output_dir),
+            ],
+            table.to_text(),
+            score_text="answered right: {:.1f}%".format,
+        )  # fmt: skip
+
+
+def asked_pictures(config: Config, processor: BitGenProcessor) -> SceneReasoning | FolderQuestions:
+    """What the run asks about.
+
+    Raises:
+        ValueError: a folder that cannot be read, or has no question about a picture.
+    """
+    settings = config.reasoning
+    assert settings.question_data is not None
+    share = 0.0 if settings.rationale == "none" else settings.rationale_share
+    if settings.question_data != SCENES:
+        per_picture = settings.questions_per_picture
+        return FolderQuestions(settings.question_data, processor, config.training.seed, per_picture, share)
+    return SceneReasoning(
+        processor,
+        config.training.seed,
+        config.data.scenes_train,
+        settings.questions_per_picture,
+        share,
+        settings.grounding_share,
+        settings.caption_share,
+        settings.max_hops,
+        settings.max_objects,
+    )
+
+
+def rollouts_of(
+    config: Config,
+    objective: PolicyGradientObjective,
+    processor: BitGenProcessor,
+    supervised: QuestionDataset,
+    ranks: Processes,
+) -> RolloutSource:
+    """The model's own replies, as the settings ask for them."""
+    settings, training = config.reasoning, config.training
+    drawn = RolloutSettings(
+        training.batch_size, settings.rollout_group, settings.rollout_tokens,
+        (settings.rollout_min_hops, settings.max_hops), settings.max_objects, settings.supervised_pictures,
+        settings.supervised_weight, settings.reinforcement == "star", settings.idle_steps,
+    )  # fmt: skip
+    steps = max(config.data.scenes_train // (training.batch_size * ranks.world_size), 1)
+    reward = reward_of(settings.process_weight)
+    return RolloutSource(objective, processor, supervised, reward, drawn, steps, ranks, training.seed)
+
+
+def build_stage2_tokenizer(config: Config, ranks: Processes) -> PreTrainedTokenizerFast:
+    """The tokenizer of the model of ``init_from`` with the marks and words of stage 2, kept in the run's folder.
+
+    Raises:
+        ConfigError: there is no model to take it from.
+    """
+    folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
+    with main_first(ranks):
+        if folder.is_dir():
+            return load_tokenizer(folder)
+        if config.training.init_from is None:
+            raise ConfigError("init_from is none, but stage 2 goes on from a model of stage 1. Name its run.")
+        try:
+            base = open_model(config.training.init_from).tokenizer
+        except ValueError as error:
+            raise ConfigError(f"init_from: {error}") from error
+        texts = asked_pictures(config, BitGenProcessor(base)).texts(_TEXTS)
+        tokenizer = extended_tokenizer(base, MARKS, texts, config.model.vocab_size)
+        keep_tokenizer(tokenizer, folder, {"spec": EXTEND})
+        return load_tokenizer(folder)
+
+
+class _Validator:
+    """Asks held-out questions."""
+
+    def __init__(self, config: Config, processor: BitGenProcessor) -> None:
+        self.processor = processor
+        self.thinks = config.reasoning.rationale == "clauses"
+        self.problems = problems(SPLITS[0], _VALIDATED, config.training.seed)
+        self.seed = config.training.seed
+
+    def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
+        assert isinstance(objective, ReasoningObjective)
+        objective.eval()
+        answerer = Answerer(objective.model, self.processor)
+        direct = answerer.answer(self.problems, thinks=False)
+        scalars = {"val/direct": accuracy(direct)}
+        scalars |= {f"val/direct_{hops}_hops": value for hops, value in by_hops(direct).items()}
+        score = scalars["val/direct"]
+        samples = direct
+        if self.thinks:
+            samples = answerer.answer(self.problems, thinks=True)
+            score = scalars["val/rationale"] = accuracy(samples)
+            scalars |= {f"val/rationale_{hops}_hops": value for hops, value in by_hops(samples).items()}
+            scalars |= {f"val/{name.replace(' ', '_')}": value for name, value in clause_measures(samples).items()}
+        scalars |= {f"val/where_{name.replace(' ', '_')}": value
+                    for name, value in answerer.where(_VALIDATED, self.seed).items()}  # fmt: skip
+        rows = [
+            (one.problem.question.text, one.reply.rationale or "", one.reply.answer or "", one.problem.question.answer,
+             f"{one.clauses[0]} of {one.clauses[1]}") for one in samples[:_SHOWN]
+        ]  # fmt: skip
+        table = format_markdown(("question", "rationale", "answer", "right", "clauses that hold"), rows)
+        return HeldOutResult(scalars, {}, {"samples/answers": table}, score)

@@ -1,0 +1,81 @@
+"""A new model begins with the weights of a trained one."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from bitgen.config import ConfigError
+from bitgen.data.boxes import EDGES
+from bitgen.data.extended_tokenizer import pieces_of_new_tokens
+from bitgen.data.text_shards import tokenizer_sha256
+from bitgen.data.tokenizer import vocabulary_size
+from bitgen.model.feature_compressor import line_positions
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.trained import TOKENIZER_FOLDER, Trained, open_model
+
+logger = logging.getLogger(__name__)
+
+TOKEN_TABLE = "embeddings.token.weight"
+
+
+def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str, extended: bool = False) -> Trained:
+    """Give a new model the weights of a trained one, which is returned.
+
+    Args:
+        extended: the tokenizer is that of the trained model with more tokens, whose embeddings begin as the mean of
+            what they were written with before.
+
+    Raises:
+        ConfigError: there is no such model, it is damaged, or its tokenizer or sizes are not this run's.
+    """
+    try:
+        source = open_model(path)
+    except ValueError as error:
+        raise ConfigError(f"init_from: {error}") from error
+    if not extended and tokenizer_sha256(source.tokenizer) != tokenizer_sha256(tokenizer):
+        raise ConfigError(
+            f"init_from {path} was trained with another tokenizer: its embeddings would stand for other tokens. Write "
+            f"tokenizer {source.folder if source.kind == 'export' else source.folder.parent / TOKENIZER_FOLDER}."
+        )
+    theirs, ours = source.model.state_dict(), model.state_dict()
+    if extended:
+        theirs[TOKEN_TABLE] = _extended_table(theirs[TOKEN_TABLE], ours[TOKEN_TABLE], source.tokenizer, tokenizer)
+    # What speaks from a memory may be new in this run, and so may the places of image tokens.
+    new = ("recall.", "compressor_convolutions.")
+    theirs |= {name: tensor for name, tensor in ours.items() if name.startswith(new) and name not in theirs}
+    if not source.config.objective.itm_weight:  # its matching head was never trained, and this run's may be another
+        theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("itm_head.")}
+    differing = [name for name in {**ours, **theirs} if not _same_shape(ours.get(name), theirs.get(name))]
+    if differing:
+        raise ConfigError(
+            f"init_from {path} holds another network: {len(differing)} of its weights differ in shape or are missing, "
+            f"first {differing[0]}. Give this run the vision, lora, model and memory settings of its config.yaml."
+        )
+    model.load_state_dict(theirs)
+    logger.info("starting from the weights of %s", source.folder)
+    return source
+
+
+def _extended_table(
+    theirs: Tensor, ours: Tensor, base: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase
+) -> Tensor:
+    """Embeddings ``[V, D]`` of an extended tokenizer: known ones, means of them, and of marks new ones. Those of the
+    edges of boxes are sines and cosines of the edge, of the known ones' length, so that neighbours are alike."""
+    table = ours.clone()
+    known = min(len(theirs), vocabulary_size(base))
+    table[:known] = theirs[:known]
+    for token, pieces in pieces_of_new_tokens(base, tokenizer).items():
+        if pieces:
+            table[token] = theirs[pieces].mean(dim=0)
+    edges = tokenizer.convert_tokens_to_ids(list(EDGES))
+    length = theirs[:known].norm(dim=1).mean()
+    table[edges] = length * F.normalize(line_positions(len(edges), table.shape[1]), dim=1).to(table)
+    return table
+
+
+def _same_shape(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
