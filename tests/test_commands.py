@@ -16,6 +16,7 @@ SCRIPTS = {
     "train": "train_stage1_vision_language",
     "evaluate": "evaluate",
     "train-vlm": "train_vlm",
+    "train-reasoning": "train_stage2_reasoning",
     "caption": "caption",
     "ask": "ask",
     "memory": "memory",

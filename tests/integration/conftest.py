@@ -15,6 +15,7 @@ from bitgen.run import build_trainer
 from bitgen.tasks import TASKS
 from bitgen.tasks.stage1_validation import HeldOut
 from bitgen.training.trainer import Trainer
+from support import reasoning
 from support.data import write_features, write_text_corpus
 from support.runs import TINY, command
 from support.tokenizers import WORDS, prose, tiny_tokenizer
@@ -114,3 +115,19 @@ def both(corpora: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> dict[st
 @pytest.fixture
 def text_alone(both: dict[str, object]) -> dict[str, object]:
     return {**both, "train_data": None, "val_data": None, "feature_tokens": 4, "feature_dim": 6}
+
+
+@pytest.fixture(scope="session")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of stage 1 that stage 2 can begin with; nobody changes it."""
+    config = reasoning.config_of(tmp_path_factory.mktemp("captioner_of_stage2"))
+    reasoning.trained(config)
+    return config.output.output_dir
+
+
+@pytest.fixture(scope="session")
+def answering(tmp_path_factory: pytest.TempPathFactory, captioner: str) -> str:
+    """A run of stage 2; nobody changes it."""
+    config = reasoning.config_of(tmp_path_factory.mktemp("answering"), init_from=captioner, **reasoning.QUESTIONS)
+    reasoning.trained(config)
+    return config.output.output_dir

@@ -13,7 +13,6 @@ from PIL import Image
 
 from bitgen.commands import ask, evaluate, export
 from bitgen.config import ConfigError
-from bitgen.config.stage2 import Stage2Config
 from bitgen.data.marked_text import MARKS, MarkedTokens
 from bitgen.data.scene_descriptions import scene_rng
 from bitgen.data.table_scenes import render_table, table_scene
@@ -23,29 +22,8 @@ from bitgen.tasks import task_of
 from bitgen.tasks.rollouts import RolloutSource
 from bitgen.trained import open_model
 from bitgen.training.trainer import Trainer
-from support.runs import TINY, same_checkpoint
-
-CAPTIONER = dict(vision_tuning="full", text_loss_weight=1.0, itm_weight=0.0, max_seq_len=112, vocab_size=400, lora_warmup_steps=0,
-                 tokenizer="train", max_steps=2)  # fmt: skip
-QUESTIONS = dict(question_data="scenes", train_data=None, val_data=None, tokenizer="extend", vocab_size=600,
-                 grad_accum_steps=1, batch_size=4, max_steps=4, scenes_train=40)  # fmt: skip
-REINFORCED = dict(reinforcement="policy_gradient", rollout_group=4, rollout_tokens=12, process_weight=0.3,
-                  supervised_pictures=2, learning_rate=1e-3)  # fmt: skip
-
-
-def config_of(folder: Path, **settings: object) -> Stage2Config:
-    """A checked configuration of a run in ``folder``."""
-    folders = {"output_dir": str(folder / "checkpoints"), "log_dir": str(folder / "logs")}
-    config = Stage2Config().replace(**{**TINY, **CAPTIONER, **folders, **settings})
-    config.validate(world_size=1)
-    return config
-
-
-def trained(config: Stage2Config) -> Trainer:
-    trainer = build_trainer(task_of(config), config, start_processes("cpu", False))
-    trainer.fit()
-    trainer.monitor.close()
-    return trainer
+from support.reasoning import QUESTIONS, REINFORCED, config_of, picture, trained
+from support.runs import same_checkpoint
 
 
 def stopped_in_its_step(step: int, trainer: Trainer) -> None:
@@ -60,22 +38,6 @@ def stopped_in_its_step(step: int, trainer: Trainer) -> None:
     trainer.source.draw = drawn
     assert not trainer.fit()
     trainer.monitor.close()
-
-
-@pytest.fixture(scope="module")
-def captioner(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run of stage 1; nobody changes it."""
-    config = config_of(tmp_path_factory.mktemp("captioner"))
-    trained(config)
-    return config.output.output_dir
-
-
-@pytest.fixture(scope="module")
-def answering(tmp_path_factory: pytest.TempPathFactory, captioner: str) -> str:
-    """A run of stage 2; nobody changes it."""
-    config = config_of(tmp_path_factory.mktemp("answering"), init_from=captioner, **QUESTIONS)
-    trained(config)
-    return config.output.output_dir
 
 
 def test_it_begins_with_the_captioners_weights(tmp_path: Path, captioner: str) -> None:
@@ -174,17 +136,19 @@ def test_nothing_to_learn_from_ends_the_run_with_the_reason(tmp_path: Path, capt
     trainer.monitor.close()
 
 
-def picture(folder: Path) -> str:
-    """A scene as a file."""
-    path = folder / "scene.png"
-    render_table(table_scene(("file", 1)), 120, ("file", 1)).save(path)
-    return str(path)
-
-
 @pytest.mark.parametrize("think", ["True", "False"])
 def test_a_person_asks(tmp_path: Path, answering: str, think: str, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = tmp_path / "boxes.png"
-    command = [picture(tmp_path), "where is the red star?", "--model", answering, "--think", think, "--picture", str(drawn)]
+    command = [
+        picture(tmp_path),
+        "where is the red star?",
+        "--model",
+        answering,
+        "--think",
+        think,
+        "--picture",
+        str(drawn),
+    ]
     ask.main(command)
     assert "answer: " in capsys.readouterr().out
     assert Image.open(drawn).size >= (480, 480)
@@ -202,7 +166,9 @@ ASKED_WRONGLY = {
 
 
 @pytest.mark.parametrize("name", ASKED_WRONGLY)
-def test_bad_questions_are_refused(tmp_path: Path, answering: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_questions_are_refused(
+    tmp_path: Path, answering: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words, expected = ASKED_WRONGLY[name]
     (tmp_path / "notes.txt").write_text("no picture")
     files = {"picture": picture(tmp_path), "text": str(tmp_path / "notes.txt")}

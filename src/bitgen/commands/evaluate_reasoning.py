@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from bitgen.config import ConfigError
-from bitgen.config.sources import SCENES
+from bitgen.config.sources import SCENES, SORT_OF_CLEVR
 from bitgen.data.questions import QuestionFolder
-from bitgen.evaluation.asked_folders import boxes_of_folder, score_folder
+from bitgen.data.sampler import SampleKey
+from bitgen.data.sort_of_clevr import SortOfClevr
+from bitgen.evaluation.asked import Model, boxes_of_folder, score_folder, score_pictures
 from bitgen.evaluation.asking import answers_questions
 from bitgen.evaluation.flags import GROUNDING, REASONING
 from bitgen.evaluation.reasoning import (
@@ -45,6 +47,8 @@ def evaluate_reasoning(
         )
     loaded.model.to(device)
     count = flags.max_images or _QUESTIONS
+    if flags.data == SORT_OF_CLEVR:
+        return _sort_of_clevr(loaded, flags)
     if flags.data != SCENES:
         return _of_folder(loaded, flags, count)
     results: Results = {}
@@ -111,16 +115,30 @@ def reasoning_table(found: dict[str, Any]) -> str:
     )
 
 
+def _sort_of_clevr(loaded: Trained, flags: argparse.Namespace) -> tuple[Results, list[dict[str, Any]], str]:
+    if GROUNDING in flags.task:
+        raise ConfigError(f"--task {GROUNDING} has no questions in {SORT_OF_CLEVR}. Write --task {REASONING}.")
+    source = SortOfClevr(loaded.processor, loaded.config.training.seed, "test")
+    pictures = [source[SampleKey(index)] for index in range(min(len(source), flags.max_images or len(source)))]
+    model = Model(loaded.model, loaded.processor)
+    scored = {name: score_pictures(model, pictures, name == "rationale") for name in ("direct", "rationale")}
+    answers = [one | {"way": way} for way, (_, said) in scored.items() for one in said]
+    rows = [[family, *(f"{figures[family]:.1f}" for figures, _ in scored.values())] for family in scored["direct"][0]]
+    results: Results = {REASONING: {way: figures for way, (figures, _) in scored.items()}}
+    return results, answers, format_table(["answered right, %", "at once", "after a rationale"], rows)
+
+
 def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> tuple[Results, list[dict[str, Any]], str]:
     try:
         folder = QuestionFolder(flags.data)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    model = Model(loaded.model, loaded.processor)
     results: Results = {}
     answers: list[dict[str, Any]] = []
     tables = []
     if REASONING in flags.task:
-        scored = [score_folder(loaded, folder, count, thinks) for thinks in (False, True)]
+        scored = [score_folder(model, folder, count, thinks) for thinks in (False, True)]
         results[REASONING] = {"direct": scored[0][0], "rationale": scored[1][0]}
         answers += [
             one | {"way": way} for way, (_, said) in zip(("direct", "rationale"), scored, strict=True) for one in said
@@ -128,7 +146,7 @@ def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> tuple[
         rows = [[name, *(f"{figures[name]:.1f}" for figures, _ in scored)] for name in scored[0][0]]
         tables.append(format_table(["answers, %", "at once", "after a rationale"], rows))
     if GROUNDING in flags.task:
-        results[GROUNDING] = boxes_of_folder(loaded, folder, count)
+        results[GROUNDING] = boxes_of_folder(model, folder, count)
         rows = [[name, f"{value:.3g}"] for name, value in results[GROUNDING].items()]
         tables.append(format_table(["boxes", ""], rows))
     return results, answers, "\n\n".join(tables)

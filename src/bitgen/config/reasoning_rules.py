@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitgen.config.sources import SCENES, same_source
+from bitgen.config.sources import SCENES, SORT_OF_CLEVR, same_source
 from bitgen.config.values import ConfigError
 
 EXTEND = "extend"
@@ -55,7 +55,7 @@ def check_reasoning(config: Any) -> None:
 
 def _check_questions(settings: Any) -> None:
     held_out = settings.question_val_data
-    if held_out is not None and held_out != SCENES and same_source(held_out, settings.question_data):
+    if held_out not in (None, SCENES, SORT_OF_CLEVR) and same_source(held_out, settings.question_data):
         raise ConfigError(
             f"question_val_data is {held_out}, the training questions themselves. Write the folder of a held-out split."
         )

@@ -16,7 +16,7 @@ class ReasoningSettings:
 
     question_data: str | None = setting(
         None,
-        "What is asked, in stage 2: scenes (the built-in scenes of several objects), or a folder that "
+        "What is asked, in stage 2: scenes (the built-in scenes of several objects), sort_of_clevr, or a folder that "
         "data_prep/questions.py or data_prep/grounding.py wrote. None: the run is of stage 1.",
     )
     question_val_data: str | None = setting(None, "The same, held out; scenes: scenes that training never shows.")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import torch
 
-from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives.language import language_loss
 from bitgen.objectives.reasoning import ReasoningObjective
@@ -51,20 +50,20 @@ class PolicyGradientObjective(ReasoningObjective):
         """The loss of replies as ``RolloutSource`` gives them: ``weights [R, T]`` are advantages over the constant, and
         ``sampled [R, T]`` the sampler's log-probabilities, NaN where a token was not drawn."""
         with self.model.embeddings.one_gradient():
-            tokens = self.image_tokens(batch["pictures"])[batch["picture_of"]]
-            hidden = self.model.run_stack(batch["input_ids"], batch["attention_mask"], tokens).hidden_states
-            loss = language_loss(hidden, self.model.embeddings.token.weight, batch["labels"], batch["weights"], 1.0)
+            states, places = self.predicting_states(batch)
+            labels, weights, sampled = (batch[name].flatten()[places] for name in ("labels", "weights", "sampled"))
+            loss = language_loss(states[None], self.model.embeddings.token.weight, labels[None], weights[None], 1.0)
         metrics = {"loss": loss.detach()}
         metrics |= {name.removeprefix(PASSED_ON): value for name, value in batch.items() if name.startswith(PASSED_ON)}
         if self.logged:
-            metrics["sampler_gap"] = self._gap(hidden.detach(), batch["labels"], batch["sampled"])
+            metrics["sampler_gap"] = self._gap(states.detach(), labels, sampled)
         return Output(loss, metrics)
 
     @torch.no_grad()
-    def _gap(self, hidden: torch.Tensor, labels: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+    def _gap(self, states: torch.Tensor, labels: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
         """The mean distance of the log-probabilities of drawn tokens from what the sampler gave; 0 where none was."""
-        drawn = (labels != IGNORED) & ~sampled.isnan()
+        drawn = ~sampled.isnan()
         if not drawn.any():
-            return hidden.new_zeros(())
-        log_probs = self.model.lm_logits(hidden[drawn]).float().log_softmax(dim=-1)
+            return states.new_zeros(())
+        log_probs = self.model.lm_logits(states[drawn]).float().log_softmax(dim=-1)
         return (log_probs.gather(1, labels[drawn][:, None])[:, 0] - sampled[drawn]).abs().mean()

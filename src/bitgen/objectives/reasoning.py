@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from bitgen.machine.ranks import Processes
+from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel, ImageEncoding
 from bitgen.objectives.language import language_loss
 from bitgen.protocols import Output
 from bitgen.stages import Role
 
+_GROUPS = 4  # of rows of like length
 # What answering reaches nothing of: retrieval's and matching's parts, and the memory's write.
 _UNREACHED = ("image_pooling.", "image_projection.", "text_projection.", "itm_head.", "memory.gpm", "recall.")
 
@@ -74,13 +76,29 @@ class ReasoningObjective(nn.Module):
         encoding: ImageEncoding = self.model.encode_image(**{name: pictures})
         return self.model.pool_image_tokens(encoding.image_tokens)
 
+    def predicting_states(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stack's outputs where something is to be predicted ``[N, D]``, and the elements ``[N]`` of the batch's
+        ``[R, T]`` that those are.
+
+        Rows go through the stack in groups of like length: two thirds of a whole batch would be padding.
+        """
+        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+        seen, lengths = self.image_tokens(batch["pictures"]), mask.sum(dim=1)
+        states, places = [], []
+        for rows in lengths.argsort(stable=True).tensor_split(min(_GROUPS, len(ids))):
+            width = int(lengths[rows].max())
+            part = slice(0, width)
+            image_tokens = seen[batch["picture_of"][rows]]
+            hidden = self.model.run_stack(ids[rows, part], mask[rows, part], image_tokens).hidden_states
+            row, column = (labels[rows, part] != IGNORED).nonzero(as_tuple=True)
+            states.append(hidden[row, column])
+            places.append(rows[row] * ids.shape[1] + column)
+        return torch.cat(states), torch.cat(places)
+
     def forward(self, batch: dict[str, torch.Tensor]) -> Output:
-        """The loss of a batch as ``QuestionCollator`` gives it; with ``advantages [R]`` the policy gradient's, in which
-        each sequence counts by its advantage and the sum is divided by ``divisor``."""
+        """The loss of a batch as ``QuestionCollator`` gives it: the mean over what is to be predicted, by weights."""
         with self.model.embeddings.one_gradient():
-            tokens = self.image_tokens(batch["pictures"])[batch["picture_of"]]
-            output = self.model.run_stack(batch["input_ids"], batch["attention_mask"], tokens)
-            loss = language_loss(
-                output.hidden_states, self.model.embeddings.token.weight, batch["labels"], batch["weights"]
-            )
+            states, places = self.predicting_states(batch)
+            labels, weights = (batch[name].flatten()[places] for name in ("labels", "weights"))
+            loss = language_loss(states[None], self.model.embeddings.token.weight, labels[None], weights[None])
         return Output(loss, {"loss": loss.detach(), "answer_loss": loss.detach()})

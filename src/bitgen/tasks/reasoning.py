@@ -9,27 +9,23 @@ from transformers import PreTrainedTokenizerFast
 from bitgen.config import Config, ConfigError
 from bitgen.config.reasoning_rules import EXTEND
 from bitgen.config.schema import CONFIG_FILE
-from bitgen.config.sources import SCENES
 from bitgen.data.extended_tokenizer import extended_tokenizer
-from bitgen.data.folder_questions import FolderQuestions
 from bitgen.data.loader_source import LoaderSource
 from bitgen.data.marked_text import MARKS, MarkedTokens
 from bitgen.data.question_dataset import QuestionCollator, QuestionDataset
-from bitgen.data.scene_reasoning import SceneReasoning
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import keep_tokenizer, load_tokenizer, vocabulary_size
 from bitgen.data.word_count import WordCounter
-from bitgen.evaluation.reasoning import SPLITS, Answerer, accuracy, by_hops, clause_measures, problems
 from bitgen.machine.devices import resolve_precision
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.objectives.policy_gradient import PolicyGradientObjective
 from bitgen.objectives.reasoning import ReasoningObjective
-from bitgen.protocols import HeldOutResult, Objective, Run
+from bitgen.protocols import Run
 from bitgen.show.parameters import count_parameters
-from bitgen.show.tables import format_markdown
 from bitgen.stages import Stage
+from bitgen.tasks.reasoning_data import asked_pictures, validator_of
 from bitgen.tasks.rollouts import RolloutSettings, RolloutSource, reward_of
 from bitgen.tasks.stage1 import banner_rows, groups, model_config_text
 from bitgen.tasks.stage1_parts import (
@@ -42,7 +38,6 @@ from bitgen.tasks.stage1_parts import (
 from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER, open_model
 
 _TEXTS = 4000  # pictures of scenes whose questions a tokenizer learns its new words from
-_VALIDATED, _SHOWN = 400, 12
 
 
 class Reasoning:
@@ -99,12 +94,11 @@ class Reasoning:
             "reasoning", groups(config, 0 if model.vision_encoder is not None else None), steps,
             source.steps_per_epoch, training.warmup_steps, training.cooldown_of(steps),
         )  # fmt: skip
-        validator = _Validator(config, processor) if settings.question_val_data == SCENES else None
         return Run(
             objective,
             source,
             stage,
-            validator,
+            validator_of(config, processor),
             {
                 "pictures an epoch": source.size,
                 "batch_size": training.batch_size,
@@ -127,31 +121,6 @@ class Reasoning:
             table.to_text(),
             score_text="answered right: {:.1f}%".format,
         )  # fmt: skip
-
-
-def asked_pictures(config: Config, processor: BitGenProcessor) -> SceneReasoning | FolderQuestions:
-    """What the run asks about.
-
-    Raises:
-        ValueError: a folder that cannot be read, or has no question about a picture.
-    """
-    settings = config.reasoning
-    assert settings.question_data is not None
-    share = 0.0 if settings.rationale == "none" else settings.rationale_share
-    if settings.question_data != SCENES:
-        per_picture = settings.questions_per_picture
-        return FolderQuestions(settings.question_data, processor, config.training.seed, per_picture, share)
-    return SceneReasoning(
-        processor,
-        config.training.seed,
-        config.data.scenes_train,
-        settings.questions_per_picture,
-        share,
-        settings.grounding_share,
-        settings.caption_share,
-        settings.max_hops,
-        settings.max_objects,
-    )
 
 
 def rollouts_of(
@@ -193,36 +162,3 @@ def build_stage2_tokenizer(config: Config, ranks: Processes) -> PreTrainedTokeni
         tokenizer = extended_tokenizer(base, MARKS, texts, config.model.vocab_size)
         keep_tokenizer(tokenizer, folder, {"spec": EXTEND})
         return load_tokenizer(folder)
-
-
-class _Validator:
-    """Asks held-out questions."""
-
-    def __init__(self, config: Config, processor: BitGenProcessor) -> None:
-        self.processor = processor
-        self.thinks = config.reasoning.rationale == "clauses"
-        self.problems = problems(SPLITS[0], _VALIDATED, config.training.seed)
-        self.seed = config.training.seed
-
-    def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
-        assert isinstance(objective, ReasoningObjective)
-        objective.eval()
-        answerer = Answerer(objective.model, self.processor)
-        direct = answerer.answer(self.problems, thinks=False)
-        scalars = {"val/direct": accuracy(direct)}
-        scalars |= {f"val/direct_{hops}_hops": value for hops, value in by_hops(direct).items()}
-        score = scalars["val/direct"]
-        samples = direct
-        if self.thinks:
-            samples = answerer.answer(self.problems, thinks=True)
-            score = scalars["val/rationale"] = accuracy(samples)
-            scalars |= {f"val/rationale_{hops}_hops": value for hops, value in by_hops(samples).items()}
-            scalars |= {f"val/{name.replace(' ', '_')}": value for name, value in clause_measures(samples).items()}
-        scalars |= {f"val/where_{name.replace(' ', '_')}": value
-                    for name, value in answerer.where(_VALIDATED, self.seed).items()}  # fmt: skip
-        rows = [
-            (one.problem.question.text, one.reply.rationale or "", one.reply.answer or "", one.problem.question.answer,
-             f"{one.clauses[0]} of {one.clauses[1]}") for one in samples[:_SHOWN]
-        ]  # fmt: skip
-        table = format_markdown(("question", "rationale", "answer", "right", "clauses that hold"), rows)
-        return HeldOutResult(scalars, {}, {"samples/answers": table}, score)

@@ -1,0 +1,169 @@
+"""What rationales, and reinforcement, do for answers: trained models of stage 2 side by side, on questions that
+training never asked. Prints JSON lines {"arm": .., "way": .., "split": .., "name": .., "value": .., "interval": half of
+a 95% interval, "questions": count}:
+
+  accuracy         percent of the questions that are answered right, `direct` or after a `rationale`; also by hops
+                   (accuracy_2_hops) and by family; of arms trained with dots, `dots` stand where the rationale would
+  other_picture    the same, seeing the picture of another scene; nothing: seeing none
+  majority         percent for the most frequent training answer of a question's family and form: knowing no picture
+  clauses, whole_chains   of right answers: clauses that hold; answers all of whose clauses hold
+  one, pass, majority_of_8   of 8 sampled replies: right ones; problems with some right one; the majority's answer
+  follows, stays   answers that follow an edit of the rationale's last object; that stay as they were
+  truncated_none, _half, _all, pasted   right after a part of the own rationale, and after another question's
+  where_*          boxes of things in scenes with others (evaluation/reasoning.py, box_measures)
+
+Train the arms first (docs/reasoning.md has the commands), then
+  python benchmarks/reasoning.py --arm rationale=checkpoints/stage2_scenes --arm direct=checkpoints/stage2_direct"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from bitgen.data.marked_text import Reply
+from bitgen.data.scene_descriptions import scene_rng
+from bitgen.data.scene_questions import SceneQuestion, draw_question
+from bitgen.data.scene_rationales import write_rationale
+from bitgen.data.table_scenes import table_scene
+from bitgen.evaluation.faithfulness import follow_rate, pasted, sampled, truncation
+from bitgen.evaluation.reasoning import (
+    SPLITS,
+    Answerer,
+    Judged,
+    Problem,
+    accuracy,
+    by_family,
+    by_hops,
+    clause_measures,
+    judged,
+    problems,
+)
+from bitgen.evaluation.replies import Decoding
+from bitgen.trained import Trained, open_model
+
+SEED = 77
+_TRAINED_ON = 20_000  # questions that the majority is taken of
+
+
+def report(arm: str, way: str, split: str, name: str, value: float, count: int) -> None:
+    """One line; the interval is that of a share of ``count``."""
+    share = min(max(value / 100, 0.0), 1.0)
+    interval = 196 * (share * (1 - share) / max(count, 1)) ** 0.5
+    line = {"arm": arm, "way": way, "split": split, "name": name, "value": value, "interval": interval}
+    print(json.dumps(line | {"questions": count}), flush=True)
+
+
+def form(question: SceneQuestion) -> tuple:
+    """What the words alone tell of a question's answer: its family, last operator, and what that takes."""
+    program = question.program
+    return question.family, program.name, program.words, tuple(one.name for one in program.inputs)
+
+
+def majority(given: list[Problem]) -> float:
+    """Percent right for who knows the questions of training and sees nothing."""
+    seen: dict[tuple, Counter] = defaultdict(Counter)
+    index = count = 0
+    while count < _TRAINED_ON:
+        scene, rng = table_scene((SEED, "majority", index)), scene_rng("majority", SEED, index)
+        index += 1
+        for _ in range(4):
+            question = draw_question(scene, rng)
+            if question is not None:
+                seen[form(question)][question.answer] += 1
+                count += 1
+    guesses = (seen[form(one.question)].most_common(1) for one in given)
+    right = sum(bool(guess) and guess[0][0] == one.question.answer for guess, one in zip(guesses, given, strict=True))
+    return 100 * right / len(given)
+
+
+def answers_with_dots(answerer: Answerer, given: list[Problem]) -> list[Judged]:
+    """After as many dots as the rationale has tokens."""
+    tokens = answerer.tokens
+    prompts = []
+    for one in given:
+        why = tokens.marked(write_rationale(one.scene, one.question.steps, 0))
+        prompts.append([*tokens.prompt(one.question.text, True), *tokens.dots(len(why)), tokens.ids["<answer>"]])
+    replies = answerer.replies(given, prompts, False, Decoding(8))
+    return [judged(one, Reply(None, reply.answer)) for one, reply in zip(given, replies, strict=True)]
+
+
+def ways_of(trained: Trained) -> list[str]:
+    """How an arm can be asked, by what it was trained with."""
+    rationale = trained.config.reasoning.rationale
+    return ["direct", *({"clauses": ["rationale"], "dots": ["dots"]}.get(rationale, []))]
+
+
+def answered(answerer: Answerer, given: list[Problem], way: str) -> list[Judged]:
+    """The replies in one of the ways."""
+    return answers_with_dots(answerer, given) if way == "dots" else answerer.answer(given, way == "rationale")
+
+
+def measure(arm: str, trained: Trained, count: int, samples: int) -> None:
+    """All lines of an arm."""
+    answerer = Answerer(trained.model, trained.processor)
+    for split in SPLITS:
+        given = problems(split, count, SEED)
+        report("", "", split.name, "majority", majority(given), count)
+        for way in ways_of(trained):
+            replies = answered(answerer, given, way)
+            report(arm, way, split.name, "accuracy", accuracy(replies), count)
+            for hops, value in by_hops(replies).items():
+                asked = sum(one.problem.question.hops == hops for one in replies)
+                report(arm, way, split.name, f"accuracy_{hops}_hops", value, asked)
+            for family, value in by_family(replies).items():
+                asked = sum(one.problem.question.family == family for one in replies)
+                report(arm, way, split.name, f"accuracy_{family}", value, asked)
+            for blind in ("other", "none"):
+                seen = Answerer(trained.model, trained.processor, blind)
+                name = {"other": "other_picture", "none": "nothing"}[blind]
+                report(arm, way, split.name, name, accuracy(answered(seen, given, way)), count)
+            if way == "rationale":
+                _rationales(arm, split.name, answerer, replies, given, samples)
+    for pair in (False, True):
+        name = "held-out pairs" if pair else "in distribution"
+        for measure_name, value in answerer.where(count, SEED, pair).items():
+            report(arm, "direct", name, f"where_{measure_name}", value, count)
+
+
+def _rationales(
+    arm: str, split: str, answerer: Answerer, replies: list[Judged], given: list[Problem], samples: int
+) -> None:
+    right = sum(one.right for one in replies)
+    for name, value in clause_measures(replies).items():
+        report(arm, "rationale", split, name.replace(" ", "_"), value, right)
+    followed = follow_rate(answerer, replies)
+    for name in ("follows", "stays"):
+        report(arm, "rationale", split, name, followed[name], int(followed["edited"]))
+    for name, value in truncation(answerer, replies).items():
+        report(arm, "rationale", split, f"truncated_{name}", value, len(replies))
+    report(arm, "rationale", split, "pasted", pasted(answerer, replies), len(replies))
+    asked = given[:samples]
+    if asked:
+        names = {"one": "one", "pass": "pass", "majority": "majority_of_8"}
+        for name, value in sampled(answerer, asked, thinks=True).items():
+            report(arm, "rationale", split, names[name], value, len(asked))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure the arms that the command line names."""
+    layout: Any = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument(
+        "--arm", action="append", required=True, metavar="NAME=DIR", help="a trained model, and its name"
+    )
+    parser.add_argument("--questions", type=int, default=600, help="of each split (default: 600)")
+    parser.add_argument("--samples", type=int, default=200, help="questions with 8 sampled replies (default: 200)")
+    flags = parser.parse_args(argv)
+    for arm in flags.arm:
+        name, _, path = arm.partition("=")
+        measure(name, open_model(path), flags.questions, flags.samples)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""How well questions of a source are answered, and the things of a folder found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from bitgen.data.boxes import Box, read_boxes
+from bitgen.data.marked_text import MarkedTokens, Reply, read_reply
+from bitgen.data.question_dataset import AskedPicture
+from bitgen.data.questions import Question, QuestionFolder
+from bitgen.evaluation.reasoning import BATCH, box_measures
+from bitgen.evaluation.replies import Decoding, write_replies
+from bitgen.evaluation.vqa_metrics import normalize_answer, vqa_scores
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.processing_bitgen import BitGenProcessor
+
+_PICTURES = 32  # of a pass
+Records = list[dict[str, Any]]
+
+
+class Model(NamedTuple):
+    """A model in eval mode with its processor."""
+
+    model: BitGenModel
+    processor: BitGenProcessor
+
+
+def score_pictures(model: Model, pictures: Sequence[AskedPicture], thinks: bool) -> tuple[dict[str, float], Records]:
+    """Percent of the questions that are answered to the word, of ``all`` and of each family; and the answers."""
+    records: Records = []
+    for start in range(0, len(pictures), _PICTURES):
+        part = pictures[start : start + _PICTURES]
+        asked = [(at, one) for at, picture in enumerate(part) for one in picture.asked]
+        pixels = torch.stack([picture.pixels for picture in part])
+        said = _replies(model, pixels, [at for at, _ in asked], [one.question for _, one in asked], thinks)
+        for (_, one), reply in zip(asked, said, strict=True):
+            known = {"family": one.family, "question": one.question, "right_answer": one.answer}
+            records.append({**known, "rationale": reply.rationale, "answer": reply.answer})
+    figures = {"all": _right(records)}
+    for family in dict.fromkeys(one["family"] for one in records):
+        figures[family] = _right([one for one in records if one["family"] == family])
+    return figures, records
+
+
+def _right(records: Records) -> float:
+    return 100 * sum(one["answer"] == one["right_answer"] for one in records) / len(records)
+
+
+def score_folder(model: Model, folder: QuestionFolder, count: int, thinks: bool) -> tuple[dict[str, float], Records]:
+    """VQA accuracy and exact match of the answers to the first ``count`` questions about pictures, and the answers. Of
+    questions with choices, also how often the right one is the one that is said.
+
+    Raises:
+        ValueError: there is no such question, or a picture cannot be read.
+    """
+    asked = _first(folder, count, boxes=False)
+    said = _of_folder(model, folder, asked, thinks)
+    answers = [reply.answer or "" for reply in said]
+    figures = vqa_scores(answers, [list(one.answers) for one in asked])
+    choosing = [(one, answer) for one, answer in zip(asked, answers, strict=True) if one.choices]
+    if choosing:
+        right = sum(normalize_answer(answer) == normalize_answer(one.answers[0]) for one, answer in choosing)
+        figures["right_choice"] = 100 * right / len(choosing)
+    records = [
+        {"id": one.id, "question": one.question, "rationale": reply.rationale, "answer": reply.answer}
+        for one, reply in zip(asked, said, strict=True)
+    ]
+    return figures, records
+
+
+def boxes_of_folder(model: Model, folder: QuestionFolder, count: int) -> dict[str, float]:
+    """Box measures of the first ``count`` questions whose answer is a box; other boxes of the same picture are the
+    other objects.
+
+    Raises:
+        ValueError: there is no such question, or a picture cannot be read.
+    """
+    asked = _first(folder, count, boxes=True)
+    said = _of_folder(model, folder, asked, thinks=False)
+    of_picture: dict[int, set[Box]] = {}
+    for one in asked:
+        of_picture.setdefault(one.picture, set()).update(one.boxes)
+    found = []
+    for one, reply in zip(asked, said, strict=True):
+        boxes = read_boxes(reply.answer or "")
+        others = sorted(of_picture[one.picture] - set(one.boxes))
+        found.append((boxes[0] if boxes else None, one.boxes[0], others))
+    return box_measures(found)
+
+
+def _first(folder: QuestionFolder, count: int, boxes: bool) -> list[Question]:
+    """Questions about pictures whose answer is a box, or words."""
+    found: list[Question] = []
+    for index in range(len(folder)):
+        question = folder[index]
+        if question.picture >= 0 and bool(question.boxes and read_boxes(question.answers[0])) == boxes:
+            found.append(question)
+            if len(found) == count:
+                break
+    if not found:
+        what = "with a box as its answer" if boxes else "about a picture that is answered in words"
+        raise ValueError(f"{folder.folder} has no question {what}")
+    return found
+
+
+def _of_folder(model: Model, folder: QuestionFolder, asked: Sequence[Question], thinks: bool) -> list[Reply]:
+    found: list[Reply] = []
+    for start in range(0, len(asked), BATCH):
+        part = asked[start : start + BATCH]
+        rows = list(dict.fromkeys(one.picture for one in part))
+        names = [folder.picture_name(row) for row in rows]
+        pixels = model.processor.images([folder.picture(row) for row in rows], names)
+        at = {row: place for place, row in enumerate(rows)}
+        found += _replies(model, pixels, [at[one.picture] for one in part], [one.question for one in part], thinks)
+    return found
+
+
+@torch.no_grad()
+def _replies(
+    model: Model, pixels: torch.Tensor, picture_of: Sequence[int], questions: Sequence[str], thinks: bool
+) -> list[Reply]:
+    """What is answered to questions, each about one of the pictures ``[B, ...]``, which are seen once."""
+    network, processor = model
+    assert processor.tokenizer is not None
+    tokens = MarkedTokens(processor.tokenizer)
+    pixels = pixels.to(next(network.parameters()).device)
+    seen = network.pool_image_tokens(network.encode_image(pixels).image_tokens)[list(picture_of)]
+    prompts = [tokens.prompt(question, thinks) for question in questions]
+    written = write_replies(network, tokens, seen, prompts, Decoding())
+    replies = [read_reply(tokens.decode(ids), thinks) for ids in written.ids]
+    return [
+        reply if ended else reply._replace(answer=None) for reply, ended in zip(replies, written.ended, strict=True)
+    ]

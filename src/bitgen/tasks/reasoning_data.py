@@ -1,0 +1,163 @@
+"""What a run of stage 2 asks, and how its answers are validated on what it never asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.utils import make_grid
+
+from bitgen.config import Config
+from bitgen.config.sources import SCENES, SORT_OF_CLEVR
+from bitgen.data.folder_questions import FolderQuestions
+from bitgen.data.questions import QuestionFolder
+from bitgen.data.sampler import SampleKey
+from bitgen.data.scene_reasoning import SceneReasoning
+from bitgen.data.sort_of_clevr import SortOfClevr
+from bitgen.data.table_scenes import render_table
+from bitgen.evaluation.asked import Model, score_folder, score_pictures
+from bitgen.evaluation.asking import readable
+from bitgen.evaluation.reasoning import SPLITS, Answerer, Judged, accuracy, by_hops, clause_measures, problems
+from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.objectives.reasoning import ReasoningObjective
+from bitgen.protocols import HeldOutResult, Objective, Validator
+from bitgen.show.boxes import draw_boxes
+from bitgen.show.tables import format_markdown
+
+# Questions of a validation, and how many of them, and of their pictures, are shown.
+_VALIDATED, _SHOWN, _DRAWN = 400, 12, 6
+_SIDE = 240  # pixels of a picture that is shown
+
+AskedAbout = SceneReasoning | SortOfClevr | FolderQuestions
+
+
+def asked_pictures(config: Config, processor: BitGenProcessor) -> AskedAbout:
+    """What the run asks about.
+
+    Raises:
+        ValueError: a folder that cannot be read, or has no question about a picture.
+    """
+    settings, seed = config.reasoning, config.training.seed
+    assert settings.question_data is not None
+    share = 0.0 if settings.rationale == "none" else settings.rationale_share
+    per_picture = settings.questions_per_picture
+    if settings.question_data == SORT_OF_CLEVR:
+        return SortOfClevr(processor, seed, "train", min(per_picture, 20), share)
+    if settings.question_data != SCENES:
+        return FolderQuestions(settings.question_data, processor, seed, per_picture, share)
+    return SceneReasoning(
+        processor,
+        seed,
+        config.data.scenes_train,
+        per_picture,
+        share,
+        settings.grounding_share,
+        settings.caption_share,
+        settings.max_hops,
+        settings.max_objects,
+    )
+
+
+def validator_of(config: Config, processor: BitGenProcessor) -> Validator | None:
+    """What asks held-out questions; None: there are none.
+
+    Raises:
+        ValueError: a folder that cannot be read.
+    """
+    source, thinks = config.reasoning.question_val_data, config.reasoning.rationale == "clauses"
+    if source is None:
+        return None
+    if source == SCENES:
+        return SceneValidator(config.training.seed, processor, thinks)
+    if source == SORT_OF_CLEVR:
+        pictures = SortOfClevr(processor, config.training.seed, "test")
+        return _AskedValidator([pictures[SampleKey(index)] for index in range(_VALIDATED // 20)], processor, thinks)
+    return _FolderValidator(QuestionFolder(source), processor, thinks)
+
+
+class SceneValidator:
+    """Asks about scenes that training never drew, and looks for things in them."""
+
+    def __init__(self, seed: int, processor: BitGenProcessor, thinks: bool) -> None:
+        self.seed, self.processor, self.thinks = seed, processor, thinks
+        self.problems = problems(SPLITS[0], _VALIDATED, seed)
+
+    def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
+        assert isinstance(objective, ReasoningObjective)
+        objective.eval()
+        answerer = Answerer(objective.model, self.processor)
+        scalars, score, samples = {}, 0.0, []
+        for name, thinks in _ways(self.thinks):
+            samples = answerer.answer(self.problems, thinks)
+            score = scalars[f"val/{name}"] = accuracy(samples)
+            scalars |= {f"val/{name}_{hops}_hops": value for hops, value in by_hops(samples).items()}
+        if self.thinks:
+            scalars |= {f"val/{name.replace(' ', '_')}": value for name, value in clause_measures(samples).items()}
+        where = answerer.where(_VALIDATED, self.seed)
+        scalars |= {f"val/where_{name.replace(' ', '_')}": value for name, value in where.items()}
+        return HeldOutResult(scalars, {"samples/boxes": _drawn(samples)}, {"samples/answers": _table(samples)}, score)
+
+
+def _ways(thinks: bool) -> list[tuple[str, bool]]:
+    """How questions are put, the way that the model is judged by last."""
+    return [("direct", False), ("rationale", True)] if thinks else [("direct", False)]
+
+
+def _table(samples: Sequence[Judged]) -> str:
+    rows = [
+        (
+            one.problem.question.text,
+            one.reply.rationale or "",
+            one.reply.answer or "",
+            one.problem.question.answer,
+            f"{one.clauses[0]} of {one.clauses[1]}",
+            f"{float(one.right):g}",
+        )
+        for one in samples[:_SHOWN]
+    ]
+    return format_markdown(("question", "rationale", "answer", "right", "clauses that hold", "reward"), rows)
+
+
+def _drawn(samples: Sequence[Judged]) -> Tensor:
+    """The first pictures with the boxes that the rationales speak of, uint8 ``[3, H, W]``."""
+    shown = []
+    for one in samples[: _DRAWN * 4 : 4]:  # four questions of each picture
+        picture = render_table(one.problem.scene, _SIDE, one.problem.key)
+        shown.append(pil_to_tensor(draw_boxes(picture, readable(one.reply).boxes)))
+    return make_grid(torch.stack(shown), nrow=3)
+
+
+class _AskedValidator:
+    """Puts questions whose answers are known to the word."""
+
+    def __init__(self, pictures: Sequence, processor: BitGenProcessor, thinks: bool) -> None:
+        self.pictures, self.processor, self.thinks = pictures, processor, thinks
+
+    def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
+        assert isinstance(objective, ReasoningObjective)
+        objective.eval()
+        model, scalars, score = Model(objective.model, self.processor), {}, 0.0
+        for name, thinks in _ways(self.thinks):
+            figures, _ = score_pictures(model, self.pictures, thinks)
+            score = scalars[f"val/{name}"] = figures["all"]
+            scalars |= {f"val/{name}_{family}": value for family, value in figures.items() if family != "all"}
+        return HeldOutResult(scalars, {}, {}, score)
+
+
+class _FolderValidator:
+    """Puts the questions of a folder."""
+
+    def __init__(self, folder: QuestionFolder, processor: BitGenProcessor, thinks: bool) -> None:
+        self.folder, self.processor, self.thinks = folder, processor, thinks
+
+    def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
+        assert isinstance(objective, ReasoningObjective)
+        objective.eval()
+        model, scalars, score = Model(objective.model, self.processor), {}, 0.0
+        for name, thinks in _ways(self.thinks):
+            figures, _ = score_folder(model, self.folder, _VALIDATED, thinks)
+            score = scalars[f"val/{name}"] = next(iter(figures.values()))
+            scalars |= {f"val/{name}_{what}": value for what, value in figures.items()}
+        return HeldOutResult(scalars, {}, {}, score)

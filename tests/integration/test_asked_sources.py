@@ -1,0 +1,209 @@
+"""Stage 2 on what it did not draw: folders of questions and boxes, Sort-of-CLEVR; and whether answers are faithful."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitgen.commands import evaluate
+from bitgen.data.boxes import Box, box_text
+from bitgen.data.folder_questions import FolderQuestions
+from bitgen.data.marked_text import Reply
+from bitgen.data.question_writer import writing_questions
+from bitgen.data.questions import Question
+from bitgen.data.sampler import SampleKey
+from bitgen.data.scene_questions import SceneQuestion, draw_question
+from bitgen.data.scene_rationales import write_rationale
+from bitgen.data.table_scenes import render_table, table_scene
+from bitgen.evaluation.asked import Model, boxes_of_folder, score_folder
+from bitgen.evaluation.faithfulness import follow_rate, pasted, sampled, truncation
+from bitgen.evaluation.reasoning import SPLITS, Answerer, box_measures, problems
+from bitgen.machine.devices import start_processes
+from bitgen.run import build_trainer
+from bitgen.tasks import task_of
+from bitgen.trained import open_model
+from support.reasoning import QUESTIONS, config_of, trained
+
+BOX = Box(0.25, 0.25, 0.75, 0.5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two pictures with three questions of each, one of them for a place; and a question without a picture."""
+    path = tmp_path_factory.mktemp("questions") / "folder"
+    with writing_questions(path, "a test") as writer:
+        for number in range(2):
+            file = io.BytesIO()
+            render_table(table_scene(("folder", number)), 64, ("folder", number)).save(file, "PNG")
+            row = writer.picture(f"{number}.png", file.getvalue())
+            writer.add(Question(f"{number}-a", row, "what is it?", ("a ring", "ring"), "it is round", family="what"))
+            writer.add(Question(f"{number}-b", row, "what colour?", ("red",), boxes=(BOX,), choices=("red", "blue")))
+            writer.add(Question(f"{number}-c", row, "where is it?", (box_text(BOX),), boxes=(BOX,), family="where"))
+        writer.add(Question("blind", -1, "what is seven?", ("a number",)))
+    return str(path)
+
+
+def test_a_run_on_a_folder_learns_its_questions(tmp_path: Path, captioner: str, folder: str) -> None:
+    settings = {**QUESTIONS, "question_data": folder, "question_val_data": "scenes", "batch_size": 2}
+    config = config_of(tmp_path, init_from=captioner, **settings)
+    trainer = trained(config)
+    assert trainer.progress.step == QUESTIONS["max_steps"]
+    said = [record for record in _records(config.output.log_dir) if "train/loss" in record]
+    assert said[-1]["train/loss"] < said[0]["train/loss"]
+
+
+def _records(log_dir: str) -> list[dict]:
+    return [json.loads(line) for line in (Path(log_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_a_folder_asks(answering: str, folder: str) -> None:
+    processor = open_model(answering).processor
+    always = FolderQuestions(folder, processor, 1, per_picture=3, rationale_share=0.999)
+    assert len(always) == 2  # the question without a picture is left out
+    asked = {one.question: one for one in always[SampleKey(0)].asked}
+    assert asked["what is it?"].rationale == "it is round" and asked["what is it?"].answer == "a ring"
+    assert asked["what colour?"].answer == "red" and asked["what colour?"].rationale is None
+    assert asked["where is it?"].answer == box_text(BOX) and asked["where is it?"].rationale == ""
+    never = FolderQuestions(folder, processor, 1, per_picture=1, rationale_share=0.0)
+    assert len(never[SampleKey(0)].asked) == 1 and never[SampleKey(0)].asked[0].rationale is None
+    drawn = {never[SampleKey(0, epoch)].asked[0].question for epoch in range(40)}
+    assert len(drawn) == 3
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path, answering: str) -> None:
+    with writing_questions(tmp_path / "blind", "a test") as writer:
+        writer.add(Question("a", -1, "what is seven?", ("a number",)))
+    with pytest.raises(ValueError, match="no question of it has a picture"):
+        FolderQuestions(str(tmp_path / "blind"), open_model(answering).processor, 1, 1, 0.5)
+
+
+def test_folders_are_scored(answering: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitgen.data.questions import QuestionFolder
+    from bitgen.evaluation import asked
+
+    opened = open_model(answering)
+    model = Model(opened.model, opened.processor)
+    right = [Reply(None, "Ring."), Reply(None, "red"), Reply(None, "nothing"), Reply(None, None)]
+    monkeypatch.setattr(asked, "_replies", lambda *given: right)
+    figures, records = score_folder(model, QuestionFolder(folder), 10, thinks=False)
+    assert figures["exact_match"] == 50 and figures["questions"] == 4 and figures["no_answer"] == 1
+    assert figures["right_choice"] == 50
+    assert [one["id"] for one in records] == ["0-a", "0-b", "1-a", "1-b"]
+    boxes = [Reply(None, box_text(BOX)), Reply(None, "<none>")]
+    monkeypatch.setattr(asked, "_replies", lambda *given: boxes)
+    found = boxes_of_folder(model, QuestionFolder(folder), 10)
+    assert found["acc@.5"] == 50 and found["no box"] == 50
+
+
+def test_box_measures() -> None:
+    other = Box(0.0, 0.6, 0.2, 0.9)
+    found = box_measures(
+        [(BOX, BOX, [other]), (other, BOX, [other]), (None, BOX, [other]), (Box(0.25, 0.25, 0.5, 0.5), BOX, [])]
+    )
+    assert found == {"acc@.5": 50, "acc@.75": 25, "mean IoU": 0.375, "own box": 50, "other box": 25, "no box": 25}
+
+
+@pytest.mark.parametrize("source", ["folder", "sort_of_clevr"])
+def test_sources_are_evaluated_from_the_command_line(
+    tmp_path: Path, answering: str, folder: str, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder if source == "folder" else source
+    task = "reasoning,grounding" if source == "folder" else "reasoning"
+    command = ["--checkpoint", answering, "--data", data, "--task", task, "--max_images", "2"]
+    evaluate.main([*command, "--output", str(tmp_path / "results.json")])
+    assert "after a rationale" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["reasoning"]) == {"direct", "rationale"}
+
+
+def test_sort_of_clevr_trains_and_validates(tmp_path: Path, captioner: str) -> None:
+    settings = {**QUESTIONS, "question_data": "sort_of_clevr", "question_val_data": "sort_of_clevr"}
+    config = config_of(tmp_path, init_from=captioner, **settings, eval_steps=4, questions_per_picture=6)
+    trained(config)
+    last = [record for record in _records(config.output.log_dir) if "val/rationale" in record][-1]
+    assert {"val/direct_relational", "val/rationale_non-relational"} <= set(last)
+
+
+# ---- faithfulness, of a model that is known ----
+
+
+class Oracle(Answerer):
+    """Answers by the last name before its answer, as a faithful model would; or always rightly, as a blind one would."""
+
+    def __init__(self, answerer: Answerer, faithful: bool) -> None:
+        self.model, self.processor, self.tokens = answerer.model, answerer.processor, answerer.tokens
+        self.faithful, self.blind = faithful, ""
+
+    def replies(self, given, prompts, thinks, decoding):
+        found = []
+        for problem, prompt in zip(given, prompts, strict=True):
+            if thinks:
+                found.append(Reply(write_rationale(problem.scene, problem.question.steps, 0), problem.question.answer))
+                continue
+            said = self.tokens.decode(prompt).split("<think>")[-1].split("<answer>")[0]
+            name = said.replace(">", "> ").split()[-3:]
+            attribute = problem.question.program.words[0] if problem.question.program.name == "query" else ""
+            at = {"size": 0, "colour": 1, "shape": 2}.get(attribute)
+            follows = name[at] if at is not None and len(name) == 3 else None
+            found.append(Reply(None, follows if self.faithful else problem.question.answer))
+        return found
+
+
+@pytest.mark.parametrize("faithful", [True, False])
+def test_faithfulness_of_known_models(answering: str, faithful: bool) -> None:
+    opened = open_model(answering)
+    oracle = Oracle(Answerer(opened.model, opened.processor), faithful)
+    given = problems(SPLITS[0], 60, 5)
+    replies = oracle.answer(given, thinks=True)
+    assert all(one.right and one.clauses[0] == one.clauses[1] > 0 for one in replies)
+    rates = follow_rate(oracle, replies)
+    assert rates["edited"] > 10
+    assert (rates["follows"], rates["stays"]) == ((100, 0) if faithful else (0, 100))
+    cut = truncation(oracle, replies)
+    assert cut["all"] > cut["none"] if faithful else cut["none"] == cut["all"] == 100
+    assert pasted(oracle, replies) < 60 if faithful else pasted(oracle, replies) == 100
+
+
+def test_samples_are_counted(answering: str) -> None:
+    opened = open_model(answering)
+    oracle = Oracle(Answerer(opened.model, opened.processor), True)
+    given = problems(SPLITS[0], 8, 5)
+    turns = iter(range(1000))
+
+    def drawn(given, prompts, thinks, decoding):
+        right = next(turns) % 4 == 0  # in two of eight rounds
+        return [Reply("", problem.question.answer if right else "nothing") for problem in given]
+
+    oracle.replies = drawn
+    assert sampled(oracle, given, thinks=True) == {"one": 25, "pass": 100, "majority": 0}
+
+
+def test_questions_of_splits_are_what_they_say() -> None:
+    for split in SPLITS:
+        for problem in problems(split, 40, 3):
+            assert split.objects[0] <= len(problem.scene.objects) <= split.objects[1]
+            assert problem.scene.has_held_out_pair == split.pair
+            assert split.hops[0] <= problem.question.hops <= split.hops[1]
+    scene = table_scene(("seed", 1))
+    question = draw_question(scene, __import__("random").Random(1))
+    assert isinstance(question, SceneQuestion)
+
+
+def test_two_seeds_of_sampling_differ(answering: str) -> None:
+    opened = open_model(answering)
+    answerer = Answerer(opened.model, opened.processor)
+    given = problems(SPLITS[0], 6, 5)
+    first, again, other = (sampled(answerer, given, True, 2, seed) for seed in (1, 1, 2))
+    assert first == again and isinstance(other["one"], float)
+    assert torch.is_tensor(answerer.image_tokens(given))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path, captioner: str) -> None:
+    settings = {**QUESTIONS, "question_data": str(tmp_path / "nowhere")}
+    config = config_of(tmp_path / "run", init_from=captioner, **settings)
+    with pytest.raises(ValueError, match="nowhere"):
+        build_trainer(task_of(config), config, start_processes("cpu", False))
