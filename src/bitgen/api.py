@@ -30,6 +30,7 @@ from torch import Tensor
 
 from bitgen.config import parse_config
 from bitgen.evaluation.answers import Decoding
+from bitgen.evaluation.asking import Answered, ask
 from bitgen.evaluation.generation import LONGEST, answer_of, caption_of
 from bitgen.evaluation.talking import Talk, read_visuals
 from bitgen.machine.devices import choose_device
@@ -246,6 +247,21 @@ class Model:
         [tensor] = self._encoder.inputs([image]).values()
         recalled = self._recalled(memory, image=tensor[0])
         return answer_of(self.trained, question, tensor, max_new_tokens=max_new_tokens, recalled=recalled)
+
+    @torch.no_grad()
+    def ask(self, question: str, image: MemoryImage, think: bool = True) -> Answered:
+        """What a model of stage 2 answers to a question about an image: why, the answer, and boxes.
+
+        Args:
+            think: say why before the answer.
+
+        Raises:
+            ValueError: the model was not trained to answer, an image that cannot be read, or an empty question or one
+                as long as the context.
+        """
+        check_texts([question])
+        [tensor] = self._encoder.inputs([image]).values()
+        return ask(self.trained, tensor, question, think)
 
     def _recalled(self, memory: EpisodicMemory | None, **cue: Any) -> Recalled | None:
         if memory is None:

@@ -58,6 +58,15 @@ def test_it_begins_with_the_captioners_weights(tmp_path: Path, captioner: str) -
     trainer.monitor.close()
 
 
+def test_a_second_run_keeps_what_the_first_learned(tmp_path: Path, answering: str) -> None:
+    config = config_of(tmp_path, init_from=answering, **{**QUESTIONS, **REINFORCED})
+    trainer = build_trainer(task_of(config), config, start_processes("cpu", False))
+    for name, tensor in open_model(answering).model.state_dict().items():
+        if not name.startswith("itm_head."):
+            assert torch.equal(trainer.objective.model.state_dict()[name], tensor), name
+    trainer.monitor.close()
+
+
 def test_every_parameter_that_should_train_trains(tmp_path: Path, captioner: str) -> None:
     config = config_of(tmp_path, init_from=captioner, **QUESTIONS)
     trainer = trained(config)

@@ -66,7 +66,12 @@ class MarkedTokens:
     def text(self, text: str) -> list[int]:
         """A text that has no marks, or whose marks are text; its words begin with a space."""
         words = " ".join(text.split())
-        return text_ids(self.tokenizer, [f" {words}"])[0] if words else []
+        found: list[int] = []
+        for part in _MARK.split(f" {words}") if words else []:
+            # What spells a mark is cut in two, so that the tokenizer does not know it for one.
+            for piece in (part[:1], part[1:]) if part in self.ids else (part,):
+                found += text_ids(self.tokenizer, [piece])[0] if piece else []
+        return found
 
     def marked(self, text: str) -> list[int]:
         """A text whose marks are tokens."""

@@ -68,12 +68,14 @@ def _extended_table(
     table = ours.clone()
     known = min(len(theirs), vocabulary_size(base))
     table[:known] = theirs[:known]
-    for token, pieces in pieces_of_new_tokens(base, tokenizer).items():
+    new = pieces_of_new_tokens(base, tokenizer)
+    for token, pieces in new.items():
         if pieces:
             table[token] = theirs[pieces].mean(dim=0)
     edges = tokenizer.convert_tokens_to_ids(list(EDGES))
-    length = theirs[:known].norm(dim=1).mean()
-    table[edges] = length * F.normalize(line_positions(len(edges), table.shape[1]), dim=1).to(table)
+    if new.keys() >= set(edges):
+        length = theirs[:known].norm(dim=1).mean()
+        table[edges] = length * F.normalize(line_positions(len(edges), table.shape[1]), dim=1).to(table)
     return table
 
 
