@@ -82,7 +82,7 @@ def test_groups_of_rows_change_no_number(processor: BitGenProcessor) -> None:
 
 
 def test_roles_say_what_is_reached(processor: BitGenProcessor) -> None:
-    objective = ReasoningObjective(model(processor, image_positions=True)).train()
+    objective = ReasoningObjective(model(processor)).train()
     objective.model.set_adapters_trainable(True)
     objective(batch(processor)).loss.backward()
     roles = objective.roles()
@@ -127,16 +127,3 @@ def test_finer_image_tokens(processor: BitGenProcessor) -> None:
         pooled = network.pool_image_tokens(seen)
         assert network.config.pooled_tokens == pooled.shape[1] == tokens
     assert torch.equal(pooled, seen.to(torch.bfloat16).float())
-
-
-def test_image_tokens_say_where_they_are(processor: BitGenProcessor) -> None:
-    with_places, without = model(processor, image_positions=True), model(processor)
-    without.load_state_dict(with_places.state_dict(), strict=False)
-    pixels = torch.randn(1, 3, 28, 28)
-    added = with_places.encode_image(pixels).image_tokens - without.encode_image(pixels).image_tokens
-    places = added[0] / 0.5
-    assert torch.allclose(places.norm(dim=1), places.norm(dim=1)[:1].expand(16), atol=1e-4)
-    apart = torch.cdist(places, places) + 9 * torch.eye(16)
-    assert apart.min() > 0.1
-    with pytest.raises(ValueError, match="image_positions is True"):
-        tiny_config(vision_config=None, feature_dim=8, feature_tokens=5, image_positions=True)

@@ -177,7 +177,6 @@ class ModelSettings:
         "3 x 3 convolutions over the grid of image tokens after the compressor, for a tower that has not learned to "
         "see what reaches across patches.",
     )
-    image_positions: bool = setting(False, "Say to image tokens once more, after the compressor, where they stand.")
     pooled_grid: Size = setting(7, "Side of the grid that image tokens are averaged to wherever text meets them.")
     vocab_size: Many = setting(50257, "Tokens of the vocabulary; 50257 for gpt2, free with tokenizer: train.")
     max_seq_len: SequenceLength = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from bitgen.data.scene_descriptions import scene_rng
 from bitgen.model.image_decoding import ImageError
 from bitgen.model.processing_bitgen import BitGenProcessor
 
-NO_IMAGE = "a question without its image"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class FolderQuestions:
         rows = self.reader.picture_rows()
         order = np.argsort(rows, kind="stable")
         order = order[rows[order] >= 0]
+        if blind := len(rows) - len(order):
+            logger.warning("%d of %d questions of %s have no picture: they are left out", blind, len(rows), folder)
         if not len(order):
             raise ValueError(f"dataset {folder}: no question of it has a picture, and stage 2 asks about pictures")
         starts = np.flatnonzero(np.diff(rows[order], prepend=-1))

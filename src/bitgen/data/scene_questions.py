@@ -60,8 +60,14 @@ class SceneQuestion:
 
     @property
     def objects(self) -> set[int]:
-        """Those that some operator pointed at, each by itself."""
-        return {step.result for step in self.steps if step.operator.gives == "object" and isinstance(step.result, int)}
+        """Those that it takes to see: that some operator gave, by themselves or in a group that is counted."""
+        found: set[int] = set()
+        for step in self.steps:
+            if step.operator.gives == "object" and isinstance(step.result, int):
+                found.add(step.result)
+            elif step.operator.name in ("filter", "relate", "same", "or", "and") and isinstance(step.result, tuple):
+                found |= set(step.result) if self.steps[-1].operator.gives in ("number", "truth") else set()
+        return found
 
 
 def composition(family: str, program: Program) -> str:

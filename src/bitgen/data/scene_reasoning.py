@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from bitgen.data.boxes import Box, box_text
+from bitgen.data.boxes import box_text
 from bitgen.data.marked_text import NONE, Asked
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scene_descriptions import COLOURS, SHAPES, is_held_out, is_held_out_pair, random_scene, scene_rng
@@ -19,7 +19,7 @@ from bitgen.data.scene_drawing import render_scene
 from bitgen.data.scene_questions import TRAINED_HOPS, SceneQuestion, draw_question, noun
 from bitgen.data.scene_rationales import STYLES, object_text, write_rationale
 from bitgen.data.scene_wording import caption_scene
-from bitgen.data.table_scenes import FEWEST, MOST, SIZES, TableScene, render_table, table_scene
+from bitgen.data.table_scenes import FEWEST, MOST, TableScene, render_table, table_scene
 from bitgen.model.processing_bitgen import BitGenProcessor
 
 WHERE, WHAT_AT, DESCRIBE, CAPTION = "where", "what_at", "describe", "caption"
@@ -179,7 +179,6 @@ def only_words(scene: TableScene, index: int, rng: random.Random) -> str:
 
 
 def _fits_alone(scene: TableScene, index: int, words: dict[str, str]) -> bool:
-    assert set(words) <= {"colour", "shape", "size"} and set(SIZES) == {"small", "large"}
     fits = [all(getattr(placed.thing, name) == value for name, value in words.items()) for placed in scene.objects]
     return sum(fits) == 1 and fits[index]
 
@@ -188,8 +187,3 @@ def description(scene: TableScene) -> str:
     """All objects with their boxes, from left to right."""
     ordered = sorted(range(len(scene.objects)), key=lambda index: scene.objects[index].x)
     return "; ".join(object_text(scene, index) for index in ordered)
-
-
-def true_box(scene: TableScene, index: int) -> Box:
-    """Where an object is, to the last digit."""
-    return scene.box(index)

@@ -71,9 +71,14 @@ def problems(split: Split, count: int, seed: int, per_scene: int = 4) -> list[Pr
         index += 1
         for _ in range(min(per_scene, count - len(found))):
             question = draw_question(scene, rng, split.families, split.composition, split.hops)
-            if question is not None:
+            if question is not None and (not split.pair or _about_held_out(scene, question)):
                 found.append(Problem(scene, question, key))
     return found
+
+
+def _about_held_out(scene: TableScene, question: SceneQuestion) -> bool:
+    """Whether it takes an object of a held-out colour and shape to answer."""
+    return any(TableScene((scene.objects[index],)).has_held_out_pair for index in question.objects)
 
 
 class Answerer:

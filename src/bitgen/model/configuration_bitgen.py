@@ -70,7 +70,6 @@ class BitGenConfig(PretrainedConfig):
         feed_forward: ``gelu`` | ``swiglu``, which has 1.5 times the parameters at equal ``ffn_dim``.
         itm_likelihood: matching reads how much likelier the image makes the caption and the cosine, not the last token.
         compressor_convolutions: 3 x 3 convolutions over the grid of image tokens after the compressor.
-        image_positions: image tokens say where they stand, once more after the compressor.
         pooled_grid: side of the grid that image tokens are averaged to at most, in the queue and wherever text meets
             them.
         itm_pooling: of the fused states, what the matching head reads: ``last`` (the last token's) | ``mean`` (over all
@@ -121,7 +120,6 @@ class BitGenConfig(PretrainedConfig):
         compressor_dim: int = 384,
         compressor_dropout: float = 0.1,
         compressor_convolutions: int = 0,
-        image_positions: bool = False,
         pooled_grid: int = MAX_POOLED_GRID,
         vocab_size: int = 50257,
         max_seq_len: int = 256,
@@ -169,7 +167,6 @@ class BitGenConfig(PretrainedConfig):
         self.compressor_dim = compressor_dim
         self.compressor_dropout = compressor_dropout
         self.compressor_convolutions = compressor_convolutions
-        self.image_positions = image_positions
         self.pooled_grid = pooled_grid
         self.vocab_size = vocab_size
         self.max_seq_len = max_seq_len
@@ -252,12 +249,11 @@ class BitGenConfig(PretrainedConfig):
         check_sizes(self.embed_dim, self.num_heads, self.vision_embed_dim, self.positions)
         if self.vision_config is not None:
             check_patches(self.image_size, self.vision_config["patch_size"], "patch_size")
-        for name in ("compressor_convolutions", "image_positions"):
-            if getattr(self, name) and self.image_grid is None:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, but an image's {self.image_tokens} features form no square "
-                    f"grid. Write {name} {type(getattr(self, name))()}."
-                )
+        if self.compressor_convolutions and self.image_grid is None:
+            raise ValueError(
+                f"compressor_convolutions is {self.compressor_convolutions}, but an image's {self.image_tokens} "
+                "features form no square grid. Write compressor_convolutions 0."
+            )
         for name, value, allowed in (
             ("fusion", self.fusion, FUSION_KINDS),
             ("image_pooling", self.image_pooling, IMAGE_POOLINGS),

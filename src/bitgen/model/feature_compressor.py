@@ -54,22 +54,6 @@ class LocalMixing(nn.Module):
         return self.norm(image_tokens + mixed)
 
 
-class GridPositions(nn.Module):
-    """Adds to image tokens where they stand in their grid: ``[B, P, D] -> [B, P, D]``, P a square.
-
-    Fixed sines and cosines along y and x (Vaswani et al., arXiv 1706.03762, section 3.5), each channel by a learned
-    scale. A tower knows where its patches are, but what it was trained for may have left little of that.
-    """
-
-    def __init__(self, width: int, start: float = 0.5) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((width,), start))
-
-    def forward(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        side, width = math.isqrt(image_tokens.shape[1]), len(self.scale)
-        return image_tokens + self.scale * grid_positions(side, width, image_tokens.device).to(image_tokens.dtype)
-
-
 def grid_positions(side: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """``[side * side, width]``: of each cell sines and cosines of y, then of x; channels beyond a multiple of 4 are 0.
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import build_fusion
 from .episodic_memory import MemoryLayer, MemoryReader
-from .feature_compressor import FeatureCompressor, GridPositions, LocalMixing, TokenPooling
+from .feature_compressor import FeatureCompressor, LocalMixing, TokenPooling
 from .likelihood import next_token_labels, sequence_log_probs
 from .parameter_roles import ADAPTER_KINDS, BASE, ParameterRole, role_of
 from .recall import Recall, Recalled
@@ -76,9 +76,9 @@ class BitGenModel(PreTrainedModel):
         self.compressor = FeatureCompressor(
             config.vision_feature_dim, config.compressor_dim, width, config.compressor_dropout
         )
-        mixing = [LocalMixing(width) for _ in range(config.compressor_convolutions)]
-        places = [GridPositions(width)] if config.image_positions else []
-        self.compressor_convolutions = nn.Sequential(*mixing, *places)
+        self.compressor_convolutions = nn.Sequential(
+            *(LocalMixing(width) for _ in range(config.compressor_convolutions))
+        )
         self.image_pooling = TokenPooling(width, config.num_heads, config.image_pooling)
         self.embeddings = TextEmbeddings(
             config.vocab_size, config.max_seq_len, width, config.dropout, config.positions == "learned"

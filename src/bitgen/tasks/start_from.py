@@ -44,9 +44,8 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
     theirs, ours = source.model.state_dict(), model.state_dict()
     if extended:
         theirs[TOKEN_TABLE] = _extended_table(theirs[TOKEN_TABLE], ours[TOKEN_TABLE], source.tokenizer, tokenizer)
-    # What speaks from a memory may be new in this run, and so may the places of image tokens.
-    new = ("recall.", "compressor_convolutions.")
-    theirs |= {name: tensor for name, tensor in ours.items() if name.startswith(new) and name not in theirs}
+    # What speaks from a memory may be new in this run.
+    theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("recall.") and name not in theirs}
     if not source.config.objective.itm_weight:  # its matching head was never trained, and this run's may be another
         theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("itm_head.")}
     differing = [name for name in {**ours, **theirs} if not _same_shape(ours.get(name), theirs.get(name))]
