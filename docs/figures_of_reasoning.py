@@ -1,6 +1,6 @@
 """Draw the figures of docs/reasoning.md: `python docs/figures_of_reasoning.py --run DIR --results FILE`.
 
-``reasoning.png``: what a model of configs/stage2_scenes.yaml answers to one question of each of six held-out scenes, with
+``reasoning.png``: what a model of configs/stage2_scenes.yaml answers to one question of each of six new scenes, with
 its rationale and the boxes that it speaks of. ``hops.png``: accuracy against hops, from the JSON lines that
 benchmarks/reasoning.py prints.
 """

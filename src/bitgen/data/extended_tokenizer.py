@@ -25,8 +25,14 @@ def extended_tokenizer(
         ValueError: the marks alone are more than there is room for.
     """
     content = json.loads(base.backend_tokenizer.to_str())
-    size = max(base.get_vocab().values()) + 1
-    new = [mark for mark in marks if mark not in base.get_vocab()]
+    vocabulary = base.get_vocab()
+    size = max(vocabulary.values()) + 1
+    new = [mark for mark in marks if mark not in vocabulary]
+    if size != len(vocabulary):
+        raise ValueError(
+            f"the ids of the tokenizer have gaps: {len(vocabulary)} tokens, of which the largest id is {size - 1}. New "
+            "tokens would get ids that are taken; use a tokenizer without gaps."
+        )
     if size + len(new) > most:
         raise ValueError(
             f"vocab_size is {most}, but the tokenizer has {size} tokens and {len(new)} marks come to them. Write "
@@ -60,15 +66,15 @@ def pieces_of_new_tokens(base: PreTrainedTokenizerBase, tokenizer: PreTrainedTok
                 raise ValueError(f"token {token!r} is {index} in the extended tokenizer and {known[token]} in its base")
             continue
         is_mark = token.startswith("<") and token.endswith(">")
-        text = "" if is_mark else tokenizer.convert_tokens_to_string([token])
-        found[index] = base(text, add_special_tokens=False)["input_ids"] if text else []
+        # Not by its text: a token may end within a character.
+        found[index] = [] if is_mark else [piece.id for piece in base.backend_tokenizer.model.tokenize(token)]
     return found
 
 
 def _frequent(texts: Iterable[str]) -> list[str]:
     counts = Counter(word.strip("?,;.") for text in texts for word in text.split())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [word for word, count in ordered if count >= _FREQUENT and word.isalnum()]
+    return [word for word, count in ordered if count >= _FREQUENT and (word.isalpha() or word.isdecimal())]
 
 
 def _add_words(model: dict, base: PreTrainedTokenizerBase, words: Sequence[str], size: int, most: int) -> None:

@@ -85,4 +85,4 @@ class FolderQuestions:
         thinks = rng.random() < self.rationale_share
         # Where something is has no reasons: a model that is to give some gives none.
         why = question.rationale if thinks and (question.rationale or read_boxes(question.answers[0])) else None
-        return Asked(question.question, question.answers[0], why, question.family, question.hops)
+        return Asked(question.question, question.answers[0], why, question.family, question.hops, trusted=False)

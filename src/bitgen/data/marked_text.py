@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.data.boxes import EDGES
+from bitgen.data.boxes import EDGES, without_boxes
 from bitgen.model.token_ids import text_ids
 
 QUESTION, THINK, ANSWER, NONE = "<q>", "<think>", "<answer>", "<none>"
@@ -28,13 +28,15 @@ _MARK = re.compile("(" + "|".join(map(re.escape, MARKS)) + ")")
 
 class Asked(NamedTuple):
     """A question and what follows it. ``question`` empty: a caption stands alone as ``answer``. ``rationale`` None: the
-    answer follows at once. ``family`` and ``hops``: what is measured by it."""
+    answer follows at once. ``family`` and ``hops``: what is measured by it. ``trusted``: marks in its texts are marks;
+    of texts that a file brings they are text, but for an answer that is a box and nothing else."""
 
     question: str
     answer: str
     rationale: str | None = None
     family: str = ""
     hops: int = -1
+    trusted: bool = True
 
 
 class MarkedSequence(NamedTuple):
@@ -102,14 +104,15 @@ class MarkedTokens:
             answer_weight: of the tokens of an answer that follows a question; others count 1.
             dots: the rationale's tokens are dots, as many as it has, which are given and not predicted.
         """
-        eos = self.tokenizer.eos_token_id
-        answer = [*self.marked(asked.answer), eos]
+        eos, words = self.tokenizer.eos_token_id, self.marked if asked.trusted else self.text
+        only_marks = not without_boxes(asked.answer).replace(NONE, "").strip()
+        answer = [*(self.marked if only_marks else words)(asked.answer), eos]
         if not asked.question:
             return MarkedSequence([self.tokenizer.bos_token_id, *answer], [0] + [1] * len(answer))
-        ids = self.prompt(asked.question, asked.rationale is not None, trusted=True)
+        ids = self.prompt(asked.question, asked.rationale is not None, asked.trusted)
         weights = [0] * len(ids)
         if asked.rationale is not None:
-            why = self.marked(asked.rationale)
+            why = words(asked.rationale)
             if dots:
                 why = self.dots(len(why))
             ids += [*why, self.ids[ANSWER]]

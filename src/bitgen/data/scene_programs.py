@@ -54,7 +54,7 @@ _SIGNATURES: dict[str, tuple[tuple[tuple[str, ...] | None, ...], tuple[str, ...]
     "compare": (((*ATTRIBUTES, *COMPARISONS),), (), TRUTH),
 }
 _MOST_OPERATORS = 64
-_TOKENS = re.compile(r"\s*([a-z]+|[(),]|\S)")
+_TOKENS = re.compile(r"[a-z]+|[(),]|\S")
 
 Result = tuple[int, ...] | int | bool | str
 """Of a set its objects in ascending order; of an object its index; a number, a truth or a value."""
@@ -108,7 +108,7 @@ def parse_program(text: str) -> Program:
         ProgramError: it does not parse, or an operator is unknown or takes something else.
     """
     tokens = _TOKENS.findall(text)
-    if len(tokens) > 12 * _MOST_OPERATORS:
+    if sum(token in _SIGNATURES for token in tokens) > _MOST_OPERATORS:
         raise ProgramError(f"the program has more than {_MOST_OPERATORS} operators")
     program, rest = _parsed(tokens, 0)
     if rest != len(tokens):
@@ -119,7 +119,7 @@ def parse_program(text: str) -> Program:
 def _parsed(tokens: list[str], at: int, depth: int = 0) -> tuple[Program, int]:
     name = tokens[at] if at < len(tokens) else "its end"
     if name not in _SIGNATURES:
-        raise ProgramError(f"{name!r} is no operator; use one of {', '.join(_SIGNATURES)}")
+        raise ProgramError(f"{name[:40]!r} is no operator; use one of {', '.join(_SIGNATURES)}")
     if depth > _MOST_OPERATORS:
         raise ProgramError(f"the program is nested more than {_MOST_OPERATORS} deep")
     words: list[str] = []

@@ -32,7 +32,7 @@ FAMILIES = (
     "count", "exist", "query", "spatial", "chain", "compare_attribute", "compare_number", "same", "logic",
 )  # fmt: skip
 TRAINED_HOPS, MOST_HOPS = 3, 4
-_SHARES = dict(zip(FAMILIES, (10, 8, 14, 18, 26, 6, 6, 6, 6), strict=True))
+_SHARES = dict(zip(FAMILIES, (10, 6, 8, 14, 24, 10, 8, 10, 10), strict=True))
 _HELD_OUT = 5  # one composition in five
 _TRIES = 60  # draws of a question of a family, before another scene or family is taken
 
@@ -133,7 +133,10 @@ _COUNTS = (0, 1, 2, 2, 3, 3, 4, 1, 0, 2, 3)
 
 
 def _returns(program: Program, steps: Sequence[Step]) -> bool:
-    """Whether a chain comes back to where it was: what is asked may then stand in the words."""
+    """Whether a chain comes back to where it was, or an object is compared with itself: no picture is needed then."""
+    if program.name == "compare" and program.words[0] in ATTRIBUTES:
+        one, other = (next(step.result for step in steps if step.operator is part) for part in program.inputs)
+        return one == other
     reached = [step.result for step in steps if step.operator.gives == "object"]
     return program.name == "query" and len(set(reached)) < len(reached)
 
@@ -194,7 +197,8 @@ class _Drawing:
 
     def some(self, most: int = 2) -> dict[str, str]:
         """One or two attributes, mostly of an object that is there."""
-        names = self.rng.sample(list(ATTRIBUTES), self.rng.randint(1, most))
+        drawn = self.rng.sample(list(ATTRIBUTES), self.rng.randint(1, most))
+        names = [name for name in ATTRIBUTES if name in drawn]  # in one order: the same words are the same program
         index = self.index()
         return {
             name: attribute(self.scene, index, name) if self.rng.random() < 0.75 else self.rng.choice(ATTRIBUTES[name])
@@ -269,7 +273,9 @@ def _chain(drawing: _Drawing) -> Drawn:
     fewest, most = max(drawing.hops[0], 2), drawing.hops[1]
     if fewest > most:
         return None
-    return _asked(drawing, drawing.rng.choice(list(ATTRIBUTES)), drawing.chain(drawing.rng.randint(fewest, most)))
+    return _asked(
+        drawing, drawing.rng.choice(list(ATTRIBUTES)), drawing.chain(fewest + int(drawing.wanted * (most - fewest + 1)))
+    )
 
 
 def _compare_attribute(drawing: _Drawing) -> Drawn:

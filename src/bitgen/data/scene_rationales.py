@@ -113,7 +113,9 @@ def _read(text: str) -> Clause:
         name, so, _ = match[2].partition(next((f" {word} " for word in _SO if f" {word} " in match[2]), "\n"))
         items.append(Item(box, " ".join(name.split())))
         after = match[2] if so else ""
-    number = _NUMBER.search(without_boxes(after)) if items else None
+    if not items:
+        return Clause((), 0 if text.split()[-1:] == [_NONE] else None)
+    number = _NUMBER.search(without_boxes(after))
     return Clause(tuple(items), int(number[1]) if number else None)
 
 
@@ -131,7 +133,8 @@ def _holds(scene: TableScene, clause: Clause, wanted: _Expected) -> bool:
         if found is None:
             return False
         left.remove(found)
-    return not left and (not wanted.counts or not wanted.objects or clause.number == len(wanted.objects))
+    says_how_many = wanted.counts or not wanted.objects  # and that there is none
+    return not left and (not says_how_many or clause.number == len(wanted.objects))
 
 
 def _is(scene: TableScene, index: int, item: Item) -> bool:

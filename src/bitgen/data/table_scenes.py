@@ -57,8 +57,9 @@ def table_scene(
         held_out_pair: at least one object has a colour and a shape that training never shows together; else none has.
     """
     rng = scene_rng("table", *key)
+    count = rng.randint(fewest, most)  # once: many objects find no place more often, and are not to be fewer for it
     while True:
-        things = _things(rng, rng.randint(fewest, most), held_out_pair)
+        things = _things(rng, count, held_out_pair)
         placed = _places(rng, things)
         if placed is not None:
             return TableScene(placed, rng.choice(BACKGROUNDS))
