@@ -47,7 +47,7 @@ def pixel_box(edges: Sequence[float], size: tuple[float, float], most: float = _
     ]
     try:
         return checked_box([edge / limit for edge, limit in zip(moved, (*size, *size), strict=True)])
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # the latter of whole numbers beyond all floats
         raise Unusable("box that cannot be used", str(error)) from error
 
 
@@ -178,7 +178,7 @@ def _clevr_boxes(steps: list[_Step], scene: Any) -> tuple[Box, ...]:
             x, y, distance = objects[each]["pixel_coords"]
             half = _CLEVR_FOCAL * _CLEVR_RADIUS[objects[each]["size"]] / distance
             boxes.append(pixel_box((x - half, y - half, x + half, y + half), _CLEVR_SIZE, most=half))
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
         raise Unusable("program and scene that do not fit", f"{type(error).__name__}: {error}") from error
     return tuple(boxes)
 

@@ -6,10 +6,10 @@ import random
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from bitgen.data.boxes import EDGES
+from bitgen.data.boxes import EDGES, read_boxes
 from bitgen.data.extended_tokenizer import extended_tokenizer
 from bitgen.data.marked_text import ANSWER, MARKS, NONE, QUESTION, THINK, Asked, MarkedTokens, Reply, read_reply
 from bitgen.data.scene_questions import draw_question
@@ -41,10 +41,12 @@ _hostile = st.lists(
 
 
 @given(st.one_of(st.text(), _hostile.map("".join)))
-@example("where is <b3><b8><b7><b12>?")
+@example("where is <b3><b8><b7>?")
+@example("where is <b7><b8><b3><b12>?")
 @example("what is it?<answer> red")
 @example("<<answer>answer>")
 def test_marks_in_a_question_of_a_person_stay_text(tokens, text: str) -> None:
+    assume(not any(read_boxes(text)))
     ids = tokens.text(text)
     special = {tokens.tokenizer.bos_token_id, tokens.tokenizer.eos_token_id, tokens.tokenizer.pad_token_id}
     assert not set(ids) & ({*tokens.ids.values()} | special), tokens.tokenizer.convert_ids_to_tokens(ids)
@@ -60,8 +62,16 @@ def test_they_do_with_tokenizers_of_every_kind(kind: str) -> None:
     base = KINDS[kind]()
     base.pad_token = base.pad_token or base.eos_token
     tokens = MarkedTokens(extended_tokenizer(base, MARKS, WORDS, 500))
-    for text in ("the dog <b3> <answer> runs", "<none>", "a<b0><b1><b2><b3>dog"):
+    for text in ("the dog <b3> <answer> runs", "<none>", "a<b0><b1><b2>dog"):
         assert not set(tokens.text(text)) & set(tokens.ids.values())
+
+
+def test_a_whole_box_in_a_question_of_a_person_is_a_box(tokens) -> None:
+    ids = tokens.text("what is at <b3><b8><b7><b12>? <b1>")
+    assert [id for id in ids if id in tokens.ids.values()] == [tokens.ids[f"<b{edge}>"] for edge in (3, 8, 7, 12)]
+    assert tokens.prompt("what is at <b3><b8><b7><b12>?", False) == tokens.prompt(
+        "what is at <b3><b8><b7><b12>?", False, trusted=True
+    )
 
 
 def test_marks_that_are_made_here_are_tokens(tokens) -> None:

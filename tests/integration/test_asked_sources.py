@@ -22,6 +22,7 @@ from bitgen.data.table_scenes import render_table, table_scene
 from bitgen.evaluation.asked import Model, boxes_of_folder, score_folder
 from bitgen.evaluation.faithfulness import follow_rate, pasted, sampled, truncation
 from bitgen.evaluation.reasoning import SPLITS, Answerer, box_measures, problems
+from bitgen.evaluation.replies import Decoding, replies_to, write_replies
 from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import task_of
@@ -58,6 +59,37 @@ def test_a_run_on_a_folder_learns_its_questions(tmp_path: Path, captioner: str, 
 
 def _records(log_dir: str) -> list[dict]:
     return [json.loads(line) for line in (Path(log_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_validates_words_and_boxes(tmp_path: Path, captioner: str, folder: str, answering: str) -> None:
+    from bitgen.tasks.reasoning_data import validator_of
+
+    settings = {**QUESTIONS, "question_val_data": folder}
+    config = config_of(tmp_path, init_from=captioner, **settings, eval_steps=4)
+    trained(config)
+    last = [record for record in _records(config.output.log_dir) if "val/direct" in record][-1]
+    assert {"val/where_acc@.5", "val/rationale", "val/direct_exact_match"} <= set(last)
+    with writing_questions(tmp_path / "boxes", "a test") as writer:
+        file = io.BytesIO()
+        render_table(table_scene(("folder", 9)), 64, ("folder", 9)).save(file, "PNG")
+        row = writer.picture("9.png", file.getvalue())
+        writer.add(Question("a", row, "where is it?", (box_text(BOX),), boxes=(BOX,), family="where"))
+    opened = open_model(answering)
+    only_boxes = validator_of(config.replace(question_val_data=str(tmp_path / "boxes")), opened.processor)
+    assert only_boxes.kinds == [True] and not only_boxes.thinks
+
+
+def test_an_overlong_question_gets_no_answer_and_shortens_no_other(answering: str) -> None:
+    opened = open_model(answering)
+    tokens = MarkedTokens(opened.tokenizer)
+    short, limit = tokens.prompt("what is it?", True), opened.model.config.max_seq_len
+    image = opened.model.pool_image_tokens(opened.model.encode_image(torch.zeros(1, 3, 28, 28)).image_tokens)
+    alone = write_replies(opened.model, tokens, image, [short], Decoding(40)).ids[0]
+    long = [*short[:-1], *short[2:3] * (limit - len(short) - 3), short[-1]]
+    beside = write_replies(opened.model, tokens, image.expand(2, -1, -1), [short, long], Decoding(40))
+    assert beside.ids[0] == alone and len(beside.ids[1]) <= limit - len(long)
+    replies = replies_to(opened.model, tokens, image.expand(2, -1, -1), [short, [*long, *long]], True, Decoding(5))
+    assert replies[1].answer is None
 
 
 def test_what_a_folder_asks(answering: str, folder: str) -> None:

@@ -159,7 +159,9 @@ def test_a_person_asks(tmp_path: Path, answering: str, think: str, capsys: pytes
         str(drawn),
     ]
     ask.main(command)
-    assert "answer: " in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("answer: ")]) == 1
+    assert all(line.startswith(("because: ", "answer: ", "  [")) for line in lines)
     assert Image.open(drawn).size >= (480, 480)
 
 
@@ -171,6 +173,10 @@ ASKED_WRONGLY = {
     "an empty question": (["{picture}", "--question", " "], "empty"),
     "a question without an end": (["{picture}", "--question", "what " * 400], "context"),
     "beams": (["{picture}", "what is it?", "--num_beams", "3"], "--num_beams"),
+    "a file that is not there": (["my holiday.jpg"], "my holiday.jpg"),
+    "a memory": (["{picture}", "what is it?", "--memory", "x.memory"], "does not speak from a memory"),
+    "over the picture itself": (["{picture}", "what is it?", "--picture", "{picture}"], "is the picture itself"),
+    "a scene and a file": (["{picture}", "what is it?", "--scene", "1"], "about one picture"),
 }
 
 
@@ -185,6 +191,28 @@ def test_bad_questions_are_refused(
         ask.main([*(word.format(**files) for word in words), "--model", answering])
     assert stopped.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_built_in_scene_is_asked_about(answering: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask.main(["what is at <b3><b8><b7><b12>?", "--scene", "1", "--model", answering])
+    assert "answer: " in capsys.readouterr().out
+
+
+def test_a_tokenizer_is_extended_once(tmp_path: Path, answering: str) -> None:
+    settings = {**QUESTIONS, "question_data": "sort_of_clevr", "max_steps": 1}
+    config = config_of(tmp_path, init_from=answering, **settings)
+    trained(config)
+    first, second = open_model(answering).tokenizer, open_model(config.output.output_dir).tokenizer
+    assert first.get_vocab() == second.get_vocab()
+
+
+def test_a_tokenizer_of_a_run_that_came_no_further_is_made_anew(tmp_path: Path, captioner: str) -> None:
+    small = config_of(tmp_path, init_from=captioner, **{**QUESTIONS, "vocab_size": 520})
+    build_trainer(task_of(small), small, start_processes("cpu", False)).monitor.close()
+    large = config_of(tmp_path, init_from=captioner, **{**QUESTIONS, "vocab_size": 600})
+    trainer = build_trainer(task_of(large), large, start_processes("cpu", False))
+    assert trainer.objective.model.config.vocab_size > 520
+    trainer.monitor.close()
 
 
 def test_a_captioner_answers_no_questions(tmp_path: Path, captioner: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +267,9 @@ CONTRADICTIONS = {
     "replies without rationales": (dict(reinforcement="star", rationale="none"), "begin with a rationale"),
     "stage 1 with the tokenizer of stage 2": (dict(question_data=None), "there is no question_data"),
     "no such model": (dict(init_from="nowhere"), "nowhere: there is no such folder"),
+    "rollouts in half precision": (dict(reinforcement="star", precision="bf16"), "Write precision fp32"),
+    "rollouts in parts": (dict(reinforcement="star", grad_accum_steps=2), "is one batch. Write 1"),
+    "another width": (dict(embed_dim=64, vision_embed_dim=64), "holds another network"),
     "no room for the marks": (dict(vocab_size=310), "marks come to them"),
 }
 

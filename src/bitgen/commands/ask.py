@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,9 +78,11 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--think",
         type=boolean,
-        default=True,
         metavar="BOOL",
-        help="models of stage 2: say why before the answer (default: True)",
+        help="models of stage 2: say why before the answer (default: True, if the model learned to)",
+    )
+    parser.add_argument(
+        "--scene", type=int, metavar="N", help="models of stage 2: ask about built-in scene N in place of a file"
     )
     parser.add_argument("--picture", metavar="FILE.png", help="models of stage 2: draw the boxes on the picture")
     parser.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
@@ -96,7 +99,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.question is None and flags.files and _is_question(flags.files[-1]):
         flags.question = flags.files.pop()
-    check_ranges(parser, flags, SEARCH_RANGES)
+    check_ranges(parser, flags, {**SEARCH_RANGES, "scene": (0, 10**9)})
     if not 0 <= flags.temperature <= 100:
         parser.error(f"--temperature is {flags.temperature}; it must be from 0 to 100")
     return flags
@@ -104,7 +107,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _is_question(word: str) -> bool:
     """Whether an argument can be no file: there is none of its name, and it has a space or asks."""
-    return (" " in word.strip() or word.endswith("?")) and not os.path.exists(word)
+    asks = " " in word.strip() or word.endswith("?")
+    return asks and not os.path.exists(word) and not Path(word).suffix[1:].isalnum()
 
 
 def device_of(name: str) -> torch.device:
@@ -117,6 +121,10 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no CUDA device here. Write --device auto or cpu.")
     return device
+
+
+Answers = Callable[[str], list[str]]
+"""A question to the lines of its answer."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -135,13 +143,20 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(printable(error, 1000)) from error
 
 
-def talker(flags: argparse.Namespace) -> Callable[[str], str]:
+def _refuse_flags_of_stage2(flags: argparse.Namespace) -> None:
+    for name in ("think", "picture", "scene"):
+        if getattr(flags, name) is not None:
+            raise ConfigError(f"--{name} is for models of stage 2 (src/train_stage2_reasoning.py). Leave it out.")
+
+
+def talker(flags: argparse.Namespace) -> Answers:
     """What answers with a vision-language model of parts, in the light of all before.
 
     Raises:
         ConfigError: the model or a file cannot be used.
     """
     refuse_memory(flags.memory)
+    _refuse_flags_of_stage2(flags)
     try:
         trained = open_vlm(flags.model, device_of(flags.device))
     except ValueError as error:
@@ -150,11 +165,12 @@ def talker(flags: argparse.Namespace) -> Callable[[str], str]:
         visuals = read_visuals(trained, flags.files)
     except ValueError as error:
         raise ConfigError(printable(error, 1000)) from error
-    return Talk(trained, visuals, Decoding(flags.num_beams, flags.max_new_tokens, flags.temperature)).ask
+    talk = Talk(trained, visuals, Decoding(flags.num_beams, flags.max_new_tokens, flags.temperature))
+    return lambda question: [talk.ask(question)]
 
 
-def speaker(flags: argparse.Namespace) -> Callable[[str], str]:
-    """What answers with a model that speaks from a memory, each question for itself.
+def speaker(flags: argparse.Namespace) -> Answers:
+    """What answers with a model of stage 2, or one that speaks from a memory, each question for itself.
 
     Raises:
         ConfigError: the model does not speak from a memory, or it or a file cannot be used.
@@ -165,10 +181,10 @@ def speaker(flags: argparse.Namespace) -> Callable[[str], str]:
     except ValueError as error:
         raise ConfigError(f"--model {error}") from error
     if answers_questions(trained):
-        refuse_memory(flags.memory)
+        if flags.memory != "none":
+            raise ConfigError("--memory: a model of stage 2 does not speak from a memory. Leave --memory out.")
         return reasoner(trained, flags)
-    if flags.picture is not None:
-        raise ConfigError("--picture is for models of stage 2 (src/train_stage2_reasoning.py). Leave it out.")
+    _refuse_flags_of_stage2(flags)
     if trained.model.recall is None:
         raise ConfigError(
             f"--model {flags.model}: this model answers no questions. Give a run of src/train_stage2_reasoning.py or "
@@ -181,13 +197,13 @@ def speaker(flags: argparse.Namespace) -> Callable[[str], str]:
     memory = load_memory(trained, flags.memory)
     pixels = _pixels(trained, flags.files[0]) if flags.files else None
 
-    def answer(question: str) -> str:
+    def answer(question: str) -> list[str]:
         check_texts([question])
         recalled = None
         if memory is not None:
             spoken = memory.recalled(text=question) if pixels is None else memory.recalled(image=pixels[0])
             recalled = spoken.tokens
-        return answer_of(trained, question, pixels, flags.num_beams, flags.max_new_tokens, recalled)
+        return [answer_of(trained, question, pixels, flags.num_beams, flags.max_new_tokens, recalled)]
 
     return answer
 
@@ -201,8 +217,9 @@ def _pixels(trained: Trained, path: str) -> torch.Tensor:
     return pixels
 
 
-def _say(answer: str) -> None:
-    print(printable(answer, 4096), flush=True)
+def _say(answer: list[str]) -> None:
+    for line in answer:
+        print(printable(line, 4096), flush=True)
 
 
 def _line() -> str:

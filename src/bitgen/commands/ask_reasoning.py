@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from bitgen.config import ConfigError
 from bitgen.data.boxes import Box
-from bitgen.evaluation.asking import Answered, ask
+from bitgen.data.table_scenes import render_table, table_scene
+from bitgen.evaluation.asking import Answered, ask, thinks_by_default
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import read_regular_file
 from bitgen.machine.files import write_whole
@@ -22,8 +24,10 @@ from bitgen.model.image_decoding import decode_image
 from bitgen.show.boxes import draw_boxes
 from bitgen.trained import Trained
 
+_SIDE = 480  # pixels of a built-in scene
 
-def reasoner(trained: Trained, flags: argparse.Namespace) -> Callable[[str], str]:
+
+def reasoner(trained: Trained, flags: argparse.Namespace) -> Callable[[str], list[str]]:
     """What answers with a model of stage 2, each question for itself.
 
     Raises:
@@ -33,21 +37,20 @@ def reasoner(trained: Trained, flags: argparse.Namespace) -> Callable[[str], str
         raise ConfigError(
             "--temperature and --num_beams are not for this model, which writes what is likeliest. Leave them out."
         )
-    if len(flags.files) != 1:
-        raise ConfigError(f"{len(flags.files)} files: a question to this model is about one picture. Name one.")
+    if len(flags.files) + (flags.scene is not None) != 1:
+        raise ConfigError(
+            f"{len(flags.files)} files: a question to this model is about one picture. Name one, or --scene 1 for "
+            "a built-in scene."
+        )
     if flags.picture is not None and not flags.picture.lower().endswith(".png"):
         raise ConfigError(f"--picture {flags.picture}: it is written as a PNG. Give a name that ends in .png.")
-    path = Path(flags.files[0])
-    try:
-        [pixels] = PairEncoder(trained.model, trained.processor).inputs([path]).values()
-        upright = decode_image(read_regular_file(path), str(path), trained.processor.max_image_pixels)
-    except (OSError, ValueError) as error:
-        raise ConfigError(printable(error, 1000)) from error
-    picture = to_pil_image(upright)
+    picture = _scene(flags.scene) if flags.scene is not None else _opened(trained, flags)
+    [pixels] = PairEncoder(trained.model, trained.processor).inputs([picture]).values()
+    thinks = thinks_by_default(trained) if flags.think is None else flags.think
 
-    def answer(question: str) -> str:
+    def answer(question: str) -> list[str]:
         check_texts([question])
-        found = ask(trained, pixels, question, flags.think, flags.max_new_tokens)
+        found = ask(trained, pixels, question, thinks, flags.max_new_tokens)
         if flags.picture is not None:
             _draw(picture, found.boxes, flags.picture)
         return as_text(found, picture.size)
@@ -55,12 +58,29 @@ def reasoner(trained: Trained, flags: argparse.Namespace) -> Callable[[str], str
     return answer
 
 
-def as_text(found: Answered, size: tuple[int, int]) -> str:
+def _opened(trained: Trained, flags: argparse.Namespace) -> Image.Image:
+    path = Path(flags.files[0])
+    try:
+        upright = decode_image(read_regular_file(path), printable(path), trained.processor.max_image_pixels)
+    except (OSError, ValueError) as error:
+        raise ConfigError(printable(error, 1000)) from error
+    if flags.picture is not None and os.path.exists(flags.picture) and os.path.samefile(path, flags.picture):
+        raise ConfigError(f"--picture {flags.picture} is the picture itself. Give another name.")
+    return to_pil_image(upright)
+
+
+def _scene(number: int) -> Image.Image:
+    """A scene that training never drew."""
+    key = ("shown", number)
+    return render_table(table_scene(key), _SIDE, key)
+
+
+def as_text(found: Answered, size: tuple[int, int]) -> list[str]:
     """Why, the answer, and where the boxes are in pixels, a line each."""
     lines = [f"because: {found.why}"] if found.why else []
     lines.append(f"answer: {found.answer or '(none: the model did not end its answer)'}")
     lines += [f"  [{number}] {_pixels(box, size)}" for number, box in found.boxes]
-    return "\n".join(lines)
+    return lines
 
 
 def _pixels(box: Box, size: tuple[int, int]) -> str:

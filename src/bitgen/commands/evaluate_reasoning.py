@@ -12,13 +12,15 @@ from bitgen.config.sources import SCENES, SORT_OF_CLEVR
 from bitgen.data.questions import QuestionFolder
 from bitgen.data.sampler import SampleKey
 from bitgen.data.sort_of_clevr import SortOfClevr
+from bitgen.data.table_scenes import FEWEST
 from bitgen.evaluation.asked import Model, boxes_of_folder, score_folder, score_pictures
-from bitgen.evaluation.asking import answers_questions
+from bitgen.evaluation.asking import answers_questions, thinks_by_default
 from bitgen.evaluation.flags import GROUNDING, REASONING
 from bitgen.evaluation.reasoning import (
     SPLITS,
     Answerer,
     Judged,
+    Split,
     accuracy,
     by_family,
     by_hops,
@@ -30,11 +32,18 @@ from bitgen.show.tables import format_table
 from bitgen.trained import Trained
 
 _QUESTIONS = 1000  # of each kind; one standard error is at most 1.6 points
+DIRECT, RATIONALE = "direct", "rationale"
+_HEADS = {
+    DIRECT: "at once",
+    f"{DIRECT}_of_another_picture": "... of another picture",
+    RATIONALE: "after a rationale",
+    f"{RATIONALE}_of_another_picture": "... of another picture",
+    "clauses": "clauses that hold",
+}
+_Found = tuple[Results, list[dict[str, Any]], str]
 
 
-def evaluate_reasoning(
-    loaded: Trained, flags: argparse.Namespace, device: torch.device
-) -> tuple[Results, list[dict[str, Any]], str]:
+def evaluate_reasoning(loaded: Trained, flags: argparse.Namespace, device: torch.device) -> _Found:
     """All figures asked for, the answers behind them, and tables.
 
     Raises:
@@ -46,23 +55,40 @@ def evaluate_reasoning(
             "src/train_stage2_reasoning.py."
         )
     loaded.model.to(device)
-    count = flags.max_images or _QUESTIONS
     if flags.data == SORT_OF_CLEVR:
         return _sort_of_clevr(loaded, flags)
-    if flags.data != SCENES:
-        return _of_folder(loaded, flags, count)
+    count = flags.max_images or _QUESTIONS
+    return _of_scenes(loaded, flags, count) if flags.data == SCENES else _of_folder(loaded, flags, count)
+
+
+def _ways(loaded: Trained) -> list[str]:
+    """How a model can be asked, by what it was trained for."""
+    return [DIRECT, RATIONALE] if thinks_by_default(loaded) else [DIRECT]
+
+
+def _splits(loaded: Trained) -> list[Split]:
+    """What is asked: of a model that was trained on smaller scenes first what it was trained for."""
+    settings = loaded.config.reasoning
+    own = Split("as in training", objects=(FEWEST, settings.max_objects), hops=(0, settings.max_hops))
+    is_smaller = settings.question_data == SCENES and (own.objects, own.hops) != (SPLITS[0].objects, SPLITS[0].hops)
+    return [own, *SPLITS] if is_smaller else list(SPLITS)
+
+
+# ---- scenes ----
+
+
+def _of_scenes(loaded: Trained, flags: argparse.Namespace, count: int) -> _Found:
     results: Results = {}
     answers: list[dict[str, Any]] = []
     tables = []
     answerer, seed = Answerer(loaded.model, loaded.processor), loaded.config.training.seed
     if REASONING in flags.task:
         results[REASONING] = _reasoning(loaded, answerer, count, seed, answers)
-        tables.append(reasoning_table(results[REASONING]))
+        tables += _reasoning_tables(results[REASONING])
     if GROUNDING in flags.task:
         found = {"scenes": answerer.where(count, seed), "held-out pairs": answerer.where(count, seed, pair=True)}
         results[GROUNDING] = dict(found)
-        names = list(found["scenes"])
-        rows = [[name, *(f"{of.get(name, float('nan')):.3g}" for of in found.values())] for name in names]
+        rows = [[name, *(f"{of[name]:.3g}" if name in of else "" for of in found.values())] for name in found["scenes"]]
         tables.append(format_table(["where a thing is, in scenes with others", *found], rows))
     return results, answers, "\n\n".join(tables)
 
@@ -72,17 +98,19 @@ def _reasoning(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     blind = Answerer(loaded.model, loaded.processor, blind="other")
-    for split in SPLITS:
+    for split in _splits(loaded):
         asked = problems(split, count, seed)
-        ways = {"direct": answerer.answer(asked, False), "rationale": answerer.answer(asked, True)}
-        figures: dict[str, Any] = {name: accuracy(replies) for name, replies in ways.items()}
-        figures["rationale_of_another_picture"] = accuracy(blind.answer(asked, True))
-        for name, replies in ways.items():
-            figures |= {f"{name}_{hops}_hops": value for hops, value in by_hops(replies).items()}
-            figures |= {f"{name}_{family}": value for family, value in by_family(replies).items()}
-        figures |= {name.replace(" ", "_"): value for name, value in clause_measures(ways["rationale"]).items()}
+        figures: dict[str, Any] = {}
+        for way in _ways(loaded):
+            replies = answerer.answer(asked, way == RATIONALE)
+            figures[way] = accuracy(replies)
+            figures[f"{way}_of_another_picture"] = accuracy(blind.answer(asked, way == RATIONALE))
+            figures |= {f"{way}_{hops}_hops": value for hops, value in by_hops(replies).items()}
+            figures |= {f"{way}_{family}": value for family, value in by_family(replies).items()}
+            if way == RATIONALE:
+                figures |= {name.replace(" ", "_"): value for name, value in clause_measures(replies).items()}
+            answers += [_as_record(split.name, way, one) for one in replies]
         found[split.name] = figures
-        answers += [_as_record(split.name, way, one) for way, replies in ways.items() for one in replies]
     return found
 
 
@@ -100,35 +128,42 @@ def _as_record(split: str, way: str, one: Judged) -> dict[str, Any]:
     }
 
 
-def reasoning_table(found: dict[str, Any]) -> str:
+def _reasoning_tables(found: dict[str, Any]) -> list[str]:
     """Splits against ways of answering, and hops."""
-    columns = ("direct", "rationale", "rationale_of_another_picture", "clauses")
-    heads = ("answered right, %", "at once", "after a rationale", "... of another picture", "clauses that hold")
-    rows = [[split, *(f"{figures[name]:.1f}" for name in columns)] for split, figures in found.items()]
-    first = next(iter(found.values()))
-    hops = sorted(int(name.split("_")[1]) for name in first if name.startswith("direct_") and name.endswith("_hops"))
-    by = [
-        [f"{hop} hops", f"{first[f'direct_{hop}_hops']:.1f}", f"{first[f'rationale_{hop}_hops']:.1f}"] for hop in hops
+    name, first = next(iter(found.items()))
+    columns = {column: head for column, head in _HEADS.items() if column in first}
+    rows = [[split, *(f"{figures[column]:.1f}" for column in columns)] for split, figures in found.items()]
+    ways = [way for way in (DIRECT, RATIONALE) if way in first]
+    hops = sorted(int(one.split("_")[1]) for one in first if one.startswith(f"{DIRECT}_") and one.endswith("_hops"))
+    by = [[f"{hop} hops", *(f"{first[f'{way}_{hop}_hops']:.1f}" for way in ways)] for hop in hops]
+    return [
+        format_table(["answered right, %", *columns.values()], rows),
+        format_table([name, *(_HEADS[way] for way in ways)], by),
     ]
-    return "\n\n".join(
-        (format_table(list(heads), rows), format_table([next(iter(found)), "at once", "after a rationale"], by))
-    )
 
 
-def _sort_of_clevr(loaded: Trained, flags: argparse.Namespace) -> tuple[Results, list[dict[str, Any]], str]:
+# ---- other data ----
+
+
+def _sort_of_clevr(loaded: Trained, flags: argparse.Namespace) -> _Found:
     if GROUNDING in flags.task:
         raise ConfigError(f"--task {GROUNDING} has no questions in {SORT_OF_CLEVR}. Write --task {REASONING}.")
     source = SortOfClevr(loaded.processor, loaded.config.training.seed, "test")
     pictures = [source[SampleKey(index)] for index in range(min(len(source), flags.max_images or len(source)))]
     model = Model(loaded.model, loaded.processor)
-    scored = {name: score_pictures(model, pictures, name == "rationale") for name in ("direct", "rationale")}
-    answers = [one | {"way": way} for way, (_, said) in scored.items() for one in said]
-    rows = [[family, *(f"{figures[family]:.1f}" for figures, _ in scored.values())] for family in scored["direct"][0]]
+    scored = {way: score_pictures(model, pictures, way == RATIONALE) for way in _ways(loaded)}
+    return _tabled(scored)
+
+
+def _tabled(scored: dict[str, tuple[dict[str, float], list[dict[str, Any]]]]) -> _Found:
     results: Results = {REASONING: {way: figures for way, (figures, _) in scored.items()}}
-    return results, answers, format_table(["answered right, %", "at once", "after a rationale"], rows)
+    answers = [one | {"way": way} for way, (_, said) in scored.items() for one in said]
+    names = next(iter(results[REASONING].values()))
+    rows = [[name, *(f"{figures[name]:.1f}" for figures, _ in scored.values())] for name in names]
+    return results, answers, format_table(["answered right, %", *(_HEADS[way] for way in scored)], rows)
 
 
-def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> tuple[Results, list[dict[str, Any]], str]:
+def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> _Found:
     try:
         folder = QuestionFolder(flags.data)
     except ValueError as error:
@@ -138,13 +173,9 @@ def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> tuple[
     answers: list[dict[str, Any]] = []
     tables = []
     if REASONING in flags.task:
-        scored = [score_folder(model, folder, count, thinks) for thinks in (False, True)]
-        results[REASONING] = {"direct": scored[0][0], "rationale": scored[1][0]}
-        answers += [
-            one | {"way": way} for way, (_, said) in zip(("direct", "rationale"), scored, strict=True) for one in said
-        ]
-        rows = [[name, *(f"{figures[name]:.1f}" for figures, _ in scored)] for name in scored[0][0]]
-        tables.append(format_table(["answers, %", "at once", "after a rationale"], rows))
+        ways = _ways(loaded) if folder.has_rationales else [DIRECT]
+        results, answers, table = _tabled({way: score_folder(model, folder, count, way == RATIONALE) for way in ways})
+        tables.append(table)
     if GROUNDING in flags.task:
         results[GROUNDING] = boxes_of_folder(model, folder, count)
         rows = [[name, f"{value:.3g}"] for name, value in results[GROUNDING].items()]

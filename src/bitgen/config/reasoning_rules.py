@@ -50,7 +50,7 @@ def check_reasoning(config: Any) -> None:
     if not config.objective.text_loss_weight:
         raise ConfigError("text_loss_weight is 0, but answers are written. Write 1, as the model of init_from has.")
     _check_questions(settings)
-    _check_rollouts(settings, config.model.max_seq_len)
+    _check_rollouts(settings, training, config.model.max_seq_len)
 
 
 def _check_questions(settings: Any) -> None:
@@ -65,13 +65,22 @@ def _check_questions(settings: Any) -> None:
         raise ConfigError(f"max_hops is {settings.max_hops}. Write {_LONGEST_CHAIN} or less.")
 
 
-def _check_rollouts(settings: Any, context: int) -> None:
+def _check_rollouts(settings: Any, training: Any, context: int) -> None:
     if settings.reinforcement == "none":
         return
     if settings.question_data != SCENES:
         raise ConfigError(
             f"reinforcement is {settings.reinforcement}, but question_data is {settings.question_data}: replies are "
             "checked by the description of a scene. Write question_data scenes, or reinforcement none."
+        )
+    if training.precision != "fp32":
+        raise ConfigError(
+            f"precision is {training.precision}, but reinforcement needs the sampler and the trainer to agree. Write "
+            "precision fp32."
+        )
+    if training.grad_accum_steps != 1:
+        raise ConfigError(
+            f"grad_accum_steps is {training.grad_accum_steps}, but a step of reinforcement is one batch. Write 1."
         )
     if settings.rationale != "clauses":
         raise ConfigError("reinforcement is on, but rationale is not clauses: replies begin with a rationale.")

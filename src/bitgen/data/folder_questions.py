@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from bitgen.data.marked_text import Asked
 from bitgen.data.questions import Question, QuestionFolder
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scene_descriptions import scene_rng
+from bitgen.guards.printable import printable
 from bitgen.model.image_decoding import ImageError
 from bitgen.model.processing_bitgen import BitGenProcessor
 
@@ -62,13 +64,17 @@ class FolderQuestions:
     def name(self, index: int) -> str:
         """How messages call a picture."""
         picture = self.reader[int(self._questions[index][0])].picture
-        return f"{self.reader.folder} picture {self.reader.picture_name(picture)}"
+        return f"{self.reader.folder} picture {printable(self.reader.picture_name(picture), 200)}"
 
     def texts(self, count: int) -> list[str]:
         """Questions, rationales and first answers, for a tokenizer to learn its words."""
         step = max(len(self.reader) // count, 1)
-        questions = (self.reader[index] for index in range(0, len(self.reader), step))
-        return [f"{one.question} {one.rationale} {one.answers[0]}" for one in questions]
+        found = []
+        for index in range(0, len(self.reader), step):
+            with suppress(BadRecord):  # which is counted when its turn comes
+                one = self.reader[index]
+                found.append(f"{one.question} {one.rationale} {one.answers[0]}")
+        return found
 
     def __getitem__(self, key: SampleKey) -> SeenPicture:
         rng = scene_rng(self.seed, "questions of a folder", key.index, key.epoch)

@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.data.boxes import EDGES, without_boxes
+from bitgen.data.boxes import EDGES, read_boxes, without_boxes
 from bitgen.model.token_ids import text_ids
 
 QUESTION, THINK, ANSWER, NONE = "<q>", "<think>", "<answer>", "<none>"
 MARKS = (QUESTION, THINK, ANSWER, NONE, *EDGES)
 DOT = " ."
+_WHOLE_BOX = re.compile("((?:<b[0-9]{1,2}>){4})")
 _MARK = re.compile("(" + "|".join(map(re.escape, MARKS)) + ")")
 
 
@@ -66,13 +67,17 @@ class MarkedTokens:
         self.edges = [self.ids[edge] for edge in EDGES]
 
     def text(self, text: str) -> list[int]:
-        """A text that has no marks, or whose marks are text; its words begin with a space."""
-        words = " ".join(text.split())
+        """A text of somebody else's, in which whole boxes are boxes and other marks are text; its words begin with a
+        space."""
         found: list[int] = []
-        for part in _MARK.split(f" {words}") if words else []:
-            # What spells a mark is cut in two, so that the tokenizer does not know it for one.
-            for piece in (part[:1], part[1:]) if part in self.ids else (part,):
-                found += text_ids(self.tokenizer, [piece])[0] if piece else []
+        for part, is_box in _boxes_apart(" ".join(text.split())):
+            if is_box:
+                found += self.marked(part)
+                continue
+            for piece in _MARK.split(_begun(part)):
+                # What spells a mark is cut in two, so that the tokenizer does not know it for one.
+                for half in (piece[:1], piece[1:]) if piece in self.ids else (piece,):
+                    found += text_ids(self.tokenizer, [half])[0] if half else []
         return found
 
     def marked(self, text: str) -> list[int]:
@@ -81,10 +86,8 @@ class MarkedTokens:
         for part in _MARK.split(text):
             if part in self.ids:
                 found.append(self.ids[part])
-            elif stripped := part.strip():
-                # Marks of punctuation follow what is before them, words begin with a space.
-                begins = "" if stripped[0] in ",;.?" else " "
-                found += text_ids(self.tokenizer, [f"{begins}{stripped}"])[0]
+            elif begun := _begun(part):
+                found += text_ids(self.tokenizer, [begun])[0]
         return found
 
     def prompt(self, question: str, thinks: bool, trusted: bool = False) -> list[int]:
@@ -128,6 +131,24 @@ class MarkedTokens:
         """Ids as text, with their marks, one space between words."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return " ".join(text.split())
+
+
+def _boxes_apart(text: str) -> list[tuple[str, bool]]:
+    """A text in parts, each with whether it is a box; four marks that are none are text."""
+    parts: list[tuple[str, bool]] = []
+    for part in _WHOLE_BOX.split(text):
+        is_box = _WHOLE_BOX.fullmatch(part) is not None and None not in read_boxes(part)
+        if parts and not is_box and not parts[-1][1]:
+            parts[-1] = (parts[-1][0] + part, False)
+        else:
+            parts.append((part, is_box))
+    return parts
+
+
+def _begun(part: str) -> str:
+    """What stands between marks: words begin with a space, marks of punctuation do not."""
+    words = part.strip()
+    return f" {words}" if words and words[0] not in ",;.?" else words
 
 
 class Reply(NamedTuple):

@@ -166,6 +166,14 @@ class QuestionFolder:
         """Changes with the rows: written anew, a dataset has another one; copied elsewhere, the same."""
         return self._fingerprint
 
+    @property
+    def has_rationales(self) -> bool:
+        """Whether some question comes with a rationale."""
+        import pyarrow.compute as pc
+
+        longest = pc.max(pc.binary_length(self._columns["rationale"])).as_py()
+        return bool(longest)
+
     def picture_rows(self) -> np.ndarray:
         """The row of every question's picture, ``int64 [num_questions]``; -1: none."""
         return self._columns["picture"].to_numpy()

@@ -24,7 +24,8 @@ from bitgen.model.processing_bitgen import BitGenProcessor
 
 WHERE, WHAT_AT, DESCRIBE, CAPTION = "where", "what_at", "describe", "caption"
 _WHERE = ("where is the {t}?", "find the {t}", "point at the {t}")
-_WHAT_AT = ("what is at {box}?", "name the thing at {box}", "which thing is at {box}?")
+WHAT_IS_AT = "what is at {box}?"
+_WHAT_AT = (WHAT_IS_AT, "name the thing at {box}", "which thing is at {box}?")
 _DESCRIBE = ("describe the picture", "what is in the picture?", "name all things with their places")
 _ABSENT = 0.15  # share of things asked for that are not there
 _GROUNDING = (WHERE, WHAT_AT, DESCRIBE), (60, 25, 15)

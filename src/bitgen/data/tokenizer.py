@@ -53,7 +53,7 @@ def build_tokenizer(
             f"use --vocab_size {size}"
         )
     # Left alone where it is the same: a run that resumes must not lose its tokenizer to a crash at this point.
-    if folder is not None and not (_kept_meta(folder).get("spec") == spec and _same_when_kept(tokenizer, folder)):
+    if folder is not None and not (kept_meta(folder).get("spec") == spec and _same_when_kept(tokenizer, folder)):
         keep_tokenizer(tokenizer, folder, {"spec": spec}, replace=True)
     return tokenizer
 
@@ -200,7 +200,7 @@ def _train_once(captions: Iterable[str] | None, vocab_size: int, folder: Path | 
 
 
 def _reuse(captions: Iterable[str] | None, vocab_size: int, folder: Path) -> PreTrainedTokenizerFast:
-    meta = _kept_meta(folder)
+    meta = kept_meta(folder)
     remedy = f"remove {folder} to train anew, or use another --output_dir"
     if meta.get("spec") != "train":
         raise ValueError(
@@ -243,10 +243,15 @@ def _same_when_kept(tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
 
 def kept_spec(folder: Path) -> str | None:
     """What the tokenizer that a run keeps in ``folder`` was loaded from (``train``: trained); None: not recorded."""
-    return _kept_meta(folder).get("spec")
+    return kept_meta(folder).get("spec")
 
 
-def _kept_meta(folder: Path) -> dict:
+def kept_meta(folder: Path) -> dict:
+    """What is recorded of the tokenizer that a run keeps in ``folder``; empty: nothing.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
     try:
         meta = read_json(folder / _TRAINING_FILE, dict, {"spec": str})
         if meta["spec"] == "train":

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 from bitgen.data.boxes import Box, read_boxes
-from bitgen.data.marked_text import MarkedTokens, Reply, read_reply
+from bitgen.data.marked_text import MarkedTokens, Reply
 from bitgen.data.question_dataset import AskedPicture
 from bitgen.data.questions import Question, QuestionFolder
 from bitgen.evaluation.reasoning import BATCH, box_measures
-from bitgen.evaluation.replies import Decoding, write_replies
+from bitgen.evaluation.replies import replies_to
 from bitgen.evaluation.vqa_metrics import normalize_answer, vqa_scores
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
@@ -56,7 +56,7 @@ def score_folder(model: Model, folder: QuestionFolder, count: int, thinks: bool)
     Raises:
         ValueError: there is no such question, or a picture cannot be read.
     """
-    asked = _first(folder, count, boxes=False)
+    asked = _asked(folder, count, boxes=False)
     said = _of_folder(model, folder, asked, thinks)
     answers = [reply.answer or "" for reply in said]
     figures = vqa_scores(answers, [list(one.answers) for one in asked])
@@ -78,7 +78,7 @@ def boxes_of_folder(model: Model, folder: QuestionFolder, count: int) -> dict[st
     Raises:
         ValueError: there is no such question, or a picture cannot be read.
     """
-    asked = _first(folder, count, boxes=True)
+    asked = _asked(folder, count, boxes=True)
     said = _of_folder(model, folder, asked, thinks=False)
     of_picture: dict[int, set[Box]] = {}
     for one in asked:
@@ -91,8 +91,16 @@ def boxes_of_folder(model: Model, folder: QuestionFolder, count: int) -> dict[st
     return box_measures(found)
 
 
-def _first(folder: QuestionFolder, count: int, boxes: bool) -> list[Question]:
-    """Questions about pictures whose answer is a box, or words."""
+def _asked(folder: QuestionFolder, count: int, boxes: bool) -> list[Question]:
+    found = first_questions(folder, count, boxes)
+    if not found:
+        what = "with a box as its answer" if boxes else "about a picture that is answered in words"
+        raise ValueError(f"{folder.folder} has no question {what}")
+    return found
+
+
+def first_questions(folder: QuestionFolder, count: int, boxes: bool) -> list[Question]:
+    """The first questions about pictures whose answer is a box, or words; none where there are none."""
     found: list[Question] = []
     for index in range(len(folder)):
         question = folder[index]
@@ -100,9 +108,6 @@ def _first(folder: QuestionFolder, count: int, boxes: bool) -> list[Question]:
             found.append(question)
             if len(found) == count:
                 break
-    if not found:
-        what = "with a box as its answer" if boxes else "about a picture that is answered in words"
-        raise ValueError(f"{folder.folder} has no question {what}")
     return found
 
 
@@ -129,8 +134,4 @@ def _replies(
     pixels = pixels.to(next(network.parameters()).device)
     seen = network.pool_image_tokens(network.encode_image(pixels).image_tokens)[list(picture_of)]
     prompts = [tokens.prompt(question, thinks) for question in questions]
-    written = write_replies(network, tokens, seen, prompts, Decoding())
-    replies = [read_reply(tokens.decode(ids), thinks) for ids in written.ids]
-    return [
-        reply if ended else reply._replace(answer=None) for reply, ended in zip(replies, written.ended, strict=True)
-    ]
+    return replies_to(network, tokens, seen, prompts, thinks)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from bitgen.data.boxes import Box, read_boxes
-from bitgen.data.marked_text import MARKS, NONE, MarkedTokens, Reply, read_reply
-from bitgen.evaluation.replies import LONGEST_REPLY, Decoding, write_replies
+from bitgen.data.marked_text import MARKS, NONE, MarkedTokens, Reply
+from bitgen.evaluation.replies import LONGEST_REPLY, Decoding, read_replies, write_replies
 from bitgen.trained import Trained
 
 _FOUR_EDGES = re.compile(r"(?:<b\d{1,2}>\s*){4}")
@@ -24,6 +24,11 @@ class Answered(NamedTuple):
     answer: str
     boxes: tuple[tuple[str, Box], ...]
     reply: Reply
+
+
+def thinks_by_default(trained: Trained) -> bool:
+    """Whether a model was trained to say why; of an export that is taken for granted."""
+    return trained.config.reasoning.rationale == "clauses"
 
 
 def answers_questions(trained: Trained) -> bool:
@@ -50,7 +55,8 @@ def ask(
     image = image.to(next(model.parameters()).device)
     seen = model.pool_image_tokens(model.encode_image(**{name: image}).image_tokens)
     written = write_replies(model, tokens, seen, [tokens.prompt(question, thinks)], Decoding(max_new_tokens))
-    return readable(read_reply(tokens.decode(written.ids[0]), thinks))
+    (reply,) = read_replies(tokens, written, thinks)
+    return readable(reply)
 
 
 def readable(reply: Reply) -> Answered:

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import torch
 
-from bitgen.data.boxes import Box, intersection_over_union, read_boxes
-from bitgen.data.marked_text import NONE, MarkedTokens, Reply, read_reply
+from bitgen.data.boxes import Box, box_text, intersection_over_union, read_boxes
+from bitgen.data.marked_text import NONE, MarkedTokens, Reply
 from bitgen.data.scene_descriptions import scene_rng
 from bitgen.data.scene_questions import FAMILIES, MOST_HOPS, TRAINED_HOPS, SceneQuestion, draw_question
 from bitgen.data.scene_rationales import clauses_that_hold
-from bitgen.data.scene_reasoning import pixels_of, where, where_absent
+from bitgen.data.scene_reasoning import WHAT_IS_AT, pixels_of, where, where_absent
 from bitgen.data.table_scenes import FEWEST, MOST, TableScene, table_scene
-from bitgen.evaluation.replies import Decoding, write_replies
+from bitgen.evaluation.replies import Decoding, replies_to
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 
@@ -85,7 +85,7 @@ class Answerer:
     """A model that answers, in eval mode, on its device.
 
     Args:
-        blind: what it sees: ``""`` the picture, ``none`` a picture of nothing, ``other`` the next problem's.
+        blind: what it sees: ``""`` the picture, ``none`` a picture of nothing, ``other`` another scene.
     """
 
     def __init__(self, model: BitGenModel, processor: BitGenProcessor, blind: str = "") -> None:
@@ -111,10 +111,8 @@ class Answerer:
         found: list[Reply] = []
         for start in range(0, len(given), BATCH):
             part = slice(start, start + BATCH)
-            written = write_replies(self.model, self.tokens, self.image_tokens(given[part]), prompts[part], decoding)
-            for ids, ended in zip(written.ids, written.ended, strict=True):
-                reply = read_reply(self.tokens.decode(ids), thinks)
-                found.append(reply if ended else reply._replace(answer=None))
+            seen = self.image_tokens(given[part])
+            found += replies_to(self.model, self.tokens, seen, prompts[part], thinks, decoding)
         return found
 
     @torch.no_grad()
@@ -122,11 +120,11 @@ class Answerer:
         """Of the pictures of problems, ``[N, P, D]``; each is seen once."""
         keys = list(dict.fromkeys(problem.key for problem in given))
         scenes = {problem.key: problem.scene for problem in given}
+        if self.blind == "other":
+            scenes = {key: table_scene(("another", *key)) for key in keys}
         pixels = torch.stack([pixels_of(self.processor, scenes[key], key) for key in keys])
         if self.blind == "none":
             pixels = torch.zeros_like(pixels)
-        elif self.blind == "other":
-            pixels = pixels.roll(1, dims=0)
         pixels = pixels.to(next(self.model.parameters()).device)
         tokens = self.model.pool_image_tokens(self.model.encode_image(pixels).image_tokens)
         at = {key: row for row, key in enumerate(keys)}
@@ -145,8 +143,22 @@ class Answerer:
             found.append((boxes[0] if boxes else None, scene.box(index), others))
         measures = box_measures(found)
         if not pair:
-            measures["absent"] = self._absent(count // 4, seed)
+            measures["absent"] = self._absent(max(count // 4, 1), seed)
+            measures["named"] = self._named(max(count // 4, 1), seed)
         return measures
+
+    def _named(self, count: int, seed: int) -> float:
+        """Percent of places of which what is there is named, size, colour and shape."""
+        given = problems(SPLITS[0], count, seed, 1)
+        rng = scene_rng(seed, "named")
+        asked = [(one, rng.randrange(len(one.scene.objects))) for one in given]
+        prompts = [
+            self.tokens.prompt(WHAT_IS_AT.format(box=box_text(one.scene.box(at))), False, trusted=True)
+            for one, at in asked
+        ]
+        said = self.replies(given, prompts, False, Decoding(8))
+        right = sum(reply.answer == one.scene.name(at) for reply, (one, at) in zip(said, asked, strict=True))
+        return 100 * right / len(said)
 
     def _absent(self, count: int, seed: int) -> float:
         """Percent of things that are not there of which that is said."""

@@ -13,7 +13,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from bitgen.data.boxes import EDGES_OF_A_BOX
-from bitgen.data.marked_text import MarkedTokens
+from bitgen.data.marked_text import MarkedTokens, Reply, read_reply
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.sequence_layout import sequence_layout
 
@@ -53,6 +53,8 @@ def write_replies(
         image_tokens: ``[N, P, D]``, pooled, one for each prompt.
         prompts: of :meth:`MarkedTokens.prompt`.
 
+    A reply ends at the context, too, whatever the other prompts are.
+
     Raises:
         ValueError: a prompt as long as the context.
     """
@@ -73,7 +75,7 @@ def write_replies(
     ended = [False] * len(prompts)
     rows = torch.arange(len(prompts), device=device)
     new = ids
-    for _ in range(min(decoding.max_new_tokens, limit - longest)):
+    for _ in range(decoding.max_new_tokens):
         layout = sequence_layout(mask, new, cache.get_seq_length(), limit)
         hidden = model.run_stack(new, layout.real, image_tokens, cache=cache, layout=layout).hidden_states[:, -1]
         logits = model.lm_logits(hidden).float()
@@ -85,7 +87,7 @@ def write_replies(
             ended[row] = token == eos
             if not ended[row]:
                 written[row].append(token)
-        goes_on = chosen != eos
+        goes_on = (chosen != eos) & (mask.sum(dim=1) + 1 < limit)
         if not goes_on.any():
             break
         if boxes is not None:
@@ -96,6 +98,32 @@ def write_replies(
         new = chosen[goes_on][:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return Written(written, ended, [torch.stack(one) for one in drawn])
+
+
+def read_replies(tokens: MarkedTokens, written: Written, thinks: bool) -> list[Reply]:
+    """What was written, read; a reply that did not end has no answer."""
+    replies = [read_reply(tokens.decode(ids), thinks) for ids in written.ids]
+    return [
+        reply if ended else reply._replace(answer=None) for reply, ended in zip(replies, written.ended, strict=True)
+    ]
+
+
+def replies_to(
+    model: BitGenModel,
+    tokens: MarkedTokens,
+    image_tokens: torch.Tensor,
+    prompts: Sequence[Sequence[int]],
+    thinks: bool,
+    decoding: Decoding = Decoding(),  # noqa: B008  # it cannot change
+) -> list[Reply]:
+    """What follows each prompt, as a reply; to a prompt as long as the context there is none."""
+    fits = [at for at, prompt in enumerate(prompts) if len(prompt) < model.config.max_seq_len]
+    found = [Reply("" if thinks else None, None)] * len(prompts)
+    if fits:
+        written = write_replies(model, tokens, image_tokens[fits], [prompts[at] for at in fits], decoding)
+        for at, reply in zip(fits, read_replies(tokens, written, thinks), strict=True):
+            found[at] = reply
+    return found
 
 
 def _chosen(logits: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from bitgen.data.loader_source import LoaderSource
 from bitgen.data.marked_text import MARKS, MarkedTokens
 from bitgen.data.question_dataset import QuestionCollator, QuestionDataset
 from bitgen.data.text_shards import tokenizer_sha256
-from bitgen.data.tokenizer import keep_tokenizer, load_tokenizer, vocabulary_size
+from bitgen.data.tokenizer import keep_tokenizer, kept_meta, load_tokenizer, vocabulary_size
 from bitgen.data.word_count import WordCounter
 from bitgen.machine.devices import resolve_precision
 from bitgen.machine.randomness import seed_everything
@@ -25,7 +25,7 @@ from bitgen.objectives.reasoning import ReasoningObjective
 from bitgen.protocols import Run
 from bitgen.show.parameters import count_parameters
 from bitgen.stages import Stage
-from bitgen.tasks.reasoning_data import asked_pictures, validator_of
+from bitgen.tasks.reasoning_data import asked_pictures, fingerprints_of, validator_of
 from bitgen.tasks.rollouts import RolloutSettings, RolloutSource, reward_of
 from bitgen.tasks.stage1 import banner_rows, groups, model_config_text
 from bitgen.tasks.stage1_parts import (
@@ -38,6 +38,8 @@ from bitgen.tasks.stage1_parts import (
 from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER, open_model
 
 _TEXTS = 4000  # pictures of scenes whose questions a tokenizer learns its new words from
+# What a run that goes on may change.
+_FREE = ("question_val_data", "idle_steps")
 
 
 class Reasoning:
@@ -50,7 +52,7 @@ class Reasoning:
             ValueError: what was asked for cannot be; the message says what to write instead.
         """
         settings, training = config.reasoning, config.training
-        tokenizer = build_stage2_tokenizer(config, ranks)
+        tokenizer = build_stage2_tokenizer(config, ranks, fresh)
         vision_config = vision_config_of(config)
         image_size = config.vision.image_size or (vision_config or {}).get("image_size", 224)
         normalisation = normalisation_of(config, vision_config)
@@ -88,6 +90,7 @@ class Reasoning:
                 training.grad_accum_steps,
                 config.data.num_workers,
                 ranks.device.type == "cuda",
+                config.data.max_bad_fraction,
             )
         steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
         stage = Stage(
@@ -105,11 +108,14 @@ class Reasoning:
                 "seed": training.seed,
                 "optimizer": training.optimizer,
                 "grad_accum_steps": training.grad_accum_steps,
-                **vars(settings),
+                **{name: value for name, value in vars(settings).items() if name not in _FREE},
                 **source.identity(),
             },
             {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(model)},
-            {TOKENIZER: tokenizer_sha256(load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER))},
+            {
+                TOKENIZER: tokenizer_sha256(load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER)),
+                **fingerprints_of(data.pictures),
+            },
             [
                 *banner_rows(ranks, precision),
                 ("questions", f"{settings.question_data}: {source.describe()}, "
@@ -120,6 +126,7 @@ class Reasoning:
             ],
             table.to_text(),
             score_text="answered right: {:.1f}%".format,
+            next_commands=_next_commands(config),
         )  # fmt: skip
 
 
@@ -142,7 +149,7 @@ def rollouts_of(
     return RolloutSource(objective, processor, supervised, reward, drawn, steps, ranks, training.seed)
 
 
-def build_stage2_tokenizer(config: Config, ranks: Processes) -> PreTrainedTokenizerFast:
+def build_stage2_tokenizer(config: Config, ranks: Processes, fresh: bool) -> PreTrainedTokenizerFast:
     """The tokenizer of the model of ``init_from`` with the marks and words of stage 2, kept in the run's folder.
 
     Raises:
@@ -150,7 +157,7 @@ def build_stage2_tokenizer(config: Config, ranks: Processes) -> PreTrainedTokeni
     """
     folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
     with main_first(ranks):
-        if folder.is_dir():
+        if not fresh:
             return load_tokenizer(folder)
         if config.training.init_from is None:
             raise ConfigError("init_from is none, but stage 2 goes on from a model of stage 1. Name its run.")
@@ -158,7 +165,18 @@ def build_stage2_tokenizer(config: Config, ranks: Processes) -> PreTrainedTokeni
             base = open_model(config.training.init_from).tokenizer
         except ValueError as error:
             raise ConfigError(f"init_from: {error}") from error
-        texts = asked_pictures(config, BitGenProcessor(base)).texts(_TEXTS)
-        tokenizer = extended_tokenizer(base, MARKS, texts, config.model.vocab_size)
-        keep_tokenizer(tokenizer, folder, {"spec": EXTEND})
+        asked, most = config.reasoning.question_data, config.model.vocab_size
+        record = {"spec": EXTEND, "base": tokenizer_sha256(base), "texts": asked, "vocab_size": most}
+        if not folder.is_dir() or kept_meta(folder) != record:  # one that a run left which came no further
+            texts = asked_pictures(config, BitGenProcessor(base)).texts(_TEXTS)
+            keep_tokenizer(extended_tokenizer(base, MARKS, texts, most), folder, record, replace=True)
         return load_tokenizer(folder)
+
+
+def _next_commands(config: Config) -> list[tuple[str, str]]:
+    run, data = config.output.output_dir, config.reasoning.question_val_data or config.reasoning.question_data
+    ask = f'python src/ask.py "what shape is the thing just left of the star?" --scene 1 --model {run}'
+    return [
+        ("how good it is", f"python src/evaluate.py --checkpoint {run} --data {data} --task reasoning"),
+        ("ask it about a scene", f"{ask} --picture boxes.png"),
+    ]

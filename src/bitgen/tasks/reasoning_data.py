@@ -16,10 +16,10 @@ from bitgen.data.questions import QuestionFolder
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scene_reasoning import SceneReasoning
 from bitgen.data.sort_of_clevr import SortOfClevr
-from bitgen.data.table_scenes import render_table
-from bitgen.evaluation.asked import Model, score_folder, score_pictures
+from bitgen.data.table_scenes import FEWEST, render_table
+from bitgen.evaluation.asked import Model, boxes_of_folder, first_questions, score_folder, score_pictures
 from bitgen.evaluation.asking import readable
-from bitgen.evaluation.reasoning import SPLITS, Answerer, Judged, accuracy, by_hops, clause_measures, problems
+from bitgen.evaluation.reasoning import Answerer, Judged, Split, accuracy, by_hops, clause_measures, problems
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.objectives.reasoning import ReasoningObjective
 from bitgen.protocols import HeldOutResult, Objective, Validator
@@ -60,17 +60,25 @@ def asked_pictures(config: Config, processor: BitGenProcessor) -> AskedAbout:
     )
 
 
+def fingerprints_of(asked: object) -> dict[str, str]:
+    """What must be the same by its content when a run goes on; of what is drawn nothing."""
+    return {"questions": asked.reader.fingerprint} if isinstance(asked, FolderQuestions) else {}
+
+
 def validator_of(config: Config, processor: BitGenProcessor) -> Validator | None:
     """What asks held-out questions; None: there are none.
 
     Raises:
         ValueError: a folder that cannot be read.
     """
-    source, thinks = config.reasoning.question_val_data, config.reasoning.rationale == "clauses"
+    settings = config.reasoning
+    source, thinks = settings.question_val_data, settings.rationale == "clauses"
     if source is None:
         return None
     if source == SCENES:
-        return SceneValidator(config.training.seed, processor, thinks)
+        # Scenes and questions of the sizes that training has, and none that evaluation asks.
+        split = Split("validation", objects=(FEWEST, settings.max_objects), hops=(0, settings.max_hops))
+        return SceneValidator(split, config.training.seed, processor, thinks)
     if source == SORT_OF_CLEVR:
         pictures = SortOfClevr(processor, config.training.seed, "test")
         return _AskedValidator([pictures[SampleKey(index)] for index in range(_VALIDATED // 20)], processor, thinks)
@@ -80,9 +88,9 @@ def validator_of(config: Config, processor: BitGenProcessor) -> Validator | None
 class SceneValidator:
     """Asks about scenes that training never drew, and looks for things in them."""
 
-    def __init__(self, seed: int, processor: BitGenProcessor, thinks: bool) -> None:
+    def __init__(self, split: Split, seed: int, processor: BitGenProcessor, thinks: bool) -> None:
         self.seed, self.processor, self.thinks = seed, processor, thinks
-        self.problems = problems(SPLITS[0], _VALIDATED, seed)
+        self.problems = problems(split, _VALIDATED, seed)
 
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, ReasoningObjective)
@@ -147,16 +155,24 @@ class _AskedValidator:
 
 
 class _FolderValidator:
-    """Puts the questions of a folder."""
+    """Puts the questions of a folder: those that are answered in words, and those that are answered with a box."""
 
     def __init__(self, folder: QuestionFolder, processor: BitGenProcessor, thinks: bool) -> None:
-        self.folder, self.processor, self.thinks = folder, processor, thinks
+        self.folder, self.processor, self.thinks = folder, processor, thinks and folder.has_rationales
+        self.kinds = [boxes for boxes in (False, True) if first_questions(folder, 1, boxes)]
+        if not self.kinds:
+            raise ValueError(f"{folder.folder} has no question about a picture")
 
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, ReasoningObjective)
         objective.eval()
-        model, scalars, score = Model(objective.model, self.processor), {}, 0.0
-        for name, thinks in _ways(self.thinks):
+        model, score = Model(objective.model, self.processor), 0.0
+        scalars: dict[str, float] = {}
+        if True in self.kinds:
+            figures = boxes_of_folder(model, self.folder, _VALIDATED)
+            score = figures["acc@.5"]
+            scalars |= {f"val/where_{what.replace(' ', '_')}": value for what, value in figures.items()}
+        for name, thinks in _ways(self.thinks) if False in self.kinds else []:
             figures, _ = score_folder(model, self.folder, _VALIDATED, thinks)
             score = scalars[f"val/{name}"] = next(iter(figures.values()))
             scalars |= {f"val/{name}_{what}": value for what, value in figures.items()}

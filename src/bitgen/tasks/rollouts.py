@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bitgen.data.marked_text import MarkedTokens, read_reply
+from bitgen.data.marked_text import MarkedTokens
 from bitgen.data.question_dataset import QuestionCollator, QuestionDataset
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scene_descriptions import scene_rng
@@ -20,8 +20,8 @@ from bitgen.data.scene_questions import FAMILIES, draw_question
 from bitgen.data.scene_reasoning import pixels_of
 from bitgen.data.table_scenes import FEWEST, table_scene
 from bitgen.evaluation.reasoning import Judged, Problem, judged
-from bitgen.evaluation.replies import Decoding, write_replies
-from bitgen.machine.ranks import Processes
+from bitgen.evaluation.replies import Decoding, read_replies, write_replies
+from bitgen.machine.ranks import Processes, sum_over_ranks
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.processing_bitgen import BitGenProcessor, pad_tokens
 from bitgen.objectives.policy_gradient import PASSED_ON, PolicyGradientObjective, leave_one_out
@@ -43,7 +43,8 @@ class RolloutSettings(NamedTuple):
         hops: the fewest and the most of a question.
         supervised: pictures with right answers that are learned beside, and ``supervised_weight``, of their loss.
         only_right: right replies are learned and nothing else is (STaR, arXiv 2203.14465), in place of advantages.
-        idle_steps: the run ends after so many steps in a row in which the replies to each prompt were worth the same.
+        idle_steps: the run ends after so many steps in a row in which the replies to each prompt were worth the same;
+            counted from its start or resume.
     """
 
     prompts: int
@@ -149,11 +150,8 @@ class RolloutSource:
         generator.manual_seed(scene_rng(self.seed, "replies", step, self.ranks.rank).getrandbits(62))
         decoding = Decoding(settings.max_new_tokens, settings.temperature, generator, whole_boxes=False)
         written = write_replies(self.objective.model, self.tokens, seen, repeated, decoding)
-        replies = [read_reply(self.tokens.decode(ids), thinks=True) for ids in written.ids]
-        found = [
-            judged(given[row // settings.group], reply if ended else reply._replace(answer=None))
-            for row, (reply, ended) in enumerate(zip(replies, written.ended, strict=True))
-        ]
+        replies = read_replies(self.tokens, written, thinks=True)
+        found = [judged(given[row // settings.group], reply) for row, reply in enumerate(replies)]
         rewards = torch.tensor([self._worth(one) for one in found]).unflatten(0, (-1, settings.group))
         self.objective.train(was_training)
         return [self._batch(step, pixels, repeated, written, found, rewards)]
@@ -190,12 +188,14 @@ class RolloutSource:
         if settings.only_right:
             right = torch.tensor([float(one.right) for one in found]).unflatten(0, (-1, settings.group))
             varied, worth = scored & (right.sum(dim=1) > 0), right
-        self._idle = 0 if varied.any() else self._idle + 1
+        # Of all processes together, so that none ends alone while the others wait for it.
+        self._idle = 0 if sum_over_ranks(self.ranks, int(varied.any())) else self._idle + 1
         if self._idle >= settings.idle_steps:
+            what = "no reply was right" if settings.only_right else "all replies to a question were worth the same"
             raise ValueError(
-                f"in {settings.idle_steps} steps in a row all replies to a question were worth the same "
-                f"({100 * rewards.mean():.0f}% of the reward), so there is nothing to learn from. Ask harder or easier "
-                "questions (rollout_min_hops, max_hops), or begin from a model that was trained for longer."
+                f"in {settings.idle_steps} steps in a row {what} (mean reward {rewards.mean():.2f}), so there is "
+                "nothing to learn from. Begin a new run that asks harder or easier questions (rollout_min_hops, "
+                "max_hops), or one that begins with a model that was trained for longer."
             )
         eos = self.tokens.tokenizer.eos_token_id
         sequences, weights, sampled, picture_of = [], [], [], []

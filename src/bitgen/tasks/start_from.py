@@ -42,7 +42,7 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
             f"tokenizer {source.folder if source.kind == 'export' else source.folder.parent / TOKENIZER_FOLDER}."
         )
     theirs, ours = source.model.state_dict(), model.state_dict()
-    if extended:
+    if extended and theirs[TOKEN_TABLE].shape[1] == ours[TOKEN_TABLE].shape[1]:
         theirs[TOKEN_TABLE] = _extended_table(theirs[TOKEN_TABLE], ours[TOKEN_TABLE], source.tokenizer, tokenizer)
     # What speaks from a memory may be new in this run.
     theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("recall.") and name not in theirs}
