@@ -70,7 +70,7 @@ def readable(reply: Reply) -> Answered:
                 return " "
             return f" [{numbers.setdefault(box, str(len(numbers) + 1))}] "
 
-        with_numbers = _LEFT_OVER.sub(" ", _FOUR_EDGES.sub(label, text))
+        with_numbers = _LEFT_OVER.sub(" ", _FOUR_EDGES.sub(label, text.replace(NONE, " nothing ")))
         return re.sub(r"\s+([,;.?])", r"\1", " ".join(with_numbers.split()))
 
     why = numbered(reply.rationale) if reply.rationale is not None else None
