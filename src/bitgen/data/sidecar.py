@@ -15,7 +15,7 @@ KINDS = {
     "images": "images with captions",
     "features": "stored features with captions",
     "conversations": "conversations",
-    "questions": "questions with answers",
+    "questions": "questions",
 }
 """What the folders hold, by the sidecar's ``kind``."""
 
