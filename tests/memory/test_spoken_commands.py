@@ -276,6 +276,6 @@ def test_what_a_model_that_speaks_cannot_be_asked_is_said(refused, photos, tmp_p
     assert "none.png cannot be read" in refused(ask.main, tmp_path / "none.png", *asks)
     assert "empty" in refused(ask.main, "--question", " ")
     assert "nothing can follow" in refused(ask.main, "--question", "the cat sat on the mat and " * 9)
-    assert "no vision-language model of parts" in refused(ask.main, *asks, model=written_run())
+    assert "this model answers no questions" in refused(ask.main, *asks, model=written_run())
     with pytest.raises(ConfigError, match="does not speak from a memory"):
         ask.refuse_memory("pets.memory")
