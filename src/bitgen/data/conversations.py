@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
-from bitgen.data.arrow_folder import open_table
 from bitgen.data.bad_records import BadRecord
+from bitgen.data.picture_table import PICTURES, open_rows, picture_schema
 from bitgen.data.sampler import SampleKey
 from bitgen.data.sidecar import FORMAT_VERSION, SIDECAR, read_sidecar
 from bitgen.guards.printable import printable
@@ -32,7 +32,6 @@ IMAGE_MARKER = "<image>"
 """Stands in a user's text where the next visual is shown."""
 
 ROLES = ("system", "user", "assistant")
-PICTURES = "pictures"
 MISPLACED = "image markers that do not fit the images"
 EMPTY = "an image without a picture"
 
@@ -160,13 +159,6 @@ def conversation_schema() -> pa.Schema:
     )
 
 
-def picture_schema() -> pa.Schema:
-    """Columns of the table of pictures."""
-    import pyarrow as pa
-
-    return pa.schema([("name", pa.string()), ("image", pa.binary())])
-
-
 def read_conversation_info(folder: str | Path) -> ConversationInfo:
     """The sidecar of a folder; ``ValueError`` says what is missing or wrong in it and how to make one."""
     remedy = _HOW_TO_MAKE.format(folder=folder)
@@ -196,29 +188,14 @@ class ConversationReader:
         self.folder, self.seed, self.max_conversations = Path(folder), seed, max_conversations
         self.info = read_conversation_info(self.folder)
         self._remedy = f"remove {self.folder} and {_HOW_TO_MAKE.format(folder=self.folder)}"
-        table = self._open(self.folder, conversation_schema(), self.info.num_conversations)
-        pictures = self._open(self.folder / PICTURES, picture_schema(), self.info.num_pictures)
+        table = open_rows(self.folder, conversation_schema(), self.info.num_conversations, self._remedy)
+        pictures = open_rows(self.folder / PICTURES, picture_schema(), self.info.num_pictures, self._remedy)
         if len(table) == 0:
             raise ValueError(f"dataset {self.folder} is empty: {self._remedy}")
         self._fingerprint = f"{table._fingerprint} {pictures._fingerprint} {self.info}"
         self._columns = {name: table.data.column(name) for name in table.column_names}
         self._pictures, self._names = pictures.data.column("image"), pictures.data.column("name")
         self._check_rows()
-
-    def _open(self, folder: Path, schema: pa.Schema, declared: int) -> Any:
-        table = open_table(folder, schema.names, self._remedy)
-        for field in schema:
-            found = table.data.schema.field(field.name).type
-            if found != field.type:
-                raise ValueError(
-                    f"dataset {folder}: its column {field.name} holds {printable(found, 80)}, not {field.type}: "
-                    f"{self._remedy}"
-                )
-        if len(table) != declared:
-            raise ValueError(
-                f"dataset {folder} holds {len(table)} rows but {SIDECAR} declares {declared}: {self._remedy}"
-            )
-        return table
 
     def _check_rows(self) -> None:
         """What holds for every row; checked at once, without making Python objects of them."""

@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from bitgen.data.arrow_folder import ArrowWriter, arrow_folder, open_table
 from bitgen.data.captions import valid_unicode
-from bitgen.data.conversations import PICTURES, picture_schema
 from bitgen.data.sidecar import SIDECAR
 from bitgen.guards.printable import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+PICTURES = "pictures"
+"""The folder of the table of pictures, in that of the rows."""
+
+
+def picture_schema() -> pa.Schema:
+    """Columns of the table of pictures."""
+    import pyarrow as pa
+
+    return pa.schema([("name", pa.string()), ("image", pa.binary())])
 
 
 class PictureTable:

@@ -18,8 +18,7 @@ import numpy as np
 
 from bitgen.data.bad_records import BadRecord
 from bitgen.data.boxes import EDGES_OF_A_BOX, Box
-from bitgen.data.conversations import PICTURES, picture_schema
-from bitgen.data.picture_table import open_rows
+from bitgen.data.picture_table import PICTURES, open_rows, picture_schema
 from bitgen.data.sidecar import FORMAT_VERSION, SIDECAR, read_sidecar
 from bitgen.guards.printable import printable
 

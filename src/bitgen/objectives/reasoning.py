@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import nn
 
-from bitgen.machine.ranks import Processes
 from bitgen.model.likelihood import IGNORED
-from bitgen.model.modeling_bitgen import BitGenModel, ImageEncoding
+from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives.language import language_loss
+from bitgen.objectives.stateless import StatelessObjective
 from bitgen.protocols import Output
 from bitgen.stages import Role
 
@@ -20,7 +16,7 @@ _GROUPS = 4  # of rows of like length
 _UNREACHED = ("image_pooling.", "image_projection.", "text_projection.", "itm_head.", "memory.gpm", "recall.")
 
 
-class ReasoningObjective(nn.Module):
+class ReasoningObjective(StatelessObjective):
     """The model and the loss of its answers. A picture is seen once for all of its sequences.
 
     Args:
@@ -28,20 +24,10 @@ class ReasoningObjective(nn.Module):
     """
 
     def __init__(self, model: BitGenModel, temperature: float = 0.07) -> None:
-        super().__init__()
-        self.model = model
-        self.log_temperature = torch.tensor(temperature).log()
+        super().__init__(model, temperature)
         for name, parameter in model.named_parameters():
             if name.startswith(_UNREACHED):
                 parameter.requires_grad_(False)
-
-    # --- what the training loop asks -----------------------------------------------------------------------------
-
-    def begin(self, done: float, logged: bool) -> None:
-        """Nothing depends on the step."""
-
-    def advance(self, updates: Sequence[Any], ranks: Processes) -> None:
-        """Nothing is kept from step to step."""
 
     def roles(self) -> dict[str, Role]:
         """What every parameter is, and whether an answer reaches it."""
@@ -52,29 +38,7 @@ class ReasoningObjective(nn.Module):
             for name, role in self.model.roles().items()
         }
 
-    def base_names(self) -> set[str]:
-        """Pretrained weights that no run changes."""
-        return self.model.base_names()
-
-    def state(self) -> dict[str, Any]:
-        """The temperature of the model's contrastive loss, as its own training left it."""
-        return {"log_temperature": self.log_temperature}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state` gave."""
-        self.log_temperature = state["log_temperature"].cpu()
-
-    def flops(self, inputs: dict[str, torch.Tensor]) -> float | None:
-        """No estimate."""
-        return None
-
     # --- one micro-step ------------------------------------------------------------------------------------------
-
-    def image_tokens(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures, pixels or features, to the tokens that answers are written from: ``[B, P, D]``."""
-        name = "vision_features" if self.model.config.takes_features else "pixel_values"
-        encoding: ImageEncoding = self.model.encode_image(**{name: pictures})
-        return self.model.pool_image_tokens(encoding.image_tokens)
 
     def predicting_states(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The stack's outputs where something is to be predicted ``[N, D]``, and the elements ``[N]`` of the batch's

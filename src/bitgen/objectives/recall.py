@@ -11,17 +11,15 @@ reads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from bitgen.machine.ranks import Processes
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.recall import Recall, Recalled
+from bitgen.objectives.stateless import StatelessObjective
 from bitgen.protocols import Output
 from bitgen.stages import Role
 
@@ -55,7 +53,7 @@ def closed_form_read(written: Written, cues: torch.Tensor, noise: float) -> torc
     return (mixed @ values).to(written.values.dtype)
 
 
-class RecallObjective(nn.Module):
+class RecallObjective(StatelessObjective):
     """The model, of which its ``recall`` alone trains, and one forward an episode.
 
     The rest of the network stays in eval mode, so that what it says without a memory is what it said before.
@@ -66,10 +64,9 @@ class RecallObjective(nn.Module):
     """
 
     def __init__(self, model: BitGenModel, temperature: float = 0.07, weight: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(model, temperature)
         assert model.recall is not None
-        self.model, self.weight = model, weight
-        self.log_temperature = torch.tensor(temperature).log()
+        self.weight = weight
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("recall."))
 
@@ -88,31 +85,9 @@ class RecallObjective(nn.Module):
 
     # --- what the training loop asks -----------------------------------------------------------------------------
 
-    def begin(self, done: float, logged: bool) -> None:
-        """Nothing depends on the step."""
-
-    def advance(self, updates: Sequence[Any], ranks: Processes) -> None:
-        """Nothing is kept from step to step."""
-
     def roles(self) -> dict[str, Role]:
         """What every parameter is; those of ``recall`` alone are reached."""
         return {f"model.{name}": Role(*role, name.startswith("recall.")) for name, role in self.model.roles().items()}
-
-    def base_names(self) -> set[str]:
-        """Pretrained weights that no run changes."""
-        return self.model.base_names()
-
-    def state(self) -> dict[str, Any]:
-        """The temperature of the model's contrastive loss, as its own training left it."""
-        return {"log_temperature": self.log_temperature}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state` gave."""
-        self.log_temperature = state["log_temperature"].cpu()
-
-    def flops(self, inputs: dict[str, torch.Tensor]) -> float | None:
-        """No estimate."""
-        return None
 
     # --- one episode ---------------------------------------------------------------------------------------------
 
@@ -129,11 +104,6 @@ class RecallObjective(nn.Module):
         if seen < len(ids):
             keys.append(recall.text_keys(ids[seen:], mask[seen:]))
         return Written(torch.cat(keys), recall.values(ids, mask))
-
-    def image_tokens(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures, pixels or features, to the tokens that captions are written from: ``[B, P, D]``."""
-        name = "vision_features" if self.model.config.takes_features else "pixel_values"
-        return self.model.pool_image_tokens(self.model.encode_image(**{name: pictures}).image_tokens)
 
     def forward(self, episode: dict[str, torch.Tensor]) -> Output:
         """The losses of an episode, as ``EpisodeDataset`` gives it."""

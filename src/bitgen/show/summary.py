@@ -17,19 +17,6 @@ _TRAIN_ROWS = (
     ("ITM accuracy", "train/itm_acc"),
     ("temperature", "train/temperature"),
 )
-_HELD_OUT = tuple(f"val/{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)) + (
-    "val/reranked_t2i_R@1",
-    "val/reranked_i2t_R@1",
-    "val/contrastive_loss",
-    "val/itm_loss",
-    "val/itm_acc",
-    "val/caption_loss",
-    "val/perplexity",
-    "val/loss",
-    "val/right",
-    "val/bleu4",
-    "val/cider",
-)
 MAIN_HELD_OUT = (
     "val/caption_loss",
     "val/perplexity",
@@ -41,6 +28,15 @@ MAIN_HELD_OUT = (
     "val/rationale",
     "val/clauses",
     "val/where_acc@.5",
+)
+_HELD_OUT = (
+    *(f"val/{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)),
+    "val/reranked_t2i_R@1",
+    "val/reranked_i2t_R@1",
+    "val/contrastive_loss",
+    "val/itm_loss",
+    "val/itm_acc",
+    *MAIN_HELD_OUT,
 )
 
 

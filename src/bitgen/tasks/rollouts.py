@@ -56,7 +56,6 @@ class RolloutSettings(NamedTuple):
     supervised_weight: float
     only_right: bool
     idle_steps: int
-    temperature: float = 1.0
 
 
 def reward_of(process_weight: float) -> Reward:
@@ -148,7 +147,7 @@ class RolloutSource:
             seen = self.objective.image_tokens(pixels).repeat_interleave(settings.group, dim=0)
         generator = torch.Generator(device=self.ranks.device)
         generator.manual_seed(scene_rng(self.seed, "replies", step, self.ranks.rank).getrandbits(62))
-        decoding = Decoding(settings.max_new_tokens, settings.temperature, generator, whole_boxes=False)
+        decoding = Decoding(settings.max_new_tokens, 1.0, generator, whole_boxes=False)
         written = write_replies(self.objective.model, self.tokens, seen, repeated, decoding)
         replies = read_replies(self.tokens, written, thinks=True)
         found = [judged(given[row // settings.group], reply) for row, reply in enumerate(replies)]
@@ -200,6 +199,7 @@ class RolloutSource:
         eos = self.tokens.tokenizer.eos_token_id
         sequences, weights, sampled, picture_of = [], [], [], []
         kept = varied.nonzero()[:, 0].tolist()
+        # The same for every batch: what the replies have in tokens, if they are a quarter of the longest.
         constant = max(settings.prompts * settings.group, 1) * settings.max_new_tokens / 4
         for place, prompt_at in enumerate(kept):
             for row in range(prompt_at * settings.group, (prompt_at + 1) * settings.group):
