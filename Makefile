@@ -15,7 +15,7 @@ QUICKSTART := checkpoints/quickstart
 SMOLLM2 := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart notebook smollm2 test lint tensorboard bench
+.PHONY: help env quickstart demo notebook smollm2 test lint tensorboard bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,9 @@ env: $(VENV)/.installed ## make .venv (or use the one there) and install require
 
 quickstart: $(VENV)/.installed ## train both phases on built-in scenes: minutes on two CPU cores, no data, no GPU
 	$(PY) src/train_stage1_vision_language.py --config configs/quickstart.yaml
+
+demo: $(VENV)/.installed-demo ## play with a trained model in the browser; MODEL=dir, else the quickstart's, trained first if needed
+	$(PY) src/demo.py $(if $(MODEL),--model $(MODEL))
 
 notebook: $(VENV)/.installed-dev ## run examples/quickstart.ipynb; trains the quickstart first where there is none
 	@[ -e $(QUICKSTART)/best ] || $(MAKE) quickstart
@@ -38,7 +41,7 @@ $(SMOLLM2)/config.json: | $(VENV)/.installed
 	rm -r $(@D).download
 
 test: $(VENV)/.installed-dev ## run the tests that need no data (JOBS=2 processes)
-	$(PY) -m pytest -n $(JOBS) -m "not realdata and not realweights" $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(JOBS) -m "not realdata and not realweights and not browser" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and types: ruff check, ruff format --check, mypy
 	$(PY) -m ruff check .
@@ -64,6 +67,10 @@ $(VENV)/.installed: requirements.txt constraints.txt | $(VENV)/bin/pip
 	$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-vlm.txt $(VENV)/.installed
-	$(PIP_INSTALL) -r requirements-dev.txt -r requirements-vlm.txt
+$(VENV)/.installed-dev: requirements-dev.txt requirements-vlm.txt requirements-demo.txt $(VENV)/.installed
+	$(PIP_INSTALL) -r requirements-dev.txt -r requirements-vlm.txt -r requirements-demo.txt
+	@touch $@
+
+$(VENV)/.installed-demo: requirements-demo.txt $(VENV)/.installed
+	$(PIP_INSTALL) -r requirements-demo.txt
 	@touch $@

@@ -13,7 +13,9 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "bitgen"
 FLOORS = (  # from the top
-    {"commands", "api", "__main__"},
+    {"commands", "__main__"},
+    {"demo"},
+    {"api"},
     {"tasks", "memory"},
     {"evaluation"},
     {"run", "export"},

@@ -168,6 +168,20 @@ class Model:
     def __repr__(self) -> str:
         return f"bitgen.load({str(self.trained.folder)!r})"
 
+    @property
+    def encoder(self) -> PairEncoder:
+        """What makes features and inputs of images and texts, in batches."""
+        return self._encoder
+
+    def pixels(self, image: MemoryImage) -> Tensor:
+        """An image as the model takes it, ``[1, 3, H, W]``, or of a model without a tower ``[1, P, C]``.
+
+        Raises:
+            ValueError: an image that cannot be read.
+        """
+        [tensor] = self._encoder.inputs([image]).values()
+        return tensor
+
     def rank(self, images: Sequence[MemoryImage], captions: Sequence[str]) -> list[list[Found]]:
         """For each image the captions, best first, by the cosine of their features.
 
@@ -205,20 +219,22 @@ class Model:
         num_beams: int = 3,
         max_new_tokens: int = LONGEST,
         memory: EpisodicMemory | None = None,
+        temperature: float = 0.0,
     ) -> str:
         """What the model writes about an image, the prompt included.
 
         Args:
             memory: of this model, from which it speaks; None: it says what it says without one.
+            temperature: 0: what is likeliest; else, with one beam, each word is drawn: the higher, the freer.
 
         Raises:
             ValueError: an image that cannot be read, a prompt as long as the context, or a memory that this model does
                 not speak from.
         """
         self.trained.require(CAPTIONS)
-        [tensor] = self._encoder.inputs([image]).values()
+        tensor = self.pixels(image)
         recalled = self._recalled(memory, image=tensor[0])
-        return caption_of(self.trained, tensor, prompt, num_beams, max_new_tokens, recalled)
+        return caption_of(self.trained, tensor, prompt, num_beams, max_new_tokens, recalled, temperature)
 
     @torch.no_grad()
     def answer(
@@ -244,7 +260,7 @@ class Model:
         if image is None:
             recalled = self._recalled(memory, text=question)
             return answer_of(self.trained, question, max_new_tokens=max_new_tokens, recalled=recalled)
-        [tensor] = self._encoder.inputs([image]).values()
+        tensor = self.pixels(image)
         recalled = self._recalled(memory, image=tensor[0])
         return answer_of(self.trained, question, tensor, max_new_tokens=max_new_tokens, recalled=recalled)
 
@@ -260,7 +276,7 @@ class Model:
                 as long as the context.
         """
         check_texts([question])
-        [tensor] = self._encoder.inputs([image]).values()
+        tensor = self.pixels(image)
         return ask(self.trained, tensor, question, think)
 
     def _recalled(self, memory: EpisodicMemory | None, **cue: Any) -> Recalled | None:

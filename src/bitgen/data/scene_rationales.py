@@ -126,6 +126,13 @@ def clauses_that_hold(scene: TableScene, steps: Sequence[Step], text: str) -> tu
     return held, max(len(said), len(expected))
 
 
+def is_there(scene: TableScene, clause: Clause) -> bool:
+    """Whether every thing that a clause names is where it says, and their number is the one that it gives: as far as a
+    clause can be checked without knowing what was asked."""
+    there = all(any(_is(scene, index, item) for index in range(len(scene.objects))) for item in clause.items)
+    return there and (clause.number is None or clause.number == len(clause.items))
+
+
 def _holds(scene: TableScene, clause: Clause, wanted: _Expected) -> bool:
     left = list(wanted.objects)
     for item in clause.items:

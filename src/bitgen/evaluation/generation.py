@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -22,6 +23,7 @@ BATCH = 64
 LONGEST = 40
 # Of a search, both ends included: memory grows with the beams, and a context with more tokens than these is unheard of.
 SEARCH_RANGES = {"num_beams": (1, 256), "max_new_tokens": (1, 1_000_000)}
+HOTTEST = 100.0  # temperature: above it all words are alike
 
 
 def language_model(model: BitGenModel, tokenizer: PreTrainedTokenizerBase) -> BitGenForCausalLM:
@@ -50,12 +52,14 @@ def generate_texts(
     prompts: Sequence[str],
     num_beams: int = 1,
     max_new_tokens: int = LONGEST,
+    temperature: float = 0.0,
     **image: torch.Tensor,
 ) -> list[str]:
     """What the model writes after ``BOS prompt``, as it follows the prompt, without special tokens; one batch.
 
     Args:
         model: in eval mode.
+        temperature: 0: what is likeliest; else each token is drawn, from torch's global random state.
         image: ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]``, one for each prompt; none: text alone.
             And what a memory recalled for them, ``recalled [B, S, D + 3 d]``, ``recalled_mask [B, S]``; none: nothing.
 
@@ -66,6 +70,13 @@ def generate_texts(
         least, most = SEARCH_RANGES[name]
         if not least <= value <= most:
             raise ValueError(f"{name} is {value}; it must be from {least} to {most:,}")
+    drawn: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        if not 0 < temperature <= HOTTEST:
+            raise ValueError(f"temperature is {temperature}; it must be from 0 to {HOTTEST:g}")
+        if num_beams > 1:
+            raise ValueError(f"temperature draws words and {num_beams} beams search for the likeliest: choose one")
+        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0}
     encoded = text_ids(tokenizer, prompts)
     longest = max(len(ids) for ids in encoded)
     width = longest + 1
@@ -79,8 +90,8 @@ def generate_texts(
         input_ids.to(model.device),
         attention_mask=mask.to(model.device),
         num_beams=num_beams,
-        do_sample=False,
         max_new_tokens=max_new_tokens,
+        **drawn,
         **image,
     )
     return [
@@ -173,17 +184,19 @@ def caption_of(
     num_beams: int = 3,
     max_new_tokens: int = LONGEST,
     recalled: Recalled | None = None,
+    temperature: float = 0.0,
 ) -> str:
     """The caption of one image, the prompt included.
 
     Args:
         image: ``[1, 3, H, W]`` as the processor makes it, or of a model without a tower ``[1, P, C]``.
         recalled: what a memory gives the model to say of it; None: nothing.
+        temperature: of :func:`generate_texts`.
 
     Raises:
         ValueError: the prompt is as long as the context.
     """
-    return f"{prompt}{_continued(trained, image, prompt, num_beams, max_new_tokens, recalled)}".strip()
+    return f"{prompt}{_continued(trained, image, prompt, num_beams, max_new_tokens, recalled, temperature)}".strip()
 
 
 def answer_of(
@@ -213,6 +226,7 @@ def _continued(
     num_beams: int,
     max_new_tokens: int,
     recalled: Recalled | None,
+    temperature: float = 0.0,
 ) -> str:
     generator = language_model(trained.model, trained.tokenizer)
     given: dict[str, torch.Tensor] = {}
@@ -221,4 +235,4 @@ def _continued(
         given[name] = image.to(generator.device)
     if recalled is not None:
         given |= {"recalled": recalled.tokens, "recalled_mask": recalled.present}
-    return generate_texts(generator, trained.tokenizer, [prompt], num_beams, max_new_tokens, **given)[0]
+    return generate_texts(generator, trained.tokenizer, [prompt], num_beams, max_new_tokens, temperature, **given)[0]

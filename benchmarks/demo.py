@@ -1,0 +1,102 @@
+"""How soon the page in the browser is there, and what a caption on it costs beside the same caption without it. Prints
+JSON lines {"name": .., "value": ..}:
+
+  seconds_to_page        from the start of src/demo.py to the first answer of its address
+  seconds_to_load        of that, importing torch and transformers and opening the model, which every command does
+  caption_without, caption_with   seconds of a caption by the command line's function, and through the page's own
+                         address as the browser asks for it; medians of rounds that take turns
+  ratio                  of the two
+
+  python benchmarks/demo.py --model checkpoints/quickstart"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "src"))
+_LONGEST_START = 300  # seconds
+
+
+def say(name: str, value: float) -> None:
+    print(json.dumps({"name": name, "value": round(value, 4)}), flush=True)
+
+
+def served(model: str, log: Path) -> tuple[subprocess.Popen, str]:
+    """The page's process and address, when it has answered."""
+    with log.open("w") as out:
+        command = [sys.executable, str(REPOSITORY / "src" / "demo.py"), "--model", model, "--no-browser"]
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    until = time.monotonic() + _LONGEST_START
+    while (found := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text())) is None:
+        if process.poll() is not None or time.monotonic() > until:
+            raise SystemExit(f"the page did not start: {log.read_text()}")
+        time.sleep(0.05)
+    urllib.request.urlopen(found[0], timeout=60).read()
+    return process, found[0]
+
+
+def asked(address: str, function: str, *given: Any) -> list[Any]:
+    """What a function of the page answers, by the two requests that gradio's clients make."""
+    url, body = f"{address}gradio_api/call/{function}", json.dumps({"data": given}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    event = json.load(urllib.request.urlopen(request, timeout=60))["event_id"]
+    said = urllib.request.urlopen(f"{url}/{event}", timeout=60).read().decode()
+    kind, data = re.findall(r"event: (\w+)\ndata: (.*)", said)[-1]
+    if kind != "complete":
+        raise SystemExit(f"{function} failed: {said}")
+    return json.loads(data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="DIR")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="captions of each kind (default: 20)")
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        started = time.monotonic()
+        process, address = served(flags.model, Path(scratch) / "log")
+        say("seconds_to_page", time.monotonic() - started)
+        try:
+            measure(flags.model, address, flags.rounds, Path(scratch) / "scene.png")
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def measure(folder: str, address: str, rounds: int, picture: Path) -> None:
+    """Captions of one picture in turn, without the page and with it."""
+    started = time.monotonic()
+    import bitgen
+    from bitgen.demo.scenes import held_out_scenes
+
+    model = bitgen.load(folder)
+    say("seconds_to_load", time.monotonic() - started)
+    held_out_scenes(1)[0].picture.save(picture)
+    (given,) = asked(address, "scene")  # a picture that the page has already, as when a person presses Describe
+    without, through = [], []
+    for number in range(rounds + 1):
+        started = time.perf_counter()
+        model.caption(picture)
+        middle = time.perf_counter()
+        asked(address, "describe", given, 3, 0)
+        if number:  # the first of each prepares
+            without.append(middle - started)
+            through.append(time.perf_counter() - middle)
+    say("caption_without", statistics.median(without))
+    say("caption_with", statistics.median(through))
+    say("ratio", statistics.median(through) / statistics.median(without))
+
+
+if __name__ == "__main__":
+    main()

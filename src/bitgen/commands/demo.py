@@ -1,0 +1,156 @@
+"""Play with a trained model in the browser: `python src/demo.py --model DIR` opens a page on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.guards.arguments import Parser
+from bitgen.guards.printable import printable
+
+_HELP = """\
+Play with a trained model in the browser. The page is on this machine alone (127.0.0.1), and nothing leaves it.
+
+It has a tab for each thing that the model can do: describe a picture, search a folder by text or captions by picture,
+match captions, remember what you teach it, answer questions about a picture and say where things are. Built-in scenes
+are there from the start, so that no picture of yours is needed.
+
+It needs gradio: pip install -c constraints.txt -r requirements-demo.txt (make demo does so)."""
+
+_EXAMPLES = """\
+examples:
+  python src/demo.py
+      the quickstart's model; where there is none yet, it is trained first (minutes on two CPU cores)
+  python src/demo.py --model checkpoints/stage2_scenes
+      with questions, rationales and boxes
+  python src/demo.py --model my-export --folder photos --port 8000
+      search your own pictures"""
+
+QUICKSTART, QUICKSTART_CONFIG = Path("checkpoints/quickstart"), Path("configs/quickstart.yaml")
+HOST, FIRST_PORT = "127.0.0.1", 7860
+_LARGEST_FILE = 256 * 2**20  # bytes of an upload
+_MISSING = (
+    "the page needs gradio, which is not installed ({error}). Install it with: "
+    "pip install -c constraints.txt -r requirements-demo.txt (or pip install 'bitgen[demo]')"
+)
+
+logger = logging.getLogger(__name__)
+
+
+def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(
+        description=_HELP, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )  # fmt: skip
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        help="a run's --output_dir, one checkpoint in it, or an export (default: checkpoints/quickstart, trained first "
+        "if it is not there)",
+    )
+    parser.add_argument("--folder", metavar="DIR", help="pictures to search (default: built-in scenes)")
+    parser.add_argument(
+        "--port", type=int, metavar="N", help=f"of the page's address (default: the first free one from {FIRST_PORT})"
+    )
+    parser.add_argument(
+        "--browser", action=argparse.BooleanOptionalAction, default=True, help="open the page in the browser"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
+    )
+    flags = parser.parse_args(argv)
+    if flags.port is not None and not 1 <= flags.port <= 65_535:
+        parser.error(f"--port {flags.port}: it must be from 1 to 65535")
+    return flags
+
+
+def model_folder(given: str | None) -> Path:
+    """The folder of the model to show; the quickstart is trained where none is named and it is not there yet.
+
+    Raises:
+        ConfigError: there is no model, and no configuration to train one by.
+    """
+    if given is not None:
+        return Path(given)
+    if any(QUICKSTART.glob("checkpoint-*")) or (QUICKSTART / "best").exists():
+        return QUICKSTART
+    if not QUICKSTART_CONFIG.is_file():
+        raise ConfigError(
+            f"there is no model in {QUICKSTART}, and no {QUICKSTART_CONFIG} to train one by. Name one with --model, or "
+            "start in the repository's folder."
+        )
+    import bitgen
+
+    logger.info(
+        "No model yet: the quickstart is trained first, three to six minutes on two CPU cores. Then the page opens."
+    )
+    return bitgen.train(QUICKSTART_CONFIG)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Open the model, build the page, and serve it until it is stopped."""
+    flags = parse_flags(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("httpx", "httpx2", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # files of visitors are then deleted
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with exit_on_config_error():
+        try:
+            import gradio  # noqa: F401  # before minutes of training
+        except ImportError as error:
+            raise ConfigError(_MISSING.format(error=printable(error))) from error
+        import bitgen
+        from bitgen.demo.tabs.page import build
+        from bitgen.trained_vlm import is_vlm
+
+        folder = model_folder(flags.model)
+        try:
+            load = bitgen.load_vlm if is_vlm(folder) else bitgen.load
+            model = load(folder, flags.device)
+        except ValueError as error:
+            raise ConfigError(f"--model {error}") from error
+        with tempfile.TemporaryDirectory(prefix="bitgen-demo-") as scratch:
+            try:
+                page = build(model, Path(scratch), flags.folder)
+            except ValueError as error:
+                raise ConfigError(f"--folder {error}") from error
+            _serve(page, flags.port, flags.browser)
+
+
+def _theme() -> Any:
+    """Letters that the machine has: nothing is fetched for them."""
+    import gradio as gr
+
+    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def _serve(page: Any, port: int | None, browser: bool) -> None:
+    page.queue(default_concurrency_limit=1, max_size=64)
+    try:
+        _, address, _ = page.launch(
+            server_name=HOST,
+            server_port=port,
+            share=False,
+            inbrowser=browser,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=_LARGEST_FILE,
+            ssr_mode=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=["api", "settings"],
+            theme=_theme(),
+        )
+    except OSError as error:
+        raise ConfigError(f"--port {port}: {printable(error)}. Choose another, or leave it out.") from error
+    print(f"The page is at {address} on this machine alone. Ctrl-C stops it.", flush=True)
+    page.block_thread()

@@ -1,0 +1,42 @@
+"""What a model writes about a picture, and how likely it found each word."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from bitgen.api import Model, VisionLanguage
+from bitgen.evaluation.generation import LONGEST
+from bitgen.evaluation.word_probabilities import WordProbability, word_probabilities
+
+
+class Described(NamedTuple):
+    """A caption, the probability of each word (none: of a model that does not say), and how long the caption took."""
+
+    text: str
+    words: list[WordProbability]
+    seconds: float
+
+
+def describe(
+    model: Model | VisionLanguage, picture: str | Path, num_beams: int = 3, temperature: float = 0.0
+) -> Described:
+    """The caption of a picture in a file.
+
+    Args:
+        temperature: above 0 words are drawn, and ``num_beams`` counts as 1.
+
+    Raises:
+        ValueError: a picture that cannot be read, or a setting out of its range.
+    """
+    started, beams = time.perf_counter(), 1 if temperature else num_beams
+    if isinstance(model, VisionLanguage):
+        prompt = model.trained.description.speech.prompt
+        decoding = {"num_beams": beams, "temperature": temperature, "max_new_tokens": LONGEST}
+        text = model.talk(picture, **decoding).ask(prompt)
+        return Described(text, [], time.perf_counter() - started)
+    pixels = model.pixels(picture)
+    text = model.caption(pixels[0], num_beams=beams, temperature=temperature)
+    seconds = time.perf_counter() - started
+    return Described(text, word_probabilities(model.trained, pixels, text) if text else [], seconds)

@@ -1,0 +1,81 @@
+"""What all tabs share: how a picture comes in, and how an error is shown."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from html import escape
+from typing import Any, TypeVar
+
+import gradio as gr
+
+from bitgen.guards.printable import printable
+
+logger = logging.getLogger(__name__)
+
+# Of every event: computations wait for one another, whoever asked for them.
+QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+NO_PICTURE = "there is no picture: choose one, or take a built-in scene"
+_UNEXPECTED = "Something went wrong that should not have. The terminal that runs this page says what. The page goes on."
+_LONGEST = 600  # characters of a message
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def picture_input(label: str = "Picture", **options: Any) -> gr.Image:
+    """A picture as the file that the browser sent: it is decoded where all pictures are, within the same limits."""
+    settings: dict[str, Any] = {"type": "filepath", "format": "png", "sources": ["upload", "clipboard"], "height": 320}
+    settings["buttons"] = ["fullscreen"]
+    picture = gr.Image(label=label, **(settings | options))
+    # Gradio would open the file itself. (A class of our own it would take for a component to be fetched.)
+    picture.preprocess = _path  # type: ignore[method-assign]
+    return picture
+
+
+def _path(payload: Any) -> str | None:
+    if payload is None:
+        return None
+    if payload.path is None:
+        raise shown("the picture is no file: send one")
+    return payload.path
+
+
+def shown(error: object) -> gr.Error:
+    """A message for the page. Gradio renders it as HTML, so that what files and models say is escaped."""
+    return gr.Error(escape(printable(error, _LONGEST)), title="That did not work", print_exception=False)
+
+
+def guarded(function: Function) -> Function:
+    """The function, whose errors are messages on the page: those that a person can mend in the words of the command
+    line, others in general words, with the whole story in the terminal."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except gr.Error:
+            raise
+        except (ValueError, OSError) as error:
+            raise shown(error) from error
+        except Exception as error:
+            logger.exception("the page could not do what was asked")
+            raise shown(_UNEXPECTED) from error
+
+    return call  # type: ignore[return-value]  # it takes and gives the same
+
+
+def needed(picture: str | None) -> str:
+    """The picture's file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if picture is None:
+        raise ValueError(NO_PICTURE)
+    return picture
+
+
+def visitor_of(request: gr.Request) -> str:
+    """What tells a visitor from others."""
+    return str(request.session_hash)

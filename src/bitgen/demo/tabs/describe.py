@@ -1,0 +1,46 @@
+"""The tab that describes a picture."""
+
+from __future__ import annotations
+
+import random
+
+import gradio as gr
+from PIL import Image
+
+from bitgen.api import Model, VisionLanguage
+from bitgen.demo import markup
+from bitgen.demo.describing import describe
+from bitgen.demo.scenes import held_out_scenes
+from bitgen.demo.tabs.common import QUEUE, guarded, needed, picture_input
+
+_SCENES = 200
+_WHAT = """The model writes a caption. With temperature 0 it searches for the likeliest one with as many beams as you
+say; above 0 it draws each word, and every press gives another caption."""
+
+
+def build(model: Model | VisionLanguage) -> None:
+    """The tab's controls and what they do."""
+
+    @guarded
+    def caption(picture: str | None, beams: int, temperature: float) -> tuple[str, str]:
+        found = describe(model, needed(picture), int(beams), temperature)
+        shown = markup.words(found.words) if found.words else markup.sentence(found.text or "(the model says nothing)")
+        return shown, f"{found.text}\n({found.seconds:.2f} seconds)"
+
+    @guarded
+    def scene() -> Image.Image:
+        return random.choice(held_out_scenes(_SCENES)).picture
+
+    gr.Markdown(_WHAT)
+    with gr.Row():
+        with gr.Column():
+            picture = picture_input(elem_id="describe-picture")
+            take = gr.Button("A built-in scene", elem_id="describe-scene")
+            beams = gr.Slider(1, 8, value=3, step=1, label="Beams")
+            temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature")
+            go = gr.Button("Describe", variant="primary", elem_id="describe-go")
+        with gr.Column():
+            coloured = gr.HTML(label="Caption", elem_id="describe-words")
+            plain = gr.Textbox(label="The same as text", lines=2, interactive=False, elem_id="describe-text")
+    take.click(scene, None, picture, api_name="scene", **QUEUE)
+    go.click(caption, [picture, beams, temperature], [coloured, plain], api_name="describe", **QUEUE)

@@ -1,0 +1,188 @@
+"""The page as gradio has it: names of functions, errors as messages, and what a message may say. Needs gradio."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+import bitgen
+from bitgen.commands import demo
+from bitgen.config import ConfigError
+from bitgen.demo import markup
+from bitgen.demo.asking import Reason
+from bitgen.demo.matching import Matched
+from bitgen.evaluation.word_probabilities import END, WordProbability
+from support.runs import REPOSITORY, written_run
+
+gr = pytest.importorskip("gradio")
+from bitgen.demo.tabs.common import guarded, needed  # noqa: E402
+from bitgen.demo.tabs.page import build  # noqa: E402
+
+HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J"
+NAMES = {
+    "describe": {"scene", "describe"},
+    "search": {"index", "find_pictures", "find_captions"},
+    "match": {"swapped_words", "match"},
+    "remember": {
+        "scene_to_teach",
+        "scene_to_recall",
+        "teach",
+        "recall",
+        "edit",
+        "forget",
+        "save_memory",
+        "load_memory",
+    },
+    "ask": {"scene_to_ask", "ask"},
+    "where": {"scene_to_where", "where"},
+    "about": {"measure"},
+}
+
+
+def names_of(page) -> set[str]:
+    return set(page.get_api_info()["named_endpoints"])
+
+
+def expected(*tabs: str) -> set[str]:
+    return {f"/{name}" for tab in tabs for name in NAMES[tab]}
+
+
+def test_each_function_has_a_name(model: bitgen.Model, reasoner: bitgen.Model, tmp_path: Path) -> None:
+    first = expected("describe", "search", "match", "remember", "about")
+    assert names_of(build(model, tmp_path)) == first
+    assert names_of(build(reasoner, tmp_path)) == first - expected("match") | expected("ask", "where")
+
+
+def test_a_model_without_eyes_has_a_page_that_says_why(tmp_path: Path) -> None:
+    page = build(bitgen.load(written_run(features=True), device="cpu"), tmp_path)
+    assert names_of(page) == set()
+    assert any("no vision tower" in str(getattr(block, "value", "")) for block in page.blocks.values())
+
+
+def test_computations_wait_for_one_another(model: bitgen.Model, tmp_path: Path) -> None:
+    functions = [one for one in build(model, tmp_path).fns.values() if one.queue]
+    assert len(functions) >= 15
+    assert {(one.concurrency_id, one.concurrency_limit) for one in functions} == {("model", 1)}
+
+
+def test_what_a_person_can_mend_is_a_message() -> None:
+    @guarded
+    def bad(text: str) -> None:
+        raise ValueError(f"{text} cannot be read")
+
+    with pytest.raises(gr.Error) as said:
+        bad(HOSTILE)
+    assert "&lt;img" in said.value.message and "<" not in said.value.message and "\x1b" not in said.value.message
+    assert not said.value.print_exception
+    with pytest.raises(gr.Error, match="there is no picture"):
+        guarded(needed)(None)
+
+
+def test_what_nobody_can_mend_is_told_to_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    @guarded
+    def broken() -> None:
+        raise RuntimeError("shapes differ")
+
+    with caplog.at_level(logging.ERROR), pytest.raises(gr.Error) as said:
+        broken()
+    assert "shapes differ" not in said.value.message and "The page goes on" in said.value.message
+    assert "shapes differ" in caplog.text
+
+
+def test_what_a_model_writes_says_nothing_to_the_browser() -> None:
+    pieces = [
+        markup.words([WordProbability(HOSTILE, -0.1), WordProbability(END, -3)]),
+        markup.sentence(HOSTILE),
+        markup.bars([Matched(HOSTILE, 0.5, 0.5, 0.1)]),
+        markup.reasons([Reason(HOSTILE, True), Reason(HOSTILE, None)]),
+        markup.table([[HOSTILE, HOSTILE]], HOSTILE),
+    ]
+    for piece in pieces:
+        assert "&lt;img" in piece and "<img" not in piece
+
+
+@pytest.mark.parametrize(("log_probability", "colour"), [(-0.05, 0), (-0.5, 1), (-1.5, 2), (-4, 3)])
+def test_words_are_coloured_by_their_probability(log_probability: float, colour: int) -> None:
+    chip = markup.words([WordProbability("dog", log_probability)]).split("</div>")[0]
+    assert markup._LEGEND[colour][0] in chip
+
+
+def test_a_page_of_a_folder_searches_it(model: bitgen.Model, folder: Path, tmp_path: Path) -> None:
+    page = build(model, tmp_path, str(folder))
+    said = [str(getattr(block, "value", "")) for block in page.blocks.values()]
+    assert any(text.startswith("5 pictures of") and "1 could not be read" in text for text in said)
+
+
+def test_a_picture_is_decoded_by_us_alone(model: bitgen.Model, tmp_path: Path, huge: str) -> None:
+    """Gradio's own component would open it with Pillow, which has limits of its own and raises whatever it likes."""
+    page = build(model, tmp_path)
+    pictures = [
+        block for block in page.blocks.values() if isinstance(block, gr.Image) and block.interactive is not False
+    ]
+    assert len(pictures) >= 5
+    payload = gr.data_classes.ImageData(path=huge)
+    assert {picture.preprocess(payload) for picture in pictures} == {huge}
+    assert {picture.preprocess(None) for picture in pictures} == {None}
+    with pytest.raises(gr.Error, match="the picture is no file"):
+        pictures[0].preprocess(gr.data_classes.ImageData(url="data:image/png;base64,AAAA"))
+
+
+# ---- the command ----
+
+
+def test_gradio_is_asked_for_by_name(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as stopped:
+        demo.main(["--model", "x"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "requirements-demo.txt" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("module", ["bitgen.api", "bitgen.commands.evaluate", "bitgen.demo.searching"])
+def test_nothing_else_imports_gradio(module: str) -> None:
+    from support.runs import run_code
+
+    done = run_code(f"import sys, {module}; print('gradio' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_model_that_is_not_there(capsys, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        demo.main(["--model", str(tmp_path / "gone"), "--no-browser"])
+    assert "--model" in (said := capsys.readouterr().err) and "there is no such folder" in said
+
+
+def test_a_folder_that_is_not_there(capsys, stage1_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        demo.main(["--model", str(stage1_run), "--folder", str(tmp_path / "gone"), "--no-browser", "--device", "cpu"])
+    assert "--folder" in (said := capsys.readouterr().err) and "no such folder" in said
+
+
+def test_a_port_that_is_taken(capsys, stage1_run: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit):
+            demo.main(["--model", str(stage1_run), "--port", str(port), "--no-browser", "--device", "cpu"])
+    assert f"--port {port}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        demo.main(["--port", "0"])
+
+
+def test_without_a_model_the_quickstart_is_taken_or_trained(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="Name one with --model"):
+        demo.model_folder(None)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.yaml").write_text((REPOSITORY / "configs" / "quickstart.yaml").read_text())
+    calls = []
+    monkeypatch.setattr(bitgen, "train", lambda config: calls.append(config) or Path("trained"))
+    assert demo.model_folder(None) == Path("trained") and calls == [demo.QUICKSTART_CONFIG]
+    (tmp_path / "checkpoints" / "quickstart" / "best").mkdir(parents=True)
+    assert demo.model_folder(None) == demo.QUICKSTART and len(calls) == 1
