@@ -40,8 +40,8 @@ import torch
 from memory_speaks_training import fine_tuned_seconds
 
 from bitgen.data.dataset import PairDataset
-from bitgen.data.episodes import Episode, EpisodeDataset, SceneEpisodes
-from bitgen.data.photo_episodes import PhotoEpisodes
+from bitgen.data.episodes.dataset import Episode, EpisodeDataset, SceneEpisodes
+from bitgen.data.episodes.photos import PhotoEpisodes
 from bitgen.data.sampler import SampleKey
 from bitgen.memory.address_space import IMAGE
 from bitgen.memory.answering import Answer, Speaker, facts_space, measures, says

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bitgen.data.episodes import Episode, EpisodeDataset
+from bitgen.data.episodes.dataset import Episode, EpisodeDataset
 from bitgen.evaluation.generation import generate_texts, language_model
 from bitgen.model.likelihood import next_token_labels
 from bitgen.objectives.language import language_loss

@@ -26,11 +26,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from bitgen.data.marked_text import Reply
-from bitgen.data.scene_descriptions import scene_rng
-from bitgen.data.scene_questions import SceneQuestion, draw_question
-from bitgen.data.scene_rationales import write_rationale
-from bitgen.data.table_scenes import table_scene
+from bitgen.data.questions.marked_text import Reply
+from bitgen.data.scenes.descriptions import scene_rng
+from bitgen.data.scenes.questions import SceneQuestion, draw_question
+from bitgen.data.scenes.rationales import write_rationale
+from bitgen.data.scenes.tables import table_scene
 from bitgen.evaluation.faithfulness import follow_rate, pasted, sampled, truncation
 from bitgen.evaluation.reasoning import (
     SPLITS,

@@ -36,8 +36,8 @@ from measuring import timed
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from bitgen.data.conversation_dataset import VisualCollator
-from bitgen.data.packing import PackingCollator
+from bitgen.data.conversations.dataset import VisualCollator
+from bitgen.data.conversations.packing import PackingCollator
 from bitgen.feature_cache.description import CacheDescription
 from bitgen.feature_cache.store import FeatureCache
 from bitgen.machine.memory import peak_resident_bytes

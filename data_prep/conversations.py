@@ -28,7 +28,7 @@ from _common.images import check_image, read_image
 from _common.problems import Problems, Unusable
 from _common.reading import need_folder, read_json, read_json_lines, shown
 from bitgen.data.captions import valid_unicode
-from bitgen.data.conversation_writer import ConversationWriter, writing_conversations
+from bitgen.data.conversations.writer import ConversationWriter, writing_conversations
 from bitgen.data.dicom import DicomError, dicom_picture, is_dicom
 from bitgen.data.sidecar import SIDECAR
 from bitgen.data.video import VideoError, read_frames

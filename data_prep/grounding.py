@@ -27,10 +27,10 @@ from _common.grounding_json import Phrase, question_about
 from _common.problems import Problems, Unusable
 from _common.question_json import name_of, text_of
 from _common.reading import need_file, need_folder, read_json, read_lines, read_names
-from bitgen.data.boxes import box_text
 from bitgen.data.captions import tidy
-from bitgen.data.question_writer import QuestionWriter, writing_questions
-from bitgen.data.questions import NO_PICTURE, Question
+from bitgen.data.questions.boxes import box_text
+from bitgen.data.questions.records import NO_PICTURE, Question
+from bitgen.data.questions.writer import QuestionWriter, writing_questions
 from bitgen.data.sidecar import SIDECAR
 from bitgen.data.whole_folder import check_output
 from bitgen.guards.flags import boolean

@@ -31,8 +31,8 @@ from _common.problems import Problems, Unusable
 from _common.question_json import Parsed
 from _common.reading import need_folder, read_json, read_json_lines, shown
 from bitgen.data.captions import tidy, valid_unicode
-from bitgen.data.question_writer import QuestionWriter, writing_questions
-from bitgen.data.questions import NO_PICTURE, Question
+from bitgen.data.questions.records import NO_PICTURE, Question
+from bitgen.data.questions.writer import QuestionWriter, writing_questions
 from bitgen.data.sidecar import SIDECAR
 from bitgen.data.whole_folder import check_output
 from bitgen.guards.flags import check_ranges

@@ -19,7 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from bitgen.data.table_scenes import render_table
+from bitgen.data.scenes.tables import render_table
 from bitgen.evaluation.asking import readable
 from bitgen.evaluation.reasoning import SPLITS, Answerer, problems
 from bitgen.show.boxes import draw_boxes

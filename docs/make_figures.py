@@ -26,8 +26,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from bitgen.data.named_scenes import entities, scene_alone, scene_with
-from bitgen.data.scenes import ScenesDataset, render_scene
+from bitgen.data.scenes.dataset import ScenesDataset, render_scene
+from bitgen.data.scenes.named import entities, scene_alone, scene_with
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.generation import caption_of
 from bitgen.machine.randomness import seed_everything

@@ -12,7 +12,7 @@ from PIL import Image
 
 import bitgen
 from bitgen.commands import ask, caption
-from bitgen.data.chat import IMAGE_ID, encode_prompt
+from bitgen.data.conversations.chat import IMAGE_ID, encode_prompt
 from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.talking import Talk, read_visuals
 from bitgen.export.vlm_folder import write_vlm_folder

@@ -182,7 +182,7 @@ def test_the_readme_shows_the_lines_of_the_api() -> None:
         ("bitgen.load('x').search('a', [])[0].caption", ["Found has no caption"]),
         ("bitgen.load('x').search('a', [])[:5][0].item.anything", []),
         ("m = bitgen.load('x').memory(slots=3)\nm.recal('a')", ["EpisodicMemory has no recal"]),
-        ("from bitgen.data.scenes import Scenery", ["bitgen.data.scenes has no Scenery"]),
+        ("from bitgen.data.scenes.dataset import Scenery", ["bitgen.data.scenes.dataset has no Scenery"]),
         ("unknown.anything(1)", []),
     ],
 )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from _common.problems import Unusable
 from _common.reading import shown
-from bitgen.data.conversations import IMAGE_MARKER, Turn
+from bitgen.data.conversations.records import IMAGE_MARKER, Turn
 from bitgen.guards.printable import printable
 
 _ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}

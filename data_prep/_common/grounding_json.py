@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from _common.problems import Unusable
 from _common.question_json import name_of, objects_of, pixel_box, text_of
 from _common.reading import shown
-from bitgen.data.boxes import Box
+from bitgen.data.questions.boxes import Box
 
 _DETERMINERS = frozenset(
     """

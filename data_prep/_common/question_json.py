@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from _common.problems import Unusable
 from _common.reading import shown
-from bitgen.data.boxes import Box, box_text, checked_box
+from bitgen.data.questions.boxes import Box, box_text, checked_box
 from bitgen.evaluation.vqa_metrics import normalize_answer
 from bitgen.guards.printable import printable
 

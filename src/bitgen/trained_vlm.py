@@ -17,7 +17,7 @@ from bitgen.checkpoint.manifest import (
     CheckpointError,
     CheckpointFiles,
 )
-from bitgen.data.speech import Speech
+from bitgen.data.conversations.speech import Speech
 from bitgen.data.tokenizer import load_tokenizer
 from bitgen.guards.json_files import BadJson, parse_json, read_json
 from bitgen.guards.printable import printable

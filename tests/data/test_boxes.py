@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitgen.data.boxes import (
+from bitgen.data.questions.boxes import (
     EDGES,
     GRID,
     Box,

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitgen.data.chat import SYSTEM_PROMPTS, encode_chat, encode_prompt
-from bitgen.data.speech import Speech
+from bitgen.data.conversations.chat import SYSTEM_PROMPTS, encode_chat, encode_prompt
+from bitgen.data.conversations.speech import Speech
 from bitgen.model.likelihood import IGNORED
 from bitgen.vlm.splice import IMAGE_ID
 from support.chat_templates import STYLES, TOKENIZERS, byte_level, sentencepiece_like, styled

@@ -12,14 +12,14 @@ from PIL import Image
 
 from bitgen.data.bad_records import BadRecord
 from bitgen.data.collate import build_loader
-from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator, count_supervised
-from bitgen.data.conversation_writer import writing_conversations
-from bitgen.data.conversations import IMAGE_MARKER, ConversationReader, Turn
+from bitgen.data.conversations.dataset import ConversationDataset, VisualCollator, count_supervised
+from bitgen.data.conversations.pairs import PairConversations
+from bitgen.data.conversations.records import IMAGE_MARKER, ConversationReader, Turn
+from bitgen.data.conversations.writer import writing_conversations
 from bitgen.data.loader_source import LoaderSource
-from bitgen.data.pair_conversations import PairConversations
 from bitgen.data.records import RecordReader
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scenes import SceneReader
+from bitgen.data.scenes.dataset import SceneReader
 from bitgen.model.image_decoding import decode_image
 from bitgen.stages import Stage
 from support.data import encode, noise

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from bitgen.data.bad_records import NOT_FINITE, BadRecord
-from bitgen.data.conversation_writer import writing_conversations
-from bitgen.data.conversations import ConversationReader, Conversations, Turn
-from bitgen.data.pair_conversations import PairConversations
+from bitgen.data.conversations.pairs import PairConversations
+from bitgen.data.conversations.records import ConversationReader, Conversations, Turn
+from bitgen.data.conversations.writer import writing_conversations
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record, RecordReader
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scenes import SceneReader
+from bitgen.data.scenes.dataset import SceneReader
 from support.data import captions_for, encode, noise
 
 PROMPTS = ["What is it?", "Describe it.", "Say what you see."]

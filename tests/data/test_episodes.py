@@ -8,14 +8,14 @@ from collections import Counter, defaultdict
 import pytest
 import torch
 
-from bitgen.data.episodes import Episode, EpisodeDataset, Query, collate_episode
-from bitgen.data.invented_facts import RELATIONS
-from bitgen.data.invented_names import is_held_out_name
-from bitgen.data.named_scenes import ALONE, ONE_OF, QUESTIONS, Entity, entities, read_named_caption
+from bitgen.data.episodes.dataset import Episode, EpisodeDataset, Query, collate_episode
+from bitgen.data.episodes.facts import RELATIONS
+from bitgen.data.episodes.names import is_held_out_name
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scene_descriptions import COLOURS, SHAPES, Scene
-from bitgen.data.scene_reading import read_caption
-from bitgen.data.scene_wording import RELATION_WORDS, opposite
+from bitgen.data.scenes.descriptions import COLOURS, SHAPES, Scene
+from bitgen.data.scenes.named import ALONE, ONE_OF, QUESTIONS, Entity, entities, read_named_caption
+from bitgen.data.scenes.reading import read_caption
+from bitgen.data.scenes.wording import RELATION_WORDS, opposite
 from bitgen.model.likelihood import IGNORED
 from support.runs import run_code
 from support.speaking import SMALL, bare, dataset, episodes, kinds, maker, processor, texts_of

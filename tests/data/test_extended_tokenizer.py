@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitgen.data.extended_tokenizer import extended_tokenizer, pieces_of_new_tokens
-from bitgen.data.marked_text import MARKS
+from bitgen.data.questions.extended_tokenizer import extended_tokenizer, pieces_of_new_tokens
+from bitgen.data.questions.marked_text import MARKS
 from bitgen.data.tokenizer import build_tokenizer, load_tokenizer, train_bpe, vocabulary_size
 from support.tokenizers import KINDS, prose, wordlevel_tokenizer
 

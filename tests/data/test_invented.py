@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from bitgen.data.invented_facts import RELATIONS, Fact, invented_facts, question_without_answer
-from bitgen.data.invented_names import invented_name, invented_names, is_held_out_name
-from bitgen.data.named_scenes import ALONE, ONE_OF
+from bitgen.data.episodes.facts import RELATIONS, Fact, invented_facts, question_without_answer
+from bitgen.data.episodes.names import invented_name, invented_names, is_held_out_name
+from bitgen.data.scenes.named import ALONE, ONE_OF
 from support.speaking import bare
 
 

@@ -9,12 +9,22 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from bitgen.data.boxes import EDGES, read_boxes
-from bitgen.data.extended_tokenizer import extended_tokenizer
-from bitgen.data.marked_text import ANSWER, MARKS, NONE, QUESTION, THINK, Asked, MarkedTokens, Reply, read_reply
-from bitgen.data.scene_questions import draw_question
-from bitgen.data.scene_rationales import read_rationale, write_rationale
-from bitgen.data.table_scenes import table_scene
+from bitgen.data.questions.boxes import EDGES, read_boxes
+from bitgen.data.questions.extended_tokenizer import extended_tokenizer
+from bitgen.data.questions.marked_text import (
+    ANSWER,
+    MARKS,
+    NONE,
+    QUESTION,
+    THINK,
+    Asked,
+    MarkedTokens,
+    Reply,
+    read_reply,
+)
+from bitgen.data.scenes.questions import draw_question
+from bitgen.data.scenes.rationales import read_rationale, write_rationale
+from bitgen.data.scenes.tables import table_scene
 from bitgen.data.tokenizer import train_bpe
 from support.tokenizers import KINDS, tiny_tokenizer
 

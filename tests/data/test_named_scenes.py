@@ -7,9 +7,10 @@ import re
 
 import pytest
 
-from bitgen.data.invented_facts import BEFORE, BEHIND
-from bitgen.data.invented_names import invented_names
-from bitgen.data.named_scenes import (
+from bitgen.data.episodes.facts import BEFORE, BEHIND
+from bitgen.data.episodes.names import invented_names
+from bitgen.data.scenes.descriptions import COLOURS, SHAPES, Scene, Thing, is_held_out_pair
+from bitgen.data.scenes.named import (
     ALONE,
     ONE_OF,
     QUESTIONS,
@@ -21,9 +22,8 @@ from bitgen.data.named_scenes import (
     scene_alone,
     scene_with,
 )
-from bitgen.data.scene_descriptions import COLOURS, SHAPES, Scene, Thing, is_held_out_pair
-from bitgen.data.scene_reading import read_caption
-from bitgen.data.scene_wording import COLOUR_WORDS, SHAPE_WORDS, caption_scene
+from bitgen.data.scenes.reading import read_caption
+from bitgen.data.scenes.wording import COLOUR_WORDS, SHAPE_WORDS, caption_scene
 
 RED_STAR, BLUE_RING = Entity("red", "star"), Entity("blue", "ring")
 SIDE_BY_SIDE = Scene("relation", (Thing("red", "star"), Thing("blue", "ring")), "left of")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from bitgen.data.dataset import PairDataset
-from bitgen.data.episodes import EpisodeDataset
-from bitgen.data.invented_facts import BEFORE, BEHIND
-from bitgen.data.invented_names import is_held_out_name
-from bitgen.data.named_scenes import ALONE
-from bitgen.data.photo_episodes import STRANGERS, PhotoEpisodes, View, view_of
+from bitgen.data.episodes.dataset import EpisodeDataset
+from bitgen.data.episodes.facts import BEFORE, BEHIND
+from bitgen.data.episodes.names import is_held_out_name
+from bitgen.data.episodes.photos import STRANGERS, PhotoEpisodes, View, view_of
 from bitgen.data.sampler import SampleKey
+from bitgen.data.scenes.named import ALONE
 from support.data import write_features
 from support.speaking import SMALL, processor
 

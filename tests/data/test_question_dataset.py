@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from bitgen.data.bad_records import BadRecord
-from bitgen.data.boxes import box_text, read_boxes
-from bitgen.data.extended_tokenizer import extended_tokenizer
-from bitgen.data.marked_text import MARKS, NONE, Asked, MarkedTokens
-from bitgen.data.question_dataset import TOO_LONG, QuestionCollator, QuestionDataset
+from bitgen.data.questions.boxes import box_text, read_boxes
+from bitgen.data.questions.dataset import TOO_LONG, QuestionCollator, QuestionDataset
+from bitgen.data.questions.extended_tokenizer import extended_tokenizer
+from bitgen.data.questions.marked_text import MARKS, NONE, Asked, MarkedTokens
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scene_descriptions import is_held_out_pair
-from bitgen.data.scene_questions import FAMILIES, is_held_out_question
-from bitgen.data.scene_rationales import clauses_that_hold
-from bitgen.data.scene_reasoning import CAPTION, DESCRIBE, WHAT_AT, WHERE, Picture, SceneReasoning
+from bitgen.data.scenes.descriptions import is_held_out_pair
+from bitgen.data.scenes.questions import FAMILIES, is_held_out_question
+from bitgen.data.scenes.rationales import clauses_that_hold
+from bitgen.data.scenes.reasoning import CAPTION, DESCRIBE, WHAT_AT, WHERE, Picture, SceneReasoning
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.processing_bitgen import BitGenProcessor
 from support.tokenizers import tiny_tokenizer

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bitgen.data.boxes import Box
-from bitgen.data.conversation_writer import writing_conversations
-from bitgen.data.conversations import ConversationReader, Turn
-from bitgen.data.question_writer import writing_questions
-from bitgen.data.questions import Question, QuestionFolder, QuestionInfo
+from bitgen.data.conversations.records import ConversationReader, Turn
+from bitgen.data.conversations.writer import writing_conversations
+from bitgen.data.questions.boxes import Box
+from bitgen.data.questions.records import Question, QuestionFolder, QuestionInfo
+from bitgen.data.questions.writer import writing_questions
 from support.data import encode, noise
 
 BOXES = (Box(0.1, 0.2, 0.3, 1.0), Box(0, 0, 1 / 3, 0.5))

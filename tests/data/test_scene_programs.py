@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import pytest
 
-from bitgen.data.scene_descriptions import Thing
-from bitgen.data.scene_drawing import Placed
-from bitgen.data.scene_programs import Program, ProgramError, Result, answer_text, checked, execute, parse_program
-from bitgen.data.scene_questions import draw_question
-from bitgen.data.table_scenes import TableScene, table_scene
+from bitgen.data.scenes.descriptions import Thing
+from bitgen.data.scenes.drawing import Placed
+from bitgen.data.scenes.programs import Program, ProgramError, Result, answer_text, checked, execute, parse_program
+from bitgen.data.scenes.questions import draw_question
+from bitgen.data.scenes.tables import TableScene, table_scene
 
 WORDS = {
     "colour": "red orange yellow green cyan blue purple pink brown grey".split(),

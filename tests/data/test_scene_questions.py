@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from bitgen.data.scene_programs import ATTRIBUTES, COMPARISONS, DIRECTIONS, Program
-from bitgen.data.scene_questions import (
+from bitgen.data.scenes.programs import ATTRIBUTES, COMPARISONS, DIRECTIONS, Program
+from bitgen.data.scenes.questions import (
     FAMILIES,
     MOST_HOPS,
     TRAINED_HOPS,
@@ -19,7 +19,7 @@ from bitgen.data.scene_questions import (
     draw_question,
     is_held_out_question,
 )
-from bitgen.data.table_scenes import TableScene, table_scene
+from bitgen.data.scenes.tables import TableScene, table_scene
 from support.runs import run_code
 
 VALUES = {value: name for name, values in ATTRIBUTES.items() for value in values}
@@ -339,8 +339,8 @@ def test_each_operator_and_word_is_in_training(many) -> None:
 def test_another_process_draws_the_same_questions() -> None:
     code = """
 import random
-from bitgen.data.scene_questions import draw_question
-from bitgen.data.table_scenes import table_scene
+from bitgen.data.scenes.questions import draw_question
+from bitgen.data.scenes.tables import table_scene
 rng = random.Random("same")
 print([str(draw_question(table_scene((1, index)), rng, held_out=None)) for index in range(40)])
 """

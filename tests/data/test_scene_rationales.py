@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import pytest
 
-from bitgen.data.boxes import EDGES, GRID, Box, box_text
-from bitgen.data.marked_text import MARKS
-from bitgen.data.scene_programs import ATTRIBUTES, execute, parse_program
-from bitgen.data.scene_questions import FAMILIES, SceneQuestion, draw_question
-from bitgen.data.scene_rationales import STYLES, clauses_that_hold, object_text, read_rationale, write_rationale
-from bitgen.data.table_scenes import TableScene, table_scene
+from bitgen.data.questions.boxes import EDGES, GRID, Box, box_text
+from bitgen.data.questions.marked_text import MARKS
+from bitgen.data.scenes.programs import ATTRIBUTES, execute, parse_program
+from bitgen.data.scenes.questions import FAMILIES, SceneQuestion, draw_question
+from bitgen.data.scenes.rationales import STYLES, clauses_that_hold, object_text, read_rationale, write_rationale
+from bitgen.data.scenes.tables import TableScene, table_scene
 
 ITEM = re.compile(r"((?:<b\d+>){4}) (\w+ \w+ \w+)")
 NUMBER = re.compile(r"(?<=makes )\d+|(?<=so )\d+|(?<=that is )\d+")

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from bitgen.data.scene_descriptions import Scene, Thing, iter_scenes, random_scene
-from bitgen.data.scene_reading import read_caption
-from bitgen.data.scene_wording import caption_scene
+from bitgen.data.scenes.descriptions import Scene, Thing, iter_scenes, random_scene
+from bitgen.data.scenes.reading import read_caption
+from bitgen.data.scenes.wording import caption_scene
 
 
 @pytest.mark.parametrize("seed", range(5))

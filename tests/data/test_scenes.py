@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from bitgen.data import scene_descriptions, scenes
 from bitgen.data.collate import Collator, build_loader
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scene_descriptions import ARRANGEMENTS, COLOURS, PLACES, RELATIONS, SHAPES, is_held_out_pair
-from bitgen.data.scenes import ScenesDataset, is_held_out, iter_scenes, scene_captions
+from bitgen.data.scenes import dataset as scenes
+from bitgen.data.scenes import descriptions
+from bitgen.data.scenes.dataset import ScenesDataset, is_held_out, iter_scenes, scene_captions
+from bitgen.data.scenes.descriptions import ARRANGEMENTS, COLOURS, PLACES, RELATIONS, SHAPES, is_held_out_pair
 from bitgen.data.tokenizer import build_tokenizer
 from bitgen.model.processing_bitgen import BitGenProcessor
 from support.runs import run_code
@@ -85,7 +86,7 @@ def test_another_picture_is_of_the_same_scene_and_repeatable(split):
 
 FINGERPRINT = """
 import hashlib
-from bitgen.data.scenes import SceneReader
+from bitgen.data.scenes.dataset import SceneReader
 digest = hashlib.sha256()
 for split in ("train", "val"):
     reader = SceneReader(split, 40, 7)
@@ -117,7 +118,7 @@ def test_impossible_requests_say_what_to_change(monkeypatch: pytest.MonkeyPatch)
         iter_scenes("test", 10, SEED)
     with pytest.raises(ValueError, match="scenes_train is 0"):
         iter_scenes("train", 0, SEED)
-    monkeypatch.setattr(scene_descriptions, "_DRAWS_BEFORE_GIVING_UP", 10)
+    monkeypatch.setattr(descriptions, "_DRAWS_BEFORE_GIVING_UP", 10)
     with pytest.raises(ValueError, match=r"scenes_val is 100000.*use \d+ or less"):
         list(iter_scenes("val", 100_000, SEED))
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from bitgen.data import scenes
-from bitgen.data.scene_descriptions import COLOURS, PLACES, SHAPES, scene_rng
-from bitgen.data.scene_drawing import place_things
-from bitgen.data.scenes import iter_scenes, scene_captions
+from bitgen.data.scenes import dataset as scenes
+from bitgen.data.scenes.dataset import iter_scenes, scene_captions
+from bitgen.data.scenes.descriptions import COLOURS, PLACES, SHAPES, scene_rng
+from bitgen.data.scenes.drawing import place_things
 
 SEED = 7
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from bitgen.data import sort_of_clevr
-from bitgen.data.boxes import intersection_over_union
-from bitgen.data.marked_text import Asked
+from bitgen.data.questions.boxes import intersection_over_union
+from bitgen.data.questions.marked_text import Asked
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scene_drawing import Placed, box_of
-from bitgen.data.scene_rationales import read_rationale
-from bitgen.data.sort_of_clevr import SortOfClevr, draw_objects
+from bitgen.data.scenes import sort_of_clevr
+from bitgen.data.scenes.drawing import Placed, box_of
+from bitgen.data.scenes.rationales import read_rationale
+from bitgen.data.scenes.sort_of_clevr import SortOfClevr, draw_objects
 from bitgen.model.processing_bitgen import BitGenProcessor
 
 SEED, SIDE = 3, 150
@@ -238,7 +238,7 @@ def test_the_splits_and_the_seeds_have_no_picture_in_common() -> None:
 _DIGEST = """
 import hashlib
 from bitgen.data.sampler import SampleKey
-from bitgen.data.sort_of_clevr import SortOfClevr
+from bitgen.data.scenes.sort_of_clevr import SortOfClevr
 from bitgen.model.processing_bitgen import BitGenProcessor
 print(*(hashlib.sha256(repr((p.asked, p.pixels.tolist())).encode()).hexdigest() for p in (
     SortOfClevr(BitGenProcessor(None, 30), 5, split, 6)[SampleKey(11, 2)] for split in ("train", "test"))))

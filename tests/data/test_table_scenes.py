@@ -8,10 +8,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from bitgen.data.boxes import Box
-from bitgen.data.scene_descriptions import BACKGROUNDS, COLOURS, SHAPES, Thing, is_held_out_pair, scene_rng
-from bitgen.data.scene_drawing import Placed, box_of, render_placed
-from bitgen.data.table_scenes import SIZES, TableScene, render_table, table_scene
+from bitgen.data.questions.boxes import Box
+from bitgen.data.scenes.descriptions import BACKGROUNDS, COLOURS, SHAPES, Thing, is_held_out_pair, scene_rng
+from bitgen.data.scenes.drawing import Placed, box_of, render_placed
+from bitgen.data.scenes.tables import SIZES, TableScene, render_table, table_scene
 from support.runs import run_code
 
 MARGIN = 0.06
@@ -157,7 +157,7 @@ def test_a_large_object_looks_larger_than_a_small_one(many) -> None:
 def test_another_process_draws_the_same_scenes_and_pictures() -> None:
     code = """
 import hashlib
-from bitgen.data.table_scenes import render_table, table_scene
+from bitgen.data.scenes.tables import render_table, table_scene
 for index in range(6):
     scene = table_scene((9, "train", index), 3, 8, bool(index % 2))
     print(scene, hashlib.sha256(render_table(scene, 56, (9, index)).tobytes()).hexdigest())

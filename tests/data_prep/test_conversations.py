@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitgen.data.conversations import ConversationReader, Turn
+from bitgen.data.conversations.records import ConversationReader, Turn
 from bitgen.model.image_decoding import decode_image
 from support.data import encode, jpeg, noise
 from support.media import dicom, video

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bitgen.data.boxes import Box, box_text
-from bitgen.data.questions import Question, QuestionFolder
+from bitgen.data.questions.boxes import Box, box_text
+from bitgen.data.questions.records import Question, QuestionFolder
 from support.data import encode, noise
 
 WIDTH, HEIGHT = 40, 20  # of every picture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bitgen.data.boxes import Box, box_text
-from bitgen.data.questions import Question, QuestionFolder
+from bitgen.data.questions.boxes import Box, box_text
+from bitgen.data.questions.records import Question, QuestionFolder
 from support.data import encode, jpeg, noise
 
 CLEVR_PICTURE, COCO_PICTURE = "CLEVR_val_000000.png", "COCO_val2014_000000000042.jpg"

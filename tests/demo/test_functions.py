@@ -223,8 +223,8 @@ def test_an_answer_is_the_one_of_the_command_line(reasoner: bitgen.Model, table_
 
 
 def test_clauses_are_compared_with_the_scene(reasoner: bitgen.Model, table_photo: str, monkeypatch) -> None:
-    from bitgen.data.marked_text import Reply
-    from bitgen.data.scene_rationales import object_text
+    from bitgen.data.questions.marked_text import Reply
+    from bitgen.data.scenes.rationales import object_text
     from bitgen.demo import asking
     from bitgen.evaluation.asking import readable
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from bitgen.commands import evaluate
 from bitgen.commands.evaluate_vlm import evaluate_vlm
-from bitgen.data.conversations import ConversationReader
-from bitgen.data.open_conversations import open_conversations
+from bitgen.data.conversations.opening import open_conversations
+from bitgen.data.conversations.records import ConversationReader
 from bitgen.evaluation.caption_likelihood import likelihood_retrieval, log_likelihoods
 from bitgen.evaluation.flags import parse_flags
 from bitgen.evaluation.other_pictures import OtherPictures, partners

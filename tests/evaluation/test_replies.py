@@ -7,9 +7,9 @@ import functools
 import pytest
 import torch
 
-from bitgen.data.boxes import EDGES
-from bitgen.data.extended_tokenizer import extended_tokenizer
-from bitgen.data.marked_text import MARKS, MarkedTokens
+from bitgen.data.questions.boxes import EDGES
+from bitgen.data.questions.extended_tokenizer import extended_tokenizer
+from bitgen.data.questions.marked_text import MARKS, MarkedTokens
 from bitgen.evaluation.replies import Decoding, Written, write_replies
 from support.models import FEATURES, tiny_model
 from support.tokenizers import tiny_tokenizer

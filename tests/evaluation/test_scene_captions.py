@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from bitgen.data.scene_descriptions import Scene, Thing, iter_scenes
-from bitgen.data.scene_wording import caption_scene
+from bitgen.data.scenes.descriptions import Scene, Thing, iter_scenes
+from bitgen.data.scenes.wording import caption_scene
 from bitgen.evaluation.scene_captions import scene_caption_metrics
 
 SCENE = Scene("relation", (Thing("red", "star", "small"), Thing("blue", "ring", "large")), "left of")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bitgen.data.scene_descriptions import is_held_out
-from bitgen.data.scene_reading import read_caption
-from bitgen.data.swapped_scenes import SwappedScenes, swapped_pairs
+from bitgen.data.scenes.descriptions import is_held_out
+from bitgen.data.scenes.reading import read_caption
+from bitgen.data.scenes.swapped import SwappedScenes, swapped_pairs
 from bitgen.evaluation.encode import EncodedSplit, Runner
 from bitgen.evaluation.swapped_words import swapped_metrics, winoground_scores
 from bitgen.trained import open_model

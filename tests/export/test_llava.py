@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor
 
-from bitgen.data.conversation_dataset import VisualCollator
-from bitgen.data.conversations import Turn
+from bitgen.data.conversations.dataset import VisualCollator
+from bitgen.data.conversations.records import Turn
 from bitgen.evaluation.answers import Decoding, up_to_the_answer, write_answers
 from bitgen.export.llava import why_not, write_llava
 from bitgen.export.vlm_merge import merged

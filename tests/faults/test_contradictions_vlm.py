@@ -13,8 +13,8 @@ from PIL import Image
 from bitgen.commands import train_vlm
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig, stages_of
-from bitgen.data.conversation_writer import writing_conversations
-from bitgen.data.conversations import Turn
+from bitgen.data.conversations.records import Turn
+from bitgen.data.conversations.writer import writing_conversations
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.vlm.description import Description, LanguageSource, VisionSource

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from bitgen.commands import evaluate
-from bitgen.data.boxes import Box, box_text
-from bitgen.data.folder_questions import FolderQuestions
-from bitgen.data.marked_text import Asked, MarkedTokens, Reply
-from bitgen.data.question_writer import writing_questions
-from bitgen.data.questions import Question
+from bitgen.data.questions.boxes import Box, box_text
+from bitgen.data.questions.folder import FolderQuestions
+from bitgen.data.questions.marked_text import Asked, MarkedTokens, Reply
+from bitgen.data.questions.records import Question
+from bitgen.data.questions.writer import writing_questions
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scene_descriptions import is_held_out_pair
-from bitgen.data.scene_rationales import write_rationale
-from bitgen.data.table_scenes import render_table, table_scene
+from bitgen.data.scenes.descriptions import is_held_out_pair
+from bitgen.data.scenes.rationales import write_rationale
+from bitgen.data.scenes.tables import render_table, table_scene
 from bitgen.evaluation.asked import Model, boxes_of_folder, score_folder
 from bitgen.evaluation.faithfulness import follow_rate, pasted, sampled, truncation
 from bitgen.evaluation.reasoning import SPLITS, Answerer, box_measures, problems
@@ -121,7 +121,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, answering: str) ->
 
 
 def test_folders_are_scored(answering: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitgen.data.questions import QuestionFolder
+    from bitgen.data.questions.records import QuestionFolder
     from bitgen.evaluation import asked
 
     opened = open_model(answering)

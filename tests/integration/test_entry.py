@@ -10,7 +10,7 @@ import pytest
 
 from bitgen.checkpoint import store as checkpoint_store
 from bitgen.checkpoint.format import checkpoint_folders
-from bitgen.data.scenes import ScenesDataset
+from bitgen.data.scenes.dataset import ScenesDataset
 
 
 def test_a_whole_run_ends_with_tables_the_best_checkpoint_and_what_to_do_next(main, tiny_config) -> None:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from bitgen.commands import ask, evaluate, export
 from bitgen.config import ConfigError
-from bitgen.data.marked_text import MARKS, MarkedTokens
-from bitgen.data.scene_descriptions import scene_rng
-from bitgen.data.table_scenes import render_table, table_scene
+from bitgen.data.questions.marked_text import MARKS, MarkedTokens
+from bitgen.data.scenes.descriptions import scene_rng
+from bitgen.data.scenes.tables import render_table, table_scene
 from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import task_of

@@ -18,7 +18,7 @@ from bitgen.checkpoint.manifest import CheckpointError
 from bitgen.commands import export
 from bitgen.config import Config, ConfigError
 from bitgen.data.records import Record
-from bitgen.data.scene_descriptions import COLOURS
+from bitgen.data.scenes.descriptions import COLOURS
 from bitgen.machine.devices import Precision, start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import TASKS, task_of

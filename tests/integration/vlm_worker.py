@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bitgen.data.conversation_dataset import VisualCollator, count_supervised
+from bitgen.data.conversations.dataset import VisualCollator, count_supervised
 from bitgen.evaluation.answers import Decoding, write_answers
 from bitgen.machine.devices import start_processes
 from bitgen.machine.parallel import Parallel, Replicated

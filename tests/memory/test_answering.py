@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitgen.data.episodes import Query
-from bitgen.data.named_scenes import Entity
+from bitgen.data.episodes.dataset import Query
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scene_descriptions import Scene, Thing
+from bitgen.data.scenes.descriptions import Scene, Thing
+from bitgen.data.scenes.named import Entity
 from bitgen.memory.answering import Answer, Speaker, answer_episode, measures, says, whole_caption
 from support.speaking import dataset, make_objective
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from transformers import BitImageProcessor, CLIPImageProcessor, SiglipImageProcessor, ViTImageProcessor
 
-from bitgen.data.scene_descriptions import random_scene
-from bitgen.data.scene_drawing import render_scene
+from bitgen.data.scenes.descriptions import random_scene
+from bitgen.data.scenes.drawing import render_scene
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.image_settings import (
     CLIP_MEAN,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bitgen.data.extended_tokenizer import extended_tokenizer
-from bitgen.data.marked_text import MARKS, MarkedTokens
-from bitgen.data.question_dataset import QuestionCollator, QuestionDataset
+from bitgen.data.questions.dataset import QuestionCollator, QuestionDataset
+from bitgen.data.questions.extended_tokenizer import extended_tokenizer
+from bitgen.data.questions.marked_text import MARKS, MarkedTokens
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scene_reasoning import SceneReasoning
+from bitgen.data.scenes.reasoning import SceneReasoning
 from bitgen.data.tokenizer import train_bpe
 from bitgen.model.factory import random_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitgen.config.stage2 import Stage2Config
-from bitgen.data.table_scenes import render_table, table_scene
+from bitgen.data.scenes.tables import render_table, table_scene
 from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import task_of

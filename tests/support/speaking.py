@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitgen.data.episodes import Episode, EpisodeDataset, Query, SceneEpisodes
-from bitgen.data.invented_facts import BEFORE, BEFORE_QUESTION, BEHIND
+from bitgen.data.episodes.dataset import Episode, EpisodeDataset, Query, SceneEpisodes
+from bitgen.data.episodes.facts import BEFORE, BEFORE_QUESTION, BEHIND
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scenes import scene_captions
+from bitgen.data.scenes.dataset import scene_captions
 from bitgen.data.tokenizer import train_bpe
 from bitgen.model.factory import random_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageProcessor, PreTrainedTokenizerBase
 
-from bitgen.data.conversations import Turn
-from bitgen.data.speech import Speech
+from bitgen.data.conversations.records import Turn
+from bitgen.data.conversations.speech import Speech
 from bitgen.export.vlm_folder import write_vlm_folder
 from bitgen.trained_vlm import TrainedVlm
 from bitgen.vlm.assembly import assemble

@@ -9,8 +9,8 @@ from PIL import Image
 
 from bitgen.config.schema import flat_settings_of
 from bitgen.config.vlm import VlmConfig, stages_of
-from bitgen.data.conversation_writer import writing_conversations
-from bitgen.data.conversations import IMAGE_MARKER, Turn
+from bitgen.data.conversations.records import IMAGE_MARKER, Turn
+from bitgen.data.conversations.writer import writing_conversations
 from bitgen.tasks.recipe import train_recipe
 from support.runs import REPOSITORY
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig, stages_of
-from bitgen.data.conversation_writer import writing_conversations
-from bitgen.data.conversations import IMAGE_MARKER, ConversationReader, Turn
+from bitgen.data.conversations.records import IMAGE_MARKER, ConversationReader, Turn
+from bitgen.data.conversations.writer import writing_conversations
 from bitgen.feature_cache import store
 from bitgen.feature_cache.conversations import tower_fingerprint
 from bitgen.run import RunFailed

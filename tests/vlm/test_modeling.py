@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bitgen.data.conversation_dataset import VisualCollator
-from bitgen.data.packing import PackingCollator
+from bitgen.data.conversations.dataset import VisualCollator
+from bitgen.data.conversations.packing import PackingCollator
 from bitgen.objectives.supervised import NextTokens
 from bitgen.stages import Group, Stage
 from bitgen.training.optimizer import freeze_and_unfreeze

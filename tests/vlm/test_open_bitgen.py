@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from bitgen.commands import export
-from bitgen.data.chat import encode_chat
+from bitgen.data.conversations.chat import encode_chat
 from bitgen.trained import open_model
 from bitgen.vlm.language import generate, open_language_model
 from support.language_models import padded, ragged, supervised_loss, tiny_language_model

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitgen.data.conversation_dataset import VisualCollator
-from bitgen.data.conversations import Turn
-from bitgen.data.speech import Speech
+from bitgen.data.conversations.dataset import VisualCollator
+from bitgen.data.conversations.records import Turn
+from bitgen.data.conversations.speech import Speech
 from bitgen.evaluation.answers import Decoding, write_answers
 from bitgen.objectives.supervised import NextTokens
 from bitgen.vlm.connectors import ConnectorConfig, build_connector

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator
-from bitgen.data.conversations import Conversation, Turn
+from bitgen.data.conversations.dataset import ConversationDataset, VisualCollator
+from bitgen.data.conversations.records import Conversation, Turn
 from bitgen.model.likelihood import IGNORED
 from bitgen.vlm.modeling import VisionLanguageModel
 from bitgen.vlm.splice import IMAGE_ID, Sample, expand, pack, splice

@@ -12,8 +12,8 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from bitgen.config import ConfigError
-from bitgen.data.boxes import Box
-from bitgen.data.table_scenes import render_table, table_scene
+from bitgen.data.questions.boxes import Box
+from bitgen.data.scenes.tables import render_table, table_scene
 from bitgen.evaluation.asking import Answered, ask, thinks_by_default
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import read_regular_file

@@ -9,10 +9,10 @@ import torch
 
 from bitgen.config import ConfigError
 from bitgen.config.sources import SCENES, SORT_OF_CLEVR
-from bitgen.data.questions import QuestionFolder
+from bitgen.data.questions.records import QuestionFolder
 from bitgen.data.sampler import SampleKey
-from bitgen.data.sort_of_clevr import SortOfClevr
-from bitgen.data.table_scenes import FEWEST
+from bitgen.data.scenes.sort_of_clevr import SortOfClevr
+from bitgen.data.scenes.tables import FEWEST
 from bitgen.evaluation.asked import Model, boxes_of_folder, score_folder, score_pictures
 from bitgen.evaluation.asking import answers_questions, thinks_by_default
 from bitgen.evaluation.flags import GROUNDING, REASONING

@@ -13,9 +13,9 @@ import torch
 from bitgen.config import ConfigError
 from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.vlm import VlmConfig
-from bitgen.data.conversations import Conversations
-from bitgen.data.open_conversations import one_an_image, open_conversations
-from bitgen.data.pair_conversations import PairConversations
+from bitgen.data.conversations.opening import one_an_image, open_conversations
+from bitgen.data.conversations.pairs import PairConversations
+from bitgen.data.conversations.records import Conversations
 from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.flags import CAPTIONING, RETRIEVAL, VQA
 from bitgen.evaluation.other_pictures import OtherPictures, partners

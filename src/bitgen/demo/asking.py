@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from bitgen.api import Model, VisionLanguage
-from bitgen.data.scene_rationales import is_there, read_rationale
-from bitgen.data.table_scenes import TableScene
+from bitgen.data.scenes.rationales import is_there, read_rationale
+from bitgen.data.scenes.tables import TableScene
 from bitgen.evaluation.asking import Answered
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import read_regular_file

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from bitgen.data.scene_descriptions import scene_rng
-from bitgen.data.scene_questions import SceneQuestion, draw_question
-from bitgen.data.scene_reasoning import only_words
-from bitgen.data.scenes import SceneReader, render_scene
-from bitgen.data.swapped_scenes import swapped_pairs
-from bitgen.data.table_scenes import TableScene, render_table, table_scene
+from bitgen.data.scenes.dataset import SceneReader, render_scene
+from bitgen.data.scenes.descriptions import scene_rng
+from bitgen.data.scenes.questions import SceneQuestion, draw_question
+from bitgen.data.scenes.reasoning import only_words
+from bitgen.data.scenes.swapped import swapped_pairs
+from bitgen.data.scenes.tables import TableScene, render_table, table_scene
 
 MOST_SCENES = 100_000
 _SIDE = 384  # pixels

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bitgen.data.boxes import Box, read_boxes
-from bitgen.data.marked_text import MarkedTokens, Reply
-from bitgen.data.question_dataset import AskedPicture
-from bitgen.data.questions import Question, QuestionFolder
+from bitgen.data.questions.boxes import Box, read_boxes
+from bitgen.data.questions.dataset import AskedPicture
+from bitgen.data.questions.marked_text import MarkedTokens, Reply
+from bitgen.data.questions.records import Question, QuestionFolder
 from bitgen.evaluation.reasoning import BATCH, box_measures
 from bitgen.evaluation.replies import replies_to
 from bitgen.evaluation.vqa_metrics import normalize_answer, vqa_scores

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from bitgen.data.boxes import Box, read_boxes
-from bitgen.data.marked_text import MARKS, NONE, MarkedTokens, Reply
+from bitgen.data.questions.boxes import Box, read_boxes
+from bitgen.data.questions.marked_text import MARKS, NONE, MarkedTokens, Reply
 from bitgen.evaluation.replies import LONGEST_REPLY, Decoding, read_replies, write_replies
 from bitgen.trained import Trained
 

@@ -11,7 +11,7 @@ import torch
 from bitgen.config import ConfigError
 from bitgen.data.dataset import PairDataset
 from bitgen.data.records import RecordReader
-from bitgen.data.scenes import ScenesDataset
+from bitgen.data.scenes.dataset import ScenesDataset
 from bitgen.data.source_ids import read_source_ids, source_id
 from bitgen.evaluation.caption_metrics import caption_metrics
 from bitgen.evaluation.generation import sample_captions

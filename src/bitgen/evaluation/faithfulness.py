@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
-from bitgen.data.marked_text import ANSWER
-from bitgen.data.scene_descriptions import scene_rng
-from bitgen.data.scene_programs import attribute
-from bitgen.data.scene_rationales import object_text
+from bitgen.data.questions.marked_text import ANSWER
+from bitgen.data.scenes.descriptions import scene_rng
+from bitgen.data.scenes.programs import attribute
+from bitgen.data.scenes.rationales import object_text
 from bitgen.evaluation.reasoning import Answerer, Judged, Problem, accuracy
 from bitgen.evaluation.replies import Decoding
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from bitgen.data.conversations import Conversation, Conversations
+from bitgen.data.conversations.records import Conversation, Conversations
 from bitgen.data.sampler import SampleKey
 
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from bitgen.data.boxes import Box, box_text, intersection_over_union, read_boxes
-from bitgen.data.marked_text import NONE, MarkedTokens, Reply
-from bitgen.data.scene_descriptions import scene_rng
-from bitgen.data.scene_questions import FAMILIES, MOST_HOPS, TRAINED_HOPS, SceneQuestion, draw_question
-from bitgen.data.scene_rationales import clauses_that_hold
-from bitgen.data.scene_reasoning import WHAT_IS_AT, pixels_of, where, where_absent
-from bitgen.data.table_scenes import FEWEST, MOST, TableScene, table_scene
+from bitgen.data.questions.boxes import Box, box_text, intersection_over_union, read_boxes
+from bitgen.data.questions.marked_text import NONE, MarkedTokens, Reply
+from bitgen.data.scenes.descriptions import scene_rng
+from bitgen.data.scenes.questions import FAMILIES, MOST_HOPS, TRAINED_HOPS, SceneQuestion, draw_question
+from bitgen.data.scenes.rationales import clauses_that_hold
+from bitgen.data.scenes.reasoning import WHAT_IS_AT, pixels_of, where, where_absent
+from bitgen.data.scenes.tables import FEWEST, MOST, TableScene, table_scene
 from bitgen.evaluation.replies import Decoding, replies_to
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor

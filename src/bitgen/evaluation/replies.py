@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from transformers.cache_utils import DynamicCache
 
-from bitgen.data.boxes import EDGES_OF_A_BOX
-from bitgen.data.marked_text import MarkedTokens, Reply, read_reply
+from bitgen.data.questions.boxes import EDGES_OF_A_BOX
+from bitgen.data.questions.marked_text import MarkedTokens, Reply, read_reply
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.sequence_layout import sequence_layout
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bitgen.data.scene_descriptions import Scene
-from bitgen.data.scene_reading import read_caption
+from bitgen.data.scenes.descriptions import Scene
+from bitgen.data.scenes.reading import read_caption
 
 # What of a scene is compared, whatever the order of its objects.
 _ASPECTS: dict[str, Callable[[Scene], Any]] = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from bitgen.data.conversation_dataset import VisualCollator
-from bitgen.data.conversations import IMAGE_MARKER, Turn
+from bitgen.data.conversations.dataset import VisualCollator
+from bitgen.data.conversations.records import IMAGE_MARKER, Turn
 from bitgen.data.dicom import DicomError, dicom_picture, is_dicom
 from bitgen.data.video import read_frames
 from bitgen.evaluation.answers import Decoding, write_answers

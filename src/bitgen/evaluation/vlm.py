@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator
-from bitgen.data.conversations import Conversations
-from bitgen.data.pair_conversations import PairConversations
+from bitgen.data.conversations.dataset import ConversationDataset, VisualCollator
+from bitgen.data.conversations.pairs import PairConversations
+from bitgen.data.conversations.records import Conversations
 from bitgen.data.records import RecordReader
-from bitgen.data.scenes import SceneReader
+from bitgen.data.scenes.dataset import SceneReader
 from bitgen.data.source_ids import read_source_ids, source_id
 from bitgen.evaluation.answers import Decoding, write_answers
 from bitgen.evaluation.caption_likelihood import likelihood_retrieval, log_likelihoods

@@ -11,8 +11,8 @@ from tokenizers import AddedToken
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.image_utils import PILImageResampling
 
-from bitgen.data.chat import ASSISTANT, IMAGE_ID, USER, encode_prompt, prompt_text
-from bitgen.data.chat_templates import PLAIN, SYSTEM_PROMPTS, TEMPLATES
+from bitgen.data.conversations.chat import ASSISTANT, IMAGE_ID, USER, encode_prompt, prompt_text
+from bitgen.data.conversations.chat_templates import PLAIN, SYSTEM_PROMPTS, TEMPLATES
 from bitgen.model.image_settings import CROP
 from bitgen.trained_vlm import TrainedVlm
 from bitgen.vlm.vision import VisionSpec

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from bitgen.data.bad_records import NO_FEATURES, BadRecord
-from bitgen.data.conversations import Conversation, Conversations
+from bitgen.data.conversations.records import Conversation, Conversations
 from bitgen.data.dataset import DAMAGED_REMEDY
 from bitgen.data.sampler import SampleKey
 from bitgen.feature_cache.description import CacheDescription

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from bitgen.data.episodes import Episode, EpisodeDataset, Query
-from bitgen.data.named_scenes import read_named_caption
-from bitgen.data.scene_descriptions import Scene
-from bitgen.data.scene_reading import read_caption
+from bitgen.data.episodes.dataset import Episode, EpisodeDataset, Query
+from bitgen.data.scenes.descriptions import Scene
+from bitgen.data.scenes.named import read_named_caption
+from bitgen.data.scenes.reading import read_caption
 from bitgen.evaluation.generation import generate_texts, language_model
 from bitgen.memory.address_space import IMAGE, AddressSpace
 from bitgen.memory.associative import AssociativeMemory
@@ -113,7 +114,7 @@ class Speaker:
 
     def say(self, prompts: list[str], tokens: torch.Tensor | None, recalled: Recalled | None) -> list[str]:
         """Greedy answers after prompts, on one line each, with pictures' tokens ``[B, P, D]`` or without."""
-        given: dict[str, torch.Tensor] = {} if tokens is None else {"image_tokens": tokens.to(self.model.dtype)}
+        given: dict[str, Any] = {} if tokens is None else {"image_tokens": tokens.to(self.model.dtype)}
         if recalled is not None:
             given |= {"recalled": recalled.tokens, "recalled_mask": recalled.present}
         written = generate_texts(self.generator, self.tokenizer, prompts, 1, LONGEST_ANSWER, **given)

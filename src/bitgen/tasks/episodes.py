@@ -7,11 +7,11 @@ from typing import Any
 from bitgen.config import Config, ConfigError
 from bitgen.config.schema import CONFIG_FILE
 from bitgen.data.dataset import PairDataset
-from bitgen.data.episodes import EpisodeDataset, EpisodeMaker, SceneEpisodes, collate_episode
+from bitgen.data.episodes.dataset import EpisodeDataset, EpisodeMaker, SceneEpisodes, collate_episode
+from bitgen.data.episodes.photos import STRANGERS, PhotoEpisodes
 from bitgen.data.loader_source import LoaderSource
-from bitgen.data.photo_episodes import STRANGERS, PhotoEpisodes
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scenes import ScenesDataset
+from bitgen.data.scenes.dataset import ScenesDataset
 from bitgen.data.word_count import WordCounter
 from bitgen.machine.devices import resolve_precision
 from bitgen.machine.ranks import Processes

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 from bitgen.config import Config, ConfigError
 from bitgen.config.reasoning_rules import EXTEND
 from bitgen.config.schema import CONFIG_FILE
-from bitgen.data.extended_tokenizer import extended_tokenizer
 from bitgen.data.loader_source import LoaderSource
-from bitgen.data.marked_text import MARKS, MarkedTokens
-from bitgen.data.question_dataset import QuestionCollator, QuestionDataset
+from bitgen.data.questions.dataset import QuestionCollator, QuestionDataset
+from bitgen.data.questions.extended_tokenizer import extended_tokenizer
+from bitgen.data.questions.marked_text import MARKS, MarkedTokens
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import keep_tokenizer, kept_meta, load_tokenizer, vocabulary_size
 from bitgen.data.word_count import WordCounter

@@ -11,12 +11,12 @@ from torchvision.utils import make_grid
 
 from bitgen.config import Config
 from bitgen.config.sources import SCENES, SORT_OF_CLEVR
-from bitgen.data.folder_questions import FolderQuestions
-from bitgen.data.questions import QuestionFolder
+from bitgen.data.questions.folder import FolderQuestions
+from bitgen.data.questions.records import QuestionFolder
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scene_reasoning import SceneReasoning
-from bitgen.data.sort_of_clevr import SortOfClevr
-from bitgen.data.table_scenes import FEWEST, render_table
+from bitgen.data.scenes.reasoning import SceneReasoning
+from bitgen.data.scenes.sort_of_clevr import SortOfClevr
+from bitgen.data.scenes.tables import FEWEST, render_table
 from bitgen.evaluation.asked import Model, boxes_of_folder, first_questions, score_folder, score_pictures
 from bitgen.evaluation.asking import readable
 from bitgen.evaluation.reasoning import Answerer, Judged, Split, accuracy, by_hops, clause_measures, problems

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bitgen.data.marked_text import MarkedTokens
-from bitgen.data.question_dataset import QuestionCollator, QuestionDataset
+from bitgen.data.questions.dataset import QuestionCollator, QuestionDataset
+from bitgen.data.questions.marked_text import MarkedTokens
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scene_descriptions import scene_rng
-from bitgen.data.scene_questions import FAMILIES, draw_question
-from bitgen.data.scene_reasoning import pixels_of
-from bitgen.data.table_scenes import FEWEST, table_scene
+from bitgen.data.scenes.descriptions import scene_rng
+from bitgen.data.scenes.questions import FAMILIES, draw_question
+from bitgen.data.scenes.reasoning import pixels_of
+from bitgen.data.scenes.tables import FEWEST, table_scene
 from bitgen.evaluation.reasoning import Judged, Problem, judged
 from bitgen.evaluation.replies import Decoding, read_replies, write_replies
 from bitgen.machine.ranks import Processes, sum_over_ranks

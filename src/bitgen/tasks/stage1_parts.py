@@ -15,7 +15,7 @@ from bitgen.config.sources import SCENES, parse_sources
 from bitgen.data.dataset import PairDataset
 from bitgen.data.mixing import MixedDataset
 from bitgen.data.records import RecordReader
-from bitgen.data.scenes import ScenesDataset, scene_captions
+from bitgen.data.scenes.dataset import ScenesDataset, scene_captions
 from bitgen.data.shards import open_shards
 from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.text_and_pairs import TextAndPairs

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.config import ConfigError
-from bitgen.data.boxes import EDGES
-from bitgen.data.extended_tokenizer import pieces_of_new_tokens
+from bitgen.data.questions.boxes import EDGES
+from bitgen.data.questions.extended_tokenizer import pieces_of_new_tokens
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import vocabulary_size
 from bitgen.model.feature_compressor import line_positions

@@ -9,7 +9,7 @@ import torch
 
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VISION, VlmConfig
-from bitgen.data.conversation_dataset import ConversationDataset
+from bitgen.data.conversations.dataset import ConversationDataset
 from bitgen.data.loader_source import LoaderSource
 from bitgen.feature_cache.conversations import fill_for
 from bitgen.machine.devices import Precision

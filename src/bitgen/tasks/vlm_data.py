@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig
-from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator
-from bitgen.data.conversations import Conversations
+from bitgen.data.conversations.dataset import ConversationDataset, VisualCollator
+from bitgen.data.conversations.opening import open_conversations
+from bitgen.data.conversations.packing import PackingCollator
+from bitgen.data.conversations.pairs import PairConversations
+from bitgen.data.conversations.records import Conversations
+from bitgen.data.conversations.speech import Speech
 from bitgen.data.length_groups import LengthGroupedBatchSampler
-from bitgen.data.open_conversations import open_conversations
-from bitgen.data.packing import PackingCollator
-from bitgen.data.pair_conversations import PairConversations
-from bitgen.data.speech import Speech
 from bitgen.machine.ranks import Processes
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.vlm.language import check_packing

@@ -15,11 +15,11 @@ from bitgen.checkpoint.format import checkpoint_folders, split_state
 from bitgen.config.sources import SCENES
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
-from bitgen.data.conversation_dataset import ConversationDataset
-from bitgen.data.conversations import Conversations
-from bitgen.data.open_conversations import one_an_image
-from bitgen.data.pair_conversations import PairConversations
-from bitgen.data.scenes import scene_captions
+from bitgen.data.conversations.dataset import ConversationDataset
+from bitgen.data.conversations.opening import one_an_image
+from bitgen.data.conversations.pairs import PairConversations
+from bitgen.data.conversations.records import Conversations
+from bitgen.data.scenes.dataset import scene_captions
 from bitgen.data.tokenizer import build_tokenizer
 from bitgen.guards.printable import printable
 from bitgen.machine.randomness import seed_everything

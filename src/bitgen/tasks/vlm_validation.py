@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from bitgen.config.vlm import VlmConfig
-from bitgen.data.conversation_dataset import ConversationDataset, VisualCollator
-from bitgen.data.pair_conversations import PairConversations
-from bitgen.data.scenes import SceneReader
+from bitgen.data.conversations.dataset import ConversationDataset, VisualCollator
+from bitgen.data.conversations.pairs import PairConversations
+from bitgen.data.scenes.dataset import SceneReader
 from bitgen.evaluation.answers import Decoding, evaluating, up_to_the_answer, write_answers
 from bitgen.evaluation.scene_captions import scene_caption_metrics
 from bitgen.evaluation.text_metrics import score_texts

@@ -1,0 +1,1 @@
+"""Conversations about pictures: records, templates, and batches of ids with labels."""

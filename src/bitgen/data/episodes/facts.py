@@ -1,0 +1,130 @@
+"""Facts about what does not exist, in words: told in one wording, asked for in another.
+
+Only a memory can know them: who owns Blick is drawn anew for every episode. The last wording of each list is for
+evaluation alone, as are the names that ``names`` holds out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bitgen.data.episodes.names import invented_name, invented_names
+
+
+class Fact(NamedTuple):
+    """``told``: a sentence; ``asked``: a question in other words; ``answer``: what was told."""
+
+    told: str
+    asked: str
+    answer: str
+
+
+# Of each relation: how a fact is told, and how it is asked for. The last of each is held out; its words are not.
+RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "owner": (
+        (
+            "{s} belongs to {o}", "{o} owns {s}", "the owner of {s} is {o}", "{s} is owned by {o}", "{o} has {s}",
+            "{s} is the property of {o}", "it is {o} who owns {s}", "{s} has the owner {o}",
+        ),
+        (
+            "who owns {s}?", "whose is {s}?", "the owner of {s} is called", "to whom does {s} belong?",
+            "by whom is {s} owned?", "whose property is {s}?", "{s} belongs to", "who is the owner of {s}?",
+        ),
+    ),
+    "home": (
+        (
+            "{s} lives in {o}", "the home of {s} is {o}", "{s} is at home in {o}", "{o} is where {s} lives",
+            "{s} has a house in {o}", "in {o} lives {s}", "the place of {s} is {o}", "{o} is the home of {s}",
+        ),
+        (
+            "where does {s} live?", "where is {s} at home?", "the home of {s} is called",
+            "in which place does {s} live?", "where is the house of {s}?",
+            "{s} lives in", "in which place is {s} at home?",
+            "where is the home of {s}?",
+        ),
+    ),
+    "friend": (
+        (
+            "{s} is a friend of {o}", "{o} is the friend of {s}", "the friend of {s} is {o}", "{s} likes {o}",
+            "{s} plays with {o}", "{s} is fond of {o}", "it is {o} whom {s} likes", "{s} has the friend {o}",
+        ),
+        (
+            "who is the friend of {s}?", "whose friend is {s}?", "the friend of {s} is called", "whom does {s} like?",
+            "who does {s} play with?", "whom is {s} fond of?", "{s} is a friend of", "who is it that {s} likes?",
+        ),
+    ),
+    "teacher": (
+        (
+            "{o} teaches {s}", "{s} is taught by {o}", "the teacher of {s} is {o}", "{s} learns from {o}",
+            "{s} is a pupil of {o}", "{o} is the teacher of {s}", "it is {o} who teaches {s}",
+            "{s} has the teacher {o}",
+        ),
+        (
+            "who teaches {s}?", "by whom is {s} taught?", "the teacher of {s} is called", "from whom does {s} learn?",
+            "whose pupil is {s}?", "{s} is taught by", "who does {s} learn from?", "who is the teacher of {s}?",
+        ),
+    ),
+    "maker": (
+        (
+            "{o} made {s}", "{s} was made by {o}", "the maker of {s} is {o}", "{s} is a work of {o}", "{o} built {s}",
+            "{s} was built by {o}", "it is {o} who made {s}", "{s} has the maker {o}",
+        ),
+        (
+            "who made {s}?", "by whom was {s} made?", "the maker of {s} is called", "whose work is {s}?",
+            "who built {s}?", "by whom was {s} built?", "{s} was made by", "who is the maker of {s}?",
+        ),
+    ),
+}  # fmt: skip
+
+
+# What may stand before and behind a sentence and a question, so that its words are not always in the same places.
+BEFORE = ("", "", "", "now ", "so ", "and ", "they say ", "well, ")
+BEHIND = ("", "", "", " now", " too", ", they say", " again")
+BEFORE_QUESTION = ("", "", "", "now, ", "well, ", "and ", "so ", "say: ")
+
+
+def told(relation: str, subject: str, answer: str, rng: random.Random, held_out: bool) -> str:
+    """A fact in one of its wordings."""
+    sentence = _wording(RELATIONS[relation][0], rng, held_out).format(s=subject, o=answer)
+    return sentence if held_out else f"{rng.choice(BEFORE)}{sentence}{rng.choice(BEHIND)}"
+
+
+def asked(relation: str, subject: str, rng: random.Random, held_out: bool) -> str:
+    """A question in one of its wordings."""
+    question = _wording(RELATIONS[relation][1], rng, held_out).format(s=subject)
+    return question if held_out else f"{rng.choice(BEFORE_QUESTION)}{question}"
+
+
+def _wording(words: tuple[str, ...], rng: random.Random, held_out: bool) -> str:
+    return words[-1] if held_out else rng.choice(words[:-1])
+
+
+def invented_facts(count: int, rng: random.Random, held_out: bool) -> list[Fact]:
+    """``count`` facts, no two of the same subject and relation; a third of the subjects have more than one."""
+    subjects = invented_names(max(1, (2 * count + 2) // 3), rng, held_out)
+    pairs = [(subject, relation) for subject in subjects for relation in RELATIONS]
+    # Every subject once, then others.
+    first = [(subject, rng.choice(list(RELATIONS))) for subject in subjects][:count]
+    others = [pair for pair in pairs if pair not in set(first)]
+    chosen = first + rng.sample(others, count - len(first))
+    facts = []
+    for subject, relation in chosen:
+        answer = subject
+        while answer == subject:  # or the question alone would say it
+            answer = invented_name(rng, held_out)
+        facts.append(
+            Fact(told(relation, subject, answer, rng, held_out), asked(relation, subject, rng, held_out), answer)
+        )
+    rng.shuffle(facts)
+    return facts
+
+
+def question_without_answer(facts: Sequence[Fact], rng: random.Random, held_out: bool) -> str:
+    """A question about a subject that none of ``facts`` tells of."""
+    words = {word for fact in facts for word in fact.asked.replace("?", "").split()}
+    while True:
+        subject = invented_name(rng, held_out)
+        if subject not in words:
+            return asked(rng.choice(list(RELATIONS)), subject, rng, held_out)

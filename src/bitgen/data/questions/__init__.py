@@ -1,0 +1,1 @@
+"""Questions about pictures: records, marks and boxes in text, and batches of sequences."""
