@@ -85,13 +85,24 @@ def test_a_rationale_leads_to_the_answer(many) -> None:
             assert NUMBER.findall(last) == ([question.answer] if names else [])
         elif question.program.name == "exist":
             assert bool(names) == (question.answer == "yes") and not NUMBER.findall(last)
+        elif question.program.name == "compare":
+            values = last.replace(",", "").split()[-2:]
+            what, counts = question.program.words[0], all(map(str.isdigit, values))
+            assert counts == (what not in ATTRIBUTES)
+            assert counts or set(values) <= set(ATTRIBUTES[what])
+            one, other = map(int, values) if counts else values
+            agree = one == other if what not in ("more", "fewer") else one > other if what == "more" else one < other
+            assert agree == (question.answer == "yes")
         at = {scene.name(index): index for index in range(len(scene.objects))}
         for clause in text.split("; "):
             found = [(marks, at[name]) for marks, name in ITEM.findall(clause)]
             assert all(marks == box_text(scene.box(index)) for marks, index in found)
             xs = [scene.objects[index].x for _, index in found]
             assert xs == sorted(xs), "from left to right"
-            assert found or clause.endswith("none")
+            said = read_rationale(clause)[0]
+            assert found or clause.endswith("none") or (said.values and clause == last) or said.names
+            named = [scene.objects[at[name]].x for name in said.names]
+            assert named == sorted(named), "from left to right"
 
 
 def test_a_rationale_of_a_program_read_from_its_text_is_the_same(many) -> None:
@@ -116,6 +127,30 @@ def test_any_other_word_in_a_name_is_noticed(many) -> None:
             for damaged in (words[1:], words[::-1], [*words, words[-1]], []):
                 text = why.text[: match.start(2)] + " ".join(damaged) + why.text[match.end(2) :]
                 assert why.share(text) < 1, text
+
+
+def test_any_other_value_or_name_without_a_box_is_noticed(many) -> None:
+    rng, seen = random.Random(3), Counter()
+    for why in many:
+        for place, clause in enumerate(why.clauses):
+            said = read_rationale(clause)[0]
+            changes = []
+            if said.values:
+                seen["values"] += 1
+                among = next((set(v) for v in ATTRIBUTES.values() if said.values[0] in v), set(map(str, range(9))))
+                for at, value in enumerate(said.values):
+                    values = list(said.values)
+                    values[at] = rng.choice(sorted(among - {value}))
+                    changes.append(", ".join(values))
+                changes += [said.values[0], ", ".join([*said.values, said.values[0]])]
+            elif said.names:
+                seen["names"] += 1
+                others = sorted({why.scene.name(index) for index in range(len(why.scene.objects))} - set(said.names))
+                changes += [", ".join([*said.names, name]) for name in others]
+                changes += [", ".join(said.names[1:]), ", ".join([*said.names, said.names[0]]), "left none"]
+            for change in changes:
+                assert why.share("; ".join([*why.clauses[:place], change, *why.clauses[place + 1 :]])) < 1, change
+    assert min(seen["values"], seen["names"]) > 20
 
 
 def test_a_box_of_another_object_is_noticed(many) -> None:
