@@ -98,7 +98,7 @@ def _scenes(tab: str, picture: gr.Image, number: gr.Number) -> gr.Dropdown:
         return drawn.picture, int(chosen), gr.Dropdown(choices=choices, value=None)
 
     with gr.Row():
-        chosen = gr.Number(3, precision=0, minimum=0, maximum=MOST_SCENES - 1, label="Scene", elem_id=f"{tab}-number")
+        chosen = gr.Number(13, precision=0, minimum=0, maximum=MOST_SCENES - 1, label="Scene", elem_id=f"{tab}-number")
         take = gr.Button("Show this built-in scene", elem_id=f"{tab}-scene")
     examples = gr.Dropdown([], label="What fits this scene", elem_id=f"{tab}-examples")
     take.click(show, chosen, [picture, number, examples], api_name=f"scene_to_{tab}", **QUEUE)

@@ -28,7 +28,7 @@ def build(model: Model | VisionLanguage, scratch: Path, folder: str | None = Non
     """
     missing = why_not(model)
     with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(3600, 86400)) as page:
-        name = printable(model.trained.folder).replace("`", " ")
+        name = printable("/".join(model.trained.folder.parts[-2:])).replace("`", " ")
         gr.Markdown(_INTRODUCTION.format(model=name))
         with gr.Tabs():
             for ability in ABILITIES:
