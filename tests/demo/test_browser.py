@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import bitgen
+from support.data import encode, noise
 from support.runs import REPOSITORY, environment
 from support.spoken_memories import speaking_run
 
@@ -32,11 +37,13 @@ PATIENCE = 60_000  # milliseconds, on a machine that does other things
 class Server:
     """`src/demo.py` on a model, in a process of its own."""
 
-    def __init__(self, model: Path, log: Path, *more: str) -> None:
-        command = [sys.executable, str(REPOSITORY / "src" / "demo.py"), "--model", str(model), "--no-browser", *more]
+    def __init__(self, model: Path, log: Path, temporary: Path | None = None) -> None:
+        command = [sys.executable, str(REPOSITORY / "src" / "demo.py"), "--model", str(model), "--no-browser"]
         self.log = log
+        # A proxy that is not there: the page must not ask it.
+        env = environment(HTTP_PROXY="http://127.0.0.1:9", TMPDIR=str(temporary or log.parent))
         with log.open("w") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment())
+            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
         until = time.monotonic() + 120
         while (found := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text())) is None:
             assert self.process.poll() is None and time.monotonic() < until, log.read_text()
@@ -61,10 +68,15 @@ class Visitor:
         self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(address)
-        self.page.get_by_role("tab", name="About", exact=True).wait_for()
+        self.page.get_by_role("tab", name="Describe", exact=True).wait_for()
 
     def tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name, exact=True).click()
+        tab = self.page.get_by_role("tab", name=name, exact=True)
+        if tab.is_visible():
+            tab.click()
+        else:  # on a narrow screen those that do not fit are behind a button
+            self.page.locator(".overflow-menu > button").click()
+            self.page.locator(".overflow-dropdown button", has_text=name).click()
 
     def write(self, place: str, text: str) -> None:
         self.page.locator(f"#{place}").locator("textarea, input").first.fill(text)
@@ -133,8 +145,10 @@ def test_describe_search_match(browser, stage1: Server, size: dict[str, int], ph
     visitor.picture("describe-picture")
     visitor.press("describe-go")
     visitor.sees("describe-words", re.compile(r"Probability of each word"))
-    visitor.reads("describe-text", re.compile(r"\(\d+\.\d\d seconds\)$"))
-    if size is NARROW:  # tabs that do not fit are behind a button
+    visitor.reads("describe-time", re.compile(r"^\d+\.\d\d seconds$"))
+    if size is NARROW:
+        visitor.tab("About")
+        visitor.sees("about-parameters", "total")
         visitor.leaves()
         return
     visitor.tab("Search")
@@ -170,8 +184,9 @@ def test_remember(browser, stage1: Server, photo: str, tmp_path: Path) -> None:
     visitor.picture("teach-picture")
     visitor.write("teach-text", "this is Rex")
     visitor.press("teach-go")
-    visitor.sees("teach-done", "Taught as episode 1")
+    visitor.reads("teach-done", re.compile("Taught as episode 1"))
     visitor.sees("memory-table", "this is Rex")
+    visitor.press("memory-draw")
     visitor.picture("memory-drawing")
     visitor.press("recall-scene")
     visitor.picture("recall-picture")
@@ -235,9 +250,53 @@ def test_bad_input_is_a_message_and_the_page_lives_on(
     visitor.tab("Describe")
     visitor.give("describe-picture", photo)
     visitor.press("describe-go")
-    visitor.reads("describe-text", re.compile(r"seconds\)$"))
+    visitor.reads("describe-time", re.compile(r"seconds$"))
     assert visitor.hosts == {"127.0.0.1"}
     assert "Traceback" not in stage1.log.read_text()
+
+
+def test_what_a_memory_says_is_no_markup(browser, stage1: Server, tmp_path: Path) -> None:
+    memory = bitgen.load(speaking_run(), device="cpu").memory()
+    (tmp_path / "scene.png").write_bytes(encode(noise(1)))
+    hostile = "![x](http://192.0.2.1/x.png)<img src=http://192.0.2.1/y.png>"
+    memory.write([tmp_path / "scene.png"], ["a dog"], [hostile])
+    memory.save(tmp_path / "hostile.memory")
+    visitor = Visitor(browser, stage1.address, WIDE)
+    visitor.tab("Remember")
+    visitor.give("memory-given", tmp_path / "hostile.memory")
+    visitor.press("memory-load")
+    visitor.sees("memory-table", "192.0.2.1")
+    visitor.write("edit-key", hostile)
+    visitor.write("edit-text", hostile)
+    visitor.press("edit-go")
+    visitor.reads("teach-done", re.compile("has another text"))
+    visitor.write("recall-text", "a dog")
+    visitor.press("recall-go")
+    visitor.sees("recall-table", "192.0.2.1")
+    visitor.leaves()
+
+
+def test_files_of_the_machine_are_not_served(stage1: Server, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(encode(noise(1)))
+    for address in (f"file={tmp_path}/secret.png", "file=/etc/passwd", f"file={REPOSITORY}/README.md"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{stage1.address}gradio_api/{address}", timeout=60)
+        assert refused.value.code == 403
+    foreign = urllib.request.Request(f"{stage1.address}config", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(foreign, timeout=60)
+    assert refused.value.code == 403
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_at_once_and_leaves_nothing_behind(number: signal.Signals, stage1_run: Path, tmp_path: Path) -> None:
+    server = Server(stage1_run, tmp_path / "log", temporary=tmp_path)
+    (folder,) = tmp_path.glob("bitgen-demo-*")
+    reader = urllib.request.urlopen(f"{server.address}gradio_api/heartbeat/a-visitor", timeout=60)
+    server.process.send_signal(number)
+    assert server.process.wait(20) == (0 if number == signal.SIGINT else 128 + number)
+    reader.close()
+    assert not folder.exists() and "Traceback" not in server.log.read_text()
 
 
 def test_ask_and_where(browser, stage2: Server, tmp_path: Path) -> None:

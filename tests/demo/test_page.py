@@ -13,12 +13,13 @@ from bitgen.commands import demo
 from bitgen.config import ConfigError
 from bitgen.demo import markup
 from bitgen.demo.asking import Reason
+from bitgen.demo.door import OwnPageOnly
 from bitgen.demo.matching import Matched
 from bitgen.evaluation.word_probabilities import END, WordProbability
 from support.runs import REPOSITORY, written_run
 
 gr = pytest.importorskip("gradio")
-from bitgen.demo.tabs.common import guarded, needed  # noqa: E402
+from bitgen.demo.tabs.common import guarded, needed, readable  # noqa: E402
 from bitgen.demo.tabs.page import build  # noqa: E402
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J"
@@ -35,6 +36,7 @@ NAMES = {
         "forget",
         "save_memory",
         "load_memory",
+        "draw_memory",
     },
     "ask": {"scene_to_ask", "ask"},
     "where": {"scene_to_where", "where"},
@@ -63,7 +65,7 @@ def test_a_model_without_eyes_has_a_page_that_says_why(tmp_path: Path) -> None:
 
 
 def test_computations_wait_for_one_another(model: bitgen.Model, tmp_path: Path) -> None:
-    functions = [one for one in build(model, tmp_path).fns.values() if one.queue]
+    functions = [one for one in build(model, tmp_path).fns.values() if one.queue and one.targets[0][1] != "unload"]
     assert len(functions) >= 15
     assert {(one.concurrency_id, one.concurrency_limit) for one in functions} == {("model", 1)}
 
@@ -113,7 +115,10 @@ def test_words_are_coloured_by_their_probability(log_probability: float, colour:
 def test_a_page_of_a_folder_searches_it(model: bitgen.Model, folder: Path, tmp_path: Path) -> None:
     page = build(model, tmp_path, str(folder))
     said = [str(getattr(block, "value", "")) for block in page.blocks.values()]
-    assert any(text.startswith("5 pictures of") and "1 could not be read" in text for text in said)
+    assert any(
+        text.startswith("5 pictures of") and text.count("broken.jpg") == 1 and "1 could not be read" in text
+        for text in said
+    )
 
 
 def test_a_picture_is_decoded_by_us_alone(model: bitgen.Model, tmp_path: Path, huge: str) -> None:
@@ -128,6 +133,57 @@ def test_a_picture_is_decoded_by_us_alone(model: bitgen.Model, tmp_path: Path, h
     assert {picture.preprocess(None) for picture in pictures} == {None}
     with pytest.raises(gr.Error, match="the picture is no file"):
         pictures[0].preprocess(gr.data_classes.ImageData(url="data:image/png;base64,AAAA"))
+
+
+def test_what_is_cut_is_said_on_the_page(model: bitgen.Model, photo: str, monkeypatch) -> None:
+    from bitgen.demo import remembering
+
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Warning", said.append)
+    guarded(remembering.teach)(model.memory(), photo, "<b> dog " * 60)
+    assert len(said) == 1 and "is cut" in said[0] and "<b>" not in said[0]
+    guarded(remembering.teach)(model.memory(), photo, "a dog")
+    assert len(said) == 1
+
+
+def test_messages_name_files_as_they_were_given() -> None:
+    from gradio.utils import get_upload_folder
+
+    kept = f"{get_upload_folder()}/{'0' * 64}/dog.png"
+    assert readable(f"{kept} cannot be read") == "dog.png cannot be read"
+
+
+# ---- who may ask ----
+
+
+@pytest.mark.parametrize(
+    ("headers", "own"),
+    [
+        ({"host": "127.0.0.1:7860"}, True),
+        ({"host": "localhost:7860", "origin": "http://localhost:7860"}, True),
+        ({"host": "evil.example:7860"}, False),
+        ({"host": "127.0.0.1.evil.example"}, False),
+        ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, False),
+        ({"host": "127.0.0.1:7860", "origin": "null"}, False),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:1"}, False),
+        ({"host": "[::1"}, False),
+        ({}, False),
+    ],
+)
+def test_only_the_page_itself_may_ask(headers: dict[str, str], own: bool) -> None:
+    import anyio
+
+    reached, sent = [], []
+
+    async def app(scope, receive, send) -> None:
+        reached.append(scope)
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+    anyio.run(OwnPageOnly(app), scope, None, send)
+    assert bool(reached) == own and [message.get("status") for message in sent] == ([] if own else [403, None])
 
 
 # ---- the command ----

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bitgen.config import ConfigError, exit_on_config_error
+from bitgen.demo.door import OwnPageOnly
 from bitgen.guards.arguments import Parser
-from bitgen.guards.printable import printable
+from bitgen.guards.printable import printable, printable_lines
 
 _HELP = """\
 Play with a trained model in the browser. The page is on this machine alone (127.0.0.1), and nothing leaves it.
@@ -100,14 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("httpx", "httpx2", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # files of visitors are then deleted
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with exit_on_config_error():
-        try:
-            import gradio  # noqa: F401  # before minutes of training
-        except ImportError as error:
-            raise ConfigError(_MISSING.format(error=printable(error))) from error
+    with exit_on_config_error(), tempfile.TemporaryDirectory(prefix="bitgen-demo-") as scratch:
+        _prepare_gradio(Path(scratch) / "gradio")
         import bitgen
         from bitgen.demo.tabs.page import build
         from bitgen.trained_vlm import is_vlm
@@ -118,22 +116,37 @@ def main(argv: list[str] | None = None) -> None:
             model = load(folder, flags.device)
         except ValueError as error:
             raise ConfigError(f"--model {error}") from error
-        with tempfile.TemporaryDirectory(prefix="bitgen-demo-") as scratch:
-            try:
-                page = build(model, Path(scratch), flags.folder)
-            except ValueError as error:
-                raise ConfigError(f"--folder {error}") from error
-            _serve(page, flags.port, flags.browser)
+        try:
+            page = build(model, Path(scratch), flags.folder)
+        except ValueError as error:
+            raise ConfigError(f"--folder {error}" if flags.folder else str(error)) from error
+        status = _serve(page, flags.port, flags.browser)
+        shutil.rmtree(scratch, ignore_errors=True)  # what visitors sent and saved
+        sys.stdout.flush()
+        os._exit(status)  # a computation that still runs, or a browser that still listens, holds nothing up
 
 
-def _theme() -> Any:
-    """Letters that the machine has: nothing is fetched for them."""
+def _prepare_gradio(files: Path) -> None:
+    """Import gradio so that it keeps visitors' files in a folder of this process, and asks no other machine.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(files)}
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for name in ("no_proxy", "NO_PROXY"):  # gradio asks its own address whether it is there
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST, "localhost")))
+    try:
+        import gradio  # noqa: F401  # before minutes of training
+    except ImportError as error:
+        raise ConfigError(_MISSING.format(error=printable(error))) from error
+
+
+def _serve(page: Any, port: int | None, browser: bool) -> int:
+    """Serve the page until a signal comes; returns the exit status."""
     import gradio as gr
+    from starlette.middleware import Middleware
 
-    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-
-
-def _serve(page: Any, port: int | None, browser: bool) -> None:
     page.queue(default_concurrency_limit=1, max_size=64)
     try:
         _, address, _ = page.launch(
@@ -143,14 +156,49 @@ def _serve(page: Any, port: int | None, browser: bool) -> None:
             inbrowser=browser,
             quiet=True,
             prevent_thread_lock=True,
+            show_error=True,
             max_file_size=_LARGEST_FILE,
             ssr_mode=False,
             enable_monitoring=False,
             run_history=False,
             footer_links=["api", "settings"],
-            theme=_theme(),
+            app_kwargs={"middleware": [Middleware(OwnPageOnly)]},
+            # Letters that the machine has: nothing is fetched for them.
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         )
     except OSError as error:
-        raise ConfigError(f"--port {port}: {printable(error)}. Choose another, or leave it out.") from error
+        where = f"--port {port}" if port is not None else f"no port from {FIRST_PORT} on is free"
+        raise ConfigError(f"{where}: {printable(error)}. Choose another with --port.") from error
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(number))
+    _make_printable()
     print(f"The page is at {address} on this machine alone. Ctrl-C stops it.", flush=True)
-    page.block_thread()
+    while not received:
+        time.sleep(0.2)
+    print("The page is closed.", flush=True)
+    return 0 if received[0] == signal.SIGINT else 128 + received[0]
+
+
+class _PrintableLines(io.TextIOBase):
+    """A terminal that what visitors send cannot steer: gradio prints some of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Each line made printable."""
+        self._stream.write(printable_lines(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """As the terminal does."""
+        self._stream.flush()
+
+
+def _make_printable() -> None:
+    """From now on, whoever writes errors to the terminal."""
+    sys.stderr = _PrintableLines(sys.stderr)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)

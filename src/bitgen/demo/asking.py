@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from bitgen.guards.regular_files import read_regular_file
 from bitgen.model.image_decoding import decode_image
 from bitgen.show.boxes import draw_boxes
 
+_ARTICLE = re.compile(r"^(the|an?)\s+", re.IGNORECASE)
 NO_ANSWER = "none: the model did not end its answer"
 
 
@@ -58,9 +60,10 @@ def ask(
 
 def where(model: Model, picture: str | Path, thing: str) -> Asked:
     """Where a thing is: a box, or that there is none. Errors as of :func:`ask`."""
-    if not thing.strip():
+    name = _ARTICLE.sub("", thing.strip()).rstrip("?.! ")
+    if not name:
         raise ValueError("there is nothing to look for: name a thing, such as red star")
-    return ask(model, picture, f"where is the {thing.strip().removeprefix('the ')}?", think=False)
+    return ask(model, picture, f"where is the {name}?", think=False)
 
 
 def _reasons(found: Answered, scene: TableScene | None) -> list[Reason]:

@@ -32,6 +32,11 @@ def held_out_scenes(count: int) -> list[CaptionedPicture]:
     return [CaptionedPicture(reader.picture(row, _SIDE), reader.captions(row)) for row in range(count)]
 
 
+def held_out_scene(row: int, count: int) -> Image.Image:
+    """The picture of scene ``row`` of :func:`held_out_scenes`, without drawing the others."""
+    return SceneReader("val", count, _SEED).picture(row, _SIDE)
+
+
 def another_picture(row: int, count: int) -> Image.Image:
     """Scene ``row`` of :func:`held_out_scenes` laid out anew: other places, sizes and shades that fit its captions."""
     return SceneReader("val", count, _SEED).another_picture(row, _SIDE)

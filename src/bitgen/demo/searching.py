@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,22 @@ from bitgen.model.image_decoding import decode_image
 from bitgen.trained import CAPTIONS, MATCHING
 
 MOST_PICTURES, MOST_CAPTIONS = 2_000, 500
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_MOST_ENTRIES = 200_000  # files and folders to look through
+PICTURE_ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".jp2",
+    ".ppm",
+    ".tga",
+    ".ico",
+)
 SCENES = "the built-in scenes"
 RERANKED = 16  # of the nearest by cosine
 _THUMBNAIL = 240  # pixels
@@ -53,10 +69,10 @@ class Found(NamedTuple):
 def scenes_index(model: Model, count: int = 60) -> PictureIndex:
     """Built-in scenes that training never shows, with their captions."""
     scenes = held_out_scenes(count)
-    pictures = [scene.picture for scene in scenes]
-    named = [(f"scene {row}", picture) for row, picture in enumerate(pictures)]
-    captions = [scene.captions[0] for scene in scenes]
-    return _indexed(model, SCENES, named, captions, [])
+    building = _Building(model)
+    for row, scene in enumerate(scenes):
+        building.add(f"scene {row}", scene.picture)
+    return building.index(SCENES, [scene.captions[0] for scene in scenes], [])
 
 
 def folder_index(
@@ -70,45 +86,82 @@ def folder_index(
     Raises:
         ValueError: no such folder, no picture in it that can be read, or more than MOST_PICTURES.
     """
-    shown = printable(folder)
-    if not str(folder).strip() or not Path(folder).is_dir():
-        raise ValueError(f"{shown}: there is no such folder on this machine. Write the path of a folder with pictures.")
-    folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS and path.is_file())
-    if not files:
-        raise ValueError(f"{shown} holds no pictures ({', '.join(PICTURE_ENDINGS)}). Choose another folder.")
-    if len(files) > MOST_PICTURES:
-        raise ValueError(
-            f"{shown} holds {len(files):,} pictures, and the page takes {MOST_PICTURES:,}: choose a folder in it, or "
-            "rank them in a program with bitgen.load(...).search."
-        )
-    named, left_out = [], []
+    files = _pictures_in(folder)
+    building, left_out = _Building(model), []
+    root = Path(os.path.commonpath([path.parent for path in files]))
     for path in progress(files):
-        name = printable(path.relative_to(folder), 200)
+        name = printable(path.relative_to(root), 200)
         try:
-            pixels = decode_image(read_regular_file(path), name, model.trained.processor.max_image_pixels)
+            building.add(name, read_regular_file(path))
         except (OSError, ValueError) as error:
-            left_out.append(f"{name}: {printable(error, 200)}")
-            continue
-        named.append((name, to_pil_image(pixels)))
-    if not named:
-        raise ValueError(f"{shown}: none of its {len(files):,} pictures can be read, first {left_out[0]}")
-    return _indexed(model, shown, named, [], left_out)
+            reason = printable(error, 200)
+            left_out.append(reason if reason.startswith(name) else f"{name}: {reason}")
+    if not building.names:
+        raise ValueError(f"{printable(folder)}: none of its {len(files):,} pictures can be read, first {left_out[0]}")
+    return building.index(printable(folder), [], left_out)
 
 
-@torch.no_grad()
-def _indexed(
-    model: Model, name: str, named: Sequence[tuple[str, Image.Image]], captions: list[str], left_out: list[str]
-) -> PictureIndex:
-    network, features, tokens, thumbnails = model.trained.model, [], [], []
-    for first in range(0, len(named), _BATCH):
-        part = [picture for _, picture in named[first : first + _BATCH]]
-        encoding = network.encode_image(**model.encoder.inputs(part, first))
-        features.append(encoding.image_features.float().cpu())
-        tokens.append(network.pool_image_tokens(encoding.image_tokens).to(torch.bfloat16).cpu())
-        thumbnails += [_thumbnail(picture) for picture in part]
-    names = [name for name, _ in named]
-    return PictureIndex(name, thumbnails, names, torch.cat(features), torch.cat(tokens), captions, left_out)
+def _pictures_in(given: str | Path) -> list[Path]:
+    """The files of pictures in a folder as a person writes it: with ``~``, spaces around it or quotes."""
+    shown, folder = printable(given, 200), Path(str(given).strip().strip("'\"")).expanduser()
+    try:
+        is_file, is_folder = folder.is_file(), folder.is_dir()
+    except (OSError, ValueError):  # a name that no system has
+        is_file = is_folder = False
+    if is_file:
+        raise ValueError(f"{shown} is a file. Write the path of the folder that it is in.")
+    if not str(given).strip() or not is_folder:
+        raise ValueError(f"{shown}: there is no such folder on this machine. Write the path of a folder with pictures.")
+    found: list[Path] = []
+    seen = 0
+    for place, folders, files in os.walk(folder):  # what may not be read is left out
+        folders.sort()
+        seen += len(files) + len(folders)
+        paths = [Path(place) / name for name in sorted(files) if name.lower().endswith(PICTURE_ENDINGS)]
+        found += [path for path in paths if path.is_file()]
+        if len(found) > MOST_PICTURES or seen > _MOST_ENTRIES:
+            raise ValueError(
+                f"{shown} holds more than the page takes ({MOST_PICTURES:,} pictures, {_MOST_ENTRIES:,} files): choose "
+                "a folder in it, or rank them in a program with bitgen.load(...).search."
+            )
+    if not found:
+        raise ValueError(f"{shown} holds no pictures ({', '.join(PICTURE_ENDINGS)}). Choose another folder.")
+    return found
+
+
+class _Building:
+    """An index that is filled picture by picture: none is kept but as a thumbnail and what the model sees of it."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.names = model, list[str]()
+        self.thumbnails, self.waiting = list[Image.Image](), list[Tensor]()
+        self.features, self.tokens = list[Tensor](), list[Tensor]()
+
+    def add(self, name: str, picture: Image.Image | bytes) -> None:
+        """Raises ``ValueError`` for one that cannot be read."""
+        processor = self.model.trained.processor
+        pixels = processor.image(picture, name)
+        shown = decode_image(picture, name, processor.max_image_pixels, (_THUMBNAIL, _THUMBNAIL))
+        self.thumbnails.append(_thumbnail(to_pil_image(shown)))
+        self.names.append(name)
+        self.waiting.append(pixels)
+        if len(self.waiting) == _BATCH:
+            self._encode()
+
+    @torch.no_grad()
+    def _encode(self) -> None:
+        network = self.model.trained.model
+        encoding = network.encode_image(pixel_values=torch.stack(self.waiting).to(network.device))
+        self.features.append(encoding.image_features.float().cpu())
+        self.tokens.append(network.pool_image_tokens(encoding.image_tokens).to(torch.bfloat16).cpu())
+        self.waiting.clear()
+
+    def index(self, name: str, captions: list[str], left_out: list[str]) -> PictureIndex:
+        """What was added."""
+        if self.waiting:
+            self._encode()
+        features, tokens = torch.cat(self.features), torch.cat(self.tokens)
+        return PictureIndex(name, self.thumbnails, self.names, features, tokens, captions, left_out)
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:
@@ -175,7 +228,9 @@ def how_reranked(model: Model) -> str | None:
     untrained = model.trained.untrained
     if MATCHING not in untrained:
         return "by reading each together with the other (its matching score)"
-    return None if CAPTIONS in untrained else "by how much likelier the picture makes the text (nats)"
+    return (
+        None if CAPTIONS in untrained else "by how much likelier the picture makes the text (in nats, log-probability)"
+    )
 
 
 def _pairs(images: Tensor, tokens: Tensor, texts: Tensor, ids: Tensor, mask: Tensor) -> EncodedSplit:

@@ -23,7 +23,7 @@ BATCH = 64
 LONGEST = 40
 # Of a search, both ends included: memory grows with the beams, and a context with more tokens than these is unheard of.
 SEARCH_RANGES = {"num_beams": (1, 256), "max_new_tokens": (1, 1_000_000)}
-HOTTEST = 100.0  # temperature: above it all words are alike
+COLDEST, HOTTEST = 0.01, 100.0  # temperature: below it one word is sure, above it all are alike
 
 
 def language_model(model: BitGenModel, tokenizer: PreTrainedTokenizerBase) -> BitGenForCausalLM:
@@ -72,8 +72,8 @@ def generate_texts(
             raise ValueError(f"{name} is {value}; it must be from {least} to {most:,}")
     drawn: dict[str, Any] = {"do_sample": False}
     if temperature:
-        if not 0 < temperature <= HOTTEST:
-            raise ValueError(f"temperature is {temperature}; it must be from 0 to {HOTTEST:g}")
+        if not COLDEST <= temperature <= HOTTEST:
+            raise ValueError(f"temperature is {temperature}; it must be 0, or from {COLDEST:g} to {HOTTEST:g}")
         if num_beams > 1:
             raise ValueError(f"temperature draws words and {num_beams} beams search for the likeliest: choose one")
         drawn = {"do_sample": True, "temperature": temperature, "top_k": 0}

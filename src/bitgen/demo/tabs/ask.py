@@ -31,11 +31,11 @@ def build_ask(model: Model | VisionLanguage) -> None:
     @guarded
     def answer(picture: str | None, question: str, think: bool, number: float | None) -> tuple[str, str, Any]:
         scene = table(int(number)).scene if number is not None else None
-        found = ask(model, needed(picture), question, think, scene)
+        found = ask(model, needed(picture), question or "", think, scene)
         return found.answer, markup.reasons(found.reasons), found.picture
 
     gr.Markdown(_ASK if of_stage2 else _ASK_PARTS)
-    number = gr.Number(visible=False)
+    number = gr.Number(visible=False, minimum=0, maximum=MOST_SCENES - 1)
     with gr.Row():
         with gr.Column():
             picture = picture_input(elem_id="ask-picture")
@@ -70,7 +70,7 @@ def build_where(model: Model) -> None:
 
     @guarded
     def find(picture: str | None, thing: str) -> tuple[str, Image.Image | None]:
-        found = where(model, needed(picture), thing)
+        found = where(model, needed(picture), thing or "")
         return _place(found), found.picture
 
     gr.Markdown(_WHERE)
@@ -92,7 +92,9 @@ def _scenes(tab: str, picture: gr.Image, number: gr.Number) -> gr.Dropdown:
     """Controls that show a built-in scene, and what can be asked of it; another picture then counts as no scene."""
 
     @guarded
-    def show(chosen: float) -> tuple[Image.Image, int, Any]:
+    def show(chosen: float | None) -> tuple[Image.Image, int, Any]:
+        if chosen is None:
+            raise ValueError("there is no number: write that of a scene")
         drawn = table(int(chosen))
         choices = [one.text for one in drawn.questions] if tab == "ask" else drawn.things
         return drawn.picture, int(chosen), gr.Dropdown(choices=choices, value=None)

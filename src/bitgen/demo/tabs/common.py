@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
+import threading
 from collections.abc import Callable
 from html import escape
 from typing import Any, TypeVar
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from bitgen.guards.printable import printable
 
@@ -18,6 +21,7 @@ logger = logging.getLogger(__name__)
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 NO_PICTURE = "there is no picture: choose one, or take a built-in scene"
 _UNEXPECTED = "Something went wrong that should not have. The terminal that runs this page says what. The page goes on."
+_PACKAGE = __name__.split(".")[0]
 _LONGEST = 600  # characters of a message
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -43,7 +47,13 @@ def _path(payload: Any) -> str | None:
 
 def shown(error: object) -> gr.Error:
     """A message for the page. Gradio renders it as HTML, so that what files and models say is escaped."""
-    return gr.Error(escape(printable(error, _LONGEST)), title="That did not work", print_exception=False)
+    return gr.Error(escape(readable(error)), title="That did not work", print_exception=False)
+
+
+def readable(text: object) -> str:
+    """On one line, with the names of files as the person gave them, and not as the page keeps them."""
+    kept = re.escape(get_upload_folder().rstrip("/"))
+    return printable(re.sub(rf"{kept}/[0-9a-f]{{64}}/", "", str(text)), _LONGEST)
 
 
 def guarded(function: Function) -> Function:
@@ -52,8 +62,10 @@ def guarded(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        heard = _Heard()
         try:
-            return function(*args, **kwargs)
+            with heard:
+                return function(*args, **kwargs)
         except gr.Error:
             raise
         except (ValueError, OSError) as error:
@@ -61,8 +73,32 @@ def guarded(function: Function) -> Function:
         except Exception as error:
             logger.exception("the page could not do what was asked")
             raise shown(_UNEXPECTED) from error
+        finally:
+            for text in heard.said:
+                gr.Warning(escape(readable(text)))
 
     return call  # type: ignore[return-value]  # it takes and gives the same
+
+
+class _Heard(logging.Handler):
+    """What the package warns of in this thread: of a text that is cut, of a memory that is full."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+        self._thread = threading.get_ident()
+
+    def __enter__(self) -> _Heard:
+        logging.getLogger(_PACKAGE).addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger(_PACKAGE).removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep what is said."""
+        if record.thread == self._thread and record.levelno == logging.WARNING:
+            self.said.append(record.getMessage())
 
 
 def needed(picture: str | None) -> str:

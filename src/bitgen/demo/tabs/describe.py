@@ -10,7 +10,7 @@ from PIL import Image
 from bitgen.api import Model, VisionLanguage
 from bitgen.demo import markup
 from bitgen.demo.describing import describe
-from bitgen.demo.scenes import held_out_scenes
+from bitgen.demo.scenes import held_out_scene
 from bitgen.demo.tabs.common import QUEUE, guarded, needed, picture_input
 
 _SCENES = 200
@@ -22,14 +22,14 @@ def build(model: Model | VisionLanguage) -> None:
     """The tab's controls and what they do."""
 
     @guarded
-    def caption(picture: str | None, beams: int, temperature: float) -> tuple[str, str]:
+    def caption(picture: str | None, beams: float, temperature: float) -> tuple[str, str, str]:
         found = describe(model, needed(picture), int(beams), temperature)
         shown = markup.words(found.words) if found.words else markup.sentence(found.text or "(the model says nothing)")
-        return shown, f"{found.text}\n({found.seconds:.2f} seconds)"
+        return shown, found.text, f"{found.seconds:.2f} seconds"
 
     @guarded
     def scene() -> Image.Image:
-        return random.choice(held_out_scenes(_SCENES)).picture
+        return held_out_scene(random.randrange(_SCENES), _SCENES)
 
     gr.Markdown(_WHAT)
     with gr.Row():
@@ -42,5 +42,6 @@ def build(model: Model | VisionLanguage) -> None:
         with gr.Column():
             coloured = gr.HTML(label="Caption", elem_id="describe-words")
             plain = gr.Textbox(label="The same as text", lines=2, interactive=False, elem_id="describe-text")
+            took = gr.Textbox(label="It took", interactive=False, elem_id="describe-time")
     take.click(scene, None, picture, api_name="scene", **QUEUE)
-    go.click(caption, [picture, beams, temperature], [coloured, plain], api_name="describe", **QUEUE)
+    go.click(caption, [picture, beams, temperature], [coloured, plain, took], api_name="describe", **QUEUE)

@@ -23,7 +23,7 @@ def build(model: Model) -> None:
 
     @guarded
     def judge(picture: str | None, lines: str) -> str:
-        return markup.bars(match(model, needed(picture), lines.splitlines()))
+        return markup.bars(match(model, needed(picture), (lines or "").splitlines()))
 
     @guarded
     def example() -> tuple[Image.Image, str]:

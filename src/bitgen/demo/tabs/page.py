@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from bitgen.api import Model, VisionLanguage
 from bitgen.demo import about, markup
 from bitgen.demo.abilities import ABILITIES, ASK, DESCRIBE, MATCH, REMEMBER, SEARCH, WHERE, why_not
 from bitgen.demo.tabs import ask, describe, match, remember, search
-from bitgen.demo.tabs.common import QUEUE, guarded
+from bitgen.demo.tabs.common import QUEUE, guarded, visitor_of
 from bitgen.guards.printable import printable
 
 TITLE = "BitGen"
@@ -26,7 +27,12 @@ def build(model: Model | VisionLanguage, scratch: Path, folder: str | None = Non
         scratch: a folder for files that visitors download.
         folder: with pictures, to search in place of the built-in scenes; None: those.
     """
-    missing = why_not(model)
+    missing, forgets = why_not(model), list[Callable[[str], None]]()
+
+    def leave(request: gr.Request) -> None:
+        for forget in forgets:
+            forget(visitor_of(request))
+
     with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(3600, 86400)) as page:
         name = printable("/".join(model.trained.folder.parts[-2:])).replace("`", " ")
         gr.Markdown(_INTRODUCTION.format(model=name))
@@ -34,13 +40,18 @@ def build(model: Model | VisionLanguage, scratch: Path, folder: str | None = Non
             for ability in ABILITIES:
                 if ability not in missing:
                     with gr.Tab(ability, id=ability):
-                        _build(ability, model, scratch, folder)
+                        if (forget := _build(ability, model, scratch, folder)) is not None:
+                            forgets.append(forget)
             with gr.Tab("About", id="About"):
                 _build_about(model, missing)
+        page.unload(leave)
     return page
 
 
-def _build(ability: str, model: Model | VisionLanguage, scratch: Path, folder: str | None) -> None:
+def _build(
+    ability: str, model: Model | VisionLanguage, scratch: Path, folder: str | None
+) -> Callable[[str], None] | None:
+    """A tab; what forgets a visitor, if it keeps something for each."""
     if ability == DESCRIBE:
         describe.build(model)
     elif ability == ASK:
@@ -48,14 +59,15 @@ def _build(ability: str, model: Model | VisionLanguage, scratch: Path, folder: s
     else:
         assert isinstance(model, Model), ability
         if ability == SEARCH:
-            search.build(model, folder)
+            return search.build(model, folder)
         elif ability == MATCH:
             match.build(model)
         elif ability == REMEMBER:
-            remember.build(model, scratch)
+            return remember.build(model, scratch)
         else:
             assert ability == WHERE
             ask.build_where(model)
+    return None
 
 
 def _build_about(model: Model | VisionLanguage, missing: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import gradio as gr
@@ -28,8 +28,9 @@ captions. The built-in scenes are there at once; the pictures of a folder on thi
 _SHOWN = 8
 
 
-def build(model: Model, folder: str | None = None) -> None:
-    """The tab's controls and what they do; ``folder``: indexed in place of the built-in scenes."""
+def build(model: Model, folder: str | None = None) -> Callable[[str], None]:
+    """The tab's controls and what they do; ``folder``: indexed in place of the built-in scenes. Returns what forgets a
+    visitor."""
     first = scenes_index(model) if folder is None else folder_index(model, folder)
     indexes: PerVisitor[PictureIndex] = PerVisitor(lambda: first)
     how = how_reranked(model)
@@ -39,19 +40,20 @@ def build(model: Model, folder: str | None = None) -> None:
         def bar(files: Iterable[Path]) -> Iterable[Path]:
             return progress.tqdm(files, desc="reading pictures")
 
-        found = folder_index(model, folder, bar) if folder.strip() else scenes_index(model)
-        indexes[visitor_of(request)] = found
+        given = (folder or "").strip()
+        found = folder_index(model, given, bar) if given else scenes_index(model)
+        indexes.replace(visitor_of(request), found)
         return _state(found)
 
     @guarded
     def pictures(text: str, rerank: bool, request: gr.Request) -> list[tuple[Image.Image, str]]:
-        given = indexes[visitor_of(request)]
-        found = pictures_for(model, given, text, _SHOWN, rerank)
+        given = indexes.seen(visitor_of(request))
+        found = pictures_for(model, given, text or "", _SHOWN, rerank)
         return [(given.thumbnails[one.row], f"{given.names[one.row]}: {_numbers(one)}") for one in found]
 
     @guarded
     def captions(picture: str | None, lines: str, rerank: bool) -> list[list[str]]:
-        given = check_captions(lines.splitlines())
+        given = check_captions((lines or "").splitlines())
         found = captions_for(model, needed(picture), given, _SHOWN, rerank)
         return [[str(place), given[one.row], _scores(one)] for place, one in enumerate(found, start=1)]
 
@@ -101,10 +103,12 @@ def build(model: Model, folder: str | None = None) -> None:
     read.click(index, place, state, api_name="index", **QUEUE)
     gr.on([find.click, text.submit], pictures, [text, rerank], gallery, api_name="find_pictures", **QUEUE)
     choose.click(captions, [picture, lines, rerank], table, api_name="find_captions", **QUEUE)
+    return indexes.forget
 
 
 def _state(index: PictureIndex) -> str:
-    said = f"{len(index.names):,} pictures of {_code(index.name)} are indexed."
+    count = len(index.names)
+    said = f"{count:,} {'picture' if count == 1 else 'pictures'} of {_code(index.name)} indexed."
     if index.left_out:
         said += f" {len(index.left_out):,} could not be read, first {_code(index.left_out[0])}."
     return said
