@@ -19,10 +19,15 @@ from safetensors.torch import load_file, save_file
 from bitgen.checkpoint.format import MODEL_FILE, find_checkpoint
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.commands.lora_report import write_report
-from bitgen.data.conversation_writer import writing_conversations
-from bitgen.data.conversations import ConversationReader, Turn
+from bitgen.data.conversations.records import ConversationReader, Turn
+from bitgen.data.conversations.writer import writing_conversations
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record, RecordReader
+from bitgen.evaluation.babylm.evaluation import EvaluationData
+from bitgen.evaluation.babylm.submission import Done, Parts, Submission, write_official
+from bitgen.evaluation.babylm.submission_data import SetData, SubmissionData
+from bitgen.evaluation.babylm.submission_layout import TRACKS
+from bitgen.evaluation.babylm.submission_model import Revision, SubmissionModel
 from bitgen.machine.files import replacing_folder, write_whole
 from bitgen.memory.files import exclusive, read_memory, write_memory
 from bitgen.model.spoken_memory_file import Stored, read_facts, write_facts
@@ -157,6 +162,25 @@ def _read_smollm2(folder: Path) -> float:
     return float(version)
 
 
+def _write_submission(folder: Path, version: int) -> None:
+    """The folder of predictions that src/submit.py collates, of one set of reading times."""
+    model = SubmissionModel(Path("m"), [Revision("main", None, Path("m"), "")], None, None)
+    data = SubmissionData([SetData("full_eval", "reading", Path("r"), EvaluationData({}, None), "")], None, None, [])
+    predictions = {"reading": {"predictions": [{"id": row, "pred": version, "prev_pred": version} for row in range(9)]}}
+    done = {"main": {"full_eval/reading": Done({}, 0.0, lambda: predictions)}}
+    nothing = Parts({}, {}, {}, {}, {})
+    write_official(folder, model, data, Submission(done, 0, {}), nothing, TRACKS["strict-small"])
+
+
+def _read_submission(folder: Path) -> float:
+    root = folder / "results" / "m"
+    collated = json.loads((root / "all_full_preds_and_fast_scores_causal.json").read_text())
+    own = json.loads((root / "main" / "zero_shot" / "causal" / "reading" / "predictions.json").read_text())
+    assert collated["reading"] == own and collated["blimp"] is None
+    (version,) = {row["pred"] for row in own["reading"]["predictions"]}
+    return float(version)
+
+
 # Folders that are written once: they replace nothing, so that a version has a folder of its own.
 
 
@@ -235,5 +259,6 @@ WRITERS = {
     "memory": Writer(_write_memory, _read_memory),
     "facts": Writer(_write_facts, _read_facts, ".facts.*.tmp"),
     "conversations": Writer(_write_conversations, _read_conversations, ".talks.partial-*"),
+    "submission": Writer(_write_submission, _read_submission, ".results.partial-*"),
     "dataset": Writer(_write_dataset, _read_dataset, ".data.partial-*"),
 }

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: retrieval, image-text matching, the episodic memory, captions, BabyLM; JSON and a table."""
+"""Evaluate a checkpoint: retrieval, image-text matching, the memory, captions, BabyLM, GLUE; JSON and a table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 # Data workers are forked after the tokenizer was used; it would warn, and switch itself off, in each of them.
@@ -15,26 +13,34 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from bitgen.commands.evaluate_by_kind import (
+    main_of_parts,
+    main_of_reasoning,
+    naming_bad_records,
+    refuse_flags_of_parts,
+    say_and_write,
+)
+from bitgen.commands.evaluate_glue import check_glue_files, evaluate_glue_tasks, glue_table
 from bitgen.config import Config, ConfigError, exit_on_config_error
 from bitgen.config.sources import SCENES
 from bitgen.data.dataset import PairDataset
-from bitgen.data.scenes import ScenesDataset
-from bitgen.data.swapped_scenes import SwappedScenes
+from bitgen.data.scenes.dataset import ScenesDataset
+from bitgen.data.scenes.swapped import SwappedScenes
 from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
-from bitgen.evaluation.babylm.models import load_model_folder, run_language_model
+from bitgen.evaluation.babylm.models import open_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.captioning import Captioned, caption_dataset, coco_results, draw_sheet, pictures_of_sheet
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.flags import (
     BABYLM,
     CAPTIONING,
+    GLUE,
     GROUNDING,
     MATCHING,
     MEMORY,
     REASONING,
     RERANK_TOP_K,
     RETRIEVAL,
-    VQA,
     parse_flags,
 )
 from bitgen.evaluation.matching import (
@@ -51,7 +57,7 @@ from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
 from bitgen.evaluation.swapped_words import swapped_metrics
 from bitgen.evaluation.tables import tables
 from bitgen.machine.devices import Precision, choose_device, resolve_precision
-from bitgen.trained import CAPTIONS, Trained, is_export, is_model_folder, open_model
+from bitgen.trained import CAPTIONS, Trained, open_model
 from bitgen.trained_vlm import is_vlm
 
 logger = logging.getLogger("evaluate")
@@ -127,15 +133,6 @@ def load_split(source: str, loaded: Trained, max_images: int | None) -> PairData
         tokens, width = shape
         raise ConfigError(f"--data {source} holds features of {tokens} x {width}, and this checkpoint takes {wanted}.")
     return dataset
-
-
-@contextmanager
-def naming_bad_records() -> Iterator[None]:
-    """A record that cannot be read ends the evaluation; a worker's error carries its traceback before the message."""
-    try:
-        yield
-    except ValueError as error:
-        raise ConfigError(str(error).rsplit("Error: ", 1)[-1].strip()) from error
 
 
 def how_to_run(
@@ -239,11 +236,11 @@ def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[
     Raises:
         ValueError: sets or model cannot be read, or do not go together.
     """
-    data = read_evaluation_data(flags.eval_dir)
-    if is_model_folder(flags.checkpoint) and not is_export(flags.checkpoint):
-        model, encoder = load_model_folder(flags.checkpoint, device, flags.trust_remote_code)
-    else:
-        model, encoder = run_language_model(opened("checkpoint", flags.checkpoint), device)
+    data = read_evaluation_data(flags.eval_dir, flags.babylm_year)
+    try:
+        model, encoder = open_language_model(flags.checkpoint, device, flags.trust_remote_code)
+    except ValueError as error:
+        raise ConfigError(f"--checkpoint {error}") from error
     return evaluate_babylm(data, encoder, Scorer(model, device, batch_tokens=32 * flags.batch_size))
 
 
@@ -271,25 +268,27 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(str(error)) from error
         device = device_of(flags)
         if of_parts:
-            _main_vlm(flags, device, files)
+            main_of_parts(flags, device, files)
             return
         if {REASONING, GROUNDING} & set(flags.task):
-            _main_reasoning(flags, device, files)
+            main_of_reasoning(flags, device, files, opened)
             return
-        if VQA in flags.task or flags.shuffle_images:
-            flag = f"--task {VQA}" if VQA in flags.task else "--shuffle_images"
-            raise ConfigError(f"{flag} is for vision-language models of parts, and --checkpoint names none.")
+        refuse_flags_of_parts(flags)
         results: dict[str, Any] = {}
         predictions: Any = {}
         try:
-            if flags.data is not None and flags.task != [BABYLM]:
+            if flags.data is not None and set(flags.task) - {BABYLM, GLUE}:
                 loaded = opened("checkpoint", flags.checkpoint)
                 warn_of_untrained(loaded, flags.task)
                 dataset = load_split(flags.data, loaded, flags.max_images)
                 if CAPTIONING in flags.task:
                     pictures = pictures_of_sheet(dataset, flags.images)
+            if GLUE in flags.task:
+                check_glue_files(flags)
             if BABYLM in flags.task:
                 results[BABYLM], predictions = evaluate_language(flags, device)
+            if GLUE in flags.task:
+                results[GLUE], predictions[GLUE] = evaluate_glue_tasks(flags, device)
         except ValueError as error:  # what a person asked for cannot be
             raise ConfigError(str(error)) from error
         if MATCHING in flags.task and dataset.image_count < 2:
@@ -306,45 +305,9 @@ def main(argv: list[str] | None = None) -> None:
             with naming_bad_records():
                 said = coco_results(dataset, captioned.captions)
             # COCO's tools read a list; beside the decisions of BabyLM's sets it is one of several.
-            predictions = predictions | {CAPTIONING: said} if BABYLM in flags.task else said
+            predictions = predictions | {CAPTIONING: said} if predictions else said
             writers["contact_sheet"] = lambda path: draw_sheet(path, pictures, dataset, captioned)
-        _say_and_write(tables(results, flags.rerank_top_k or RERANK_TOP_K), files, writers)
-
-
-def _main_vlm(flags: argparse.Namespace, device: torch.device, files: dict[str, str | None]) -> None:
-    from bitgen.commands.evaluate_vlm import evaluate_vlm
-
-    with naming_bad_records():
-        results, answers, text, draw = evaluate_vlm(flags, device)
-    writers = {
-        "output": lambda path: write_results(results, path),
-        "predictions": lambda path: write_results(answers, path),
-        "contact_sheet": draw,
-    }
-    _say_and_write(text, files, writers)
-
-
-def _main_reasoning(flags: argparse.Namespace, device: torch.device, files: dict[str, str | None]) -> None:
-    from bitgen.commands.evaluate_reasoning import evaluate_reasoning
-
-    if others := [task for task in flags.task if task not in (REASONING, GROUNDING)]:
-        raise ConfigError(f"--task {others[0]} is not evaluated beside {REASONING} and {GROUNDING}. Run it by itself.")
-    with naming_bad_records():
-        results, answers, text = evaluate_reasoning(opened("checkpoint", flags.checkpoint), flags, device)
-    writers = {
-        "output": lambda path: write_results(results, path),
-        "predictions": lambda path: write_results(answers, path),
-    }
-    _say_and_write(text, files, writers)
-
-
-def _say_and_write(text: str, files: dict[str, str | None], writers: dict[str, Callable[[str], None]]) -> None:
-    """Print first: a disk that is full must not lose the results."""
-    print(text)
-    for name, path in files.items():
-        try:
-            if path is not None:
-                writers[name](path)
-        except ValueError as error:
-            raise ConfigError(f"--{name} {error}; the results are in the table above") from error
-    logger.info("results in %s", ", ".join(path for path in files.values() if path is not None))
+        text = tables(results, flags.rerank_top_k or RERANK_TOP_K)
+        if GLUE in results:
+            text = "\n\n".join(part for part in (text, glue_table(results[GLUE])) if part)
+        say_and_write(text, files, writers)

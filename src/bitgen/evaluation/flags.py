@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bitgen.evaluation.babylm.glue_data import GLUE, GLUE_TASKS
+from bitgen.evaluation.babylm.items import LATEST, YEARS
 from bitgen.evaluation.generation import SEARCH_RANGES
 from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import boolean, check_ranges
@@ -14,7 +16,7 @@ RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM = "retrieval", "matching", "memo
 VQA = "vqa"
 REASONING, GROUNDING = "reasoning", "grounding"
 RERANK_TOP_K = 16
-TASKS = (RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM, VQA, REASONING, GROUNDING)
+TASKS = (RETRIEVAL, MATCHING, MEMORY, CAPTIONING, BABYLM, GLUE, VQA, REASONING, GROUNDING)
 _BY_DEFAULT = f"{RETRIEVAL},{MATCHING}"
 
 _HELP = """\
@@ -38,9 +40,15 @@ tasks, separated by commas:
   captioning BLEU-4, chrF, ROUGE-L and CIDEr of the captions that the model writes, against all captions of an image,
              on lower-case words without punctuation; as papers print them (CIDEr x 100). A contact sheet (PNG) shows 24
              images with their captions. With --data scenes also right_*: how many captions are right, and in what.
-  babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, entity tracking, WUG, EWoK, reading), each item decided
-             as by the official pipeline; float32 whatever --precision says. --checkpoint may also be any folder that
-             AutoModelForCausalLM loads; Python code that it brings is run with --trust_remote_code True alone.
+  babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, EWoK, entity tracking, COMPS, GlobalPIQA, reading,
+             WUG), each item decided as by the official pipeline of --babylm_year; float32 whatever --precision says.
+             --checkpoint may also be any folder that AutoModelForCausalLM loads; Python code that it brings is run with
+             --trust_remote_code True alone. Ages of acquisition need several checkpoints: src/submit.py.
+  glue       the (Super)GLUE tasks of BabyLM in --eval_dir (glue_filtered): the whole model learns each of them, with a
+             new head on the last token, by the settings of the official script. It classifies the valid file after each
+             epoch, and the best epoch counts. Means over --seeds; float32. All tasks take a model of 7M parameters some
+             12 hours of one CPU core, three quarters of them multirc. Each finished epoch and task is kept: the same
+             command goes on where it was interrupted. --checkpoint: as of babylm.
   reasoning  of models of stage 2 (src/train_stage2_reasoning.py), with --data scenes: percent of questions about new
              scenes that are answered right at once (direct) and after a rationale, by hops and by what training never
              had; the same with another scene's picture; clauses of right answers that hold. On a folder of
@@ -66,7 +74,9 @@ examples:
   python src/evaluate.py --checkpoint checkpoints/stage1 --data data/my/val --task captioning --images photos
       captions; --images gives the contact sheet its pictures where the dataset holds features
   python src/evaluate.py --checkpoint my-model --task babylm --eval_dir evaluation_data/fast_eval
-      the BabyLM fast sets, on an exported model"""
+      the BabyLM fast sets, on an exported model
+  python src/evaluate.py --checkpoint my-model --task glue --eval_dir evaluation_data/full_eval --seeds 42 43 44
+      the (Super)GLUE tasks, each learned three times; --glue_tasks rte wsc: the two smallest alone"""
 
 
 # Of whole numbers, both ends included. The upper ends are beyond use: what is more would fill memory, or never end.
@@ -76,6 +86,7 @@ _RANGES = {
     "batch_size": (1, 65_536),
     "max_images": (1, 10**12),
     "num_workers": (0, 1024),
+    "glue_epochs": (1, 10_000),
     **SEARCH_RANGES,
 }
 
@@ -90,28 +101,39 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         required=True,
         metavar="PATH",
         help="a run's --output_dir (its best, else its newest checkpoint), one step-NNNNNNNN folder or an export; for "
-        "babylm also the folder of any Hugging Face model",
+        "babylm and glue also the folder of any Hugging Face model",
     )
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="a folder written by data_prep/, or 'scenes' for the built-in held-out scenes; babylm needs none",
+        help="a folder written by data_prep/, or 'scenes' for the built-in held-out scenes; babylm and glue need none",
     )
     parser.add_argument(
         "--trust_remote_code",
         type=boolean,
         default=False,
         metavar="BOOL",
-        help="babylm: run the Python code that a --checkpoint folder brings, where it is no export of BitGen; "
+        help="babylm, glue: run the Python code that a --checkpoint folder brings, where it is no export of BitGen; "
         "read that code first (default: False)",
     )
-    parser.add_argument("--eval_dir", metavar="DIR", help="the folder of the BabyLM sets: blimp_fast, reading ...")
+    parser.add_argument(
+        "--eval_dir", metavar="DIR", help="the folder of the BabyLM sets: blimp_fast, reading ..., glue_filtered"
+    )
+    parser.add_argument(
+        "--babylm_year",
+        type=int,
+        choices=YEARS,
+        default=LATEST,
+        help=f"babylm: by the rules of which year's challenge (default: {LATEST}). 2025 asks EWoK for the target and "
+        "takes all of entity tracking, and of equal candidates the first wins",
+    )
     parser.add_argument(
         "--predictions",
         metavar="FILE",
         help="where captioning's captions go, as the list that COCO's loadRes reads (with COCO's numbers where "
         "data_prep/coco.py knew them, else the images' names); and babylm's decisions, by folder what the official "
-        "predictions.json holds. Both together: one object, the list under captioning (default: nowhere)",
+        "predictions.json holds, and under glue what it holds of glue's tasks (the first seed's). All together: one "
+        "object, the list under captioning (default: nowhere)",
     )
     parser.add_argument(
         "--task", metavar="LIST", help="tasks from above (default: retrieval,matching; of models of parts: captioning)"
@@ -201,6 +223,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="auto: bf16 where the device has it (default)",
     )
+    _add_glue_flags(parser)
     flags = parser.parse_args(argv)
     flags.task_by_default = flags.task is None
     flags.task = _BY_DEFAULT if flags.task is None else flags.task
@@ -209,11 +232,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     if unknown or not flags.task:
         what = f"unknown task {unknown[0]!r}" if unknown else "no task given"
         parser.error(f"--task: {what}; choose from {', '.join(TASKS)}, separated by commas")
-    others = [task for task in flags.task if task != BABYLM]
+    others = [task for task in flags.task if task not in (BABYLM, GLUE)]
     if others and flags.data is None:
         parser.error(f"--task {others[0]} needs --data")
-    if BABYLM in flags.task and flags.eval_dir is None:
-        parser.error(f"--task {BABYLM} needs --eval_dir")
+    if of_sets := [task for task in flags.task if task in (BABYLM, GLUE) and flags.eval_dir is None]:
+        parser.error(f"--task {of_sets[0]} needs --eval_dir")
+    _check_glue_flags(parser, flags)
     if not Path(flags.output).name:
         parser.error(f"--output {flags.output!r} is not the name of a file")
     if flags.contact_sheet is None:
@@ -222,3 +246,47 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--contact_sheet {flags.contact_sheet}: it is written as a PNG; give a name that ends in .png")
     check_ranges(parser, flags, _RANGES)
     return flags
+
+
+def _add_glue_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("glue")
+    group.add_argument(
+        "--glue_tasks",
+        nargs="+",
+        choices=tuple(GLUE_TASKS),
+        metavar="TASK",
+        help=f"which of {', '.join(GLUE_TASKS)} (default: all that --eval_dir holds)",
+    )
+    group.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="of the new head, the order and dropout; each learns every task anew (default: 42)",
+    )
+    group.add_argument(
+        "--glue_learning_rate",
+        type=finite_float,
+        metavar="X",
+        help="the peak for every task (default: the official 3e-5)",
+    )
+    group.add_argument(
+        "--glue_epochs", type=int, metavar="N", help="for every task (default: the official 10, and 30 for wsc)"
+    )
+    group.add_argument(
+        "--glue_kept",
+        metavar="DIR",
+        help="where finished tasks are kept, a small file each; several models may share one folder (default: next to "
+        "--output, as results_glue)",
+    )
+
+
+def _check_glue_flags(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
+    given = ("glue_tasks", "seeds", "glue_learning_rate", "glue_epochs", "glue_kept")
+    if GLUE not in flags.task and (named := [name for name in given if getattr(flags, name) is not None]):
+        parser.error(f"--{named[0]} is for --task {GLUE}: write that too, or leave it out")
+    flags.seeds = [42] if flags.seeds is None else flags.seeds
+    if wrong := [seed for seed in flags.seeds if not 0 <= seed < 2**63]:
+        parser.error(f"--seeds {wrong[0]}: a seed is a whole number from 0 to {2**63 - 1}")
+    if flags.glue_learning_rate is not None and not 0 < flags.glue_learning_rate <= 1:
+        parser.error(f"--glue_learning_rate is {flags.glue_learning_rate:g}; it must be above 0 and at most 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from tokenizers import processors
@@ -40,8 +41,12 @@ LONGEST_ANSWER = 64
 _NOT_CARRIED = ("__init__.py", "factory.py", "pretrained_tower.py", "open_clip_files.py")
 
 
-def exported_model(loaded: Trained, merge_lora: bool) -> BitGenForCausalLM:
-    """The checkpoint's weights as a language model with generation settings; ``loaded`` is left as it is."""
+def exported_model(loaded: Trained, merge_lora: bool, seen: Mapping[str, int] | None = None) -> BitGenForCausalLM:
+    """The checkpoint's weights as a language model with generation settings; ``loaded`` is left as it is.
+
+    Args:
+        seen: how much its training showed it, for the record.
+    """
     model, tokenizer = loaded.model, loaded.tokenizer
     settings = copy.deepcopy(model.config.to_dict())
     for name in ("model_type", "transformers_version"):
@@ -51,9 +56,8 @@ def exported_model(loaded: Trained, merge_lora: bool) -> BitGenForCausalLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        trained_with=kept_of_training(
-            loaded.config, loaded.temperature
-        ),  # by which whoever opens it knows what it never learned
+        # by which whoever opens it knows what it never learned
+        trained_with=kept_of_training(loaded.config, loaded.temperature) | dict(seen or {}),
         # vocab_size may be more: only this tells whose tokenizer lies beside the model
         tokenizer_size=vocabulary_size(tokenizer),
     )
@@ -98,9 +102,12 @@ def causal_tokenizer(tokenizer: PreTrainedTokenizerFast, max_seq_len: int) -> Pr
     return tokenizer
 
 
-def write_folder(loaded: Trained, folder: Path, card: str, merge_lora: bool) -> None:
-    """Write everything into ``folder``, which nothing needs this repository to load."""
-    model = exported_model(loaded, merge_lora)
+def write_folder(
+    loaded: Trained, folder: Path, card: str, merge_lora: bool, seen: Mapping[str, int] | None = None
+) -> None:
+    """Write everything into ``folder``, which nothing needs this repository to load; ``seen`` as in
+    :func:`exported_model`."""
+    model = exported_model(loaded, merge_lora, seen)
     model.config.auto_map = dict(AUTO_MAP)
     if not model.config.takes_features:
         model.config.custom_pipelines = dict(PIPELINES)

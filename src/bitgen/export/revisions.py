@@ -91,4 +91,14 @@ def _opened(checkpoint: str | Path) -> Trained:
 
 def _export_one(trained: Trained, folder: Path, merge_lora: bool, metrics: dict[str, Any]) -> None:
     state = read_state(CheckpointFiles(trained.folder)).state
-    write_folder(trained, folder, model_card(trained, state, metrics, merge_lora), merge_lora)
+    write_folder(trained, folder, model_card(trained, state, metrics, merge_lora), merge_lora, seen_in_training(state))
+
+
+def seen_in_training(state: dict[str, Any]) -> dict[str, int]:
+    """What challenges limit, as a checkpoint's training state knows it: ``words_seen``, all passes counted, and
+    ``passes`` through the data that were begun."""
+    progress, source = state.get("progress", {}), state.get("source", {})
+    seen = {"words_seen": int(progress["words_seen"])} if progress.get("words_seen") else {}
+    if isinstance(source.get("epoch"), int):
+        seen["passes"] = source["epoch"] + bool(source.get("batch"))
+    return seen

@@ -29,7 +29,11 @@ READING_NUMBERS = (
 def _write_reading(folder: Path, draw: np.random.Generator) -> None:
     lines = [",".join(["", "item", "word", "prev_item", "prev_word", *READING_NUMBERS])]
     for number in range(12):
-        words = ["None", *draw.choice([*WORDS, "astonishing"], 7)] if number == 0 else draw.choice(WORDS, 8).tolist()
+        words = (
+            ["None", "blue", *draw.choice([*WORDS, "astonishing"], 6)]
+            if number == 0
+            else draw.choice(WORDS, 8).tolist()
+        )
         for place in range(1, len(words)):
             item, before = " ".join(words[:place]), " ".join(words[: place - 1])
             previous = words[place - 1] if before else ""
@@ -59,7 +63,7 @@ def eval_dir(tmp_path_factory) -> Path:
         start = (
             "Box 0 contains the cat, Box 1 contains the red hat" + ". The dog runs" * (number % 3) + ". Box 1 contains "
         )
-        options = [f"the {one}." for one in draw.choice(WORDS, 5)]
+        options = [f"the {one}." for one in np.random.default_rng(number).permutation(WORDS)[:5]]
         boxes.append({"numops": number % 3, "input_prefix": start, "options": options})
     _write_lines(folder / "entity_tracking_fast" / "regular.jsonl", boxes)
     _write_lines(folder / "entity_tracking_fast" / "ambiref.jsonl", boxes[:4])

@@ -87,11 +87,14 @@ def test_entity_tracking_is_averaged_by_split(evaluation, plain, eval_dir):
     assert found["accuracy"] == pytest.approx(np.mean(list(splits.values())))
 
 
-def test_ewok_reads_the_first_context_and_scores_the_target(evaluation, plain, eval_dir):
+def test_ewok_asks_which_context_the_target_follows(evaluation, plain, eval_dir):
     items = records(eval_dir, "ewok_fast/d.jsonl")
-    candidates = [[(item["Context1"], " " + item[target]) for target in ("Target1", "Target2")] for item in items]
-    chosen, _ = decisions(plain, candidates)
+    contexts = ("Context1", "Context2")
+    chosen, _ = decisions(plain, [[(item[name], " " + item["Target1"]) for name in contexts] for item in items])
+    assert 0 < chosen.count(0) < len(chosen)
     assert evaluation.results["ewok_fast"]["UID"]["d"] == pytest.approx(100 * chosen.count(0) / len(chosen))
+    quoted = [entry["pred"] for entry in evaluation.predictions["ewok_fast"]["d"]["predictions"]]
+    assert quoted == [f"{item[contexts[choice]]} {item['Target1']}" for item, choice in zip(items, chosen, strict=True)]
 
 
 def test_wug_correlates_preferences(evaluation, plain, eval_dir):

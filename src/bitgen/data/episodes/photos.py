@@ -34,8 +34,8 @@ class View(NamedTuple):
 class PhotoEpisodes:
     """Episodes of a dataset's photographs, as features computed earlier, and of invented facts.
 
-    Args: as of :class:`~bitgen.data.episodes.dataset.SceneEpisodes`; ``held_out``: names and wordings that training never
-        has (and the dataset is another split).
+    Args: as of :class:`~bitgen.data.episodes.dataset.SceneEpisodes`; ``held_out``: names and wordings that training
+        never has (and the dataset is another split).
     """
 
     dataset: PairDataset

@@ -62,6 +62,16 @@ class ProcessorEncoder:
             ids, offsets = ids[0], offsets[0]
         return _encoded(ids, offsets)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer itself, which may be one part of a processor."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def begins_with_special(self) -> bool:
+        """Whether something, as a BOS, stands before the first token of a text."""
+        encoded = self._encode_one("a")
+        return bool(encoded.ids) and tuple(encoded.offsets[0]) == (0, 0)
+
     def encode_word(self, word: str) -> list[int]:
         """The ids of a piece of text, without specials."""
         return [int(token) for token in self.processor(word, add_special_tokens=False)["input_ids"]]

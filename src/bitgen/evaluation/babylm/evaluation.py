@@ -11,8 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
-from bitgen.evaluation.babylm.items import Item, read_items, task_of
+from bitgen.evaluation.babylm.folders import READING, nothing_found, report_folders
+from bitgen.evaluation.babylm.items import LATEST, read_items, task_of
+from bitgen.evaluation.babylm.kept import KeptResults, fingerprint
 from bitgen.evaluation.babylm.reading import ReadingQueries, read_reading_data, reading_metrics
+from bitgen.evaluation.babylm.records import Item
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.babylm.zero_shot import (
     accuracies,
@@ -20,13 +23,16 @@ from bitgen.evaluation.babylm.zero_shot import (
     choose,
     entity_accuracies,
     first_probability,
+    is_tied,
     rank_correlation,
     sequences_of,
 )
 
 logger = logging.getLogger(__name__)
 
-READING = "reading"
+# Of equal candidates the official pipeline of 2026 draws one, unseeded; ours always draws the same.
+_DRAWN_SINCE = 2026
+TIES_SEED = 0
 
 
 class Evaluation(NamedTuple):
@@ -37,43 +43,97 @@ class Evaluation(NamedTuple):
 
 
 class EvaluationData(NamedTuple):
-    """What an evaluation folder holds: items by folder name, and the folder of reading times if there is one."""
+    """What an evaluation folder holds: items by folder name, the folder of reading times if there is one, and by which
+    year's rules the items are decided."""
 
     items: dict[str, list[Item]]
     reading: Path | None
+    year: int = LATEST
 
 
-def read_evaluation_data(eval_dir: str | Path) -> EvaluationData:
+def read_evaluation_data(eval_dir: str | Path, year: int = LATEST) -> EvaluationData:
     """Reads every folder of a kind that is known here; others are left out, and named.
 
+    Args:
+        year: whose rules hold; see :mod:`bitgen.evaluation.babylm.items`.
+
     Raises:
-        ValueError: no such folder, none of a known kind in it, or a damaged file.
+        ValueError: no such folder, none of a known kind in it, a damaged file, or no rules of such a year.
     """
     eval_dir = Path(eval_dir)
     if not eval_dir.is_dir():
         raise ValueError(f"{eval_dir}: there is no such folder. Give the one that holds blimp_fast, reading ...")
-    items, reading = {}, None
-    for folder in sorted(path for path in eval_dir.iterdir() if path.is_dir()):
+    items, reading, left_out = {}, None, []
+    folders = sorted(path for path in eval_dir.iterdir() if path.is_dir())
+    for folder in folders:
         if folder.name == READING:
             reading = folder
-        elif task_of(folder.name) is not None:
-            items[folder.name] = read_items(folder)
+        elif task_of(folder.name, year) is not None:
+            items[folder.name] = read_items(folder, year)
         else:
-            logger.warning("%s is left out: not a kind of data that is evaluated here", folder)
+            left_out.append(folder)
     if not items and reading is None:
-        raise ValueError(
-            f"{eval_dir} holds none of blimp*, supplement*, entity_tracking*, ewok*, wug_adj*, wug_past*, reading; "
-            "give the folder that they are in"
-        )
-    return EvaluationData(items, reading)
+        raise ValueError(nothing_found(eval_dir, year))
+    report_folders(eval_dir, left_out, [folder.name for folder in folders], year)
+    return EvaluationData(items, reading, year)
 
 
-def evaluate_babylm(data: EvaluationData, encoder: ProcessorEncoder, scorer: Scorer) -> Evaluation:
+def evaluate_babylm(
+    data: EvaluationData, encoder: ProcessorEncoder, scorer: Scorer, kept: KeptResults | None = None
+) -> Evaluation:
     """Scores everything.
 
+    Args:
+        kept: keeps the results of each folder once it is scored, and gives those of an earlier call that was
+            interrupted. Folders are then scored one after the other, without what they have in common.
+
     Raises:
-        ValueError: a text that tokenizer or model cannot take; the message names file and line.
+        ValueError: a text that tokenizer or model cannot take, or kept results that cannot be written; the message
+            names file and line.
     """
+    _warn_without_bos(encoder)
+    if kept is None:
+        return _evaluate(data, encoder, scorer)
+    whole = Evaluation({}, {})
+    for part in _by_folder(data):
+        name = next(iter(part.items), READING)
+        found = kept.get(name)
+        if found is None:
+            evaluation = _evaluate(part, encoder, scorer)
+            found = [evaluation.results[name], evaluation.predictions[name]]
+            kept.put(name, found)
+        else:
+            logger.info("%s was scored before: taken from %s", name, kept.folder)
+        whole.results[name], whole.predictions[name] = found
+    return whole
+
+
+def kept_results(folder: str | Path, model: str | Path, eval_dir: str | Path, year: int = LATEST) -> KeptResults:
+    """Where :func:`evaluate_babylm` keeps the results of a model's folder on these sets: another model's, other files
+    of either, or another year's rules, and nothing of it counts.
+
+    Raises:
+        ValueError: model or sets cannot be read.
+    """
+    return KeptResults(folder, fingerprint(Path(model), Path(eval_dir), f"zero-shot {year}, form 1"))
+
+
+def _by_folder(data: EvaluationData) -> Iterator[EvaluationData]:
+    for name, items in data.items.items():
+        yield EvaluationData({name: items}, None, data.year)
+    if data.reading is not None:
+        yield EvaluationData({}, data.reading, data.year)
+
+
+def _warn_without_bos(encoder: ProcessorEncoder) -> None:
+    if not encoder.begins_with_special():
+        logger.warning(
+            "the tokenizer puts no BOS before a text: the first token of each sentence is never scored, as in the "
+            "official pipeline"
+        )
+
+
+def _evaluate(data: EvaluationData, encoder: ProcessorEncoder, scorer: Scorer) -> Evaluation:
     queries = None
     if data.reading is not None:
         queries = ReadingQueries(read_reading_data(data.reading), encoder)
@@ -87,10 +147,10 @@ def evaluate_babylm(data: EvaluationData, encoder: ProcessorEncoder, scorer: Sco
 
     evaluation = Evaluation({}, {})
     for name, items in data.items.items():
-        scores = [candidate_scores([next(log_probs) for _ in item.sentences]) for item in items]
-        task = task_of(name)
+        scores = [candidate_scores([next(log_probs) for _ in item.sentences], item.per_token) for item in items]
+        task = task_of(name, data.year)
         assert task is not None, name
-        evaluation.results[name], evaluation.predictions[name] = _zero_shot(task, items, scores)
+        evaluation.results[name], evaluation.predictions[name] = _zero_shot(task, items, scores, data.year)
     if queries is not None:
         surprisal, previous = queries.surprisals(list(log_probs))
         evaluation.results[READING] = reading_metrics(queries.data, surprisal, previous)
@@ -100,23 +160,25 @@ def evaluate_babylm(data: EvaluationData, encoder: ProcessorEncoder, scorer: Sco
     return evaluation
 
 
-def _zero_shot(task: str, items: Sequence[Item], scores: Sequence[np.ndarray]) -> tuple[dict, dict]:
-    choices = [choose(candidates) for candidates in scores]
+def _zero_shot(task: str, items: Sequence[Item], scores: Sequence[np.ndarray], year: int) -> tuple[dict, dict]:
+    draw = np.random.default_rng(TIES_SEED) if year >= _DRAWN_SINCE else None
+    choices = [choose(candidates, draw) for candidates in scores]
+    ties = {"ties": sum(map(is_tied, scores))}
     if task.startswith("wug"):
         probabilities = [first_probability(candidates) for candidates in scores]
         predictions = _predictions(items, choices, [task] * len(items))
         for prediction, probability in zip(predictions[task]["predictions"], probabilities, strict=True):
             prediction["prob"] = float(probability)
-        return rank_correlation(items, probabilities), predictions
+        return rank_correlation(items, probabilities) | ties, predictions
     metrics = (entity_accuracies if task == "entity_tracking" else accuracies)(items, choices)
-    return metrics, _predictions(items, choices, [item.groups["UID"] for item in items])
+    return metrics | ties, _predictions(items, choices, [item.groups["UID"] for item in items])
 
 
 def _predictions(items: Sequence[Item], choices: Sequence[int], uids: Sequence[str]) -> dict:
     predictions: dict[str, dict] = {}
     seen: Counter[str] = Counter()
     for item, choice, uid in zip(items, choices, uids, strict=True):
-        entry = {"id": f"{uid}_{seen[uid]}", "pred": item.completions[choice]}
+        entry = {"id": f"{uid}_{seen[uid]}", "pred": item.answers[choice]}
         predictions.setdefault(uid, {"predictions": []})["predictions"].append(entry)
         seen[uid] += 1
     return predictions
@@ -129,6 +191,12 @@ def summary_rows(results: dict[str, dict]) -> Iterator[list[str]]:
             yield ["reading: eye tracking, % explained", f"{metrics['eye_tracking']:.2f}"]
             yield ["reading: self-paced, % explained", f"{metrics['self_paced_reading']:.2f}"]
         elif "accuracy" in metrics:
-            yield [f"{name}: accuracy, %", f"{metrics['accuracy']:.2f}"]
+            yield [f"{name}: accuracy, %", f"{metrics['accuracy']:.2f}{_ties(metrics)}"]
         else:
-            yield [f"{name}: Spearman's rho", f"{metrics['spearman']:.2f}"]
+            yield [f"{name}: Spearman's rho", f"{metrics['spearman']:.2f}{_ties(metrics)}"]
+
+
+def _ties(metrics: dict) -> str:
+    """What is added to a figure; results of earlier versions have no ties."""
+    count = metrics.get("ties")
+    return "" if count is None else f" ({count} {'tie' if count == 1 else 'ties'})"

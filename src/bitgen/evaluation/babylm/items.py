@@ -1,85 +1,26 @@
-"""The files of the BabyLM evaluation as items: candidates, of which the model is to prefer the first."""
+"""The files of the BabyLM evaluation as items, by the rules of the official pipeline of a year."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from bitgen.data.captions import valid_unicode
-from bitgen.guards.json_files import BadJson, parse_json
-from bitgen.guards.printable import printable
+from bitgen.evaluation.babylm.records import Item, Record
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Item:
-    """One question.
+# 2026: `babylm-org/babylm-eval`, strict, since July 2026. 2025: `babylm/evaluation-pipeline-2025`, with which the 2026
+# pipeline began (until 22 April 2026).
+YEARS = (2025, 2026)
+LATEST = YEARS[-1]
 
-    Attributes:
-        origin: file and line, for messages.
-        sentences: the candidates; the first is right.
-        completions: the end of each candidate that is scored.
-        groups: the sets it is counted under: ``UID``, and what else the folder sorts by.
-        ratio: the share of people who prefer the first candidate (WUG folders alone).
-    """
-
-    origin: str
-    sentences: tuple[str, ...]
-    completions: tuple[str, ...]
-    groups: dict[str, str] = field(default_factory=dict)
-    ratio: float | None = None
-
-
-class Record:
-    """One JSON object of a file, whose fields are read by name and kind.
-
-    Every method raises ``ValueError`` naming the line and the field.
-    """
-
-    def __init__(self, line: str, path: Path, number: int) -> None:
-        self.path, self.origin = path, f"{path} line {number}"
-        try:
-            self.fields = parse_json(line, dict, nan_is_null=True)
-        except BadJson as error:
-            kind = "JSON" if error.__cause__ else "a JSON object"
-            raise ValueError(f"{self.origin} is not {kind} ({error}); download the file again") from error
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.fields
-
-    def _get(self, name: str, kind: type | tuple[type, ...], wanted: str) -> Any:
-        if name not in self.fields:
-            raise ValueError(f"{self.origin} has no field {name!r}: add it, or download the file again")
-        value = self.fields[name]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{self.origin}: {name!r} is {printable(repr(value), 80)}; it must be {wanted}")
-        return value
-
-    def text(self, name: str) -> str:
-        """A string of valid Unicode."""
-        return self._valid(self._get(name, str, "text"), name)
-
-    def _valid(self, text: str, name: str) -> str:
-        if valid_unicode(text) != text:
-            raise ValueError(f"{self.origin}: {name!r} is no valid Unicode; download the file again")
-        return text
-
-    def integer(self, name: str) -> int:
-        """A whole number."""
-        return self._get(name, int, "a whole number")
-
-    def number(self, name: str) -> float:
-        """A finite number: :func:`parse_json` takes no other."""
-        return float(self._get(name, (int, float), "a number"))
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """Two strings or more."""
-        values = self._get(name, list, "a list of texts")
-        if len(values) < 2 or not all(isinstance(value, str) for value in values):
-            shown = printable(repr(values), 80)
-            raise ValueError(f"{self.origin}: {name!r} is {shown}; it must be a list of at least two texts")
-        return tuple(self._valid(value, name) for value in values)
+_COMPS_SUBSETS = {
+    "comps_base": "base",
+    "comps_wugs": "wugs",
+    "comps_wugs_dist-before": "wugs_dist_before",
+    "comps_wugs_dist-in-between": "wugs_dist_in_between",
+}
 
 
 def _blimp(record: Record) -> Item:
@@ -98,16 +39,63 @@ def _entity_tracking(record: Record) -> Item:
     return Item(record.origin, tuple(prefix + option for option in options), options, groups)
 
 
-def _ewok(record: Record) -> Item:
-    context, targets = record.text("Context1"), (record.text("Target1"), record.text("Target2"))
-    groups = {
+def _filtered_entity_tracking(record: Record) -> Item | None:
+    """Since July 2026 a question that offers "nothing" as an answer is left out when the file is read."""
+    item = _entity_tracking(record)
+    return None if any("nothing" in option for option in item.completions) else item
+
+
+def _ewok_groups(record: Record) -> dict[str, str]:
+    return {
         "UID": record.text("Domain"),
         "context_type": record.text("ContextType"),
         "context_contrast": record.text("ContextDiff"),
         "target_contrast": record.text("TargetDiff"),
     }
+
+
+def _ewok_by_target(record: Record) -> Item:
+    """2025: which of two targets follows the first context."""
+    context, targets = record.text("Context1"), (record.text("Target1"), record.text("Target2"))
     completions = tuple(" " + target for target in targets)
-    return Item(record.origin, tuple(context + completion for completion in completions), completions, groups)
+    sentences = tuple(context + completion for completion in completions)
+    return Item(record.origin, sentences, completions, _ewok_groups(record))
+
+
+def _ewok_by_context(record: Record) -> Item:
+    """2026: after which of two contexts the first target is more probable."""
+    completion = " " + record.text("Target1")
+    sentences = tuple(record.text(name) + completion for name in ("Context1", "Context2"))
+    return Item(record.origin, sentences, (completion, completion), _ewok_groups(record), whole=True)
+
+
+def _comps(record: Record) -> Item:
+    if record.path.stem not in _COMPS_SUBSETS:
+        known = ", ".join(f"{name}.jsonl" for name in _COMPS_SUBSETS)
+        raise ValueError(f"{record.path}: COMPS counts files named {known}; rename it, or take it out of the folder")
+    phrase = record.text("property_phrase")
+    starts = (record.text("prefix_acceptable"), record.text("prefix_unacceptable"))
+    sentences = tuple(f"{start} {phrase}" for start in starts)
+    groups = {"UID": _COMPS_SUBSETS[record.path.stem]}
+    return Item(record.origin, sentences, (phrase, phrase), groups, whole=True)
+
+
+def _global_piqa(record: Record, solutions: int) -> Item:
+    prompt, label = record.text("prompt"), record.integer("label")
+    if not 0 <= label < solutions:
+        raise ValueError(f"{record.origin}: 'label' is {label}; it must be one of 0 to {solutions - 1}")
+    completions = tuple(" " + record.text(f"solution{number}") for number in range(solutions))
+    sentences = tuple(prompt + completion for completion in completions)
+    groups = {"UID": record.name("example_id")}
+    return Item(record.origin, sentences, completions, groups, label=label, per_token=True)
+
+
+def _global_piqa_parallel(record: Record) -> Item:
+    return _global_piqa(record, 4)
+
+
+def _global_piqa_nonparallel(record: Record) -> Item:
+    return _global_piqa(record, 2)
 
 
 def _wug(record: Record) -> Item:
@@ -117,39 +105,76 @@ def _wug(record: Record) -> Item:
     return Item(record.origin, sentences, sentences, {}, record.number("ratio"))
 
 
-# By how a folder's name begins, as in the official `evaluation_data`.
-_READERS: dict[str, Callable[[Record], Item]] = {
-    "blimp": _blimp,
-    "supplement": _blimp,
-    "entity_tracking": _entity_tracking,
-    "ewok": _ewok,
-    "wug_adj": _wug,
-    "wug_past": _wug,
+Reader = Callable[[Record], Item | None]
+
+# By how a folder's name begins, as in the official `evaluation_data`. The challenge of 2026 has no WUG any more.
+_BOTH: dict[str, Reader] = {"blimp": _blimp, "supplement": _blimp, "comps": _comps, "wug_adj": _wug, "wug_past": _wug}
+_READERS: dict[int, dict[str, Reader]] = {
+    2025: {**_BOTH, "entity_tracking": _entity_tracking, "ewok": _ewok_by_target},
+    2026: {
+        **_BOTH,
+        "entity_tracking": _filtered_entity_tracking,
+        "ewok": _ewok_by_context,
+        "global_piqa_parallel": _global_piqa_parallel,
+        "global_piqa_nonparallel": _global_piqa_nonparallel,
+    },
 }
 
 
-def task_of(folder_name: str) -> str | None:
+def tasks_of(year: int) -> tuple[str, ...]:
+    """The kinds of items that are read by a year's rules.
+
+    Raises:
+        ValueError: rules of no such year are known here.
+    """
+    if year not in _READERS:
+        raise ValueError(f"the rules of {year} are not known; give one of {', '.join(map(str, YEARS))}")
+    return tuple(_READERS[year])
+
+
+def task_of(folder_name: str, year: int = LATEST) -> str | None:
     """The kind of items that a folder of this name holds (a prefix of the name); None: not one that is read here."""
-    return next((task for task in _READERS if folder_name.startswith(task)), None)
+    return next((task for task in tasks_of(year) if folder_name.startswith(task)), None)
 
 
-def read_items(folder: Path) -> list[Item]:
+def read_items(folder: Path, year: int = LATEST) -> list[Item]:
     """All items of a folder's ``.jsonl`` files, file by file in the order of their names.
 
     Raises:
         ValueError: no such file, no item, or a record that lacks a field; it names file, line and field.
     """
-    task = task_of(folder.name)
+    task = task_of(folder.name, year)
     assert task is not None, folder
-    items = []
+    items, left_out = [], 0
     for path in sorted(folder.glob("*.jsonl")):
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read ({error}); download it again") from error
-        items += [
-            _READERS[task](Record(line, path, number)) for number, line in enumerate(lines, start=1) if line.strip()
+        found = [
+            _READERS[year][task](Record(line, path, number))
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
         ]
+        kept = [item for item in found if item is not None]
+        items += kept
+        left_out += len(found) - len(kept)
     if not items:
-        raise ValueError(f"{folder} holds no .jsonl file with items; download it again, or remove the folder")
+        raise ValueError(_no_items(folder, left_out))
+    if left_out:
+        logger.info("%s: %d items are left out, as the rules of %d say; %d stay", folder, left_out, year, len(items))
     return items
+
+
+def _no_items(folder: Path, left_out: int) -> str:
+    if left_out:
+        return f"{folder}: all of its {left_out} items are left out by this year's rules; download it again"
+    below = next(iter(sorted(folder.rglob("*.jsonl"))), None)
+    if below is not None and below.parent != folder:
+        return f"{folder}: its .jsonl files lie in {below.parent}; move them up into {folder}"
+    if next(folder.glob("*.json"), None) is not None:
+        return (
+            f"{folder} holds .json files, the form of an earlier year's evaluation; download this year's, whose files "
+            "end in .jsonl"
+        )
+    return f"{folder} holds no .jsonl file with items; download it again, or remove the folder"

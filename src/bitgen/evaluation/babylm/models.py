@@ -15,7 +15,7 @@ from bitgen.export.folder import exported_model, exported_processor
 from bitgen.guards.printable import printable
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.sequence_layout import SequenceLayout
-from bitgen.trained import Trained
+from bitgen.trained import Trained, is_export, is_model_folder, open_model
 
 
 class PackedInputs(NamedTuple):
@@ -146,3 +146,16 @@ def run_language_model(trained: Trained, device: torch.device) -> tuple[Language
     is_one = isinstance(trained.model, BitGenForCausalLM)
     model = (trained.model if is_one else exported_model(trained, merge_lora=False)).to(device)
     return as_language_model(model), ProcessorEncoder(exported_processor(trained))
+
+
+def open_language_model(
+    path: str | Path, device: torch.device, trust_remote_code: bool = False
+) -> tuple[LanguageModel, ProcessorEncoder]:
+    """The model of a run, a checkpoint, an export of ours, or any folder of a Hugging Face causal language model.
+
+    Raises:
+        ValueError: it cannot be read as either; see :func:`load_model_folder`.
+    """
+    if is_model_folder(path) and not is_export(path):
+        return load_model_folder(path, device, trust_remote_code)
+    return run_language_model(open_model(path), device)

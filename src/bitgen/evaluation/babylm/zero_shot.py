@@ -10,8 +10,8 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 
 from bitgen.evaluation.babylm.encoding import Encoded, completion_positions
-from bitgen.evaluation.babylm.items import Item
 from bitgen.evaluation.babylm.packing import TokenSequence
+from bitgen.evaluation.babylm.records import Item
 
 # The parts of entity tracking, each counted once however many subtasks it has.
 ENTITY_SPLITS = ("regular", "ambiref", "move_contents")
@@ -26,14 +26,24 @@ def sequences_of(item: Item, encoded: Sequence[Encoded]) -> list[TokenSequence]:
     ]
 
 
-def candidate_scores(log_probs: Sequence[np.ndarray]) -> np.ndarray:
-    """Summed log-probabilities of each candidate, float32 ``[C]``."""
-    return np.array([candidate.sum(dtype=np.float64) for candidate in log_probs], dtype=np.float32)
+def candidate_scores(log_probs: Sequence[np.ndarray], per_token: bool = False) -> np.ndarray:
+    """Summed log-probabilities of each candidate, float32 ``[C]``; with ``per_token`` divided by the tokens scored."""
+    sums = np.array([candidate.sum(dtype=np.float64) for candidate in log_probs], dtype=np.float32)
+    if not per_token:
+        return sums
+    return sums / np.array([max(len(candidate), 1) for candidate in log_probs], dtype=np.float32)
 
 
-def choose(scores: np.ndarray) -> int:
-    """The most probable candidate; of equal ones the first, which is the right one."""
-    return int(scores.argmax())
+def is_tied(scores: np.ndarray) -> bool:
+    """Whether the best candidate has an equal."""
+    return int((scores == scores.max()).sum()) > 1
+
+
+def choose(scores: np.ndarray, draw: np.random.Generator | None = None) -> int:
+    """The most probable candidate; of equal ones a drawn one, and without ``draw`` the first."""
+    if draw is None or not is_tied(scores):
+        return int(scores.argmax())
+    return int(draw.choice(np.flatnonzero(scores == scores.max())))
 
 
 def accuracies(items: Sequence[Item], choices: Sequence[int]) -> dict:
@@ -44,7 +54,7 @@ def accuracies(items: Sequence[Item], choices: Sequence[int]) -> dict:
     right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for item, choice in zip(items, choices, strict=True):
         for kind, group in item.groups.items():
-            right[kind][group].append(choice == 0)
+            right[kind][group].append(choice == item.label)
     shares = {
         kind: {group: 100.0 * sum(flags) / len(flags) for group, flags in groups.items()}
         for kind, groups in right.items()

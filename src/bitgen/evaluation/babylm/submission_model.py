@@ -1,0 +1,137 @@
+"""The models of a submission: the final one, its ``chck_*M`` checkpoints, and what the export says of the training."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitgen.evaluation.babylm.kept import fingerprint
+from bitgen.evaluation.babylm.submission_layout import FINAL
+from bitgen.guards.json_files import BadJson, read_json
+from bitgen.machine.files import file_hash
+from bitgen.trained import is_model_folder
+from bitgen.training.budget import MILLION, REVISION_PREFIX
+
+_EXPORT = "python src/export.py --checkpoint RUN --output EXPORT --words_seen_checkpoints True"
+_REVISION = re.compile(rf"{REVISION_PREFIX}(\d{{1,6}})M")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+# What decides what a model answers: weights, settings, tokenizer, code. Not the card.
+_COUNTS = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
+_WEIGHTS = (".safetensors", ".bin")
+_WORDS_IN_CARD = re.compile(r"words seen, all epochs counted\s*\|\s*([\d,]+)")
+
+
+class Revision(NamedTuple):
+    """One model of the submission: ``name`` as the pipeline calls it, ``millions`` of words seen (None: the final one,
+    whose number the export may not say), its folder, and what its files are by content."""
+
+    name: str
+    millions: int | None
+    folder: Path
+    fingerprint: str
+
+
+class SubmissionModel(NamedTuple):
+    """An export.
+
+    ``revisions``: the final model, then the checkpoints, fewest words first.
+    ``words_seen``, ``passes``: of the final model, all passes counted; None where the export does not say.
+    """
+
+    folder: Path
+    revisions: list[Revision]
+    words_seen: int | None
+    passes: int | None
+
+    @property
+    def name(self) -> str:
+        """The name of its folder of results, as the pipeline makes it."""
+        return self.folder.stem
+
+    @property
+    def checkpoints(self) -> list[Revision]:
+        """All but the final model."""
+        return self.revisions[1:]
+
+
+def read_submission_model(path: str | Path) -> SubmissionModel:
+    """Looks through an export and its checkpoints, and loads none.
+
+    Raises:
+        ValueError: it is no folder of a model, or a checkpoint in it has no model, another tokenizer or vocabulary.
+    """
+    folder = Path(os.path.abspath(path))
+    if not folder.is_dir():
+        raise ValueError(f"{path}: {'this is a file' if folder.exists() else 'there is no such folder'}. {_EXPORT}")
+    _check_model(folder)
+    found = [(int(match[1]), child) for child in folder.iterdir() if (match := _REVISION.fullmatch(child.name))]
+    checkpoints = sorted((millions, child) for millions, child in found if child.is_dir())
+    for _, child in checkpoints:
+        _check_model(child)
+        _check_same_tokenizer(folder, child)
+    revisions = [Revision(FINAL, None, folder, model_fingerprint(folder))]
+    revisions += [Revision(child.name, millions, child, model_fingerprint(child)) for millions, child in checkpoints]
+    words, passes = training_said(folder)
+    return SubmissionModel(folder, revisions, words, passes)
+
+
+def _check_model(folder: Path) -> None:
+    if not is_model_folder(folder):
+        raise ValueError(f"{folder} holds no exported model (config.json, weights and tokenizer). Make one: {_EXPORT}")
+    if not any(path.suffix in _WEIGHTS for path in folder.iterdir()):
+        raise ValueError(f"{folder} holds no weights (model.safetensors). Export the model again: {_EXPORT}")
+
+
+def _check_same_tokenizer(final: Path, checkpoint: Path) -> None:
+    """Scores of models with different tokens make no learning curve, and one of the two was put there by mistake."""
+    sizes = [_config(folder).get("vocab_size") for folder in (final, checkpoint)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{final} and {checkpoint} have vocabularies of {sizes[0]} and {sizes[1]} tokens: they are not of one run. "
+            f"Export the run again into a new folder: {_EXPORT}"
+        )
+    for name in _TOKENIZER_FILES:
+        files = [folder / name for folder in (final, checkpoint)]
+        there = [file.is_file() for file in files]
+        if there[0] != there[1] or (all(there) and file_hash(files[0]) != file_hash(files[1])):
+            raise ValueError(
+                f"the tokenizers of {final} and {checkpoint} differ ({name}): they are not of one run. Export the run "
+                f"again into a new folder: {_EXPORT}"
+            )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / "config.json", dict)
+    except (OSError, BadJson) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} cannot be read ({error}). Export the model again: {_EXPORT}"
+        ) from error
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that a model's answers depend on.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    files = [path for path in folder.iterdir() if path.suffix in _COUNTS and path.is_file() and path.name[0] != "."]
+    return fingerprint(*(part for path in sorted(files) for part in (path.name, path)))
+
+
+def training_said(folder: Path) -> tuple[int | None, int | None]:
+    """Words seen and passes begun, all counted, as ``config.json`` says them, the words else by the model card."""
+    kept = _config(folder).get("trained_with")
+    kept = kept if isinstance(kept, dict) else {}
+    words, passes = (_whole(kept.get(name)) for name in ("words_seen", "passes"))
+    card = folder / "README.md"
+    if words is None and card.is_file() and card.stat().st_size < MILLION:
+        match = _WORDS_IN_CARD.search(card.read_text(encoding="utf-8", errors="replace"))
+        words = int(match[1].replace(",", "")) if match and len(match[1]) < 20 else None
+    return words or None, passes or None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
