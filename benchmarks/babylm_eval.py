@@ -89,7 +89,7 @@ def ours(year: int, model: Path, sets: Path, output: Path) -> Cost:
 
 def evaluate_ours(year: int, model: Path, sets: Path, output: Path) -> None:
     """What :func:`ours` starts: results.json, predictions.json, and ages.json where there is an `aoa` folder."""
-    from bitgen.evaluation.babylm.age_of_acquisition import age_of_acquisition
+    from bitgen.evaluation.babylm.acquisition.ages import age_of_acquisition
     from bitgen.evaluation.babylm.models import open_language_model
     from bitgen.evaluation.babylm.scoring import Scorer
     from bitgen.evaluation.results import write_results
@@ -223,7 +223,7 @@ def learn_words(model: Any, tokenizer: Any, data: Path, folder: Path) -> None:
     seen most often."""
     import torch
 
-    from bitgen.evaluation.babylm.age_of_acquisition import read_acquisition_data
+    from bitgen.evaluation.babylm.acquisition.ages import read_acquisition_data
 
     contexts = read_acquisition_data(data).contexts
     texts = [f"{context.strip()} {word}" for word, context in contexts]

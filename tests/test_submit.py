@@ -13,7 +13,7 @@ from PIL import Image
 
 from bitgen.commands import submit
 from bitgen.evaluation.babylm import kept
-from bitgen.evaluation.babylm.age_of_acquisition import AgeOfAcquisition
+from bitgen.evaluation.babylm.acquisition.ages import AgeOfAcquisition
 from bitgen.evaluation.babylm.evaluation import Evaluation
 from bitgen.machine.locks import exclusive
 from support.submissions import FAST_SETS, FULL_SETS, tiny_export, write_evaluation_data

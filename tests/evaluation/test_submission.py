@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bitgen.evaluation.babylm import submission as module
-from bitgen.evaluation.babylm.submission import Parts, evaluate_submission, write_official
-from bitgen.evaluation.babylm.submission_data import read_submission_data
-from bitgen.evaluation.babylm.submission_layout import (
+from bitgen.evaluation.babylm.submission import run as module
+from bitgen.evaluation.babylm.submission.data import read_submission_data
+from bitgen.evaluation.babylm.submission.layout import (
     FAST,
     FULL,
     GLUE_TASKS,
@@ -25,7 +24,8 @@ from bitgen.evaluation.babylm.submission_layout import (
     glue_problems,
     size_problems,
 )
-from bitgen.evaluation.babylm.submission_model import read_submission_model, training_said
+from bitgen.evaluation.babylm.submission.model import read_submission_model, training_said
+from bitgen.evaluation.babylm.submission.run import Parts, evaluate_submission, write_official
 from bitgen.model.causal_lm_bitgen import CHECKSUMS
 from support.submissions import FAST_SETS, FULL_SETS, lines_of, tiny_export, write_evaluation_data
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bitgen.evaluation.babylm.curves import _LABEL_GAP, _apart, draw_curves, write_curves
 from bitgen.evaluation.babylm.evaluation import EvaluationData
-from bitgen.evaluation.babylm.published import COMPONENTS, PUBLISHED
-from bitgen.evaluation.babylm.submission import Done, Parts, Submission, sets_of
-from bitgen.evaluation.babylm.submission_data import SetData, SubmissionData
-from bitgen.evaluation.babylm.submission_layout import FAST, FULL, TRACKS
-from bitgen.evaluation.babylm.submission_model import Revision, SubmissionModel
-from bitgen.evaluation.babylm.submission_report import Report
-from bitgen.evaluation.babylm.submission_scores import formatted, scores_of
+from bitgen.evaluation.babylm.submission.curves import _LABEL_GAP, _apart, draw_curves, write_curves
+from bitgen.evaluation.babylm.submission.data import SetData, SubmissionData
+from bitgen.evaluation.babylm.submission.layout import FAST, FULL, TRACKS
+from bitgen.evaluation.babylm.submission.model import Revision, SubmissionModel
+from bitgen.evaluation.babylm.submission.published import COMPONENTS, PUBLISHED
+from bitgen.evaluation.babylm.submission.report import Report
+from bitgen.evaluation.babylm.submission.run import Done, Parts, Submission, sets_of
+from bitgen.evaluation.babylm.submission.scores import formatted, scores_of
 
 MILLION = 10**6
 FIGURES = {

@@ -24,10 +24,10 @@ from bitgen.data.conversations.writer import writing_conversations
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record, RecordReader
 from bitgen.evaluation.babylm.evaluation import EvaluationData
-from bitgen.evaluation.babylm.submission import Done, Parts, Submission, write_official
-from bitgen.evaluation.babylm.submission_data import SetData, SubmissionData
-from bitgen.evaluation.babylm.submission_layout import TRACKS
-from bitgen.evaluation.babylm.submission_model import Revision, SubmissionModel
+from bitgen.evaluation.babylm.submission.data import SetData, SubmissionData
+from bitgen.evaluation.babylm.submission.layout import TRACKS
+from bitgen.evaluation.babylm.submission.model import Revision, SubmissionModel
+from bitgen.evaluation.babylm.submission.run import Done, Parts, Submission, write_official
 from bitgen.machine.files import replacing_folder, write_whole
 from bitgen.memory.files import exclusive, read_memory, write_memory
 from bitgen.model.spoken_memory_file import Stored, read_facts, write_facts

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from bitgen.evaluation.babylm.evaluation import Evaluation
-from bitgen.evaluation.babylm.glue import MEAN, evaluate_glue
-from bitgen.evaluation.babylm.glue_data import ACCURACY, F1, MCC, glue_folder, read_glue_task, tasks_of
+from bitgen.evaluation.babylm.glue.data import ACCURACY, F1, MCC, glue_folder, read_glue_task, tasks_of
+from bitgen.evaluation.babylm.glue.evaluation import MEAN, evaluate_glue
 from bitgen.show.tables import format_table
 
 logger = logging.getLogger("evaluate")

@@ -16,14 +16,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from bitgen.config import ConfigError, exit_on_config_error
-from bitgen.evaluation.babylm.age_of_acquisition import age_of_acquisition
-from bitgen.evaluation.babylm.curves import write_curves
-from bitgen.evaluation.babylm.glue import evaluate_glue
-from bitgen.evaluation.babylm.submission import KEPT, Parts, evaluate_submission, write_official
-from bitgen.evaluation.babylm.submission_data import SubmissionData, read_submission_data
-from bitgen.evaluation.babylm.submission_layout import AOA, AOA_SCORE, GLUE, SURPRISAL, TRACKS
-from bitgen.evaluation.babylm.submission_model import SubmissionModel, read_submission_model
-from bitgen.evaluation.babylm.submission_report import CURVE, Report
+from bitgen.evaluation.babylm.acquisition.ages import age_of_acquisition
+from bitgen.evaluation.babylm.glue.evaluation import evaluate_glue
+from bitgen.evaluation.babylm.submission.curves import write_curves
+from bitgen.evaluation.babylm.submission.data import SubmissionData, read_submission_data
+from bitgen.evaluation.babylm.submission.layout import AOA, AOA_SCORE, GLUE, SURPRISAL, TRACKS
+from bitgen.evaluation.babylm.submission.model import SubmissionModel, read_submission_model
+from bitgen.evaluation.babylm.submission.report import CURVE, Report
+from bitgen.evaluation.babylm.submission.run import KEPT, Parts, evaluate_submission, write_official
 from bitgen.evaluation.results import write_results
 from bitgen.guards.arguments import Parser
 from bitgen.guards.failures import is_disk_full

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bitgen.evaluation.babylm.glue_data import GLUE, GLUE_TASKS
+from bitgen.evaluation.babylm.glue.data import GLUE, GLUE_TASKS
 from bitgen.evaluation.babylm.items import LATEST, YEARS
 from bitgen.evaluation.generation import SEARCH_RANGES
 from bitgen.guards.arguments import Parser

@@ -10,9 +10,8 @@ import torch
 from scipy.stats import pearsonr
 from transformers import AutoModelForCausalLM
 
-from bitgen.evaluation.babylm import age_of_acquisition as module
-from bitgen.evaluation.babylm.acquisition_curves import RULES, child_age, model_age, rising
-from bitgen.evaluation.babylm.age_of_acquisition import (
+from bitgen.evaluation.babylm.acquisition import ages as module
+from bitgen.evaluation.babylm.acquisition.ages import (
     AcquisitionData,
     Vocabulary,
     acquisition_scores,
@@ -20,6 +19,7 @@ from bitgen.evaluation.babylm.age_of_acquisition import (
     read_acquisition_data,
     word_vocabulary,
 )
+from bitgen.evaluation.babylm.acquisition.curves import RULES, child_age, model_age, rising
 from bitgen.evaluation.babylm.models import load_model_folder
 from support.babylm import model_folder
 from support.babylm_plain import CHILD_WORDS, Plain, write_acquisition

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bitgen.evaluation.babylm import finetuning, finetuning_model
-from bitgen.evaluation.babylm.finetuning import FinetuneSettings, finetune_task, official_settings, rate_factor
-from bitgen.evaluation.babylm.finetuning_model import TextClassifier, encode_task, padded, passes
-from bitgen.evaluation.babylm.glue_data import GLUE_TASKS, read_glue_task
+from bitgen.evaluation.babylm.glue import classifier as finetuning_model
+from bitgen.evaluation.babylm.glue import finetuning
+from bitgen.evaluation.babylm.glue.classifier import TextClassifier, encode_task, padded, passes
+from bitgen.evaluation.babylm.glue.data import GLUE_TASKS, read_glue_task
+from bitgen.evaluation.babylm.glue.finetuning import FinetuneSettings, finetune_task, official_settings, rate_factor
 from bitgen.evaluation.babylm.models import load_model_folder, run_language_model
 from bitgen.trained import open_model
 from support.babylm import model_folder

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitgen.commands import evaluate
-from bitgen.evaluation.babylm import glue
-from bitgen.evaluation.babylm.finetuning import FinetuneResult
-from bitgen.evaluation.babylm.glue import evaluate_glue, mean_over_tasks, over_seeds
+from bitgen.evaluation.babylm.glue import evaluation as glue
+from bitgen.evaluation.babylm.glue.evaluation import evaluate_glue, mean_over_tasks, over_seeds
+from bitgen.evaluation.babylm.glue.finetuning import FinetuneResult
 from bitgen.evaluation.flags import parse_flags
 from bitgen.export.revisions import export_run
 from support.babylm import model_folder

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from bitgen.evaluation.babylm.glue_data import GLUE_TASKS, glue_folder, read_glue_task, tasks_of
-from bitgen.evaluation.babylm.glue_metrics import counts_of, mcc, task_metrics
+from bitgen.evaluation.babylm.glue.data import GLUE_TASKS, glue_folder, read_glue_task, tasks_of
+from bitgen.evaluation.babylm.glue.metrics import counts_of, mcc, task_metrics
 from support.glue import FIELDS, records, write_glue, write_lines
 
 PAIRS = {

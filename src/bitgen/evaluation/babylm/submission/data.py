@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from bitgen.evaluation.babylm.evaluation import EvaluationData, read_evaluation_data
 from bitgen.evaluation.babylm.kept import fingerprint
-from bitgen.evaluation.babylm.submission_layout import AOA, FAST, FULL, OFFICIAL, PARTS
+from bitgen.evaluation.babylm.submission.layout import AOA, FAST, FULL, OFFICIAL, PARTS
 from bitgen.guards.printable import printable
 
 GLUE_FOLDERS = ("glue_filtered", "glue")

@@ -15,9 +15,9 @@ import torch
 
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.evaluation.babylm.evaluation import Evaluation
-from bitgen.evaluation.babylm.finetuning import FinetuneResult, FinetuneSettings, finetune_task, official_settings
-from bitgen.evaluation.babylm.finetuning_model import EncodedTask, encode_task, longest_text
-from bitgen.evaluation.babylm.glue_data import ACCURACY, GLUE_TASKS, GlueData, glue_folder, read_glue_task, tasks_of
+from bitgen.evaluation.babylm.glue.classifier import EncodedTask, encode_task, longest_text
+from bitgen.evaluation.babylm.glue.data import ACCURACY, GLUE_TASKS, GlueData, glue_folder, read_glue_task, tasks_of
+from bitgen.evaluation.babylm.glue.finetuning import FinetuneResult, FinetuneSettings, finetune_task, official_settings
 from bitgen.evaluation.babylm.kept import KeptResults
 from bitgen.evaluation.babylm.models import LanguageModel, open_language_model
 from bitgen.machine.files import check_writable, digest

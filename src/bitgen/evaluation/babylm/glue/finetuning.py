@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from bitgen.evaluation.babylm.finetuning_model import EncodedTask, TextClassifier, padded, passes
-from bitgen.evaluation.babylm.glue_data import GlueTask
-from bitgen.evaluation.babylm.glue_metrics import task_metrics
+from bitgen.evaluation.babylm.glue.classifier import EncodedTask, TextClassifier, padded, passes
+from bitgen.evaluation.babylm.glue.data import GlueTask
+from bitgen.evaluation.babylm.glue.metrics import task_metrics
 from bitgen.evaluation.babylm.models import LanguageModel
 from bitgen.machine.files import replacing
 

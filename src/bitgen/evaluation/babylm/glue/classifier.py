@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitgen.evaluation.babylm.encoding import BATCH, ProcessorEncoder
-from bitgen.evaluation.babylm.glue_data import Example, GlueData, GlueTask
+from bitgen.evaluation.babylm.glue.data import Example, GlueData, GlueTask
 from bitgen.evaluation.babylm.models import BitGenLanguageModel, HuggingFaceModel, LanguageModel
 
 _EPS = 1e-5

@@ -16,8 +16,8 @@ from bitgen.evaluation.babylm.evaluation import evaluate_babylm
 from bitgen.evaluation.babylm.kept import KeptResults, fingerprint
 from bitgen.evaluation.babylm.models import open_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
-from bitgen.evaluation.babylm.submission_data import SetData, SubmissionData
-from bitgen.evaluation.babylm.submission_layout import (
+from bitgen.evaluation.babylm.submission.data import SetData, SubmissionData
+from bitgen.evaluation.babylm.submission.layout import (
     AOA,
     AOA_FOLDER,
     BACKEND,
@@ -35,7 +35,7 @@ from bitgen.evaluation.babylm.submission_layout import (
     glue_problems,
     size_problems,
 )
-from bitgen.evaluation.babylm.submission_model import Revision, SubmissionModel
+from bitgen.evaluation.babylm.submission.model import Revision, SubmissionModel
 from bitgen.machine.files import remove_leftovers, replacing_folder
 
 logger = logging.getLogger(__name__)

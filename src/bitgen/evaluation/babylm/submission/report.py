@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bitgen.evaluation.babylm.published import CAVEAT, COMPONENTS, PUBLISHED, UNITS
-from bitgen.evaluation.babylm.submission import KEPT, RESULTS, Parts, Submission, sets_of
-from bitgen.evaluation.babylm.submission_data import SubmissionData
-from bitgen.evaluation.babylm.submission_layout import (
+from bitgen.evaluation.babylm.submission.data import SubmissionData
+from bitgen.evaluation.babylm.submission.layout import (
     AOA,
     COLLATED,
     FAST,
@@ -21,8 +19,10 @@ from bitgen.evaluation.babylm.submission_layout import (
     Track,
     revision_name,
 )
-from bitgen.evaluation.babylm.submission_model import SubmissionModel
-from bitgen.evaluation.babylm.submission_scores import CORRELATIONS, component_of, formatted, scores_of
+from bitgen.evaluation.babylm.submission.model import SubmissionModel
+from bitgen.evaluation.babylm.submission.published import CAVEAT, COMPONENTS, PUBLISHED, UNITS
+from bitgen.evaluation.babylm.submission.run import KEPT, RESULTS, Parts, Submission, sets_of
+from bitgen.evaluation.babylm.submission.scores import CORRELATIONS, component_of, formatted, scores_of
 from bitgen.guards.markdown import markdown
 from bitgen.show.tables import format_markdown, format_table
 from bitgen.training.budget import MILLION

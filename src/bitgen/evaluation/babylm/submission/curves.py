@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from bitgen.evaluation.babylm.published import COMPONENTS
-from bitgen.evaluation.babylm.submission_scores import CHANCE, CORRELATIONS, READING_FIGURES
+from bitgen.evaluation.babylm.submission.published import COMPONENTS
+from bitgen.evaluation.babylm.submission.scores import CHANCE, CORRELATIONS, READING_FIGURES
 from bitgen.machine.files import write_whole
 from bitgen.show.drawing import DPI, FONT, QUIET, shorten
 from bitgen.training.budget import MILLION

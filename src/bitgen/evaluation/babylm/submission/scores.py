@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bitgen.evaluation.babylm.published import COMPONENTS
+from bitgen.evaluation.babylm.submission.published import COMPONENTS
 
 READING_FIGURES = ("eye_tracking", "self_paced_reading")
 CORRELATIONS = ("wug_adj", "wug_past")

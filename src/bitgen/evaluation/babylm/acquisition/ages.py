@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.stats import pearsonr
 
-from bitgen.evaluation.babylm.acquisition_curves import RULES, child_age, model_age
+from bitgen.evaluation.babylm.acquisition.curves import RULES, child_age, model_age
 from bitgen.evaluation.babylm.encoding import Encoded, ProcessorEncoder
 from bitgen.evaluation.babylm.items import LATEST
 from bitgen.evaluation.babylm.kept import KeptResults, fingerprint

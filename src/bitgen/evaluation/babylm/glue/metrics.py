@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitgen.evaluation.babylm.glue_data import ACCURACY, F1, MCC, GlueTask
+from bitgen.evaluation.babylm.glue.data import ACCURACY, F1, MCC, GlueTask
 
 
 def counts_of(predictions: Sequence[int], labels: Sequence[int], classes: int) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitgen.evaluation.babylm.kept import fingerprint
-from bitgen.evaluation.babylm.submission_layout import FINAL
+from bitgen.evaluation.babylm.submission.layout import FINAL
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.machine.files import file_hash
 from bitgen.trained import is_model_folder

@@ -1,0 +1,1 @@
+"""Ages of acquisition: when a word is learned, over the checkpoints of a training."""

@@ -1,0 +1,1 @@
+"""The (Super)GLUE component: the whole model learns each task, with a new head."""
