@@ -19,6 +19,7 @@ from bitgen.guards.printable import printable
 from bitgen.machine import watch
 from bitgen.machine.devices import Precision, resolve_precision, start_processes
 from bitgen.machine.files import remove_leftovers
+from bitgen.machine.memory import keep_freed_memory
 from bitgen.machine.parallel import Parallel, Replicated
 from bitgen.machine.ranks import Processes, exclusive_for_all, from_main, lost_peer, main_first
 from bitgen.machine.stopping import resume_command
@@ -59,6 +60,8 @@ def train(task: Task, config: Config, purpose: str | None = None) -> int:
     with ExitStack() as held:
         try:
             ranks = start_processes(config.training.device, config.training.use_ddp)
+            if ranks.device.type == "cpu":
+                keep_freed_memory()
             held.enter_context(folders_held(config.output, ranks))
             trainer = build_trainer(task, config, ranks)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""The process's own peak of memory."""
+"""The process's own peak of memory, and that freed memory is kept."""
 
 from __future__ import annotations
 
@@ -34,3 +34,29 @@ def test_without_linux_it_is_the_systems_figure(tmp_path, monkeypatch, content) 
         path.write_text(content)
     monkeypatch.setattr(memory, "_STATUS", path)
     assert memory.peak_resident_bytes() > 5e6
+
+
+KEEP = """
+import resource, torch
+from bitgen.machine.memory import keep_freed_memory
+print(keep_freed_memory())
+faults = [0]
+for _ in range(20):
+    [torch.ones(size) for size in (3_000_000, 9_000_000, 5_000_000)]
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[20] - faults[10])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc alone")
+@pytest.mark.parametrize("chosen", ["", "131072"])
+def test_pages_of_freed_tensors_are_used_again_unless_somebody_chose(chosen: str) -> None:
+    found = {**environment(), "MALLOC_MMAP_THRESHOLD_": chosen, "OMP_NUM_THREADS": "1"}
+    kept, faults = subprocess.check_output([sys.executable, "-c", KEEP], env=found, text=True).split()
+    assert kept == str(not chosen)
+    assert (int(faults) < 20_000) == (not chosen)  # of 166,000 pages
+
+
+def test_another_c_library_is_left_alone(monkeypatch) -> None:
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    assert not memory.keep_freed_memory({})

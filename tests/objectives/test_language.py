@@ -31,10 +31,13 @@ def _with_gradients(loss_of, hidden: Tensor, weight: Tensor) -> tuple[Tensor, ..
     return loss.detach(), hidden.grad, weight.grad
 
 
-@pytest.mark.parametrize("chunk", [4, 1024])
-def test_value_and_gradients_equal_cross_entropy_on_full_logits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chunk", "together"), [(4, 1), (4, 3), (4, 100), (7, 3), (1024, 4)])
+def test_value_and_gradients_equal_cross_entropy_on_full_logits(
+    chunk: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hidden, weight, labels = _problem()
-    monkeypatch.setattr(language, "CPU_CHUNK", chunk)  # 21 rows: several chunks and a rest, or one
+    monkeypatch.setattr(language, "CPU_CHUNK", chunk)  # 21 rows: several chunks and a rest, exactly three, or one
+    monkeypatch.setattr(language, "CPU_CHUNKS_A_PRODUCT", together)
 
     def plain(h: Tensor, w: Tensor) -> Tensor:
         return F.cross_entropy((h @ w.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
@@ -63,6 +66,22 @@ def test_under_autocast_only_the_products_are_rounded() -> None:
     exact = _with_gradients(lambda h, w: language_loss(h, w, labels), hidden, weight)
     for mine, theirs in zip(found, exact, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=5e-2, atol=2e-2)
+
+
+def test_in_half_precision_a_target_without_any_probability_has_its_exact_loss() -> None:
+    hidden, weight = torch.tensor([[[200.0]]]), torch.tensor([[1.0], [-1.0], [0.0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _with_gradients(lambda h, w: language_loss(h, w, torch.tensor([[1]])), hidden, weight)
+    assert found[0].item() == 400  # its probability, exp(-400), is 0 in float32
+    assert found[1].tolist() == [[[2.0]]] and found[2].tolist() == [[200.0], [-200.0], [0.0]]
+
+
+def test_without_gradients_the_loss_is_the_same() -> None:
+    hidden, weight, labels = _problem()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = _with_gradients(lambda h, w: language_loss(h, w, labels), hidden, weight)[0]
+        with torch.no_grad():
+            torch.testing.assert_close(language_loss(hidden, weight, labels), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_to_predict_is_0_and_not_nan() -> None:
