@@ -48,7 +48,7 @@ class Group:
         warmup: steps of a linear warm-up of its own from ``start`` on, on top of the stage's schedule.
         decay: weight decay of those of its parameters that take it.
         schedule: ``cosine``: the stage's warm-up and fall; ``constant``: neither.
-        optimizer: ``adamw``, or ``muon`` for matrices.
+        optimizer: ``adamw``, or ``muon`` or ``normuon`` for matrices.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Group:
     warmup: int = 0
     decay: float = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "normuon"] = "adamw"
 
     def takes(self, role: Role) -> bool:
         """Whether a parameter of this role belongs here."""

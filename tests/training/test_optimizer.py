@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from bitgen.config import Config
 from bitgen.config.stage1_settings import Stage1TrainingSettings as TrainingSettings
 from bitgen.machine.parallel import load_state_by_name, state_by_name
 from bitgen.stages import Phase, Role, Stage
 from bitgen.tasks.stage1 import groups
+from bitgen.training.normuon import NorMuon, orthogonal
 from bitgen.training.optimizer import (
     build_optimizer,
     check_groups,
@@ -160,7 +162,12 @@ def test_moments_are_carried_by_name_into_other_groups() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "kept"), [("adamw", {"step", "exp_avg", "exp_avg_sq"}), ("muon", {"momentum_buffer"})]
+    ("optimizer", "kept"),
+    [
+        ("adamw", {"step", "exp_avg", "exp_avg_sq"}),
+        ("muon", {"momentum_buffer"}),
+        ("normuon", {"momentum_buffer", "row_square"}),
+    ],
 )
 def test_a_rebuilt_optimizer_continues_like_the_one_it_replaces(optimizer: str, kept: set[str]) -> None:
     config = Config(training=TrainingSettings(optimizer=optimizer))
@@ -218,6 +225,53 @@ def test_muon_and_adamw_step_as_each_by_itself(weight_decay: float) -> None:
     # In the gradient's own directions; five steps of the iteration leave singular values between 0.5 and 1.5.
     assert ((core.diagonal() > 0.4) & (core.diagonal() < 1.6)).all()
     torch.testing.assert_close(core, core.diagonal().diag(), atol=0.03, rtol=0)
+
+
+def test_normuon_gives_all_rows_updates_of_one_size() -> None:
+    torch.manual_seed(0)
+    matrix = nn.Parameter(torch.randn(6, 4))
+    optimizer = NorMuon([{"params": [matrix], "weight_decay": 0.5}], lr=0.1)
+    gradient = torch.randn(6, 4)
+    gradient[2] *= 1000
+    # At first the average square of a row is a share of its own, the same for all rows.
+    before, matrix.grad = matrix.detach().clone(), gradient
+    optimizer.step()
+    update = (before * (1 - 0.1 * 0.5) - matrix.detach()) / 0.1
+    torch.testing.assert_close(update.square().mean(dim=1).sqrt(), torch.full((6,), 0.2), rtol=1e-4, atol=0)
+    direction = orthogonal(gradient).float()
+    torch.testing.assert_close(F.normalize(update), F.normalize(direction), rtol=0, atol=0.03)  # bfloat16
+
+
+def test_normuon_measures_rows_by_their_past() -> None:
+    """Against algorithm 1 of the paper, written down plainly, over several steps."""
+    torch.manual_seed(0)
+    matrix = nn.Parameter(torch.randn(3, 8))
+    optimizer = NorMuon([{"params": [matrix], "weight_decay": 0.0}], lr=0.1)
+    expected, average, squares = matrix.detach().clone(), torch.zeros(3, 8), torch.zeros(3, 1)
+    for _ in range(4):
+        matrix.grad = torch.randn(3, 8)
+        average = 0.95 * average + 0.05 * matrix.grad
+        direction = orthogonal(0.05 * matrix.grad + 0.95 * average).float()
+        squares = 0.95 * squares + 0.05 * (direction**2).mean(dim=1, keepdim=True)
+        update = direction / squares.sqrt()
+        expected -= 0.1 * 0.2 * 24**0.5 * update / update.norm()
+        optimizer.step()
+    torch.testing.assert_close(matrix.detach(), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_normuon_leaves_a_matrix_without_a_gradient_and_survives_one_of_zeros() -> None:
+    still, matrix = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3, 2))
+    optimizer = NorMuon([{"params": [still, matrix], "weight_decay": 0.0}], lr=0.1)
+    matrix.grad = torch.zeros(3, 2)
+    optimizer.step()
+    assert torch.equal(still, torch.ones(2, 3)) and torch.equal(matrix, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
+def test_orthogonal_brings_all_singular_values_near_1(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(orthogonal(matrix).float())
+    assert ((values > 0.4) & (values < 1.6)).all()
 
 
 @pytest.mark.parametrize("overflows", [False, True])

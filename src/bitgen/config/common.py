@@ -24,12 +24,13 @@ class TrainingSettings:
     grad_accum_steps: Batch = setting(
         2, "Micro-batches of an optimizer step. Each one is contrasted by itself: this does not add negatives."
     )
-    optimizer: Literal["adamw", "muon"] = setting(
+    optimizer: Literal["adamw", "muon", "normuon"] = setting(
         "adamw",
-        "muon: Muon updates what is new and a matrix, AdamW the rest. It learns language in fewer steps.",
+        "muon: Muon updates what is new and a matrix, AdamW the rest. It learns language in fewer steps. normuon: the "
+        "same with NorMuon (arXiv 2510.05491), whose updates are of one size for all neurons, at muon_learning_rate.",
     )
     learning_rate: Positive = setting(2e-4, "Peak learning rate of AdamW, after the warm-up.")
-    muon_learning_rate: Positive = setting(0.01, "Peak learning rate of Muon, on the same schedule.")
+    muon_learning_rate: Positive = setting(0.01, "Peak learning rate of Muon or NorMuon, on the same schedule.")
     gate_lr_factor: NotNegative[float] = setting(
         10.0,
         "Learning rate of the gates of fusion and memory relative to learning_rate: what a gate that starts at 0 lets "

@@ -275,11 +275,12 @@ class ObjectiveSettings:
 class Stage1TrainingSettings(TrainingSettings):
     """How it is minimised: batches, steps, learning rate, numbers and devices."""
 
-    optimizer: Literal["adamw", "muon"] = setting(
+    optimizer: Literal["adamw", "muon", "normuon"] = setting(
         "muon",
-        "muon: Muon updates what is new and a matrix, AdamW the rest. It learns in fewer steps.",
+        "muon: Muon updates what is new and a matrix, AdamW the rest. It learns in fewer steps. normuon: the same with "
+        "NorMuon (arXiv 2510.05491), whose updates are of one size for all neurons, at muon_learning_rate.",
     )
-    tower_optimizer: Literal["adamw", "muon"] = setting(
+    tower_optimizer: Literal["adamw", "muon", "normuon"] = setting(
         "adamw", "What updates the matrices of a tower with vision_tuning full; muon suits one with random weights."
     )
 

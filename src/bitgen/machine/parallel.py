@@ -235,7 +235,8 @@ def load_state_by_name(
                 continue
             moments = {}
             for key, value in state[name].items():
-                if value.ndim and value.shape != parameter.shape:
+                by_row = parameter.ndim == 2 and value.shape == (len(parameter), 1)
+                if value.ndim and value.shape != parameter.shape and not by_row:
                     raise ValueError(
                         f"Optimizer state of {name} is {list(value.shape)}, the parameter {list(parameter.shape)}."
                     )

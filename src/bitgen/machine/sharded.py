@@ -62,10 +62,10 @@ class Sharded:
         Raises:
             ConfigError: Muon, which needs whole matrices; fp16, whose loss scaling looks for infinities on each rank.
         """
-        if optimizer == "muon":
+        if optimizer != "adamw":
             raise ConfigError(
-                "optimizer=muon: Muon needs whole matrices, and a sharded run holds pieces of them. Use --optimizer "
-                "adamw, or do not shard."
+                f"optimizer={optimizer}: Muon needs whole matrices, and a sharded run holds pieces of them. Use "
+                "--optimizer adamw, or do not shard."
             )
         if precision == "fp16":
             raise ConfigError(

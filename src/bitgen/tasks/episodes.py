@@ -164,13 +164,11 @@ def plan(config: Config, source: LoaderSource) -> Stage:
     steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
     rate, decay = training.learning_rate, training.weight_decay
     groups = [Group("new", ("recall/*",), rate, decay=decay)]
-    if training.optimizer == "muon":
-        peak = training.muon_learning_rate
+    if training.optimizer != "adamw":
+        peak, kind = training.muon_learning_rate, training.optimizer
         groups[:0] = [
-            Group("matrix", (f"recall/{MATRIX}",), peak, decay=decay, optimizer="muon"),
-            Group(
-                "reader", (f"recall/{READER}",), peak, config.episodes.reader_lr_factor, decay=decay, optimizer="muon"
-            ),
+            Group("matrix", (f"recall/{MATRIX}",), peak, decay=decay, optimizer=kind),
+            Group("reader", (f"recall/{READER}",), peak, config.episodes.reader_lr_factor, decay=decay, optimizer=kind),
         ]
     return Stage(
         "episodes", tuple(groups), steps, source.steps_per_epoch, training.warmup_steps, training.cooldown_of(steps)

@@ -121,16 +121,18 @@ def groups(config: Config, boundary: int | None) -> tuple[Group, ...]:
             decay=decay, schedule="constant",
         ),
     ]  # fmt: skip
-    if training.optimizer == "muon":
-        found.append(Group("matrix", _roles(MATRIX), training.muon_learning_rate, decay=decay, optimizer="muon"))
+    if training.optimizer != "adamw":
+        peak, kind = training.muon_learning_rate, training.optimizer
+        found.append(Group("matrix", _roles(MATRIX), peak, decay=decay, optimizer=kind))
     if boundary is not None:
         late: dict[str, Any] = {"factor": lora.lora_lr_factor, "start": boundary, "decay": decay}
         late["warmup"] = lora.lora_lr_warmup_steps
         found.append(Group("lora_a", (f"{LORA}/{LORA_A}",), rate, **late))
         found.append(Group("lora_b", (f"{LORA}/{LORA_B}",), rate, **late, ratio=lora.lora_plus_ratio))
         matrices = f"{VISION}/{TOWER_MATRIX}"
-        if training.tower_optimizer == "muon":
-            found.append(Group("muon_tower", (matrices,), training.muon_learning_rate, **late, optimizer="muon"))
+        if training.tower_optimizer != "adamw":
+            late_kind = training.tower_optimizer
+            found.append(Group("muon_tower", (matrices,), training.muon_learning_rate, **late, optimizer=late_kind))
         # The matrices too, unless the group before has them: the first that takes a parameter keeps it.
         found.append(Group("tower", (f"{VISION}/{TOWER}", matrices), rate, **late))
     # The optimizer's order; and a gate or a matrix is taken by its group before "new" takes all that is left.

@@ -114,9 +114,9 @@ def groups(config: VlmConfig) -> tuple[Group, ...]:
     for part, its_rate in own_rates.items():
         if part not in parts:
             continue
-        if training.optimizer == "muon":
-            muon = training.muon_learning_rate
-            found.append(Group(f"{part}_matrix", (f"{part}/{MATRIX}",), muon, decay=decay, optimizer="muon"))
+        if training.optimizer != "adamw":
+            peak, kind = training.muon_learning_rate, training.optimizer
+            found.append(Group(f"{part}_matrix", (f"{part}/{MATRIX}",), peak, decay=decay, optimizer=kind))
         found.append(Group(part, (f"{part}/*",), its_rate, decay=decay))
     return tuple(found)
 

@@ -99,7 +99,7 @@ def empty_model(config: VlmConfig) -> VisionLanguageModel:
 
 def memory_by_part(config: VlmConfig, model: VisionLanguageModel) -> dict[str, Memory]:
     """Bytes of each part of a stage's model; see :data:`FORMULA`."""
-    muon = {group.name.removesuffix("_matrix") for group in groups(config) if group.optimizer == "muon"}
+    muon = {group.name.removesuffix("_matrix") for group in groups(config) if group.optimizer != "adamw"}
     bits = {"4bit": 4, "8bit": 8}.get(config.language.quantization, 0)
     found: dict[str, Memory] = {}
     for name, parameter in model.named_parameters():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bitgen.stages import Group, Role, Stage
+from bitgen.training.normuon import NorMuon
 
 BETAS = (0.9, 0.98)
 EPS = 1e-8
@@ -59,7 +60,7 @@ def check_groups(module: nn.Module, groups: list[dict[str, Any]]) -> None:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for some groups and AdamW for the others, used as one optimizer.
+    """Muon, or NorMuon, for some groups and AdamW for the others, used as one optimizer.
 
     Muon replaces a matrix's averaged gradient by the nearest orthogonal matrix, so that all directions learn at one
     rate; tables, vectors and gates are no such maps (Jordan et al., kellerjordan.github.io/posts/muon). Its steps
@@ -68,9 +69,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def __init__(self, by_muon: list[dict[str, Any]], by_adamw: list[dict[str, Any]]) -> None:
         self.parts: list[torch.optim.Optimizer] = [adamw(by_adamw)] if by_adamw else []
-        if by_muon:
-            rate = by_muon[0]["group"].rate
-            self.parts.append(torch.optim.Muon(by_muon, lr=rate, adjust_lr_fn="match_rms_adamw"))
+        for kind, build in (("muon", muon), ("normuon", NorMuon)):
+            if groups := [group for group in by_muon if group["group"].optimizer == kind]:
+                self.parts.append(build(groups, lr=groups[0]["group"].rate))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         for part in self.parts:
             part.state = self.state  # each looks up its own parameters in it
@@ -85,6 +86,10 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=groups[0]["group"].rate, betas=BETAS, eps=EPS, fused=True)
 
 
+def muon(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Muon(groups, lr=lr, adjust_lr_fn="match_rms_adamw")
+
+
 def build_optimizer(module: nn.Module, roles: Mapping[str, Role], stage: Stage) -> torch.optim.Optimizer:
     """AdamW, or Muon with AdamW, over the parameters of ``module`` (the objective) that train now.
 
@@ -93,9 +98,9 @@ def build_optimizer(module: nn.Module, roles: Mapping[str, Role], stage: Stage) 
     """
     groups = parameter_groups(module, roles, stage)
     check_groups(module, groups)
-    by_muon = [group for group in groups if group["group"].optimizer == "muon"]
+    by_muon = [group for group in groups if group["group"].optimizer != "adamw"]
     if by_muon:
-        return MuonAndAdamW(by_muon, [group for group in groups if group["group"].optimizer != "muon"])
+        return MuonAndAdamW(by_muon, [group for group in groups if group["group"].optimizer == "adamw"])
     return adamw(groups)
 
 
