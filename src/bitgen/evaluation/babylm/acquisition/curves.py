@@ -91,7 +91,7 @@ def model_age(words: Sequence[float], surprisals: Sequence[float], ceiling: floa
     """
     if len(surprisals) < _FEWEST:
         return None
-    seen, falling = np.array(words, dtype=float), np.array(surprisals, dtype=float)
+    seen, falling = np.array(words, dtype=np.float64), np.array(surprisals, dtype=np.float64)
     there = ~np.isnan(falling)
     seen, falling = seen[there], falling[there]
     if not len(seen):
