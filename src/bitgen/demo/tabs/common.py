@@ -7,10 +7,13 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from html import escape
 from typing import Any, TypeVar
 
 import gradio as gr
+import torch
 from gradio.utils import get_upload_folder
 
 from bitgen.guards.printable import printable
@@ -23,6 +26,10 @@ NO_PICTURE = "there is no picture: choose one, or take a built-in scene"
 _UNEXPECTED = "Something went wrong that should not have. The terminal that runs this page says what. The page goes on."
 _PACKAGE = __name__.split(".")[0]
 _LONGEST = 600  # characters of a message
+
+# One thread for all computations.
+_COMPUTING = ThreadPoolExecutor(1, "model")
+_SMALL = 50_000_000  # parameters
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -64,8 +71,7 @@ def guarded(function: Function) -> Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         heard = _Heard()
         try:
-            with heard:
-                return function(*args, **kwargs)
+            return _COMPUTING.submit(copy_context().run, heard.to, function, *args, **kwargs).result()
         except gr.Error:
             raise
         except (ValueError, OSError) as error:
@@ -81,12 +87,18 @@ def guarded(function: Function) -> Function:
 
 
 class _Heard(logging.Handler):
-    """What the package warns of in this thread: of a text that is cut, of a memory that is full."""
+    """What the package warns of in one thread: of a text that is cut, of a memory that is full."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.said: list[str] = []
+        self._thread = 0
+
+    def to(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function in this thread, and hear what it says."""
         self._thread = threading.get_ident()
+        with self:
+            return function(*args, **kwargs)
 
     def __enter__(self) -> _Heard:
         logging.getLogger(_PACKAGE).addHandler(self)
@@ -99,6 +111,13 @@ class _Heard(logging.Handler):
         """Keep what is said."""
         if record.thread == self._thread and record.levelno == logging.WARNING:
             self.said.append(record.getMessage())
+
+
+def compute_alone_if_small(parameters: int) -> None:
+    """Let a small model compute with one core. Beside the threads that serve the page, several cores wait for one
+    another at each of its many short steps: a caption then takes twice as long (docs/demo.md)."""
+    if parameters < _SMALL:
+        _COMPUTING.submit(torch.set_num_threads, 1).result()
 
 
 def needed(picture: str | None) -> str:

@@ -12,7 +12,7 @@ from bitgen.api import Model, VisionLanguage
 from bitgen.demo import about, markup
 from bitgen.demo.abilities import ABILITIES, ASK, DESCRIBE, MATCH, REMEMBER, SEARCH, WHERE, why_not
 from bitgen.demo.tabs import ask, describe, match, remember, search
-from bitgen.demo.tabs.common import QUEUE, guarded, visitor_of
+from bitgen.demo.tabs.common import QUEUE, compute_alone_if_small, guarded, visitor_of
 from bitgen.guards.printable import printable
 
 TITLE = "BitGen"
@@ -27,6 +27,7 @@ def build(model: Model | VisionLanguage, scratch: Path, folder: str | None = Non
         scratch: a folder for files that visitors download.
         folder: with pictures, to search in place of the built-in scenes; None: those.
     """
+    compute_alone_if_small(sum(parameter.numel() for parameter in model.trained.model.parameters()))
     missing, forgets = why_not(model), list[Callable[[str], None]]()
 
     def leave(request: gr.Request) -> None:
