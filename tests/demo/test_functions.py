@@ -14,7 +14,7 @@ from bitgen.config import ConfigError
 from bitgen.demo import about, remembering
 from bitgen.demo.abilities import ABILITIES, ASK, DESCRIBE, MATCH, REMEMBER, SEARCH, WHERE, why_not
 from bitgen.demo.asking import Reason, ask, where
-from bitgen.demo.describing import describe
+from bitgen.demo.describing import describe, probabilities
 from bitgen.demo.matching import match
 from bitgen.demo.scenes import another_picture, held_out_scenes, swapped_example, table
 from bitgen.demo.searching import captions_for, folder_index, how_reranked, pictures_for, scenes_index
@@ -56,7 +56,7 @@ def test_a_model_without_eyes_offers_nothing() -> None:
 def test_a_model_of_parts_describes_and_answers(tmp_path: Path, photo: str) -> None:
     parts = bitgen.load_vlm(exported_vlm(tmp_path / "parts"), device="cpu")
     assert set(why_not(parts)) == {SEARCH, MATCH, REMEMBER, WHERE}
-    assert describe(parts, photo).text == parts.caption(photo) and describe(parts, photo).words == []
+    assert describe(parts, photo).text == parts.caption(photo) and probabilities(parts, photo, "a dog") == []
     assert ask(parts, photo, "What is it?", False).answer == parts.ask("What is it?", photo)
     with pytest.raises(ValueError, match="question is empty"):
         ask(parts, photo, " ", False)
@@ -68,7 +68,7 @@ def test_a_model_of_parts_describes_and_answers(tmp_path: Path, photo: str) -> N
 
 def test_the_words_of_a_caption_have_the_likelihood_of_the_whole(model: bitgen.Model, photo: str) -> None:
     found = describe(model, photo)
-    assert found.text == model.caption(photo) and found.words and found.seconds > 0
+    assert found.text == model.caption(photo) and probabilities(model, photo, found.text) and found.seconds > 0
     text = "a red dog, it sat on two hills"
     words = word_probabilities(model.trained, model.pixels(photo), text)
     assert [one.word for one in words] == [*text.split(), END]

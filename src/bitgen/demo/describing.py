@@ -12,10 +12,9 @@ from bitgen.evaluation.word_probabilities import WordProbability, word_probabili
 
 
 class Described(NamedTuple):
-    """A caption, the probability of each word (none: of a model that does not say), and how long the caption took."""
+    """A caption, and how long it took."""
 
     text: str
-    words: list[WordProbability]
     seconds: float
 
 
@@ -35,8 +34,17 @@ def describe(
         prompt = model.trained.description.speech.prompt
         decoding = {"num_beams": beams, "temperature": temperature, "max_new_tokens": LONGEST}
         text = model.talk(picture, **decoding).ask(prompt)
-        return Described(text, [], time.perf_counter() - started)
-    pixels = model.pixels(picture)
-    text = model.caption(pixels[0], num_beams=beams, temperature=temperature)
-    seconds = time.perf_counter() - started
-    return Described(text, word_probabilities(model.trained, pixels, text) if text else [], seconds)
+    else:
+        text = model.caption(picture, num_beams=beams, temperature=temperature)
+    return Described(text, time.perf_counter() - started)
+
+
+def probabilities(model: Model | VisionLanguage, picture: str | Path, text: str) -> list[WordProbability]:
+    """How likely the model finds each word of a caption; none: it is a model that does not say, or says nothing.
+
+    Raises:
+        ValueError: a picture that cannot be read.
+    """
+    if isinstance(model, VisionLanguage) or not text:
+        return []
+    return word_probabilities(model.trained, model.pixels(picture), text)
