@@ -155,7 +155,8 @@ class VisionLanguage:
 
 
 class Model:
-    """A trained model. ``trained`` is what the opener gave: the network, its tokenizer, the run's configuration.
+    """A trained model. ``trained`` is what the opener gave: the network, its tokenizer, the run's configuration;
+    ``encoder`` makes features and inputs of images and texts, in batches.
 
     Images are file names, encoded bytes or PIL images; for a model that was trained on features computed earlier,
     tensors ``[P, C]``. Whatever the model never learned is refused with a ``ConfigError`` that says so.
@@ -163,15 +164,10 @@ class Model:
 
     def __init__(self, trained: Trained) -> None:
         self.trained = trained
-        self._encoder = PairEncoder(trained.model, trained.processor, _BATCH)
+        self.encoder = PairEncoder(trained.model, trained.processor, _BATCH)
 
     def __repr__(self) -> str:
         return f"bitgen.load({str(self.trained.folder)!r})"
-
-    @property
-    def encoder(self) -> PairEncoder:
-        """What makes features and inputs of images and texts, in batches."""
-        return self._encoder
 
     def pixels(self, image: MemoryImage) -> Tensor:
         """An image as the model takes it, ``[1, 3, H, W]``, or of a model without a tower ``[1, P, C]``.
@@ -179,7 +175,7 @@ class Model:
         Raises:
             ValueError: an image that cannot be read.
         """
-        [tensor] = self._encoder.inputs([image]).values()
+        [tensor] = self.encoder.inputs([image]).values()
         return tensor
 
     def rank(self, images: Sequence[MemoryImage], captions: Sequence[str]) -> list[list[Found]]:
@@ -207,7 +203,7 @@ class Model:
             ValueError: an image that cannot be read, or an empty text.
         """
         self.trained.require(MATCHING)
-        model, encoder = self.trained.model, self._encoder
+        model, encoder = self.trained.model, self.encoder
         tokens = model.pool_image_tokens(model.encode_image(**encoder.inputs([image])).image_tokens)
         return model.log_odds(tokens, *encoder.tokens([text])).sigmoid().item()
 
@@ -308,7 +304,7 @@ class Model:
                 raise ValueError(f"{name} is a list: write [{name[:-1]}]")
             if not len(given):
                 raise ValueError(f"there are no {name} to compare")
-        return (self._encoder.images(images) @ self._encoder.texts(texts).T).cpu()
+        return (self.encoder.images(images) @ self.encoder.texts(texts).T).cpu()
 
 
 def _best_first(scores: Tensor, items: Sequence[Any]) -> list[Found]:

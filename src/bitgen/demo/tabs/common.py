@@ -27,7 +27,7 @@ _UNEXPECTED = "Something went wrong that should not have. The terminal that runs
 _PACKAGE = __name__.split(".")[0]
 _LONGEST = 600  # characters of a message
 
-# One thread for all computations.
+# One thread for all computations: how many cores one computes with is said thread by thread.
 _COMPUTING = ThreadPoolExecutor(1, "model")
 _SMALL = 50_000_000  # parameters
 
