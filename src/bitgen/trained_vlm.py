@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import checkpoint_folders, read_tensors, resolve_checkpoint, split_state
+from bitgen.checkpoint.format import checkpoint_folders, other_release, read_tensors, resolve_checkpoint, split_state
 from bitgen.checkpoint.manifest import (
     EMA_FILE,
     MANIFEST_FILE,
@@ -145,7 +145,12 @@ def open_vlm(path: str | Path, device: torch.device | str = "cpu") -> TrainedVlm
         made = assemble(parts_of(folder, description) if is_export else description)
     except _NO_MODEL as error:
         raise CheckpointError(_no_model(folder, error)) from error
-    made.model.load_own(fit(tensors, split_state(made.model, ())[0], folder))
+    own = split_state(made.model, ())[0]
+    try:
+        fitted = fit(tensors, own, folder)
+    except ValueError as error:
+        raise CheckpointError(f"{error}{'' if is_export else other_release(CheckpointFiles(folder))}") from error
+    made.model.load_own(fitted)
     if is_export:
         tokenizer = tokenizer_of(folder, BITGEN)  # by its tokenizer.json alone
     else:

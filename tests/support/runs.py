@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from bitgen.checkpoint.format import find_checkpoint, split_state
@@ -260,5 +261,6 @@ def _write_checkpoint(step: int, store: CheckpointStore, config: Config, sizes: 
     queue.filled = queue.position = 50
     progress = asdict(Progress(step=step, words_seen=1_234_567))
     state = {"step": step, "phase": 2, "progress": progress, "objective": {"queue": queue.state_dict()}}
+    state |= {"versions": {"transformers": transformers.__version__}}
     files = {"config.yaml": config.to_yaml(), "config.json": json.dumps(sizes.to_dict())}
     return store.save(step, own, state, files, store.store_base(base))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -103,8 +104,17 @@ def split_state(
     return own, base_state
 
 
-def load_tensors(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], expected: set[str], source: Path) -> None:
+def load_tensors(
+    model: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    expected: set[str],
+    source: Path,
+    files: CheckpointFiles | None = None,
+) -> None:
     """Copy tensors into the model; their names must be exactly ``expected``, their shapes the model's.
+
+    Args:
+        files: of the checkpoint that they belong to, which tells the release of transformers that named them.
 
     Raises:
         CheckpointError: naming what is missing, unknown or of another shape.
@@ -120,12 +130,30 @@ def load_tensors(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], ex
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise CheckpointError(
-            f"{source} does not fit this model: {'; '.join(problems[:4])}{more}. Use the sizes that it was trained "
-            f"with ({source.parent / 'config.yaml'}), or another --output_dir for a new run."
+            f"{source} does not fit this model: {'; '.join(problems[:4])}{more}."
+            + (other_release(files) if files is not None and expected != set(tensors) else "")
+            + f" Use the sizes that it was trained with ({source.parent / 'config.yaml'}), or another --output_dir for "
+            "a new run."
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
+
+
+def other_release(files: CheckpointFiles) -> str:
+    """A sentence where a checkpoint was written under another release of transformers, which names weights; else
+    nothing."""
+    try:
+        written = read_state(files, lazily=True).state["versions"]["transformers"]
+    except (DamagedCheckpoint, LookupError, TypeError):  # an old one, or of another program: what is said stays true
+        return ""
+    if written == transformers.__version__:
+        return ""
+    return (
+        f" It was written under transformers {printable(written, 20)}, and {transformers.__version__} is installed: "
+        "releases may name an encoder's weights differently. Try that release, or open an export of the model, whose "
+        "names do not depend on it."
+    )
 
 
 def load_weights(
@@ -141,9 +169,9 @@ def load_weights(
     folder = files.folder
     if base:
         base_hash = files.manifest["vision_base"]
-        load_tensors(model, read_base(folder.parent, base_hash), set(base), base_path(folder.parent, base_hash))
+        load_tensors(model, read_base(folder.parent, base_hash), set(base), base_path(folder.parent, base_hash), files)
     with read_tensors(files, MODEL_FILE) as tensors:
-        load_tensors(model, tensors, set(own), folder / MODEL_FILE)
+        load_tensors(model, tensors, set(own), folder / MODEL_FILE, files)
     if averaged and EMA_FILE in files:
         with read_tensors(files, EMA_FILE) as tensors:
             load_tensors(model, tensors, set(tensors) & set(own), folder / EMA_FILE)
