@@ -17,7 +17,7 @@ from bitgen.machine.files import digest, file_hash
 from bitgen.machine.hub import hub_folder, revision_of
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
-from bitgen.vlm.library_attention import ATTENTION, use_fast_attention
+from bitgen.vlm.library_attention import ATTENTION, packed_lengths, use_fast_attention
 from bitgen.vlm.pretrained import (
     BITGEN,
     DTYPES,
@@ -162,6 +162,8 @@ def supervised_logits(
         attention_mask = same_document(position_ids)
     inputs: dict[str, Any] = {"inputs_embeds": embeds, "use_cache": False}  # with a cache, packing is not looked for
     inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+    if attention_mask is None and position_ids is not None:
+        inputs |= packed_lengths(model, position_ids)
     keep = keep.bool()
     if _takes_masks(model):
         return model(**inputs, logits_to_keep=keep).logits.float()
