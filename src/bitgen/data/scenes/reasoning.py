@@ -14,11 +14,11 @@ import torch
 from bitgen.data.questions.boxes import box_text
 from bitgen.data.questions.marked_text import NONE, Asked
 from bitgen.data.sampler import SampleKey
-from bitgen.data.scenes.descriptions import COLOURS, SHAPES, is_held_out, is_held_out_pair, random_scene, scene_rng
+from bitgen.data.scenes.descriptions import COLOURS, SHAPES, Thing, is_held_out, random_scene, scene_rng
 from bitgen.data.scenes.drawing import render_scene
 from bitgen.data.scenes.questions import TRAINED_HOPS, SceneQuestion, draw_question, noun
 from bitgen.data.scenes.rationales import STYLES, object_text, write_rationale
-from bitgen.data.scenes.tables import FEWEST, MOST, TableScene, render_table, table_scene
+from bitgen.data.scenes.tables import FEWEST, HELD_OUT_PAIRS, MOST, SIZES, TableScene, render_table, table_scene
 from bitgen.data.scenes.wording import caption_scene
 from bitgen.model.processing_bitgen import BitGenProcessor
 
@@ -28,6 +28,7 @@ WHAT_IS_AT = "what is at {box}?"
 _WHAT_AT = (WHAT_IS_AT, "name the thing at {box}", "which thing is at {box}?")
 _DESCRIBE = ("describe the picture", "what is in the picture?", "name all things with their places")
 _ABSENT = 0.15  # share of things asked for that are not there
+_VALUES = {"size": SIZES, "colour": COLOURS, "shape": SHAPES}
 _GROUNDING = (WHERE, WHAT_AT, DESCRIBE), (60, 25, 15)
 
 
@@ -155,33 +156,36 @@ def where(scene: TableScene, index: int, rng: random.Random) -> Asked:
 
 
 def where_absent(scene: TableScene, rng: random.Random) -> Asked:
-    """Where something is that is not there."""
-    shown = {(placed.thing.colour, placed.thing.shape) for placed in scene.objects}
+    """Where something is that is not there.
+
+    The words are as those of a thing that is there: were these asked about otherwise, how they are put would tell.
+    """
+    words = _fitting_alone(scene, rng.randrange(len(scene.objects)), rng)
     while True:
-        words = {"colour": rng.choice(COLOURS), "shape": rng.choice(SHAPES)}
-        if rng.random() < 0.5:  # one of the two is there
-            placed = rng.choice(scene.objects)
-            name = rng.choice(list(words))
-            words[name] = getattr(placed.thing, name)
-        pair = (words["colour"], words["shape"])
-        if pair not in shown and not is_held_out_pair(*pair):
-            return Asked(rng.choice(_WHERE).format(t=noun(words)), NONE, family=WHERE)
+        changed = [rng.choice(list(words))] if rng.random() < 0.5 else list(words)  # near misses, and others
+        other = words | {name: rng.choice(_VALUES[name]) for name in changed}
+        pair = (other.get("colour"), other["shape"])
+        if not any(_fits(placed.thing, other) for placed in scene.objects) and pair not in HELD_OUT_PAIRS:
+            return Asked(rng.choice(_WHERE).format(t=noun(other)), NONE, family=WHERE)
 
 
 def only_words(scene: TableScene, index: int, rng: random.Random) -> str:
     """A noun that fits an object alone: its shape, with colour and size as far as it takes, or with both."""
+    return noun(_fitting_alone(scene, index, rng))
+
+
+def _fitting_alone(scene: TableScene, index: int, rng: random.Random) -> dict[str, str]:
     thing = scene.objects[index].thing
     ways = [{"shape": thing.shape}, {"colour": thing.colour, "shape": thing.shape},
             {"size": thing.size, "shape": thing.shape}]  # fmt: skip
-    fitting = [way for way in ways if _fits_alone(scene, index, way)]
-    if fitting and rng.random() < 0.7:
-        return noun(rng.choice(fitting))
-    return noun({"size": thing.size, "colour": thing.colour, "shape": thing.shape})
+    alone = [way for way in ways if sum(_fits(placed.thing, way) for placed in scene.objects) == 1]
+    if alone and rng.random() < 0.7:
+        return rng.choice(alone)
+    return {"size": thing.size, "colour": thing.colour, "shape": thing.shape}
 
 
-def _fits_alone(scene: TableScene, index: int, words: dict[str, str]) -> bool:
-    fits = [all(getattr(placed.thing, name) == value for name, value in words.items()) for placed in scene.objects]
-    return sum(fits) == 1 and fits[index]
+def _fits(thing: Thing, words: dict[str, str]) -> bool:
+    return all(getattr(thing, name) == value for name, value in words.items())
 
 
 def description(scene: TableScene) -> str:

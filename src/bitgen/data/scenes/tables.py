@@ -21,7 +21,7 @@ SIZES = ("small", "large")
 FEWEST, MOST = 3, 6
 MARGIN = 0.06
 _RADIUS = {"small": (0.06, 0.07), "large": (0.095, 0.11)}
-_HELD_OUT_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if is_held_out_pair(colour, shape))
+HELD_OUT_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if is_held_out_pair(colour, shape))
 _TRIES = 200  # places drawn for an object, before the whole scene is drawn anew
 
 
@@ -77,7 +77,7 @@ def _things(rng: random.Random, count: int, held_out_pair: bool) -> list[Thing]:
     while len(found) < count:
         thing = Thing(rng.choice(colours), rng.choice(shapes), rng.choice(SIZES))
         if held_out_pair and not found:
-            thing = Thing(*rng.choice(_HELD_OUT_PAIRS), thing.size)
+            thing = Thing(*rng.choice(HELD_OUT_PAIRS), thing.size)
         if thing not in found and (held_out_pair or not is_held_out_pair(thing.colour, thing.shape)):
             found.append(thing)
     rng.shuffle(found)
