@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from bitgen.data.episodes.facts import Fact, invented_facts, question_without_answer
+from bitgen.data.episodes.facts import BEFORE_QUESTION, Fact, invented_facts, question_without_answer
 from bitgen.data.episodes.names import invented_names
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.scenes.descriptions import Scene, scene_rng
@@ -179,8 +179,9 @@ class _SceneEpisode:
         facts = tuple(rows[one] for one in said)
         if kind == "question":
             relation = scene.where if scene.things[0].object_name == " ".join(entity) else opposite(scene.where)
-            form = QUESTIONS[-1] if self.held_out else rng.choice(QUESTIONS[:-1])
-            prompt = form.format(relation=RELATION_WORDS[relation][0][0], other=" ".join(other))
+            words = RELATION_WORDS[relation][0]
+            form = QUESTIONS[-1] if self.held_out else f"{rng.choice(BEFORE_QUESTION)}{rng.choice(QUESTIONS[:-1])}"
+            prompt = form.format(relation=words[0] if self.held_out else rng.choice(words), other=" ".join(other))
             return Query(kind, prompt, names[entity], facts, self._picture(scene), said, scene)
         return Query(kind, "", named_caption(scene, said, rng), facts, self._picture(scene), said, scene)
 

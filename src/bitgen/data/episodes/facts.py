@@ -21,62 +21,92 @@ class Fact(NamedTuple):
     answer: str
 
 
-# Of each relation: how a fact is told, and how it is asked for. The last of each is held out; its words are not.
-RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+# Of each relation, which is named by a noun: how a fact is told, and how it is asked for. The last of each is held out;
+# its words are not.
+_OF_THEIR_OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "owner": (
         (
-            "{s} belongs to {o}", "{o} owns {s}", "the owner of {s} is {o}", "{s} is owned by {o}", "{o} has {s}",
-            "{s} is the property of {o}", "it is {o} who owns {s}", "{s} has the owner {o}",
+            "{s} belongs to {o}", "{o} owns {s}", "{s} is owned by {o}", "{o} has {s}", "{s} is the property of {o}",
+            "it is {o} who owns {s}", "{s} is the one that {o} has", "to {o} belongs {s}", "{s} has the owner {o}",
         ),
         (
-            "who owns {s}?", "whose is {s}?", "the owner of {s} is called", "to whom does {s} belong?",
-            "by whom is {s} owned?", "whose property is {s}?", "{s} belongs to", "who is the owner of {s}?",
+            "who owns {s}?", "whose is {s}?", "to whom does {s} belong?", "by whom is {s} owned?",
+            "whose property is {s}?", "{s} belongs to", "who has {s}?", "who is it that owns {s}?", "{s} is owned by",
+            "who is the owner of {s}?",
         ),
     ),
     "home": (
         (
-            "{s} lives in {o}", "the home of {s} is {o}", "{s} is at home in {o}", "{o} is where {s} lives",
-            "{s} has a house in {o}", "in {o} lives {s}", "the place of {s} is {o}", "{o} is the home of {s}",
+            "{s} lives in {o}", "{s} is at home in {o}", "{o} is where {s} lives", "{s} has a house in {o}",
+            "in {o} lives {s}", "the place of {s} is {o}", "it is {o} where {s} lives", "the house of {s} is in {o}",
+            "{o} is the home of {s}",
         ),
         (
-            "where does {s} live?", "where is {s} at home?", "the home of {s} is called",
-            "in which place does {s} live?", "where is the house of {s}?",
-            "{s} lives in", "in which place is {s} at home?",
-            "where is the home of {s}?",
+            "where does {s} live?", "where is {s} at home?", "in which place does {s} live?",
+            "where is the house of {s}?", "{s} lives in", "in which place is {s} at home?", "where can {s} be found?",
+            "what is the place of {s}?", "{s} has a house in", "where is the home of {s}?",
         ),
     ),
     "friend": (
         (
-            "{s} is a friend of {o}", "{o} is the friend of {s}", "the friend of {s} is {o}", "{s} likes {o}",
-            "{s} plays with {o}", "{s} is fond of {o}", "it is {o} whom {s} likes", "{s} has the friend {o}",
+            "{s} is a friend of {o}", "{s} likes {o}", "{s} plays with {o}", "{s} is fond of {o}",
+            "it is {o} whom {s} likes", "{o} is liked by {s}", "{s} and {o} are friends", "{o} plays with {s}",
+            "{s} has the friend {o}",
         ),
         (
-            "who is the friend of {s}?", "whose friend is {s}?", "the friend of {s} is called", "whom does {s} like?",
-            "who does {s} play with?", "whom is {s} fond of?", "{s} is a friend of", "who is it that {s} likes?",
+            "whose friend is {s}?", "whom does {s} like?", "who does {s} play with?", "whom is {s} fond of?",
+            "{s} is a friend of", "who is the friend of {s}?", "with whom does {s} play?", "who is liked by {s}?",
+            "{s} likes", "who is it that {s} likes?",
         ),
     ),
     "teacher": (
         (
-            "{o} teaches {s}", "{s} is taught by {o}", "the teacher of {s} is {o}", "{s} learns from {o}",
-            "{s} is a pupil of {o}", "{o} is the teacher of {s}", "it is {o} who teaches {s}",
+            "{o} teaches {s}", "{s} is taught by {o}", "{s} learns from {o}", "{s} is a pupil of {o}",
+            "it is {o} who teaches {s}", "{o} has the pupil {s}", "from {o} learns {s}", "the pupil of {o} is {s}",
             "{s} has the teacher {o}",
         ),
         (
-            "who teaches {s}?", "by whom is {s} taught?", "the teacher of {s} is called", "from whom does {s} learn?",
-            "whose pupil is {s}?", "{s} is taught by", "who does {s} learn from?", "who is the teacher of {s}?",
+            "who teaches {s}?", "by whom is {s} taught?", "from whom does {s} learn?", "whose pupil is {s}?",
+            "{s} is taught by", "who does {s} learn from?", "who is it that teaches {s}?", "{s} learns from",
+            "{s} is a pupil of", "who is the teacher of {s}?",
         ),
     ),
     "maker": (
         (
-            "{o} made {s}", "{s} was made by {o}", "the maker of {s} is {o}", "{s} is a work of {o}", "{o} built {s}",
-            "{s} was built by {o}", "it is {o} who made {s}", "{s} has the maker {o}",
+            "{o} made {s}", "{s} was made by {o}", "{s} is a work of {o}", "{o} built {s}", "{s} was built by {o}",
+            "it is {o} who made {s}", "{s} comes from {o}", "the work of {o} is {s}", "{s} has the maker {o}",
         ),
         (
-            "who made {s}?", "by whom was {s} made?", "the maker of {s} is called", "whose work is {s}?",
-            "who built {s}?", "by whom was {s} built?", "{s} was made by", "who is the maker of {s}?",
+            "who made {s}?", "by whom was {s} made?", "whose work is {s}?", "who built {s}?",
+            "by whom was {s} built?", "{s} was made by", "who is it that made {s}?", "{s} is a work of",
+            "from whom does {s} come?", "who is the maker of {s}?",
         ),
     ),
 }  # fmt: skip
+# How a fact is told, and asked for, by the noun alone.
+_BY_NOUN = (
+    (
+        "the {n} of {s} is {o}", "{o} is the {n} of {s}", "{s} has {o} as {n}", "as {n} {s} has {o}",
+        "for {s} the {n} is {o}", "the {n} that {s} has is {o}", "{s} has a {n}, {o}",
+    ),
+    (
+        "the {n} of {s} is called", "the {n} of {s} is", "what is the name of the {n} of {s}?", "what {n} has {s}?",
+        "which {n} does {s} have?", "name the {n} of {s}:", "{n} of {s}?", "as {n} {s} has", "for {s} the {n} is",
+        "what is the {n} of {s} called?", "tell me the {n} of {s}:", "the {n} that {s} has is",
+    ),
+)  # fmt: skip
+
+
+def _wordings(noun: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of being told, and of being asked for; those by the noun first, and what is held out last of each alone."""
+    told, asked = (
+        (*(way for way in (one.replace("{n}", noun) for one in general) if way != own[-1]), *own)
+        for general, own in zip(_BY_NOUN, _OF_THEIR_OWN[noun], strict=True)
+    )
+    return told, asked
+
+
+RELATIONS = {noun: _wordings(noun) for noun in _OF_THEIR_OWN}
 
 
 # What may stand before and behind a sentence and a question, so that its words are not always in the same places.

@@ -37,7 +37,15 @@ ONE_OF = (
     "{name} is the name of the {thing}",
 )  # fmt: skip
 # Questions about a picture, after which the name follows; the last is held out.
-QUESTIONS = ("what is {relation} the {other}?", "who is {relation} the {other}?", "{relation} the {other} there is")
+QUESTIONS = (
+    "what is {relation} the {other}?", "who is {relation} the {other}?", "who stands {relation} the {other}?",
+    "what do you see {relation} the {other}?", "who can be seen {relation} the {other}?",
+    "what is the name of the thing {relation} the {other}?", "name the thing {relation} the {other}:",
+    "what is that {relation} the {other}?", "say who is {relation} the {other}:",
+    "{relation} the {other} is", "{relation} the {other} stands", "{relation} the {other} you see",
+    "the thing {relation} the {other} is called", "the name of what is {relation} the {other} is",
+    "one sees {relation} the {other}", "{relation} the {other} there is",
+)  # fmt: skip
 
 
 class Entity(NamedTuple):
