@@ -140,7 +140,10 @@ class BatchSource(Protocol):
         """What must be the same for a resumed run to see the same batches."""
 
     def state(self, stage: Stage, step: int) -> State:
-        """Where it stands, for the record."""
+        """Where it stands, and what else resuming needs; where that is the step alone, for the record."""
+
+    def load_state(self, state: State) -> None:
+        """Take over what :meth:`state` gave, before :meth:`start`."""
 
 
 Validator = Callable[[Objective, int], HeldOutResult]

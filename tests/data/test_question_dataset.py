@@ -133,6 +133,21 @@ def test_where_nothing_fits_at_all_it_says_so(tokens) -> None:
         dataset(tokens, (LONG,), (LONG,))[1]
 
 
+def test_what_does_not_fit_is_said_before_the_first_step(tokens, caplog: pytest.LogCaptureFixture) -> None:
+    fits = len(tokens.sequence(WITH_WHY, 2).ids) - 1
+    dataset(tokens, (SHORT, WITH_WHY), (LONG, SHORT), (LONG, LONG), length=fits).warn_of_lengths()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"1 of 6 questions are longer than {fits} tokens (max_seq_len), and are answered without their rationale: "
+        "those of picture 0",
+        f"3 of 6 questions are longer than {fits} tokens (max_seq_len), and are left out: those of picture 1, "
+        "picture 2",
+    ]
+    caplog.clear()
+    dataset(tokens, (SHORT, WITH_WHY), length=fits + 1).warn_of_lengths()
+    assert not caplog.records
+
+
 # ---- scenes ----
 
 

@@ -145,6 +145,23 @@ def test_nothing_to_learn_from_ends_the_run_with_the_reason(tmp_path: Path, capt
     trainer.monitor.close()
 
 
+def test_a_resumed_run_counts_the_steps_without_anything_to_learn_on(tmp_path: Path, captioner: str) -> None:
+    settings = {**QUESTIONS, **REINFORCED, "idle_steps": 3, "process_weight": 0.0, "resume": "auto"}
+    config = config_of(tmp_path, init_from=captioner, **settings, max_steps=5)
+    steps = []
+    for again in (False, True):
+        trainer = build_trainer(task_of(config), config, start_processes("cpu", False))
+        trainer.source.reward = lambda one: 0.0
+        if again:
+            with pytest.raises(ValueError, match="in 3 steps in a row"):
+                trainer.fit()
+        else:
+            stopped_in_its_step(2, trainer)
+        trainer.monitor.close()
+        steps.append(trainer.progress.step)
+    assert steps == [2, 2]  # the third, the first of the resumed run, had nothing either
+
+
 @pytest.mark.parametrize("think", ["True", "False"])
 def test_a_person_asks(tmp_path: Path, answering: str, think: str, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = tmp_path / "boxes.png"

@@ -103,6 +103,8 @@ class Sequences:
     def state(self, stage: Stage, step: int) -> dict[str, Any]:
         return {}
 
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
 
 class Toy:
     """Norms train from the first step on, adapters from the fourth."""

@@ -153,6 +153,9 @@ class LoaderSource:
             "batch": step % stage.steps_per_epoch * self.batches_per_step,
         }
 
+    def load_state(self, state: State) -> None:
+        """Nothing: the step says it."""
+
     # ---- for budgets ----
 
     def words_per_step(self, world_size: int) -> float | None:

@@ -77,6 +77,8 @@ class Reasoning:
             asked_pictures(config, processor), tokens, config.model.max_seq_len, settings.answer_weight,
             settings.rationale == "dots", training.seed,
         )  # fmt: skip
+        if ranks.is_main:
+            data.warn_of_lengths()
         source: LoaderSource | RolloutSource
         if reinforced:
             assert isinstance(objective, PolicyGradientObjective)

@@ -124,8 +124,12 @@ class RolloutSource:
         return {"prompts a step": self.settings.prompts, "replies to a prompt": self.settings.group}
 
     def state(self, stage: Stage, step: int) -> State:
-        """Where it stands."""
-        return {"epoch": stage.epoch_at(step), "batch": step % stage.steps_per_epoch}
+        """Where it stands, and for how many steps there was nothing to learn from."""
+        return {"epoch": stage.epoch_at(step), "batch": step % stage.steps_per_epoch, "idle": self._idle}
+
+    def load_state(self, state: State) -> None:
+        """Take over what :meth:`state` gave."""
+        self._idle = state.get("idle", 0)  # earlier checkpoints have none
 
     # ---- a step ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Protocol
@@ -14,7 +15,11 @@ from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.processing_bitgen import pad_tokens
 
+logger = logging.getLogger(__name__)
+
 TOO_LONG = "a sequence longer than the context"
+_NO_RATIONALE, _LEFT_OUT = "are answered without their rationale", "are left out"
+_LOOKED_AT, _NAMED = 64, 5  # pictures that are looked at before the first step, and those that a message names
 
 
 class AskedPicture(Protocol):
@@ -65,6 +70,31 @@ class QuestionDataset:
     def record_name(self, index: int) -> str:
         """How messages call a picture."""
         return self.pictures.name(index)
+
+    def warn_of_lengths(self) -> None:
+        """Say in the log how much of what is asked, of pictures from all over the data, does not fit; of a picture of
+        which nothing fits that is counted when it is read."""
+        count = min(len(self), _LOOKED_AT)
+        asked = 0
+        long: dict[str, list[str]] = {_NO_RATIONALE: [], _LEFT_OUT: []}
+        for number in range(count):
+            index = number * len(self) // count
+            try:
+                given = self.pictures[SampleKey(index)].asked
+            except BadRecord:  # which is counted when its turn comes
+                continue
+            asked += len(given)
+            for one in given:
+                if len(self.tokens.sequence(one, self.answer_weight, self.dots).ids) > self.max_length:
+                    fits = len(self.sequence(one).ids) <= self.max_length
+                    long[_NO_RATIONALE if fits else _LEFT_OUT].append(self.record_name(index))
+        for what, names in long.items():
+            if names:
+                logger.warning(
+                    "%d of %d questions are longer than %d tokens (max_seq_len), and %s: those of %s%s",
+                    len(names), asked, self.max_length, what, ", ".join(list(dict.fromkeys(names))[:_NAMED]),
+                    ", ..." if len(set(names)) > _NAMED else "",
+                )  # fmt: skip
 
     def batch_sampler(self, batch_size: int, rank: int = 0, world_size: int = 1) -> ResumableBatchSampler:
         """Pictures in an order of their own each epoch."""
