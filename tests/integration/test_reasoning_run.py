@@ -146,8 +146,8 @@ def test_nothing_to_learn_from_ends_the_run_with_the_reason(tmp_path: Path, capt
 
 
 def test_a_resumed_run_counts_the_steps_without_anything_to_learn_on(tmp_path: Path, captioner: str) -> None:
-    settings = {**QUESTIONS, **REINFORCED, "idle_steps": 3, "process_weight": 0.0, "resume": "auto"}
-    config = config_of(tmp_path, init_from=captioner, **settings, max_steps=5)
+    settings = {**QUESTIONS, **REINFORCED, "idle_steps": 3, "process_weight": 0.0, "resume": "auto", "max_steps": 5}
+    config = config_of(tmp_path, init_from=captioner, **settings)
     steps = []
     for again in (False, True):
         trainer = build_trainer(task_of(config), config, start_processes("cpu", False))

@@ -95,6 +95,7 @@ class Snapshots:
             objective.load_state(state["objective"])
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
+        self.run.source.load_state(state["source"])
         if average is not None:
             if EMA_FILE not in checkpoint.files:
                 raise CheckpointError(

@@ -295,6 +295,5 @@ class Trainer:
         self.scores = list(state["scores"])
         self.reporter.latest = dict(state.get("latest_metrics", {}))
         self.restored_moments = state["optimizer"]
-        self.source.load_state(state["source"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
