@@ -52,7 +52,7 @@ def older_release(monkeypatch: pytest.MonkeyPatch):
             return tower
 
         monkeypatch.setattr(frozen_tower, "_built", built)
-        monkeypatch.setattr(transformers, "__version__", "5.17.0")
+        monkeypatch.setattr("bitgen.checkpoint.format.transformers.__version__", "5.17.0")
 
     return install
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_another_release_says_of_which(kind: str, older_release,
 def test_the_release_is_not_blamed_where_it_is_the_same(older_release, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, now = written_run(), transformers.__version__
     older_release()
-    monkeypatch.setattr(transformers, "__version__", now)
+    monkeypatch.setattr("bitgen.checkpoint.format.transformers.__version__", now)
     with pytest.raises(CheckpointError, match="does not fit") as caught:
         open_model(folder)
     assert "transformers" not in str(caught.value)

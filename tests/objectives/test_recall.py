@@ -162,7 +162,7 @@ def test_a_forward_is_what_each_query_is_alone(objective) -> None:
     """Language, values and addressing of an episode, query by query, by the definitions."""
     objective.eval()
     model, recall = objective.model, objective.recall
-    tensors = batch(index=1, picture_queries=16, sentence_queries=5)
+    tensors = batch(index=2, picture_queries=16, sentence_queries=5)
     with torch.no_grad():
         whole = objective(tensors)
         written = objective.write(tensors)
