@@ -158,7 +158,7 @@ def where(scene: TableScene, index: int, rng: random.Random) -> Asked:
 def where_absent(scene: TableScene, rng: random.Random) -> Asked:
     """Where something is that is not there.
 
-    The words are as those of a thing that is there: were these asked about otherwise, how they are put would tell.
+    As many attributes are named as of a thing that is there; else the form of the question would tell its answer.
     """
     words = _fitting_alone(scene, rng.randrange(len(scene.objects)), rng)
     while True:
