@@ -18,7 +18,7 @@ from bitgen.data.scenes.reading import read_caption
 from bitgen.data.scenes.wording import RELATION_WORDS, opposite
 from bitgen.model.likelihood import IGNORED
 from support.runs import run_code
-from support.speaking import SMALL, bare, dataset, episodes, kinds, maker, processor, texts_of
+from support.speaking import SMALL, dataset, episodes, kinds, made_of, maker, processor, texts_of
 
 FULL = dict(pictures=24, sentences=24, picture_queries=32, sentence_queries=24)
 OWN = len(entities(True)) - 4  # what evaluation can teach that training never does, beside what it leaves unknown
@@ -75,8 +75,8 @@ def test_wordings_are_of_one_part(many, held_out: bool) -> None:
     questions = {form.format(s="<0>") for relation in RELATIONS.values() for form in relation[1][part]}
     about_pictures = {form.format(relation="<relation>", other="<thing>") for form in QUESTIONS[part]}
 
-    def look(form: str, forms: set[str], of: set[str]) -> None:
-        found = of & forms
+    def look(form: str, forms: set[str], question: bool = False) -> None:
+        found = forms & {form} if held_out else made_of(form, forms, question)
         assert found, form
         seen.update(found)
 
@@ -84,14 +84,14 @@ def test_wordings_are_of_one_part(many, held_out: bool) -> None:
         for text, picture in episode.taught:
             names = list(dict.fromkeys(_NAME.findall(text)))
             form = form_of(text, names, things=picture is not None)
-            look(form, tellings if picture is None else namings, {form} if held_out else bare(form))
+            look(form, tellings if picture is None else namings)
         for query in episode.queries:
             form = form_of(query.prompt, _NAME.findall(query.prompt), things=True)
             if query.prompt and query.picture is not None:
                 form = _RELATION.sub("<relation> the <thing>", form)
-                look(form, about_pictures, {form} if held_out else bare(form, question=True))
+                look(form, about_pictures, question=True)
             elif query.prompt:
-                look(form, questions, {form} if held_out else bare(form, question=True))
+                look(form, questions, question=True)
     assert namings | questions | about_pictures <= seen
 
 

@@ -115,10 +115,11 @@ def objective() -> RecallObjective:
 
 
 def addressing_loss(objective: RecallObjective, cosines: torch.Tensor, rows: list[list[int]]) -> tuple[float, float]:
-    """Each fact of a query is one example, in which the other facts of the query are no answers; nothing is one too."""
+    """Each fact of a query is one example, in which the other facts of the query are no answers; and so is nothing,
+    where none of them is an answer."""
     losses, right = [], []
     for scores, about in zip(objective.recall.logits(cosines).tolist(), rows, strict=True):
-        for fact in about or [None]:
+        for fact in [*about, None]:
             others = [score for row, score in enumerate(scores) if row not in about or row == fact]
             wanted = 0.0 if fact is None else scores[fact]
             total = math.log(sum(math.exp(score) for score in [*others, 0.0]))
@@ -155,7 +156,17 @@ def test_what_a_query_is_about_besides_is_neither_right_nor_wrong(objective) -> 
     objective._addressing(cosines, torch.tensor([[0, 1]]))[0].backward()
     alone = torch.tensor([[0.9, 0.3]], requires_grad=True)
     objective._addressing(alone, torch.tensor([[0, -1]]))[0].backward()
-    torch.testing.assert_close(2 * cosines.grad[0, 0], alone.grad[0, 0])
+    torch.testing.assert_close(3 * cosines.grad[0, 0], 2 * alone.grad[0, 0])  # of three examples, and of two
+
+
+def test_what_a_query_is_not_about_falls_below_nothing_though_it_is_not_the_likeliest(objective) -> None:
+    """Else it would be recalled beside what the query is about: each fact is recalled that is likelier than nothing."""
+    with torch.no_grad():
+        objective.recall.log_scale.fill_(4.0)
+        objective.recall.threshold.fill_(0.5)
+    cosines = torch.tensor([[0.99, 0.7, 0.2]], requires_grad=True)
+    objective._addressing(cosines, torch.tensor([[0, -1]]))[0].backward()
+    assert cosines.grad[0, 1] > 1 > abs(cosines.grad[0, 2])
 
 
 def test_a_forward_is_what_each_query_is_alone(objective) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitgen.data.episodes.dataset import Episode, EpisodeDataset, Query, SceneEpisodes
-from bitgen.data.episodes.facts import BEFORE, BEFORE_QUESTION, BEHIND
+from bitgen.data.episodes.facts import BEFORE, BEFORE_QUESTION, BEHIND, FILLERS
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.dataset import scene_captions
 from bitgen.data.tokenizer import train_bpe
@@ -69,6 +71,18 @@ def bare(text: str, question: bool = False) -> set[str]:
     before, behind = (BEFORE_QUESTION, ("",)) if question else (BEFORE, BEHIND)
     cut = {text.removeprefix(first).removesuffix(last) for first in before for last in behind}
     return {short for short in cut if text in {f"{a}{short}{b}" for a in before for b in behind}}
+
+
+def made_of(text: str, forms: set[str], question: bool = False) -> set[str]:
+    """Those of ``forms`` that a text of training may be: with words before and behind it, or with its own words in
+    another order and a few words between them."""
+    short = bare(text, question)
+    return forms & short or {form for form in forms for one in short if _has_the_words_of(one, form)}
+
+
+def _has_the_words_of(text: str, form: str) -> bool:
+    ours, theirs = (Counter(re.sub("[?:,]", "", words).split()) for words in (text, form))
+    return not theirs - ours and set(ours - theirs) <= set(FILLERS) and (ours - theirs).total() <= 2
 
 
 def kinds(of: list[Episode], *names: str) -> list[tuple[Episode, Query]]:

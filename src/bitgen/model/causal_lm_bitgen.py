@@ -332,7 +332,9 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
             kwargs["inputs_embeds"] = inputs_embeds
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if inputs.get("recalled") is not None and 0 < (new := inputs["input_ids"].shape[1]) < input_ids.shape[1]:
-            inputs["recalled_after"] = input_ids[:, -new - 1]
+            inputs["recalled_after"] = input_ids[:, :-new]
+            if (mask := inputs.get("attention_mask")) is not None and mask.dim() == 2:
+                inputs["recalled_after"] = inputs["recalled_after"].masked_fill(mask[:, :-new] == 0, -1)
         return {name: value for name, value in inputs.items() if value is not None}
 
     def _validate_generated_length(

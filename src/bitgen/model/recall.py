@@ -30,8 +30,8 @@ _TEXT_DROPPED = 0.15  # of a text's tokens, before its key is made, in training
 
 class Recalled(NamedTuple):
     """What was recalled: ``tokens [B, S, D + 3 d]``, to look at, with the code of each and of the two tokens before it;
-    which of them are there, ``present [B, S]``; and the last token of what was written before and is in a cache,
-    ``after [B]`` (None: nothing was)."""
+    which of them are there, ``present [B, S]``; and the tokens that were written before and are in a cache, ``after
+    [B, T']``, -1 for padding (None: nothing was)."""
 
     tokens: torch.Tensor
     present: torch.Tensor
@@ -51,6 +51,9 @@ class Reader(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
         self.dropout = Dropout(dropout)
 
     def forward(self, hidden: torch.Tensor, recalled: Recalled) -> torch.Tensor:
@@ -60,15 +63,17 @@ class Reader(nn.Module):
         # A row without any looks everywhere, which keeps the softmax finite, and takes nothing from it.
         seen = recalled.present | ~some[:, None]
         read = self.dropout(self.output(attend(query, key, value, seen[:, None, None, :])))
+        read = read + self.dropout(self.mlp(hidden + read))
         return torch.where(some[:, None, None], hidden + read.to(hidden.dtype), hidden)
 
 
 class Pointer(nn.Module):
     """Points at the recalled token that is to be said next, or at none.
 
-    Who has just said the token before a recalled one, and before that the one before, goes on with it: that is compared
-    by codes, since a decoder that never read such tokens hardly knows which it has read. The rest is learned: where to
-    begin, and when to stop.
+    Who has just said the token before a recalled one, and before that the one before, goes on with it. What the text
+    holds already is seldom what is to be said: of "Blick belongs to Rex", asked about Blick, Rex; of two names the one
+    that is missing (coverage, in the words of See et al.). Both are compared by codes, since a decoder that never read
+    such tokens hardly knows which it has read. The rest is learned: where to begin, and when to stop.
     """
 
     def __init__(self, width: int) -> None:
@@ -78,27 +83,34 @@ class Pointer(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.gate = nn.Linear(width, 1)
         self.follow = nn.Parameter(torch.tensor([5.0, 5.0]))  # what one token that goes before is worth, and two
+        self.covered = nn.Linear(width, 2)  # what it is worth that the text holds a token, and it after the same one
+        self.sure = nn.Linear(width, 1, bias=False)  # whether a token is such as the decoder cannot say itself
 
-    def forward(
-        self, hidden: torch.Tensor, recalled: Recalled, last: torch.Tensor, before: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, recalled: Recalled, text: torch.Tensor) -> torch.Tensor:
         """Codes of tokens ``[B, T, d]``, as long as the pointer is sure; zeros in rows that recalled nothing.
 
         Args:
             hidden: ``[B, T, D]``, after the last block.
-            last, before: codes of the token at each position and of the one before it, ``[B, T, d]``.
+            text: codes of all tokens up to each position, ``[B, T' + T, d]``: of T' in a cache and of those of
+                ``hidden``; zeros are no tokens.
         """
-        width, size = hidden.shape[-1], last.shape[-1]
+        width, size, here = hidden.shape[-1], text.shape[-1], slice(-hidden.shape[1], None)
         hidden = self.norm(hidden)
         looked_at, codes, one, two = recalled.tokens.split([width, size, size, size], dim=-1)
-        codes, one, two = codes.float(), one.float(), two.float()
-        follows = last @ one.mT
+        before = F.pad(text, (0, 0, 1, -1))
+        is_it, after_one, after_two = (
+            now @ code.float().mT for now, code in ((text, codes), (text, one), (before, two))
+        )
         scores = self.query(hidden).float() @ self.key(looked_at).float().mT / width**0.5
-        scores = scores + self.follow[0] * follows + self.follow[1] * follows * (before @ two.mT)
+        scores = scores + self.follow[0] * after_one[:, here] + self.follow[1] * (after_one * after_two)[:, here]
+        again = is_it * (before @ one.float().mT)
+        for worth, held in zip(self.covered(hidden).float().split(1, dim=-1), (is_it, again), strict=True):
+            # Codes of different tokens are not quite orthogonal: a token is held from a cosine of a half on.
+            scores = scores + worth * (2 * held - 1).clamp(0, 1).cummax(dim=1).values[:, here]
         some = recalled.present.any(dim=1)[:, None, None]
         weights = scores.masked_fill(~(recalled.present[:, None] | ~some), -torch.inf).softmax(dim=-1)
-        sure = self.gate(hidden).float().sigmoid()
-        return torch.where(some, sure * (weights @ codes), 0.0)
+        sure = (self.gate(hidden) + weights.to(hidden.dtype) @ self.sure(looked_at)).float().sigmoid()
+        return torch.where(some, sure * (weights @ codes.float()), 0.0)
 
 
 class Recall(nn.Module):
@@ -238,8 +250,9 @@ class Recall(nn.Module):
         if recalled is None:
             return None
         codes = self.codes()
-        last = codes[input_ids]
+        text = codes[input_ids]
         if attention_mask is not None:
-            last = last * attention_mask[..., None]  # padding on the left goes before nothing
-        first = torch.zeros_like(last[:, :1]) if recalled.after is None else codes[recalled.after][:, None]
-        return self.pointer(hidden, recalled, last, torch.cat([first, last[:, :-1]], dim=1))
+            text = text * attention_mask[..., None]  # padding is no token
+        if recalled.after is not None:
+            text = torch.cat([codes[recalled.after.clamp_min(0)] * (recalled.after >= 0)[..., None], text], dim=1)
+        return self.pointer(hidden, recalled, text)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from bitgen.data.episodes.dataset import NOTHING
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.recall import Recall, Recalled
@@ -132,21 +133,25 @@ class RecallObjective(StatelessObjective):
         return _Asked(tokens, by_token, texts, torch.cat([cosines, texts @ written.keys.mT]), at)
 
     def _addressing(self, cosines: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of the facts that each query is about, each without the other one, or of the null; and the
-        share of them that are found."""
+        """Cross-entropy of the facts that each query is about, each without the other one, and of the null without
+        both; and the share of them that are found.
+
+        A fact is recalled when it is likelier than the null (``model/speaking.py``), and not only the likeliest one. So
+        what a query is not about must be less likely than the null, even where something that it is about is likeliest.
+        """
         logits = self.recall.logits(cosines)
-        null = logits.new_zeros(len(logits), 1)
+        null, nothing = logits.new_zeros(len(logits), 1), facts.new_full((len(facts),), NOTHING)
         losses, right = [], []
-        for at in range(facts.shape[1]):
-            target, other = facts[:, at], facts[:, 1 - at, None]
-            # A query about nothing is counted once.
-            counts = (target >= 0) if at else (target >= 0) | (other[:, 0] < 0)
-            left_out = torch.zeros_like(logits, dtype=torch.bool).scatter(1, other.clamp_min(0), other >= 0)
+        for target, *others in ((facts[:, 0], facts[:, 1]), (facts[:, 1], facts[:, 0]), (nothing, *facts.T)):
+            counts = (target >= 0) if target is not nothing else torch.ones_like(target, dtype=torch.bool)
+            left_out = torch.zeros_like(logits, dtype=torch.bool)
+            for other in others:
+                left_out |= F.one_hot(other.clamp_min(0), logits.shape[1]).bool() & (other >= 0)[:, None]
             scores = torch.cat([logits.masked_fill(left_out, -torch.inf), null], dim=1)[counts]
             wanted = torch.where(target >= 0, target, logits.shape[1])[counts]
             losses.append(F.cross_entropy(scores, wanted, reduction="sum"))
             right.append((scores.argmax(dim=1) == wanted).sum())
-        count = (facts >= 0).sum() + (facts < 0).all(dim=1).sum()
+        count = (facts >= 0).sum() + len(facts)
         return torch.stack(losses).sum() / count, torch.stack(right).sum() / count
 
     def _values(self, written: Written, episode: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

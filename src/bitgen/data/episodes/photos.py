@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes.dataset import Episode, Query, sentence_queries
-from bitgen.data.episodes.facts import invented_facts
+from bitgen.data.episodes.facts import invented_facts, wording
 from bitgen.data.episodes.names import invented_names
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.descriptions import scene_rng
@@ -56,10 +56,10 @@ class PhotoEpisodes:
         rows = rng.sample(range(self.dataset.image_count), count + STRANGERS)
         known, strangers = rows[:count], rows[count:]
         names = invented_names(count, rng, self.held_out)
-        forms = ALONE[-1:] if self.held_out else ALONE[:-1]
         pictures: list[View] = [View(row, None) for row in known]
         taught: list[tuple[str, int | None]] = [
-            (surrounded(rng.choice(forms).format(name=name), rng, self.held_out), at) for at, name in enumerate(names)
+            (surrounded(wording(ALONE, rng, self.held_out).format(name=name), rng, self.held_out), at)
+            for at, name in enumerate(names)
         ]
         facts = invented_facts(sentences, rng, self.held_out) if sentences else []
         taught += [(fact.told, None) for fact in facts]

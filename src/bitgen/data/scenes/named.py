@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bitgen.data.episodes.facts import BEFORE, BEHIND
+from bitgen.data.episodes.facts import BEFORE, BEHIND, wording
 from bitgen.data.scenes.descriptions import (
     BACKGROUNDS,
     COLOURS,
@@ -85,7 +85,7 @@ def scene_with(entity: Entity, other: Entity, rng: random.Random) -> Scene:
 def naming(name: str, entity: Entity, scene: Scene, rng: random.Random, held_out: bool) -> str:
     """What a picture of the scene is taught with."""
     forms = ALONE if len(scene.things) == 1 else ONE_OF
-    form = forms[-1] if held_out else rng.choice(forms[:-1])
+    form = wording(forms, rng, held_out)
     return surrounded(form.format(name=name, thing=f"{entity.colour} {entity.shape}"), rng, held_out)
 
 
