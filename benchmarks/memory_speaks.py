@@ -13,6 +13,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   nearest_neighbour_KIND   says_KIND with a store of facts in place of the memory, which gives the nearest one's value
                    and keeps the newest where the bytes of a memory of these slots hold no more
   direct_KIND      says_KIND where reading allows for noise, as for a cue that was never written
+  told_KIND, told_whole_KIND   says_KIND and whole_KIND where the right facts are recalled whatever the cue means: what
+                   is missing to 100 is the decoder's part, and the rest of what says_KIND misses the addressing's
   prompted_KIND    says_KIND of the same model without a memory, whose prompt is the taught text
   empty_memory     share of the answers with an empty memory that are not those without a memory (0)
   teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to teach facts; to fine-tune until as many
@@ -104,11 +106,14 @@ def _compared(speaker: Speaker, episode: Episode, facts: int, told: bool) -> dic
             newest, _shifted(episode, first), tensors, plain=False, read=lambda rows: newest.halves(1)[rows]
         ),
         "direct": speaker.ask(memory, episode, tensors, plain=False, read=_direct(memory)),
+        "told": speaker.ask(memory, episode, tensors, plain=False, told=True),
     }
     for kind, given in others.items():
         for name, value in measures([a for a in given if a.query.kind.startswith("sentence") == told]).items():
             if name.startswith("says_"):
                 measured[name.replace("says", kind)] = value
+            elif name.startswith("whole_") and kind == "told":
+                measured[f"told_{name}"] = value
     return measured
 
 

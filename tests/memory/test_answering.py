@@ -124,3 +124,14 @@ def test_it_puts_the_model_into_eval_mode_and_answers_the_same_again() -> None:
     first = answer_episode(objective, data, episode)
     assert not objective.training and first == answer_episode(objective, data, episode)
     assert set(KINDS) >= {given.query.kind for given in first}
+
+
+def test_told_what_a_query_is_about_each_recalls_that_whatever_the_cue_means(speaker) -> None:
+    episode = speaker.data.maker.episode(SampleKey(0))
+    tensors = speaker.tensors(episode)
+    memory = speaker.teach(tensors)
+    set_threshold(speaker, 2.0)  # no cosine reaches it
+    for answer in speaker.ask(memory, episode, tensors, told=True):
+        assert answer.facts == answer.query.facts
+        assert (answer.said == answer.plain) if not answer.query.facts else answer.confidence < 0.5
+    assert not any(answer.facts for answer in speaker.ask(memory, episode, tensors))

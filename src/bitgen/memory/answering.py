@@ -78,6 +78,7 @@ class Speaker:
         tensors: dict[str, torch.Tensor],
         plain: bool = True,
         read: Read | None = None,
+        told: bool = False,
     ) -> list[Answer]:
         """What the model says to an episode's queries, in their order.
 
@@ -85,6 +86,7 @@ class Speaker:
             memory: of the episode's facts.
             plain: ask without the memory too.
             read: rows of facts to their values; None: the memory's own reading of their keys.
+            told: recall the facts that each query is about, whatever the cue means: addressing that is never wrong.
         """
         recall, queries = self.model.recall, episode.queries
         assert recall is not None
@@ -101,7 +103,7 @@ class Speaker:
             else:
                 cues = recall.text_keys(tensors["prompt_ids"], tensors["prompt_mask"])[:, None]
             found = find(recall, keys, cues, SURE_OF_PICTURE if sees else SURE_OF_TEXT)
-            facts = chosen(found)
+            facts = [list(queries[row].facts) for row in rows] if told else chosen(found)
             recalled = recalled_for(
                 recall, facts, found, read or (lambda rows: memory.read(keys[rows], IMAGE).halves), tokens
             )
