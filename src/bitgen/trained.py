@@ -134,11 +134,13 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
         temperature = _temperature(state, config)
     except DamagedCheckpoint as error:
         raise DamagedCheckpoint(
-            f"{folder} is damaged: {str(error).rstrip('.')}. Give another checkpoint of {folder.parent}, or restore it from a copy."
+            f"{folder} is damaged: {str(error).rstrip('.')}. Give another checkpoint of {folder.parent}, or restore "
+            "it from a copy."
         ) from error
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise CheckpointError(
-            f"{folder} cannot be used: {str(error).rstrip('.')}. Give another checkpoint, or use the BitGen that wrote it."
+            f"{folder} cannot be used: {str(error).rstrip('.')}. Give another checkpoint, or use the BitGen that wrote "
+            "it."
         ) from error
     model.set_adapters_trainable(False)
     tokenizer = _run_tokenizer(folder, model_config, config, state.get("fingerprints", {}).get(TOKENIZER))

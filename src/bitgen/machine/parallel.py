@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
@@ -15,6 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from bitgen.machine.ranks import Processes
 
 Moments = dict[str, dict[str, Tensor]]
+# What torch calls it that buffers are not copied from rank 0 before each forward; the first name is that of 2.14 on.
+_BUFFERS = next(
+    name for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+)  # fmt: skip
 Result = TypeVar("Result")
 
 
@@ -143,8 +149,8 @@ class Replicated:
         wrapped = DistributedDataParallel(
             objective,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,
             find_unused_parameters=not steady,
+            **{_BUFFERS: False},
         )
         self._last = weakref.ref(wrapped)
         return wrapped

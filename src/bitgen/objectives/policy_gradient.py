@@ -13,7 +13,7 @@ import torch
 
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives.language import language_loss
-from bitgen.objectives.reasoning import ReasoningObjective
+from bitgen.objectives.reasoning import UNREACHED, ReasoningObjective
 from bitgen.protocols import Output
 
 PASSED_ON = "rollout/"
@@ -31,6 +31,8 @@ def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
 class PolicyGradientObjective(ReasoningObjective):
     """The model and the policy gradient on its own replies. It stays in eval mode: dropout would make the policy that
     is updated another one than the policy that was sampled."""
+
+    unreached = (*UNREACHED, "memory.read_logvar")  # of the noise in the memory's reading, which is off too
 
     def __init__(self, model: BitGenModel, temperature: float = 0.07) -> None:
         super().__init__(model, temperature)

@@ -13,7 +13,7 @@ from bitgen.stages import Role
 
 _GROUPS = 4  # of rows of like length
 # What answering reaches nothing of: retrieval's and matching's parts, and the memory's write.
-_UNREACHED = ("image_pooling.", "image_projection.", "text_projection.", "itm_head.", "memory.gpm", "recall.")
+UNREACHED = ("image_pooling.", "image_projection.", "text_projection.", "itm_head.", "memory.gpm", "recall.")
 
 
 class ReasoningObjective(StatelessObjective):
@@ -23,18 +23,20 @@ class ReasoningObjective(StatelessObjective):
         temperature: of the contrastive loss that the model was trained with, which is passed on.
     """
 
+    unreached: tuple[str, ...] = UNREACHED
+
     def __init__(self, model: BitGenModel, temperature: float = 0.07) -> None:
         super().__init__(model, temperature)
         for name, parameter in model.named_parameters():
-            if name.startswith(_UNREACHED):
+            if name.startswith(self.unreached):
                 parameter.requires_grad_(False)
 
     def roles(self) -> dict[str, Role]:
         """What every parameter is, and whether an answer reaches it."""
         single = self.model.config.image_tokens == 1  # a softmax over one token has no gradient for its scores
-        unreached = ("fusion.norm", "fusion.attention.query") if single else ()
+        alone = ("fusion.norm", "fusion.attention.query") if single else ()
         return {
-            f"model.{name}": Role(*role, not name.startswith(_UNREACHED) and not any(one in name for one in unreached))
+            f"model.{name}": Role(*role, not name.startswith(self.unreached) and not any(one in name for one in alone))
             for name, role in self.model.roles().items()
         }
 

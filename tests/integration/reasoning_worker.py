@@ -1,0 +1,63 @@
+"""One process of two, started by torchrun: learns to answer, and writes what it holds and what it learned from.
+
+Usage: reasoning_worker.py CONFIG_JSON OUTPUT STOP_AT STILL. Rank 1 alone gets SIGTERM in its forward STOP_AT, counted
+from 1 (0: never)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from bitgen.config.stage2 import Stage2Config
+from bitgen.machine.devices import start_processes
+from bitgen.machine.ranks import stop_processes
+from bitgen.run import build_trainer
+from bitgen.tasks import task_of
+
+SETTINGS, OUTPUT, STOP_AT = sys.argv[1:]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    config = Stage2Config.from_flat(json.loads(Path(SETTINGS).read_text()))
+    config.validate()
+    processes = start_processes(config.training.device, config.training.use_ddp)
+    trainer = build_trainer(task_of(config), config, processes)
+    objective, seen, gradients = trainer.objective, [], {}
+    forward, advance = objective.forward, objective.advance
+
+    def watched(batch):
+        seen.append({name: tensor.clone() for name, tensor in batch.items()})
+        if processes.rank == 1 and len(seen) == int(STOP_AT):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(batch)
+
+    def looked(updates, ranks):
+        if not gradients:  # of the first step
+            named = objective.named_parameters()
+            gradients.update((name, p.grad.clone()) for name, p in named if p.grad is not None)
+        advance(updates, ranks)
+
+    objective.forward, objective.advance = watched, looked
+    finished = trainer.fit()
+    torch.save(
+        {
+            "step": trainer.progress.step,
+            "finished": finished,
+            "parameters": dict(objective.state_dict()),
+            "gradients": gradients,
+            "seen": seen,
+        },
+        f"{OUTPUT}.{processes.rank}",
+    )
+    trainer.monitor.close()
+    stop_processes()
+
+
+if __name__ == "__main__":
+    main()
