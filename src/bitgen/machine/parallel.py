@@ -7,7 +7,7 @@ import gc
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -146,11 +146,12 @@ class Replicated:
                 "before wrapping again."
             )
         device = self.ranks.device
+        options: dict[str, Any] = {_BUFFERS: False}
         wrapped = DistributedDataParallel(
             objective,
             device_ids=[device.index] if device.type == "cuda" else None,
             find_unused_parameters=not steady,
-            **{_BUFFERS: False},
+            **options,
         )
         self._last = weakref.ref(wrapped)
         return wrapped
