@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -253,6 +254,24 @@ def test_bad_input_is_a_message_and_the_page_lives_on(
     visitor.reads("describe-time", re.compile(r"seconds$"))
     assert visitor.hosts == {"127.0.0.1"}
     assert "Traceback" not in stage1.log.read_text()
+
+
+def test_reading_a_folder_can_be_stopped(browser, stage1: Server, tmp_path: Path) -> None:
+    """What was indexed before stays, and the model is free for what is asked next."""
+    (tmp_path / "0.png").write_bytes(encode(noise(1, 1000, 1000)))
+    for row in range(1, 1500):
+        os.link(tmp_path / "0.png", tmp_path / f"{row}.png")
+    visitor = Visitor(browser, stage1.address, WIDE)
+    visitor.tab("Search")
+    visitor.write("search-folder", str(tmp_path))
+    visitor.press("search-index")
+    visitor.sees("search-state", re.compile(r"reading pictures"))
+    visitor.press("search-stop")
+    visitor.sees("search-state", re.compile(r"Stopped\. 60 pictures of .*the built-in scenes"))
+    visitor.press("search-go")
+    visitor.picture("search-gallery", 7)
+    visitor.sees("search-state", re.compile(r"Stopped\. 60 pictures"))
+    visitor.leaves()
 
 
 def test_what_a_memory_says_is_no_markup(browser, stage1: Server, tmp_path: Path) -> None:

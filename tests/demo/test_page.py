@@ -25,7 +25,7 @@ from bitgen.demo.tabs.page import build  # noqa: E402
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J"
 NAMES = {
     "describe": {"scene", "describe", "word_probabilities"},
-    "search": {"index", "find_pictures", "find_captions"},
+    "search": {"index", "stop_index", "find_pictures", "find_captions"},
     "match": {"swapped_words", "match"},
     "remember": {
         "scene_to_teach",

@@ -146,8 +146,8 @@ class Recall(nn.Module):
         self.readers = nn.ModuleList(Reader(width, heads, dropout) for _ in range(config.num_layers))
         self.pointer = Pointer(width)
         # Of a cosine with a key: below the threshold nothing like the cue was taught.
-        self.threshold = nn.Parameter(torch.tensor(0.5))
-        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.threshold = nn.Parameter(torch.tensor(0.7))
+        self.log_scale = nn.Parameter(torch.tensor(25.0).log())
         # Of a cosine of codes: nats that a token which is pointed at gains.
         self.log_say = nn.Parameter(torch.tensor(20.0).log())
 

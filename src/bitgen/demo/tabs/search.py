@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -33,17 +34,29 @@ def build(model: Model, folder: str | None = None) -> Callable[[str], None]:
     visitor."""
     first = scenes_index(model) if folder is None else folder_index(model, folder)
     indexes: PerVisitor[PictureIndex] = PerVisitor(lambda: first)
+    stops: PerVisitor[threading.Event] = PerVisitor(threading.Event)
     how = how_reranked(model)
 
     @guarded
     def index(folder: str, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+        stopped = stops.kept(visitor_of(request))
+        stopped.clear()
+
         def bar(files: Iterable[Path]) -> Iterable[Path]:
-            return progress.tqdm(files, desc="reading pictures")
+            for file in progress.tqdm(files, desc="reading pictures"):
+                if stopped.is_set():
+                    raise ValueError("stopped: what was indexed before stays")
+                yield file
 
         given = (folder or "").strip()
         found = folder_index(model, given, bar) if given else scenes_index(model)
         indexes.replace(visitor_of(request), found)
         return _state(found)
+
+    def stop(request: gr.Request) -> str:
+        # Not guarded: it would wait for what it is to stop.
+        stops.seen(visitor_of(request)).set()
+        return f"Stopped. {_state(indexes.seen(visitor_of(request)))}"
 
     @guarded
     def pictures(text: str, rerank: bool, request: gr.Request) -> list[tuple[Image.Image, str]]:
@@ -71,6 +84,7 @@ def build(model: Model, folder: str | None = None) -> Callable[[str], None]:
             scale=3,
         )
         read = gr.Button("Index it", elem_id="search-index")
+        halt = gr.Button("Stop", elem_id="search-stop")
     state = gr.Markdown(_state(first), elem_id="search-state")
     with gr.Row():
         text = gr.Textbox("a red circle", label="Text", elem_id="search-text", scale=3)
@@ -100,10 +114,17 @@ def build(model: Model, folder: str | None = None) -> Callable[[str], None]:
             column_widths=["12%", "53%", "35%"],
             elem_id="search-captions",
         )
-    read.click(index, place, state, api_name="index", **QUEUE)
+    reading = read.click(index, place, state, api_name="index", **QUEUE)
+    halt.click(stop, None, state, cancels=[reading], queue=False, api_name="stop_index")
     gr.on([find.click, text.submit], pictures, [text, rerank], gallery, api_name="find_pictures", **QUEUE)
     choose.click(captions, [picture, lines, rerank], table, api_name="find_captions", **QUEUE)
-    return indexes.forget
+
+    def forget(visitor: str) -> None:
+        stops.seen(visitor).set()
+        for kept in (stops, indexes):
+            kept.forget(visitor)
+
+    return forget
 
 
 def _state(index: PictureIndex) -> str:
