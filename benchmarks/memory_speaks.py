@@ -20,6 +20,7 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to teach facts; to fine-tune until as many
                    are said, at the best of three rates; their ratio. null: not reached
   write_ms, read_ms   one more fact; one cue; sums_ms, prepare_ms: what the first of each computes once
+  token_ms         one more token of a text about a picture, by the facts that were recalled (0: none)
 
 Means are over the answers of several episodes for each of three seeds; intervals are over episodes."""
 
@@ -40,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 from memory_speaks_training import fine_tuned_seconds
+from transformers import DynamicCache
 
 from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes.dataset import Episode, EpisodeDataset, SceneEpisodes
@@ -48,6 +50,8 @@ from bitgen.data.sampler import SampleKey
 from bitgen.memory.address_space import IMAGE
 from bitgen.memory.answering import Answer, Speaker, facts_space, measures, says
 from bitgen.memory.associative import AssociativeMemory
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.recall import Recalled
 from bitgen.objectives.recall import SIMILAR, RecallObjective, Written, closed_form_read
 from bitgen.trained import Trained, open_model
 
@@ -251,6 +255,34 @@ def costs(objective: RecallObjective) -> None:
             print(json.dumps({"name": name, "slots": slots, "facts": count, "value": value}), flush=True)
 
 
+def cost_of_a_token(objective: RecallObjective, tokens: int = 32, rounds: int = 20) -> None:
+    """Milliseconds of a token of one text, the median of rounds that take turns."""
+    model, recall = objective.model, objective.recall
+    width = model.config.embed_dim
+    picture, ids = torch.randn(1, model.config.image_tokens, width), torch.randint(3, model.config.vocab_size, (1, 40))
+    values = recall.values(ids.expand(2, -1), torch.ones(2, 40)).detach()[None]
+    given = {
+        facts: recall.tokens(values[:, :facts], torch.randn(1, facts, width), torch.ones(1, facts, dtype=torch.bool))
+        for facts in (1, 2)
+    }
+    found: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for _ in range(rounds):
+        for facts, times in found.items():
+            times.append(_milliseconds(partial(_written, model, picture, ids[:, :tokens], given.get(facts))) / tokens)
+    for facts, times in found.items():
+        print(json.dumps({"name": "token_ms", "facts": facts, "value": statistics.median(times)}), flush=True)
+
+
+@torch.no_grad()
+def _written(model: BitGenModel, picture: torch.Tensor, ids: torch.Tensor, recalled: Recalled | None) -> None:
+    cache = DynamicCache()
+    for at in range(ids.shape[1]):
+        here = recalled._replace(after=ids[:, :at]) if recalled is not None and at else recalled
+        output = model.run_stack(ids[:, at : at + 1], None, picture, cache=cache, recalled=here)
+        last = output.hidden_states
+        model.lm_logits(last if output.said is None else torch.cat([last, output.said], dim=-1))
+
+
 def _milliseconds(work: Callable[[], Any]) -> float:
     began = time.process_time()
     work()
@@ -274,7 +306,7 @@ def main() -> None:
         "edited": lambda: edited_and_forgotten(objective, trained, data, flags.episodes),
         "prompted": lambda: prompted(objective, trained, data, flags.episodes),
         "training": lambda: seconds_of_teaching(objective, trained, data),
-        "costs": lambda: costs(objective),
+        "costs": lambda: (costs(objective), cost_of_a_token(objective)),
         "said": lambda: said_after_teaching(objective, trained, data, flags.episodes),
     }
     unknown = set(flags.only.split(",")) - set(sections) if flags.only else set()
