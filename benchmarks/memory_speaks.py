@@ -28,6 +28,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
+import re
 import statistics
 import sys
 import time
@@ -45,6 +47,7 @@ from transformers import DynamicCache
 
 from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes.dataset import Episode, EpisodeDataset, SceneEpisodes
+from bitgen.data.episodes.names import invented_name
 from bitgen.data.episodes.photos import PhotoEpisodes
 from bitgen.data.sampler import SampleKey
 from bitgen.memory.address_space import IMAGE
@@ -134,7 +137,7 @@ def _direct(memory: AssociativeMemory) -> Callable[[torch.Tensor], torch.Tensor]
 
 
 def edited_and_forgotten(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
-    """Half of 16 pictures' facts get other names, or are forgotten."""
+    """Half of 16 pictures' and 16 sentences' facts get other names, or are forgotten."""
     found: dict[str, list[float]] = {}
     for seed in SEEDS:
         for dataset, episode in episodes(trained, data, seed, count, pictures=16, sentences=16):
@@ -155,21 +158,28 @@ def _about(answers: list[Answer], rows: range) -> list[Answer]:
 def _edited(
     speaker: Speaker, memory: AssociativeMemory, episode: Episode, tensors: dict[str, torch.Tensor], rows: range
 ) -> dict[str, float]:
-    """The value of each of these facts becomes the next one's; counted where another query tells its name."""
-    values = memory.halves(1)
-    changed = memory
-    for row in rows:
-        changed = changed.replaced(row, torch.cat([memory.halves(IMAGE)[row], values[row + 1]]))
-    names = {}
+    """Each of these facts that is asked about is taught anew with another name, in its place."""
+    rng, old, new = random.Random(0), {}, {}
     for query in episode.queries:
         for fact, name in zip(query.facts, list(query.names.values()) or [query.answer], strict=False):
-            names[fact] = name
-    answers = [a for a in _about(speaker.ask(changed, episode, tensors, plain=False), rows)
-               if len(a.query.facts) == 1 and a.query.facts[0] + 1 in names]  # fmt: skip
-    new = [names[a.query.facts[0] + 1] in a.said.split() or names[a.query.facts[0] + 1] + ":" in a.said.split()
-           for a in answers]  # fmt: skip
-    old = [names[a.query.facts[0]] in a.said.replace(":", " ").split() for a in answers]
-    return {"edited": 100 * sum(new) / max(1, len(new)), "edited_old": 100 * sum(old) / max(1, len(old))}
+            old[fact] = name
+    taught = list(episode.taught)
+    for row in set(rows) & set(old):
+        new[row] = next(name for name in iter(partial(invented_name, rng, True), None) if name not in old.values())
+        text, picture = taught[row]
+        taught[row] = (re.sub(rf"\b{old[row]}\b", new[row], text), picture)
+    with torch.no_grad():
+        pairs = torch.cat(speaker.objective.write(speaker.tensors(replace(episode, taught=tuple(taught)))), dim=1)
+    changed = memory
+    for row in new:
+        changed = changed.replaced(row, pairs[row])
+    answers = [a for a in _about(speaker.ask(changed, episode, tensors, plain=False), rows) if len(a.query.facts) == 1]
+    words = [re.findall(r"\w+", answer.said) for answer in answers]
+    said = {
+        name: [names[answer.query.facts[0]] in found for answer, found in zip(answers, words, strict=True)]
+        for name, names in (("edited", new), ("edited_old", old))
+    }
+    return {name: 100 * sum(found) / max(1, len(found)) for name, found in said.items()}
 
 
 def _forgotten(
