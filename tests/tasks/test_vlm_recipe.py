@@ -23,6 +23,7 @@ from bitgen.tasks.recipe import DONE, train_recipe
 from bitgen.tasks.vlm import Vlm, validated_every
 from bitgen.trained_vlm import open_vlm, vlm_folder
 from bitgen.training.trainer import Trainer
+from bitgen.vlm.adapters import adapted_layers, linear_shape
 from bitgen.vlm.modeling import VisionLanguageModel
 from support.runs import metrics, run_code, same_checkpoint
 from support.vlm import RECIPE, TINY, recipe
@@ -222,6 +223,23 @@ def test_another_connector_or_language_model_is_refused(trained: Path, tmp_path)
     without = tune.replace(init_from=str(trained / "runs" / "tune"), adapter="none", trains="connector")
     with pytest.raises(ValueError, match="has adapters and this stage has none, which would lose what they learned"):
         build_trainer(Vlm(), without, ALONE)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_new_adapter_changes_nothing_at_first(trained: Path, tmp_path, kind: str) -> None:
+    """Also on weights that the stage before trained: DoRA's magnitudes are the norms of those, and of no others."""
+    before = weights(trained / "runs" / "align")
+    places = {"output_dir": str(tmp_path / "run"), "log_dir": str(tmp_path / "log")}
+    trainer = build_trainer(Vlm(), _resumed(trained, "tune").replace(resume=None, adapter=kind, **places), ALONE)
+    trainer.monitor.close()
+    lm = trainer.objective.model.language
+    plain = {name: tensor for name, tensor in before.items() if name.startswith("language.")}
+    adapted = adapted_layers(lm)
+    assert adapted
+    for name, layer in adapted.items():
+        inputs = torch.randn(3, linear_shape(layer)[1], generator=torch.Generator().manual_seed(0))
+        expected = inputs @ plain[f"language.{name}.weight"].T
+        torch.testing.assert_close(layer.eval()(inputs), expected, rtol=0, atol=1e-5)
 
 
 def test_adapters_go_on_with_another_dropout_but_not_with_another_scale(trained: Path, tmp_path) -> None:

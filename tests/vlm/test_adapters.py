@@ -19,6 +19,7 @@ from bitgen.vlm.adapters import (
     enable_checkpointing,
     load_adapter,
     merge,
+    renorm,
     save_adapter,
     targets_of,
 )
@@ -246,6 +247,19 @@ def test_merging_keeps_the_outputs_and_leaves_a_plain_model(family: str, config:
     with pytest.raises(ValueError, match="no adapter to merge"):
         merge(lm)
     assert attach(lm, config)
+
+
+@pytest.mark.parametrize("config", KINDS[:2], ids=["lora", "dora"])
+@pytest.mark.parametrize("family", ADAPTED)
+def test_weights_that_are_loaded_under_a_new_adapter_answer_as_before(family: str, config: AdapterConfig) -> None:
+    lm, other = tiny_lm(family), randomised(tiny_lm(family))
+    attach(lm, config)
+    bases = {name.replace(".base_layer.", "."): tensor for name, tensor in lm.state_dict().items()}
+    with torch.no_grad():
+        for name, tensor in other.state_dict().items():
+            bases[name].copy_(tensor)
+    renorm(lm)
+    torch.testing.assert_close(lm.eval()(input_ids=IDS).logits, other.eval()(input_ids=IDS).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", KINDS[:2], ids=["lora", "dora"])

@@ -324,17 +324,15 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Called by ``generate`` before each step; leaves out the ``tokenizer``, which ``stop_strings`` need, and what
-        is None: transformers 4 makes more of that than ``forward`` takes. ``generate`` looks for ``inputs_embeds`` in
-        this signature."""
+        """Called by ``generate``, which looks for ``inputs_embeds`` in this signature, before each step; leaves out the
+        ``tokenizer``, which ``stop_strings`` need, and what is None."""
         kwargs.pop("tokenizer", None)
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if inputs.get("recalled") is not None and 0 < (new := inputs["input_ids"].shape[1]) < input_ids.shape[1]:
-            inputs["recalled_after"] = input_ids[:, :-new]
-            if (mask := inputs.get("attention_mask")) is not None and mask.dim() == 2:
-                inputs["recalled_after"] = inputs["recalled_after"].masked_fill(mask[:, :-new] == 0, -1)
+            mask = inputs.get("attention_mask", torch.ones_like(input_ids))
+            inputs["recalled_after"] = input_ids[:, :-new].masked_fill(mask[:, :-new] == 0, -1)
         return {name: value for name, value in inputs.items() if value is not None}
 
     def _validate_generated_length(

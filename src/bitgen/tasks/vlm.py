@@ -21,7 +21,7 @@ from bitgen.protocols import Run
 from bitgen.stages import Group, Phase, Stage
 from bitgen.tasks.vlm_cache import CachedVisuals, is_cached
 from bitgen.tasks.vlm_parts import VlmParts, build_parts
-from bitgen.tasks.vlm_validation import HeldOutAnswers
+from bitgen.tasks.vlm_validation import HeldOutAnswers, score_text
 from bitgen.training.budget import within_budget
 from bitgen.vlm.modeling import MATRIX
 
@@ -65,7 +65,7 @@ class Vlm:
             parts.fingerprints,
             _banner(config, parts, ranks, precision, stage, source),
             parts.table,
-            score_text=f"{config.validation.best_metric} {{:.4g}}".format,
+            score_text=partial(score_text, config.validation.best_metric),
             next_commands=_next_commands(config),
             eval_steps=validated_every(config, stage),
             blocks=_blocks,

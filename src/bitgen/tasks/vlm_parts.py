@@ -29,6 +29,7 @@ from bitgen.tasks.vlm_data import collator_of, conversations_of, dataset_of, mos
 from bitgen.tasks.vlm_description import ConnectorPlan, describe
 from bitgen.trained import TOKENIZER_FOLDER
 from bitgen.trained_vlm import own_weights, read_description, vlm_folder
+from bitgen.vlm.adapters import renorm
 from bitgen.vlm.assembly import Assembled, assemble
 from bitgen.vlm.description import Description
 from bitgen.vlm.modeling import VisionLanguageModel
@@ -184,6 +185,8 @@ def start_from(made: Assembled, folder: Path) -> None:
             )
         taken |= there
     made.model.load_own({places[name]: tensor for name, tensor in taken.items()})
+    if then.adapter is None and now.adapter is not None:
+        renorm(made.model.language)
     logger.info("starting from the weights of %s", folder)
 
 

@@ -21,6 +21,7 @@ from bitgen.protocols import HeldOutResult, Objective
 from bitgen.tasks.vlm_parts import VlmParts
 from bitgen.vlm.modeling import VisionLanguageModel
 
+LOSS = "loss"
 _SHOWN = 8  # answers in TensorBoard
 _LONGEST_CELL = 4096  # characters
 
@@ -70,7 +71,7 @@ class HeldOutAnswers:
             texts["samples/answers"] = _table(answers[:_SHOWN], references[:_SHOWN])
             if (sheet := self._sheet(model, answers[:_SHOWN], references[:_SHOWN])) is not None:
                 pictures["samples/answers"] = sheet
-        score = -scalars["val/loss"] if self.best == "loss" else scalars[f"val/{self.best}"]
+        score = -scalars["val/loss"] if self.best == LOSS else scalars[f"val/{self.best}"]
         return HeldOutResult(scalars, pictures, texts, -math.inf if math.isnan(score) else score)
 
     def _sheet(
@@ -118,3 +119,8 @@ def _table(answers: list[str], references: list[list[str]]) -> str:
     for answer, listed in zip(answers, references, strict=True):
         rows.append(f"| {markdown(answer)[:_LONGEST_CELL]} | {markdown(listed[0])[:_LONGEST_CELL]} |")
     return "\n".join(rows)
+
+
+def score_text(metric: str, score: float) -> str:
+    """What a score of :class:`HeldOutAnswers` says: a loss counts there with the other sign, since more is better."""
+    return f"{metric} {-score if metric == LOSS else score:.4g}"

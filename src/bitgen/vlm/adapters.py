@@ -75,6 +75,18 @@ def attach(lm: PreTrainedModel, config: AdapterConfig) -> list[str]:
     return names
 
 
+def renorm(lm: PreTrainedModel) -> None:
+    """Give DoRA's magnitudes the norms of the weights as they are, where those were loaded after :func:`attach`: until
+    then they are the norms of other weights. Layers of 4 or 8 bits are left alone, since none is loaded into."""
+    with torch.no_grad():
+        for layer in adapted_layers(lm).values():
+            base = layer.get_base_layer()
+            if _NAME in layer.lora_magnitude_vector and not _bits(base):
+                whole = base.weight.float() + layer.get_delta_weight(_NAME).float()
+                norms = whole.norm(dim=0 if isinstance(base, Conv1D) else 1)
+                layer.lora_magnitude_vector[_NAME].weight.copy_(norms)
+
+
 def adapted_layers(lm: PreTrainedModel) -> dict[str, LoraLayer]:
     """The adapted layers of the decoder by their full names."""
     return {name: layer for name, layer in _linears(lm).items() if isinstance(layer, LoraLayer)}
