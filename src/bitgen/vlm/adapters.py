@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import inject_adapter_in_model
@@ -79,6 +80,7 @@ def renorm(lm: PreTrainedModel) -> None:
     """Give DoRA's magnitudes the norms of the weights as they are, where those were loaded after :func:`attach`: until
     then they are the norms of other weights. Layers of 4 or 8 bits are left alone, since none is loaded into."""
     with torch.no_grad():
+        layer: Any
         for layer in adapted_layers(lm).values():
             base = layer.get_base_layer()
             if _NAME in layer.lora_magnitude_vector and not _bits(base):
