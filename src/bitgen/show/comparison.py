@@ -25,10 +25,10 @@ def comparison_picture(
     for axes, (label, values) in zip(panels, costs.items(), strict=True):
         axes.scatter(values, scores, s=36, color=_BLUE, zorder=3)
         middle = (min(values) + max(values)) / 2
-        for name, x, y in zip(names, values, scores, strict=True):
+        for (x, y), named in places(names, values, scores).items():
             left = x > middle
             axes.annotate(
-                shorten(name, 28),
+                ", ".join(shorten(name, 28) for name in named),
                 (x, y),
                 xytext=(-7 if left else 7, 0),
                 textcoords="offset points",
@@ -48,3 +48,13 @@ def comparison_picture(
     panels[0].set_ylabel(score, parse_math=False)
     figure.suptitle(title, fontfamily=FONT, fontsize=11, parse_math=False)
     return render(figure)
+
+
+def places(names: Sequence[str], values: Sequence[float], scores: Sequence[float]) -> dict[tuple, list[str]]:
+    """The names of the models at each place: those that lie nearer than a fiftieth of a panel share a label."""
+    found: dict[tuple, list[str]] = {}
+    reach = [max((max(own) - min(own)) / 50, 1e-9) for own in (values, scores)]
+    for name, *place in zip(names, values, scores, strict=True):
+        near = (p for p in found if all(abs(a - b) < r for a, b, r in zip(p, place, reach, strict=True)))
+        found.setdefault(next(near, tuple(place)), []).append(name)
+    return found
