@@ -83,8 +83,8 @@ class Pointer(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.gate = nn.Linear(width, 1)
         self.follow = nn.Parameter(torch.tensor([5.0, 5.0]))  # what one token that goes before is worth, and two
-        self.covered = nn.Linear(width, 2)  # what it is worth that the text holds a token, and it after the same one
-        self.sure = nn.Linear(width, 1, bias=False)  # whether a token is such as the decoder cannot say itself
+        self.covered = nn.Linear(width, 2)  # the worth of a token that the text holds, and of two in a row
+        self.sure = nn.Linear(width, 1, bias=False)  # whether a recalled token is worth pointing at
 
     def forward(self, hidden: torch.Tensor, recalled: Recalled, text: torch.Tensor) -> torch.Tensor:
         """Codes of tokens ``[B, T, d]``, as long as the pointer is sure; zeros in rows that recalled nothing.

@@ -113,8 +113,8 @@ RELATIONS = {noun: _wordings(noun) for noun in _OF_THEIR_OWN}
 BEFORE = ("", "", "", "now ", "so ", "and ", "they say ", "well, ")
 BEHIND = ("", "", "", " now", " too", ", they say", " again")
 BEFORE_QUESTION = ("", "", "", "now, ", "well, ", "and ", "so ", "say: ")
-# Three in ten wordings of training have their words in another order, with some of these between: who knows wordings
-# alone does not know where the name stands in one that it never read.
+# Three in ten wordings of training have their words in another order, with some of these between. A model that learned
+# fixed wordings alone would not know where the name stands in one that it never read.
 _SCRAMBLED = 0.3
 FILLERS = ("now", "so", "and", "well", "too", "again", "the", "a", "is", "of", "that", "it")
 
