@@ -1,6 +1,6 @@
 """One process of two, started by torchrun: learns to answer, and writes what it holds and what it learned from.
 
-Usage: reasoning_worker.py CONFIG_JSON OUTPUT STOP_AT STILL. Rank 1 alone gets SIGTERM in its forward STOP_AT, counted
+Usage: reasoning_worker.py CONFIG_JSON OUTPUT STOP_AT. Rank 1 alone gets SIGTERM in its forward STOP_AT, counted
 from 1 (0: never)."""
 
 from __future__ import annotations
