@@ -14,7 +14,7 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    and keeps the newest where the bytes of a memory of these slots hold no more
   direct_KIND      says_KIND where reading allows for noise, as for a cue that was never written
   told_KIND, told_whole_KIND   says_KIND and whole_KIND where the right facts are recalled whatever the cue means: what
-                   is missing to 100 is the decoder's part (beyond capacity also the reading's), the rest the addressing's
+                   is missing to 100 is saying (beyond capacity also reading), the rest of what says_KIND misses finding
   prompted_KIND    says_KIND of the same model without a memory, whose prompt is the taught text
   empty_memory     share of the answers with an empty memory that are not those without a memory (0)
   teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to teach facts; to fine-tune until as many

@@ -18,8 +18,9 @@ from .recall import Recall, Recalled
 
 SAME_THING = 0.98  # cosine of keys: of two facts that are this near only the later counts
 MOST_RECALLED = 2  # facts that one cue may recall, as training has it
-# A fact is recalled from this probability on. Scale and threshold of the probability were learned on what training taught; what
-# it never taught is taken for something else more often, the more so the more facts there are (docs/memory.md).
+# A fact is recalled from this probability on. The probability's scale and threshold were learned on what training
+# taught; what it never taught is taken for something else more often, the more so the more facts there are
+# (docs/memory.md).
 SURE_OF_PICTURE, SURE_OF_TEXT = 0.7, 0.6
 
 
