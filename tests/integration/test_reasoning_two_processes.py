@@ -16,7 +16,7 @@ from bitgen.tasks import task_of
 from support.reasoning import QUESTIONS, REINFORCED, config_of, trained
 from support.runs import command, execute, same_checkpoint, torchrun
 
-WORKER = Path(__file__).with_name("reasoning_worker.py")
+WORKER = Path(__file__).with_name("watched_worker.py")
 # Nothing is drawn that each rank would draw for itself, and gradients stay what they are.
 STILL = dict(use_memory=False, dropout=0.0, compressor_dropout=0.0, max_grad_norm=1e6)
 TWO = dict(use_ddp=True, num_gpus=2)
@@ -27,7 +27,7 @@ def two(folder: Path, stop_at: int = 0, **settings: Any) -> list[dict[str, Any]]
     """What each of two processes held at the end of a run in ``folder``."""
     flat, file = config_of(folder, **settings).flat() | TWO, folder.with_suffix(".json")
     file.write_text(json.dumps(flat))
-    done = execute(torchrun(WORKER, file, folder, stop_at))
+    done = execute(torchrun(WORKER, "stage2", file, folder, stop_at))
     assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(f"{folder}.{rank}", weights_only=True) for rank in (0, 1)]
 

@@ -131,7 +131,16 @@ def test_told_what_a_query_is_about_each_recalls_that_whatever_the_cue_means(spe
     tensors = speaker.tensors(episode)
     memory = speaker.teach(tensors)
     set_threshold(speaker, 2.0)  # no cosine reaches it
-    for answer in speaker.ask(memory, episode, tensors, told=True):
+    read: list[int] = []
+
+    def values(rows: torch.Tensor) -> torch.Tensor:
+        read.extend(rows.tolist())
+        return memory.halves(1)[rows].float()
+
+    answers = speaker.ask(memory, episode, tensors, read=values, told=True)
+    for answer in answers:
         assert answer.facts == answer.query.facts
         assert (answer.said == answer.plain) if not answer.query.facts else answer.confidence < 0.5
+    assert {row for answer in answers for row in answer.query.facts} <= set(read)
+    assert any(answer.said != answer.plain for answer in answers)
     assert not any(answer.facts for answer in speaker.ask(memory, episode, tensors))

@@ -124,7 +124,8 @@ def addressing_loss(objective: RecallObjective, cosines: torch.Tensor, rows: lis
             wanted = 0.0 if fact is None else scores[fact]
             total = math.log(sum(math.exp(score) for score in [*others, 0.0]))
             losses.append(total - wanted)
-            right.append(wanted == max([*others, 0.0]))
+            if fact is not None or not about:  # that nothing else is meant is learned, and not counted as found
+                right.append(wanted == max([*others, 0.0]))
     return sum(losses) / len(losses), sum(right) / len(right)
 
 

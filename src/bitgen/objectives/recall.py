@@ -134,25 +134,28 @@ class RecallObjective(StatelessObjective):
 
     def _addressing(self, cosines: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the facts that each query is about, each without the other one, and of the null without
-        both; and the share of them that are found.
+        both; and the share that is found of the facts, and of the nulls of queries about nothing.
 
         A fact is recalled when it is likelier than the null (``model/speaking.py``), and not only the likeliest one. So
         what a query is not about must be less likely than the null, even where something that it is about is likeliest.
         """
         logits = self.recall.logits(cosines)
         null, nothing = logits.new_zeros(len(logits), 1), facts.new_full((len(facts),), NOTHING)
-        losses, right = [], []
+        losses, right, about_nothing = [], [], (facts < 0).all(dim=1)
         for target, *others in ((facts[:, 0], facts[:, 1]), (facts[:, 1], facts[:, 0]), (nothing, *facts.T)):
-            counts = (target >= 0) if target is not nothing else torch.ones_like(target, dtype=torch.bool)
+            counts = (target >= 0) if target is not nothing else torch.ones_like(about_nothing)
             left_out = torch.zeros_like(logits, dtype=torch.bool)
             for other in others:
                 left_out |= F.one_hot(other.clamp_min(0), logits.shape[1]).bool() & (other >= 0)[:, None]
             scores = torch.cat([logits.masked_fill(left_out, -torch.inf), null], dim=1)[counts]
             wanted = torch.where(target >= 0, target, logits.shape[1])[counts]
             losses.append(F.cross_entropy(scores, wanted, reduction="sum"))
-            right.append((scores.argmax(dim=1) == wanted).sum())
-        count = (facts >= 0).sum() + len(facts)
-        return torch.stack(losses).sum() / count, torch.stack(right).sum() / count
+            asked = (target >= 0) | about_nothing
+            right.append(((scores.argmax(dim=1) == wanted) & asked[counts]).sum())
+        count = (facts >= 0).sum()
+        return torch.stack(losses).sum() / (count + len(facts)), torch.stack(right).sum() / (
+            count + about_nothing.sum()
+        )
 
     def _values(self, written: Written, episode: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the tokens that each value gives back, and the share that is right."""

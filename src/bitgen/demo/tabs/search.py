@@ -44,18 +44,22 @@ def build(model: Model, folder: str | None = None) -> Callable[[str], None]:
 
         def bar(files: Iterable[Path]) -> Iterable[Path]:
             for file in progress.tqdm(files, desc="reading pictures"):
-                if stopped.is_set():
-                    raise ValueError("stopped: what was indexed before stays")
+                go_on()
                 yield file
+
+        def go_on() -> None:
+            if stopped.is_set():
+                raise ValueError("stopped: what was indexed before stays")
 
         given = (folder or "").strip()
         found = folder_index(model, given, bar) if given else scenes_index(model)
+        go_on()  # asked to stop at the last moment
         indexes.replace(visitor_of(request), found)
         return _state(found)
 
     def stop(request: gr.Request) -> str:
         # Not guarded: it would wait for what it is to stop.
-        stops.seen(visitor_of(request)).set()
+        stops.kept(visitor_of(request)).set()
         return f"Stopped. {_state(indexes.seen(visitor_of(request)))}"
 
     @guarded

@@ -1,7 +1,8 @@
-"""One process of two, started by torchrun: learns to answer, and writes what it holds and what it learned from.
+"""One process of two, started by torchrun: trains, and writes what it holds and what it learned from.
 
-Usage: reasoning_worker.py CONFIG_JSON OUTPUT STOP_AT. Rank 1 alone gets SIGTERM in its forward STOP_AT, counted
-from 1 (0: never)."""
+Usage: watched_worker.py KIND CONFIG_JSON OUTPUT STOP_AT. KIND is that of the configuration, ``stage1`` or ``stage2``.
+Rank 1 alone gets SIGTERM in its forward STOP_AT, counted from 1 (0: never).
+"""
 
 from __future__ import annotations
 
@@ -13,18 +14,20 @@ from pathlib import Path
 
 import torch
 
+from bitgen.config import Config
 from bitgen.config.stage2 import Stage2Config
 from bitgen.machine.devices import start_processes
 from bitgen.machine.ranks import stop_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import task_of
 
-SETTINGS, OUTPUT, STOP_AT = sys.argv[1:]
+KIND, SETTINGS, OUTPUT, STOP_AT = sys.argv[1:]
+KINDS = {"stage1": Config, "stage2": Stage2Config}
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    config = Stage2Config.from_flat(json.loads(Path(SETTINGS).read_text()))
+    config = KINDS[KIND].from_flat(json.loads(Path(SETTINGS).read_text()))
     config.validate()
     processes = start_processes(config.training.device, config.training.use_ddp)
     trainer = build_trainer(task_of(config), config, processes)
@@ -49,6 +52,7 @@ def main() -> None:
         {
             "step": trainer.progress.step,
             "finished": finished,
+            "samples": trainer.progress.samples_seen,
             "parameters": dict(objective.state_dict()),
             "gradients": gradients,
             "seen": seen,
