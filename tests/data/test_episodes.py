@@ -23,7 +23,7 @@ from support.speaking import SMALL, dataset, episodes, kinds, made_of, maker, pr
 FULL = dict(pictures=24, sentences=24, picture_queries=32, sentence_queries=24)
 OWN = len(entities(True)) - 4  # what evaluation can teach that training never does, beside what it leaves unknown
 CAPTIONS = ("taught", "alone", "with", "two")
-KINDS = {*CAPTIONS, "question", "unknown", "sentence", "sentence_unknown"}
+KINDS = {*CAPTIONS, "question", "unknown", "sentence", "sentence_back", "sentence_unknown"}
 BOTH_PARTS = pytest.mark.parametrize("held_out", [False, True])
 _NAME = re.compile(r"\b[A-Z][a-z]+\b")
 _THING = re.compile(rf"\b(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})\b")
@@ -70,9 +70,13 @@ def test_wordings_are_of_one_part(many, held_out: bool) -> None:
     tellings: set[str] = set()
     namings = {form.format(name="<0>", thing="<thing>") for forms in (ALONE, ONE_OF) for form in forms[part]}
     seen: set[str] = set()
-    for form in (form for relation in RELATIONS.values() for form in relation[0][part]):
+    for form in (form for relation in RELATIONS.values() for form in relation.told[part]):
         tellings |= {form.format(s="<0>", o="<1>"), form.format(s="<1>", o="<0>")}
-    questions = {form.format(s="<0>") for relation in RELATIONS.values() for form in relation[1][part]}
+    questions = {
+        form.format(s="<0>", o="<0>")
+        for relation in RELATIONS.values()
+        for form in (*relation.asked[part], *relation.asked_back[part])
+    }
     about_pictures = {form.format(relation="<relation>", other="<thing>") for form in QUESTIONS[part]}
 
     def look(form: str, forms: set[str], question: bool = False) -> None:
@@ -80,7 +84,8 @@ def test_wordings_are_of_one_part(many, held_out: bool) -> None:
         assert found, form
         seen.update(found)
 
-    for episode in many[held_out]:
+    worded = [] if held_out else episodes(200, **(FULL | {"pictures": 2, "picture_queries": 1}))
+    for episode in [*many[held_out], *worded]:
         for text, picture in episode.taught:
             names = list(dict.fromkeys(_NAME.findall(text)))
             form = form_of(text, names, things=picture is not None)
@@ -179,7 +184,7 @@ def test_rows_of_facts_are_of_the_text_that_taught_the_answer(many, held_out: bo
             assert number is not None and entity in things_of(episode.pictures[number][0])
             taught_of = _THING.search(text)
             assert taught_of is None or taught_of[0] == " ".join(entity)
-    for episode, query in kinds(many[held_out], "sentence"):
+    for episode, query in kinds(many[held_out], "sentence", "sentence_back"):
         ((text, number),) = [episode.taught[row] for row in query.facts]
         assert number is None and {query.answer, *_NAME.findall(query.prompt)} == set(_NAME.findall(text))
         assert query.answer not in query.prompt
@@ -195,7 +200,7 @@ def test_what_is_about_nothing_is_about_nothing_that_was_taught(many, held_out: 
         assert read is not None and read.meaning == query.scene.meaning
     for episode, query in kinds(many[held_out], "sentence_unknown"):
         (subject,) = _NAME.findall(query.prompt)
-        told = {name for _, other in kinds([episode], "sentence") for name in _NAME.findall(other.prompt)}
+        told = {name for text, _ in episode.taught for name in _NAME.findall(text)}
         assert query.facts == () and query.answer == "" and query.picture is None and subject not in told
 
 

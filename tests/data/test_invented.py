@@ -61,45 +61,63 @@ def test_several_names_all_differ() -> None:
 def test_facts_are_as_many_as_asked_and_none_contradicts_another(count: int, held_out: bool) -> None:
     for facts, _ in drawn(held_out, count):
         assert len(facts) == count
-        told = Counter((names_in(fact.asked)[0], relation_of(fact, held_out)) for fact in facts)
+        told = Counter((fact.subject, relation_of(fact, held_out)) for fact in facts)
         assert set(told.values()) == {1}
+        answers = [fact.answer for fact in facts]
+        assert len(set(answers)) == count, "or a question from the other end would have two answers"
+        assert not set(answers) & {fact.subject for fact in facts}
 
 
-def wordings(text: str, held_out: bool, forms: tuple[str, ...], **names: str) -> set[str]:
+def wordings(text: str, held_out: bool, forms: tuple[str, ...], question: bool = False, **names: str) -> set[str]:
     """Those of ``forms`` that a text may be, of its part alone: training says other words before and behind, and some
     wordings in another order."""
     form = form_of(text, **names)
-    return {form} & {forms[-1]} if held_out else made_of(form, set(forms[:-1]), question="answer" not in names)
+    return {form} & {forms[-1]} if held_out else made_of(form, set(forms[:-1]), question)
 
 
 def relation_of(fact: Fact, held_out: bool) -> str:
     """The one relation whose wordings a fact is in."""
-    names = dict(subject=names_in(fact.asked)[0], answer=fact.answer)
-    (found,) = [name for name, (tellings, _) in RELATIONS.items() if wordings(fact.told, held_out, tellings, **names)]
+    names = dict(subject=fact.subject, answer=fact.answer)
+    (found,) = [name for name, ways in RELATIONS.items() if wordings(fact.told, held_out, ways.told, **names)]
     return found
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_a_question_is_about_its_fact_in_the_wordings_of_its_part(held_out: bool) -> None:
-    told, asked = Counter(), Counter()
+def test_questions_are_about_their_fact_in_the_wordings_of_its_part(held_out: bool) -> None:
+    found: dict[str, Counter] = {"told": Counter(), "asked": Counter(), "asked_back": Counter()}
     for facts, _ in drawn(held_out):
         for fact in facts:
-            (subject,) = names_in(fact.asked)
-            assert sorted(names_in(fact.told)) == sorted({subject, fact.answer}), "none is told of itself"
-            assert all(is_held_out_name(name) == held_out for name in (subject, fact.answer))
-            tellings, questions = RELATIONS[relation_of(fact, held_out)]
-            for form in wordings(fact.told, held_out, tellings, subject=subject, answer=fact.answer):
-                told[form] += 1
-            asking = wordings(fact.asked, held_out, questions, subject=subject)
-            assert asking, fact.asked
-            for form in asking:
-                asked[form] += 1
-            if not held_out:
-                assert tellings[-1] not in form_of(fact.told, subject=subject, answer=fact.answer)
-                assert questions[-1].rstrip("?") not in form_of(fact.asked, subject=subject)
+            subject, answer = fact.subject, fact.answer
+            assert names_in(fact.asked) == [subject] and names_in(fact.asked_back) == [answer]
+            assert sorted(names_in(fact.told)) == sorted({subject, answer}), "none is told of itself"
+            assert all(is_held_out_name(name) == held_out for name in (subject, answer))
+            ways = RELATIONS[relation_of(fact, held_out)]
+            back = {"subject": "-", "answer": answer}
+            for kind, text, names in (
+                ("told", fact.told, {"subject": subject, "answer": answer}),
+                ("asked", fact.asked, {"subject": subject}),
+                ("asked_back", fact.asked_back, back),
+            ):
+                forms = getattr(ways, kind)
+                given = wordings(text, held_out, forms, question=kind != "told", **names)
+                assert given, text
+                found[kind].update(given)
+                assert held_out or forms[-1].rstrip("?") not in form_of(text, **names)
     part = slice(-1, None) if held_out else slice(None, -1)
-    assert set(told) == {form for tellings, _ in RELATIONS.values() for form in tellings[part]}
-    assert set(asked) == {form for _, questions in RELATIONS.values() for form in questions[part]}
+    for kind, given in found.items():
+        assert set(given) == {form for ways in RELATIONS.values() for form in getattr(ways, kind)[part]}
+
+
+def test_another_order_of_words_keeps_who_is_told_of_whom() -> None:
+    """Scrambled or not, subject and answer come one after the other as in the wording, or Anna would own whom Rex
+    owns."""
+    for facts, _ in drawn(False):
+        for fact in facts:
+            forms = wordings(
+                fact.told, False, RELATIONS[relation_of(fact, False)].told, subject=fact.subject, answer=fact.answer
+            )
+            first = fact.told.index(fact.subject) < fact.told.index(fact.answer)
+            assert first in {form.index("{s}") < form.index("{o}") for form in forms}
 
 
 def test_training_says_other_words_before_and_behind_and_evaluation_none() -> None:
@@ -109,12 +127,12 @@ def test_training_says_other_words_before_and_behind_and_evaluation_none() -> No
         assert {fact.asked.startswith("say: ") for fact in facts} == ({False} if held_out else {False, True})
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["told", "asked"])
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["told", "asked", "asked back"])
 def test_no_wording_is_in_both_parts_or_of_two_relations(which: int) -> None:
     forms = [form for relation in RELATIONS.values() for form in relation[which]]
     assert len(set(forms)) == len(forms)
     for form in forms:
-        assert form.count("{s}") == 1 and form.count("{o}") == 1 - which
+        assert (form.count("{s}"), form.count("{o}")) == ((1, 1), (1, 0), (0, 1))[which]
 
 
 def test_the_words_of_a_held_out_wording_are_known() -> None:
@@ -129,10 +147,14 @@ def test_the_words_of_a_held_out_wording_are_known() -> None:
 def test_a_question_without_an_answer_asks_about_nobody_who_was_told_of(held_out: bool) -> None:
     for facts, rng in drawn(held_out):
         question = question_without_answer(facts, rng, held_out)
-        (subject,) = names_in(question)
-        assert any(wordings(question, held_out, forms, subject=subject) for _, forms in RELATIONS.values())
-        assert subject not in {names_in(fact.asked)[0] for fact in facts}
-        assert is_held_out_name(subject) == held_out
+        (name,) = names_in(question)
+        assert any(
+            wordings(question, held_out, ways.asked, question=True, subject=name)
+            or wordings(question, held_out, ways.asked_back, question=True, subject="-", answer=name)
+            for ways in RELATIONS.values()
+        )
+        assert name not in {one for fact in facts for one in (fact.subject, fact.answer)}
+        assert is_held_out_name(name) == held_out
 
 
 def test_what_is_told_of_a_subject_is_drawn_anew() -> None:

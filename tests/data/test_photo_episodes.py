@@ -60,7 +60,7 @@ def test_what_is_asked_shows_what_was_taught_or_a_stranger(photographs, held_out
             assert episode.pictures[number].row == view.row and _NAME.findall(text) == [name] == [said[0]]
             assert said[2] in photographs.captions_of(view.row)
             assert (view.seed is None) == (query.kind == "same")
-    assert set(seen) == {"view", "same", "unknown", "sentence", "sentence_unknown"}
+    assert set(seen) == {"view", "same", "unknown", "sentence", "sentence_back", "sentence_unknown"}
 
 
 def test_an_episode_and_its_views_are_functions_of_the_key(photographs) -> None:

@@ -227,7 +227,8 @@ def test_an_export_speaks_as_the_run_does(captioner: str, speaker, tmp_path: Pat
         for model in (run.model, opened.model):
             image = model.pool_image_tokens(model.encode_image(pixels).image_tokens)
             values = model.recall.values(ids, torch.ones_like(ids))[None]
-            given = model.recall.tokens(values, image[:, :1], torch.tensor([[True]]))
+            seen = model.recall.seen(image, torch.tensor([[0]]))
+            given = model.recall.tokens(values, seen, torch.tensor([[True]]))
             said.append([model.run_stack(ids, None, image, recalled=those).hidden_states for those in (given, None)])
     for one, other in zip(*said, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)

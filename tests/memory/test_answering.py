@@ -14,7 +14,7 @@ from support.speaking import dataset, make_objective
 
 SCENE = Scene("relation", (Thing("red", "star", "small"), Thing("blue", "ring", "large")), "left of")
 REX, BLICK = {Entity("red", "star"): "Rex"}, {Entity("red", "star"): "Rex", Entity("blue", "ring"): "Blick"}
-KINDS = ("taught", "alone", "with", "two", "question", "unknown", "sentence", "sentence_unknown")
+KINDS = ("taught", "alone", "with", "two", "question", "unknown", "sentence", "sentence_back", "sentence_unknown")
 
 
 def answer(said: str, names=REX, kind: str = "with", facts=(0,), recalled=None, **query) -> Answer:

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache
 from bitgen.model.configuration_bitgen import FUSION_KINDS
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
 from bitgen.model.parameter_roles import GATE, MATRIX
-from bitgen.model.recall import Recall, Recalled
+from bitgen.model.recall import Beside, Reader, Recall, Recalled
 from bitgen.model.speaking import Found, chosen, find, recalled_for
 from support.speaking import RECALL, random_recalled
 
@@ -171,7 +171,7 @@ def test_rows_do_not_see_what_others_recalled(speaker) -> None:
     for row in range(4):
         only = slice(row, row + 1)
         alone = logits(model, ids[only], image[only], Recalled(recalled.tokens[only], recalled.present[only]))
-        torch.testing.assert_close(alone, said[only], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone, said[only], atol=1e-5, rtol=1e-6)
 
 
 def test_gradients_of_rows_that_recalled_nothing_are_finite(speaker) -> None:
@@ -260,30 +260,40 @@ def test_a_value_gives_its_own_tokens_back_and_no_more_than_it_can_hold(recall) 
         assert torch.equal(short[2], values[2]) and not short.view(3, 3, 4)[:, 2].any()
 
 
-def recalled_of(recall: Recall, where: torch.Tensor, present: torch.Tensor, ids: torch.Tensor) -> Recalled:
-    """Of one row: facts of texts ``[R, T]``, seen ``where [R, D]``."""
+def recalled_of(recall: Recall, seen: torch.Tensor, present: torch.Tensor, ids: torch.Tensor) -> Recalled:
+    """Of one row: facts of texts ``[R, T]``, recalled by what was ``seen [R, D]``."""
     values = recall.values(ids, torch.ones_like(ids))
-    return recall.tokens(values[None], where[None], present[None])
+    return recall.tokens(values[None], seen[None], present[None])
 
 
-def test_tokens_of_a_value_know_their_number_and_where_it_was_seen(recall) -> None:
+def test_tokens_of_a_value_know_their_number_and_what_they_were_recalled_by(recall) -> None:
     random = torch.Generator().manual_seed(6)
     ids, both = torch.tensor([[0, 5, 5, 5], [0, 9, 8, 7]]), torch.tensor([True, True])
-    where = torch.randn(2, 16, generator=random)
-    where[1] = 0  # a text was the cue
-    elsewhere = torch.where(where != 0, torch.randn(2, 16, generator=random), 0.0)
+    seen = torch.randn(2, 16, generator=random)
+    seen[1] = 0  # a text was the cue
+    elsewhere = torch.where(seen != 0, torch.randn(2, 16, generator=random), 0.0)
     with torch.no_grad():
-        tokens, there, _ = recalled_of(recall, where, both, ids)
+        tokens, there, _ = recalled_of(recall, seen, both, ids)
         assert tokens.shape[:2] == (1, 6) and there.all()
         other = recalled_of(recall, elsewhere, both, ids).tokens
         assert (tokens - other)[0, :3].abs().amax(dim=-1).min() > 1e-4 and torch.equal(tokens[0, 3:], other[0, 3:])
         assert torch.pdist(tokens[0, :3]).min() > 1e-3, "equal words at other places in the text"
-        for parameter in recall.where.parameters():
-            parameter.add_(1.0)
-        assert torch.equal(recalled_of(recall, where, both, ids).tokens[0, 3:], tokens[0, 3:])
-        _, one, _ = recalled_of(recall, where, torch.tensor([True, False]), ids)
+        _, one, _ = recalled_of(recall, seen, torch.tensor([True, False]), ids)
         assert one.tolist() == [[True] * 3 + [False] * 3]
-        assert not recalled_of(recall, where, torch.tensor([False, False]), ids).present.any()
+        assert not recalled_of(recall, seen, torch.tensor([False, False]), ids).present.any()
+
+
+def test_what_is_seen_knows_the_token_and_its_place_in_the_picture(recall) -> None:
+    image = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(6))
+    image[:, 5] = image[:, 2]  # the same thing, elsewhere
+    at = torch.tensor([[2, 5, 8], [0, 0, 2]])
+    with torch.no_grad():
+        seen = recall.seen(image, at)
+        for row in range(2):
+            for place in range(3):
+                token = image[row, at[row, place]]
+                torch.testing.assert_close(seen[row, place], recall.where(token) + recall.spot[at[row, place]])
+        assert (seen[0, 0] - seen[0, 1]).abs().max() > 1e-3 and torch.equal(seen[1, 0], seen[1, 1])
 
 
 def test_behind_the_end_of_a_text_there_is_nothing(recall) -> None:
@@ -291,6 +301,68 @@ def test_behind_the_end_of_a_text_there_is_nothing(recall) -> None:
     with torch.no_grad():
         _, there, _ = recalled_of(recall, torch.zeros(2, 16), torch.tensor([True, True]), ids)
     assert there.tolist() == [[True, False, False] * 2]
+
+
+def pointed(
+    recall: Recall, hidden: torch.Tensor, recalled: Recalled, ids: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What the pointer says after each token of a text."""
+    given: Beside | None = recall.beside(recalled, ids, mask)
+    assert given is not None
+    return recall.pointer(hidden, given)
+
+
+def held_by(recall: Recall, codes: torch.Tensor, one: torch.Tensor, text: list[int]) -> list[float]:
+    """Whether a text holds a recalled token, and it behind the one before it, by the definition, token by token."""
+    held = held_after = 0.0
+    for at, said in enumerate(text):
+        before = recall.codes()[text[at - 1]] if at else torch.zeros(4)
+        is_it = float(recall.codes()[said] @ codes)
+        held = max(held, min(max(2 * is_it - 1, 0), 1))
+        held_after = max(held_after, min(max(2 * is_it * float(before @ one) - 1, 0), 1))
+    return [held, held_after]
+
+
+def test_a_reader_against_plain_loops(recall) -> None:
+    """One softmax a head over the recalled tokens, where what the text holds already weighs more or less."""
+    ids, text = torch.tensor([[0, 7, 8, 9], [0, 7, 20, 7]]), [5, 7, 8, 20]
+    reader: Reader = recall.readers[0]
+    with torch.no_grad():
+        reader.held.weight.mul_(10)
+        recalled = recalled_of(recall, torch.randn(2, 16), torch.tensor([True, True]), ids)
+        hidden = torch.randn(1, len(text), 16)
+        found = reader(hidden, recall.beside(recalled, torch.tensor([text])))
+        looked_at, code, one, _ = recalled.tokens[0].split([16, 4, 4, 4], dim=-1)
+        for at in range(len(text)):
+            state = reader.norm(hidden[0, at])
+            query, worth = reader.query(state), reader.held(state)
+            heads, size, parts = reader.num_heads, 16 // reader.num_heads, []
+            for head in range(heads):
+                mine = slice(head * size, (head + 1) * size)
+                scores, values = [], []
+                for token in range(len(code)):
+                    key, value = reader.key_value(looked_at[token]).chunk(2)
+                    held, held_after = held_by(recall, code[token], one[token], text[: at + 1])
+                    score = query[mine] @ key[mine] / size**0.5
+                    scores.append(score + worth[2 * head] * held + worth[2 * head + 1] * held_after)
+                    values.append(value[mine])
+                parts.append(torch.stack(scores).softmax(dim=0) @ torch.stack(values))
+            read = reader.output(torch.cat(parts))
+            expected = hidden[0, at] + read + reader.mlp(hidden[0, at] + read)
+            torch.testing.assert_close(found[0, at], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reader_knows_which_of_two_names_was_said(recall) -> None:
+    """The same state, after one name and after the other: what is read differs, as where the two stand does."""
+    two = torch.tensor([[0, 7], [0, 9]])
+    with torch.no_grad():
+        recalled = recalled_of(recall, torch.randn(2, 16), torch.tensor([True, True]), two)
+        state = torch.randn(1, 1, 16)
+        read = {}
+        for name in (7, 9, 11):
+            given = recall.beside(recalled._replace(after=torch.tensor([[name]])), torch.tensor([[5]]))
+            read[name] = recall.readers[0](state, given)
+    assert (read[7] - read[9]).abs().max() > 1e-4 and (read[7] - read[11]).abs().max() > 1e-4
 
 
 def test_who_has_said_the_tokens_before_goes_on_with_the_next_of_the_text(recall) -> None:
@@ -302,9 +374,9 @@ def test_who_has_said_the_tokens_before_goes_on_with_the_next_of_the_text(recall
         recalled = recalled_of(recall, torch.zeros(3, 16), torch.tensor([True, True, True]), ids)
         for said, wanted in (([7, 8], 9), ([7, 20], 21), ([30, 8], 31)):
             asked = torch.tensor([said])
-            pointed = recall.said(torch.randn(1, 2, 16), recalled, asked)
-            assert int(recall.said_logits(pointed)[0, -1].argmax()) == wanted
-            last = recall.said(torch.randn(1, 1, 16), recalled._replace(after=asked[:, :1]), asked[:, 1:])
+            points = pointed(recall, torch.randn(1, 2, 16), recalled, asked)
+            assert int(recall.said_logits(points)[0, -1].argmax()) == wanted
+            last = pointed(recall, torch.randn(1, 1, 16), recalled._replace(after=asked[:, :1]), asked[:, 1:])
             assert int(recall.said_logits(last)[0, -1].argmax()) == wanted
 
 
@@ -317,12 +389,7 @@ def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: l
     none = torch.zeros(4)
     scores = []
     for token in range(len(code)):
-        held = held_after = 0.0
-        for at, said in enumerate(text):
-            before = codes[text[at - 1]] if at else none
-            is_it = float(codes[said] @ code[token])
-            held = max(held, min(max(2 * is_it - 1, 0), 1))
-            held_after = max(held_after, min(max(2 * is_it * float(before @ one[token]) - 1, 0), 1))
+        held, held_after = held_by(recall, code[token], one[token], text)
         follows = codes[text[-1]] @ one[token]
         follows_two = follows * ((codes[text[-2]] if len(text) > 1 else none) @ two[token])
         learned = pointer.query(state) @ pointer.key(looked_at[token]) / 4
@@ -341,7 +408,7 @@ def test_the_pointer_against_plain_loops(recall) -> None:
             parameter.mul_(10)
         recalled = recalled_of(recall, torch.randn(2, 16), torch.tensor([True, True]), ids)
         hidden = torch.randn(1, len(text), 16)
-        said = recall.said(hidden, recalled, torch.tensor([text]))
+        said = pointed(recall, hidden, recalled, torch.tensor([text]))
         for at in range(len(text)):
             expected = pointed_at(recall, hidden[0, at], recalled, text[: at + 1])
             torch.testing.assert_close(said[0, at], expected, atol=1e-5, rtol=1e-5)
@@ -352,13 +419,13 @@ def test_padding_is_no_token_of_the_text(recall) -> None:
     with torch.no_grad():
         recalled = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), ids)
         hidden = torch.randn(1, 4, 16)
-        alone = recall.said(hidden[:, 2:], recalled, torch.tensor([[5, 7]]))
+        alone = pointed(recall, hidden[:, 2:], recalled, torch.tensor([[5, 7]]))
         padded, mask = torch.tensor([[8, 9, 5, 7]]), torch.tensor([[0, 0, 1, 1]])
-        torch.testing.assert_close(recall.said(hidden, recalled, padded, mask)[:, 2:], alone)
+        torch.testing.assert_close(pointed(recall, hidden, recalled, padded, mask)[:, 2:], alone)
         cached = recalled._replace(after=torch.tensor([[-1, -1, 5]]))
-        torch.testing.assert_close(recall.said(hidden[:, 3:], cached, padded[:, 3:]), alone[:, 1:])
+        torch.testing.assert_close(pointed(recall, hidden[:, 3:], cached, padded[:, 3:]), alone[:, 1:])
         held = recalled._replace(after=torch.tensor([[8, 9, 5]]))
-        assert (recall.said(hidden[:, 3:], held, padded[:, 3:]) - alone[:, 1:]).abs().max() > 1e-5
+        assert (pointed(recall, hidden[:, 3:], held, padded[:, 3:]) - alone[:, 1:]).abs().max() > 1e-5
 
 
 def test_a_name_that_the_text_holds_is_not_begun_again(recall) -> None:
@@ -370,8 +437,8 @@ def test_a_name_that_the_text_holds_is_not_begun_again(recall) -> None:
         recall.pointer.covered.bias.copy_(torch.tensor([-50.0, 0.0]))
         recalled = recalled_of(recall, torch.zeros(2, 16), torch.tensor([True, True]), torch.tensor([[0, 7], [0, 9]]))
         for said, wanted in ((7, 9), (9, 7)):
-            pointed = recall.said(torch.randn(1, 2, 16), recalled, torch.tensor([[said, 5]]))
-            assert int(recall.said_logits(pointed)[0, -1].argmax()) == wanted
+            points = pointed(recall, torch.randn(1, 2, 16), recalled, torch.tensor([[said, 5]]))
+            assert int(recall.said_logits(points)[0, -1].argmax()) == wanted
 
 
 def test_the_log_odds_are_even_at_the_threshold(recall) -> None:
@@ -434,9 +501,10 @@ def test_what_is_recalled_becomes_tokens_row_by_row(recall) -> None:
     assert seen.present.tolist() == [[True] * 3 + [False] * 3, [False] * 6, [True] * 6]
     for row, facts_of_row in enumerate(facts):
         for place, fact in enumerate(facts_of_row):
-            where = image[row, found.at[row, fact]]
+            at = found.at[row : row + 1, fact : fact + 1]
             with torch.no_grad():
-                one = recall.tokens(values[None, None, fact], where[None, None], torch.tensor([[True]])).tokens
+                seen_there = recall.seen(image[row : row + 1], at)
+                one = recall.tokens(values[None, None, fact], seen_there, torch.tensor([[True]])).tokens
             torch.testing.assert_close(seen.tokens[row, 3 * place : 3 * place + 3], one[0])
     assert recalled_for(recall, [[], [], []], found, read, image) is None
     worded = recalled_for(recall, facts, found, read, None)

@@ -194,10 +194,10 @@ def test_a_forward_is_what_each_query_is_alone(objective) -> None:
             if not taught:
                 continue
             values = closed_form_read(written, written.keys[taught], EXACT)[None]
-            where = torch.zeros(1, len(taught), model.config.embed_dim)
+            sights = torch.zeros(1, len(taught), model.config.embed_dim)
             if tokens is not None:
-                where = tokens[:, nearest.argmax(dim=0)[taught]]
-            given = recall.tokens(values, where, torch.ones(1, len(taught), dtype=torch.bool))
+                sights = recall.seen(tokens, nearest.argmax(dim=0)[taught][None])
+            given = recall.tokens(values, sights, torch.ones(1, len(taught), dtype=torch.bool))
             length = int(tensors["attention_mask"][row].sum())
             ids, labels = (tensors[name][row, :length] for name in ("input_ids", "labels"))
             output = model.run_stack(ids[None], None, tokens, recalled=given)

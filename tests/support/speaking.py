@@ -75,14 +75,16 @@ def bare(text: str, question: bool = False) -> set[str]:
 
 def made_of(text: str, forms: set[str], question: bool = False) -> set[str]:
     """Those of ``forms`` that a text of training may be: with words before and behind it, or with its own words in
-    another order and a few words between them."""
+    another order and a few words between them. What is filled in, ``{s}`` and ``{o}``, keeps its order."""
     short = bare(text, question)
     return forms & short or {form for form in forms for one in short if _has_the_words_of(one, form)}
 
 
 def _has_the_words_of(text: str, form: str) -> bool:
     ours, theirs = (Counter(re.sub("[?:,]", "", words).split()) for words in (text, form))
-    return not theirs - ours and set(ours - theirs) <= set(FILLERS) and (ours - theirs).total() <= 2
+    order, wanted = (re.findall(r"\{\w+\}", words) for words in (text, form))
+    more = ours - theirs
+    return not theirs - ours and set(more) <= set(FILLERS) and more.total() <= 2 and order == wanted
 
 
 def kinds(of: list[Episode], *names: str) -> list[tuple[Episode, Query]]:

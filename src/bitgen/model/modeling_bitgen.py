@@ -228,8 +228,7 @@ class BitGenModel(PreTrainedModel):
         """One pass of embeddings, fusion, memory and decoder; see the module docstring for the order.
 
         Args:
-            attention_mask: ``[B, T]``; padding is on the right. Used for the codes alone: causality does the rest,
-                or the layout where one is given.
+            attention_mask: ``[B, T]``, padding on the right. For codes alone: the layout, or causality, does the rest.
             image_tokens: ``[B, P, D]``, or None for text alone.
             reader: a memory prepared by ``memory.reader``, default the running state.
             cache: key-value cache of the positions before ``input_ids``.
@@ -248,8 +247,9 @@ class BitGenModel(PreTrainedModel):
         if self.memory is not None and not memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)
-        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace, positions, attentions, self.recall, recalled)
-        said = None if self.recall is None else self.recall.said(hidden, recalled, input_ids, attention_mask)
+        facts = None if self.recall is None else self.recall.beside(recalled, input_ids, attention_mask)
+        hidden = self.decoder(hidden, image_tokens, cache, allowed, trace, positions, attentions, self.recall, facts)
+        said = None if self.recall is None or facts is None else self.recall.pointer(hidden, facts)
         if self.memory is not None and memory_last:
             codes = self._sequence_codes(hidden, attention_mask)
             hidden, read_weights = self.memory(hidden, reader)

@@ -38,31 +38,73 @@ class Recalled(NamedTuple):
     after: torch.Tensor | None = None
 
 
+class Beside(NamedTuple):
+    """Recalled tokens beside the text that looks at them, T tokens of it.
+
+    ``looked_at [B, S, D]`` and ``codes [B, S, d]`` of the tokens, and which are there, ``present [B, S]``. The text has
+    just said the one token before a recalled one, or both: ``follows [B, T, S, 2]``. It holds the recalled token, or
+    that and the one before it in a row: ``held [B, T, S, 2]``. All are cosines of codes, up to 1.
+    """
+
+    looked_at: torch.Tensor
+    codes: torch.Tensor
+    present: torch.Tensor
+    follows: torch.Tensor
+    held: torch.Tensor
+
+
+def beside(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
+    """Compare recalled tokens with a text.
+
+    Tokens are compared by codes, since a decoder that never read such tokens hardly knows which it has read.
+
+    Args:
+        text: codes of all tokens so far, ``[B, T' + T, d]``; zeros are no tokens.
+        count: T, how many of them look.
+    """
+    size, here = text.shape[-1], slice(-count, None)
+    width = recalled.tokens.shape[-1] - 3 * size
+    looked_at, codes, one, two = recalled.tokens.split([width, size, size, size], dim=-1)
+    before = F.pad(text, (0, 0, 1, -1))
+    is_it, after_one, after_two, one_before = (
+        now @ code.float().mT for now, code in ((text, codes), (text, one), (before, two), (before, one))
+    )
+    # Codes of different tokens are not quite orthogonal: a token is held from a cosine of a half on.
+    held = torch.stack([is_it, is_it * one_before], dim=-1).mul(2).sub(1).clamp(0, 1).cummax(dim=1).values
+    follows = torch.stack([after_one, after_one * after_two], dim=-1)
+    return Beside(looked_at, codes, recalled.present, follows[:, here], held[:, here])
+
+
 class Reader(nn.Module):
     """Cross-attention from text tokens to recalled tokens; rows that recalled nothing stay as they are.
 
-    ``hidden [B, T, D] -> [B, T, D]``.
+    What the text holds already is looked at more, or less: of two names the one that was said stands where the sentence
+    is about, and the other one elsewhere. ``hidden [B, T, D] -> [B, T, D]``.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.width, self.num_heads = width, num_heads
+        self.num_heads = num_heads
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.held = nn.Linear(width, 2 * num_heads)  # what a token is worth that the text holds, and two in a row
         self.output = nn.Linear(width, width)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
         self.dropout = Dropout(dropout)
 
-    def forward(self, hidden: torch.Tensor, recalled: Recalled) -> torch.Tensor:
-        key, value = self.key_value(recalled.tokens[..., : self.width]).chunk(2, dim=-1)
-        query, key, value = (split_heads(part, self.num_heads) for part in (self.query(self.norm(hidden)), key, value))
-        some = recalled.present.any(dim=1)
+    def forward(self, hidden: torch.Tensor, beside: Beside) -> torch.Tensor:
+        key, value = self.key_value(beside.looked_at).chunk(2, dim=-1)
+        normed = self.norm(hidden)
+        query, key, value = (split_heads(part, self.num_heads) for part in (self.query(normed), key, value))
+        worth = torch.einsum("bthn,btsn->bhts", self.held(normed).unflatten(-1, (-1, 2)).float(), beside.held)
+        some = beside.present.any(dim=1)
         # A row without any looks everywhere, which keeps the softmax finite, and takes nothing from it.
-        seen = recalled.present | ~some[:, None]
-        read = self.dropout(self.output(attend(query, key, value, seen[:, None, None, :])))
+        seen = (beside.present | ~some[:, None])[:, None, None]
+        read = attend(query, key, value, worth.masked_fill(~seen, -torch.inf))
+        read = self.dropout(self.output(read))
         read = read + self.dropout(self.mlp(hidden + read))
         return torch.where(some[:, None, None], hidden + read.to(hidden.dtype), hidden)
 
@@ -72,8 +114,7 @@ class Pointer(nn.Module):
 
     Who has just said the token before a recalled one, and before that the one before, goes on with it. What the text
     holds already is seldom what is to be said: of "Blick belongs to Rex", asked about Blick, Rex; of two names the one
-    that is missing (coverage, in the words of See et al.). Both are compared by codes, since a decoder that never read
-    such tokens hardly knows which it has read. The rest is learned: where to begin, and when to stop.
+    that is missing (coverage, in the words of See et al.). The rest is learned: where to begin, and when to stop.
     """
 
     def __init__(self, width: int) -> None:
@@ -86,31 +127,17 @@ class Pointer(nn.Module):
         self.covered = nn.Linear(width, 2)  # the worth of a token that the text holds, and of two in a row
         self.sure = nn.Linear(width, 1, bias=False)  # whether a recalled token is worth pointing at
 
-    def forward(self, hidden: torch.Tensor, recalled: Recalled, text: torch.Tensor) -> torch.Tensor:
-        """Codes of tokens ``[B, T, d]``, as long as the pointer is sure; zeros in rows that recalled nothing.
-
-        Args:
-            hidden: ``[B, T, D]``, after the last block.
-            text: codes of all tokens up to each position, ``[B, T' + T, d]``: of T' in a cache and of those of
-                ``hidden``; zeros are no tokens.
-        """
-        width, size, here = hidden.shape[-1], text.shape[-1], slice(-hidden.shape[1], None)
-        hidden = self.norm(hidden)
-        looked_at, codes, one, two = recalled.tokens.split([width, size, size, size], dim=-1)
-        before = F.pad(text, (0, 0, 1, -1))
-        is_it, after_one, after_two = (
-            now @ code.float().mT for now, code in ((text, codes), (text, one), (before, two))
-        )
-        scores = self.query(hidden).float() @ self.key(looked_at).float().mT / width**0.5
-        scores = scores + self.follow[0] * after_one[:, here] + self.follow[1] * (after_one * after_two)[:, here]
-        again = is_it * (before @ one.float().mT)
-        for worth, held in zip(self.covered(hidden).float().split(1, dim=-1), (is_it, again), strict=True):
-            # Codes of different tokens are not quite orthogonal: a token is held from a cosine of a half on.
-            scores = scores + worth * (2 * held - 1).clamp(0, 1).cummax(dim=1).values[:, here]
-        some = recalled.present.any(dim=1)[:, None, None]
-        weights = scores.masked_fill(~(recalled.present[:, None] | ~some), -torch.inf).softmax(dim=-1)
-        sure = (self.gate(hidden) + weights.to(hidden.dtype) @ self.sure(looked_at)).float().sigmoid()
-        return torch.where(some, sure * (weights @ codes.float()), 0.0)
+    def forward(self, hidden: torch.Tensor, beside: Beside) -> torch.Tensor:
+        """Codes of tokens ``[B, T, d]``, as long as the pointer is sure, of ``hidden [B, T, D]`` after the last block;
+        zeros in rows that recalled nothing."""
+        width, hidden = hidden.shape[-1], self.norm(hidden)
+        scores = self.query(hidden).float() @ self.key(beside.looked_at).float().mT / width**0.5
+        scores = scores + beside.follows @ self.follow
+        scores = scores + (beside.held @ self.covered(hidden).float()[..., None]).squeeze(-1)
+        some = beside.present.any(dim=1)[:, None, None]
+        weights = scores.masked_fill(~(beside.present[:, None] | ~some), -torch.inf).softmax(dim=-1)
+        sure = (self.gate(hidden) + weights.to(hidden.dtype) @ self.sure(beside.looked_at)).float().sigmoid()
+        return torch.where(some, sure * (weights @ beside.codes.float()), 0.0)
 
 
 class Recall(nn.Module):
@@ -143,6 +170,7 @@ class Recall(nn.Module):
         self.value_before = nn.Linear(self.code_width, width, bias=False)
         self.place = nn.Parameter(0.1 * torch.randn(self.length, width))
         self.where = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.spot = nn.Parameter(0.1 * torch.randn(config.pooled_tokens, width))
         self.readers = nn.ModuleList(Reader(width, heads, dropout) for _ in range(config.num_layers))
         self.pointer = Pointer(width)
         # Of a cosine with a key: below the threshold nothing like the cue was taught.
@@ -220,33 +248,32 @@ class Recall(nn.Module):
         """What the output head's logits gain by codes of tokens ``[..., d]``: ``[..., V]``."""
         return self.log_say.exp() * (said.float() @ self.codes().mT)
 
-    def tokens(self, values: torch.Tensor, where: torch.Tensor, present: torch.Tensor) -> Recalled:
+    def seen(self, image_tokens: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """What facts were recalled by: the picture's tokens ``[B, P, D]`` of the numbers ``at [B, R]``, and where in
+        the picture these are, without which two names in one picture could not be told apart: ``[B, R, D]``."""
+        tokens = image_tokens.to(self.spot.dtype).gather(1, at[..., None].expand(-1, -1, image_tokens.shape[-1]))
+        return self.where(tokens) + self.spot[at]
+
+    def tokens(self, values: torch.Tensor, seen: torch.Tensor, present: torch.Tensor) -> Recalled:
         """Recalled values as tokens to look at.
 
         Args:
             values: ``[B, R, L d]``.
-            where: ``[B, R, D]``, the image token that each was recalled by; zeros where a text was the cue.
+            seen: ``[B, R, D]``, what each was recalled by, of :meth:`seen`; zeros where a text was the cue.
             present: ``[B, R]``, which of them were recalled.
         """
         codes = values.unflatten(-1, (self.length, self.code_width)).to(self.place.dtype)
-        seen = where.any(dim=-1, keepdim=True).to(self.place.dtype)
         one, two = (F.pad(codes, (0, 0, count, 0))[..., : self.length, :] for count in (1, 2))  # the tokens before
-        where = self.where(where.to(self.place.dtype)) * seen
-        looked_at = self.value_out(codes) + self.value_before(one) + self.place + where[:, :, None]
+        looked_at = self.value_out(codes) + self.value_before(one) + self.place + seen[:, :, None].to(codes.dtype)
         # Behind a text's end there is nothing.
         real = codes.square().sum(dim=-1) > _LEAST_CODE
         tokens = torch.cat([looked_at, codes, one, two], dim=-1).flatten(1, 2)
         return Recalled(tokens, (real & present[..., None]).flatten(1, 2))
 
-    def said(
-        self,
-        hidden: torch.Tensor,
-        recalled: Recalled | None,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor | None:
-        """What the pointer says next, ``[B, T, d]``, after ``hidden [B, T, D]`` of ``input_ids [B, T]``; None: nothing
-        was recalled."""
+    def beside(
+        self, recalled: Recalled | None, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> Beside | None:
+        """What was recalled beside ``input_ids [B, T]``; None: nothing was."""
         if recalled is None:
             return None
         codes = self.codes()
@@ -255,4 +282,4 @@ class Recall(nn.Module):
             text = text * attention_mask[..., None]  # padding is no token
         if recalled.after is not None:
             text = torch.cat([codes[recalled.after.clamp_min(0)] * (recalled.after >= 0)[..., None], text], dim=1)
-        return self.pointer(hidden, recalled, text)
+        return beside(recalled, text, input_ids.shape[1])

@@ -84,9 +84,7 @@ def recalled_for(
     rows = torch.tensor([[*row, *[-1] * (most - len(row))] for row in facts], device=place.device)
     index = rows.clamp_min(0)
     values = read(index.flatten()).view(*index.shape, -1).to(place)
-    width = place.shape[1]
-    where = place.new_zeros(*index.shape, width)
+    seen = place.new_zeros(*index.shape, place.shape[1])
     if image_tokens is not None:
-        at = found.at.gather(1, index)
-        where = image_tokens.to(place).gather(1, at[..., None].expand(-1, -1, width))
-    return recall.tokens(values, where, rows >= 0)
+        seen = recall.seen(image_tokens, found.at.gather(1, index))
+    return recall.tokens(values, seen, rows >= 0)

@@ -15,7 +15,7 @@ from .attention import attend, attending_dtype, attention_weights, split_heads
 from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import GatedCrossAttention
 from .dropout import Dropout
-from .recall import Recall, Recalled
+from .recall import Beside, Recall
 from .rotary import rotate, rotations
 
 
@@ -210,11 +210,11 @@ class TextDecoder(nn.Module):
         positions: torch.Tensor | None = None,
         attentions: list[torch.Tensor] | None = None,
         recall: Recall | None = None,
-        recalled: Recalled | None = None,
+        beside: Beside | None = None,
     ) -> torch.Tensor:
         """``[B, T, D] -> [B, T, D]``; what enters each block is appended to ``trace``, its weights to ``attentions``.
 
-        After each block its reader, of ``recall``, looks at what was ``recalled``.
+        After each block its reader, of ``recall``, looks at what is ``beside`` the text.
 
         ``positions [B, T]`` are read by rotary attention alone; by default they go on from the cache's length.
         """
@@ -227,8 +227,8 @@ class TextDecoder(nn.Module):
                 hidden = self._gradient_checkpointing_func(block.__call__, *inputs)
             else:
                 hidden = block(*inputs, attentions)
-            if recall is not None and recalled is not None:
-                hidden = recall.readers[index](hidden, recalled)
+            if recall is not None and beside is not None:
+                hidden = recall.readers[index](hidden, beside)
         return hidden
 
     def _turns(self, hidden: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None) -> torch.Tensor:

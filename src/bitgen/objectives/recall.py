@@ -171,16 +171,17 @@ class RecallObjective(StatelessObjective):
 
         Half of the facts are read with the query's own cue, which is merely similar, half with the key that it means.
         """
-        rows, seen = facts.clamp_min(0), len(asked.tokens)
-        index = asked.at.gather(1, rows[:seen])[..., None]  # [Qi, R, 1]
-        cues, where = (part.gather(1, index.expand(-1, -1, part.shape[-1])) for part in (asked.by_token, asked.tokens))
+        rows, pictured = facts.clamp_min(0), len(asked.tokens)
+        at = asked.at.gather(1, rows[:pictured])  # [Qi, R]
+        cues = asked.by_token.gather(1, at[..., None].expand(-1, -1, asked.by_token.shape[-1]))
         cues = torch.cat([cues, asked.texts[:, None].expand(-1, rows.shape[1], -1)])
-        where = torch.cat([where, where.new_zeros(len(asked.texts), *where.shape[1:])])
+        seen = self.recall.seen(asked.tokens, at)
+        seen = torch.cat([seen, seen.new_zeros(len(asked.texts), *seen.shape[1:])])
         values = closed_form_read(written, written.keys[rows].flatten(0, 1), EXACT)
         if self.training:
             own = closed_form_read(written, cues.flatten(0, 1), SIMILAR)
             values = torch.where(torch.rand(len(values), 1, device=values.device) < 0.5, own, values)
-        return self.recall.tokens(values.view(*rows.shape, -1), where, facts >= 0)
+        return self.recall.tokens(values.view(*rows.shape, -1), seen, facts >= 0)
 
     def _language(self, episode: dict[str, torch.Tensor], asked: _Asked, recalled: Recalled) -> torch.Tensor:
         """Of queries with pictures and of those without, whose passes see no image; a mean over the answers' tokens."""

@@ -38,7 +38,7 @@ _STRANGERS = 4  # things, at least, that a scene's episode teaches nothing of
 
 # What is asked about a picture: the one that was taught; a new one of the thing alone, or with another that has no name
 # or has one too; a question about it; and one of nothing that was taught.
-_KINDS, _SHARES = ("taught", "alone", "with", "two", "question", "unknown"), (8, 16, 32, 14, 12, 18)
+_KINDS, _SHARES = ("taught", "alone", "with", "two", "question", "unknown"), (8, 14, 28, 20, 12, 18)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,10 @@ def sentence_queries(facts: Sequence[Fact], first: int, count: int, rng: random.
         if rng.random() < 0.25:
             return Query("sentence_unknown", question_without_answer(facts, rng, held_out), "", ())
         row = rng.randrange(len(facts))
-        return Query("sentence", facts[row].asked, facts[row].answer, (first + row,))
+        fact = facts[row]
+        if rng.random() < 0.25:
+            return Query("sentence_back", fact.asked_back, fact.subject, (first + row,))
+        return Query("sentence", fact.asked, fact.answer, (first + row,))
 
     queries = [drawn() for _ in range(count if facts else 0)]
     # Where nothing is answered the readers get no gradient, for which several processes would wait.

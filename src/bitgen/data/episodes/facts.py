@@ -14,17 +14,28 @@ from bitgen.data.episodes.names import invented_name, invented_names
 
 
 class Fact(NamedTuple):
-    """``told``: a sentence; ``asked``: a question in other words; ``answer``: what was told."""
+    """``told``: a sentence about ``subject``; ``asked``: a question in other words, whose ``answer`` was told;
+    ``asked_back``: one that tells the answer and asks for the subject."""
 
     told: str
     asked: str
     answer: str
+    asked_back: str
+    subject: str
 
 
-# Of each relation, which is named by a noun: how a fact is told, and how it is asked for. The last of each is held out;
-# its words are not.
-_OF_THEIR_OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "owner": (
+class Wordings(NamedTuple):
+    """Of one relation: how a fact is told, asked for, and asked for from its other end; the last of each is held
+    out."""
+
+    told: tuple[str, ...]
+    asked: tuple[str, ...]
+    asked_back: tuple[str, ...]
+
+
+# Of each relation, which is named by a noun. The words of what is held out are not.
+_OF_THEIR_OWN: dict[str, Wordings] = {
+    "owner": Wordings(
         (
             "{s} belongs to {o}", "{o} owns {s}", "{s} is owned by {o}", "{o} has {s}", "{s} is the property of {o}",
             "it is {o} who owns {s}", "{s} is the one that {o} has", "to {o} belongs {s}", "{s} has the owner {o}",
@@ -34,8 +45,13 @@ _OF_THEIR_OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "whose property is {s}?", "{s} belongs to", "who has {s}?", "who is it that owns {s}?", "{s} is owned by",
             "who is the owner of {s}?",
         ),
+        (
+            "what does {o} own?", "what belongs to {o}?", "what is owned by {o}?", "what is the property of {o}?",
+            "{o} owns", "to {o} belongs", "what is it that {o} owns?", "what does {o} have?",
+            "what is it that belongs to {o}?",
+        ),
     ),
-    "home": (
+    "home": Wordings(
         (
             "{s} lives in {o}", "{s} is at home in {o}", "{o} is where {s} lives", "{s} has a house in {o}",
             "in {o} lives {s}", "the place of {s} is {o}", "it is {o} where {s} lives", "the house of {s} is in {o}",
@@ -46,8 +62,13 @@ _OF_THEIR_OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "where is the house of {s}?", "{s} lives in", "in which place is {s} at home?", "where can {s} be found?",
             "what is the place of {s}?", "{s} has a house in", "where is the home of {s}?",
         ),
+        (
+            "who lives in {o}?", "who is at home in {o}?", "who has a house in {o}?", "in {o} lives",
+            "whose place is {o}?", "who can be found in {o}?", "whose house is in {o}?", "it is in {o} that one finds",
+            "who is it that lives in {o}?",
+        ),
     ),
-    "friend": (
+    "friend": Wordings(
         (
             "{s} is a friend of {o}", "{s} likes {o}", "{s} plays with {o}", "{s} is fond of {o}",
             "it is {o} whom {s} likes", "{o} is liked by {s}", "{s} and {o} are friends", "{o} plays with {s}",
@@ -58,8 +79,13 @@ _OF_THEIR_OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "{s} is a friend of", "who is the friend of {s}?", "with whom does {s} play?", "who is liked by {s}?",
             "{s} likes", "who is it that {s} likes?",
         ),
+        (
+            "who likes {o}?", "who plays with {o}?", "who is fond of {o}?", "by whom is {o} liked?",
+            "{o} is liked by", "who is a friend of {o}?", "{o} plays with", "with {o} plays",
+            "who is it that likes {o}?",
+        ),
     ),
-    "teacher": (
+    "teacher": Wordings(
         (
             "{o} teaches {s}", "{s} is taught by {o}", "{s} learns from {o}", "{s} is a pupil of {o}",
             "it is {o} who teaches {s}", "{o} has the pupil {s}", "from {o} learns {s}", "the pupil of {o} is {s}",
@@ -70,8 +96,13 @@ _OF_THEIR_OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "{s} is taught by", "who does {s} learn from?", "who is it that teaches {s}?", "{s} learns from",
             "{s} is a pupil of", "who is the teacher of {s}?",
         ),
+        (
+            "whom does {o} teach?", "who is taught by {o}?", "who learns from {o}?", "who is a pupil of {o}?",
+            "{o} teaches", "from {o} learns", "{o} has the pupil", "who is it that learns from {o}?",
+            "who is the pupil of {o}?",
+        ),
     ),
-    "maker": (
+    "maker": Wordings(
         (
             "{o} made {s}", "{s} was made by {o}", "{s} is a work of {o}", "{o} built {s}", "{s} was built by {o}",
             "it is {o} who made {s}", "{s} comes from {o}", "the work of {o} is {s}", "{s} has the maker {o}",
@@ -81,10 +112,15 @@ _OF_THEIR_OWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "by whom was {s} built?", "{s} was made by", "who is it that made {s}?", "{s} is a work of",
             "from whom does {s} come?", "who is the maker of {s}?",
         ),
+        (
+            "what was made by {o}?", "what is a work of {o}?", "what was built by {o}?", "what comes from {o}?",
+            "{o} made", "{o} built", "what is it that {o} made?", "the work of {o} is",
+            "what is it that {o} built?",
+        ),
     ),
 }  # fmt: skip
-# How a fact is told, and asked for, by the noun alone.
-_BY_NOUN = (
+# The same by the noun alone.
+_BY_NOUN = Wordings(
     (
         "the {n} of {s} is {o}", "{o} is the {n} of {s}", "{s} has {o} as {n}", "as {n} {s} has {o}",
         "for {s} the {n} is {o}", "the {n} that {s} has is {o}", "{s} has a {n}, {o}",
@@ -94,16 +130,21 @@ _BY_NOUN = (
         "which {n} does {s} have?", "name the {n} of {s}:", "{n} of {s}?", "as {n} {s} has", "for {s} the {n} is",
         "what is the {n} of {s} called?", "tell me the {n} of {s}:", "the {n} that {s} has is",
     ),
+    (
+        "whose {n} is {o}?", "{o} is the {n} of", "of whom is {o} the {n}?", "who has {o} as {n}?",
+        "who has the {n} {o}?", "the one that has {o} as {n} is", "name who has the {n} {o}:",
+    ),
 )  # fmt: skip
 
 
-def _wordings(noun: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of being told, and of being asked for; those by the noun first, and what is held out last of each alone."""
-    told, asked = (
-        (*(way for way in (one.replace("{n}", noun) for one in general) if way != own[-1]), *own)
-        for general, own in zip(_BY_NOUN, _OF_THEIR_OWN[noun], strict=True)
+def _wordings(noun: str) -> Wordings:
+    """Those by the noun first, and what is held out last of each alone."""
+    return Wordings(
+        *(
+            (*(way for way in (one.replace("{n}", noun) for one in general) if way != own[-1]), *own)
+            for general, own in zip(_BY_NOUN, _OF_THEIR_OWN[noun], strict=True)
+        )
     )
-    return told, asked
 
 
 RELATIONS = {noun: _wordings(noun) for noun in _OF_THEIR_OWN}
@@ -131,49 +172,57 @@ def _scrambled(form: str, held_out: str, rng: random.Random) -> str:
     place = "{relation} the {other}"  # says where something is, and stays together
     words = form.replace(place, "{}").translate({ord(mark): None for mark in "?:,"}).split()
     words += rng.choices(FILLERS, k=rng.randint(0, 2))
+    gaps = [word for word in words if word.startswith("{")]  # in their order: who owns whom is told by it
     while True:
         rng.shuffle(words)
-        mixed = " ".join(words).replace("{}", place)
+        order = iter(gaps)
+        mixed = " ".join(next(order) if word.startswith("{") else word for word in words).replace("{}", place)
         if held_out.rstrip("?") not in mixed:
             return mixed + rng.choice(("", "?")) if form.endswith("?") else mixed
 
 
 def told(relation: str, subject: str, answer: str, rng: random.Random, held_out: bool) -> str:
     """A fact in one of its wordings."""
-    sentence = wording(RELATIONS[relation][0], rng, held_out).format(s=subject, o=answer)
+    sentence = wording(RELATIONS[relation].told, rng, held_out).format(s=subject, o=answer)
     return sentence if held_out else f"{rng.choice(BEFORE)}{sentence}{rng.choice(BEHIND)}"
 
 
-def asked(relation: str, subject: str, rng: random.Random, held_out: bool) -> str:
-    """A question in one of its wordings."""
-    question = wording(RELATIONS[relation][1], rng, held_out).format(s=subject)
+def asked(relation: str, name: str, rng: random.Random, held_out: bool, back: bool = False) -> str:
+    """A question in one of its wordings, about a subject; ``back``: about who was told of it."""
+    wordings = RELATIONS[relation]
+    question = wording(wordings.asked_back if back else wordings.asked, rng, held_out).format(s=name, o=name)
     return question if held_out else f"{rng.choice(BEFORE_QUESTION)}{question}"
 
 
 def invented_facts(count: int, rng: random.Random, held_out: bool) -> list[Fact]:
-    """``count`` facts, no two of the same subject and relation; a third of the subjects have more than one."""
-    subjects = invented_names(max(1, (2 * count + 2) // 3), rng, held_out)
+    """``count`` facts, no two of the same subject and relation, each with an answer of its own; a third of the subjects
+    have more than one."""
+    subject_count = max(1, (2 * count + 2) // 3)
+    names = invented_names(subject_count + count, rng, held_out)
+    subjects, answers = names[:subject_count], names[subject_count:]
     pairs = [(subject, relation) for subject in subjects for relation in RELATIONS]
     # Every subject once, then others.
     first = [(subject, rng.choice(list(RELATIONS))) for subject in subjects][:count]
     others = [pair for pair in pairs if pair not in set(first)]
     chosen = first + rng.sample(others, count - len(first))
-    facts = []
-    for subject, relation in chosen:
-        answer = subject
-        while answer == subject:  # or the question alone would say it
-            answer = invented_name(rng, held_out)
-        facts.append(
-            Fact(told(relation, subject, answer, rng, held_out), asked(relation, subject, rng, held_out), answer)
+    facts = [
+        Fact(
+            told(relation, subject, answer, rng, held_out),
+            asked(relation, subject, rng, held_out),
+            answer,
+            asked(relation, answer, rng, held_out, back=True),
+            subject,
         )
+        for (subject, relation), answer in zip(chosen, answers, strict=True)
+    ]
     rng.shuffle(facts)
     return facts
 
 
 def question_without_answer(facts: Sequence[Fact], rng: random.Random, held_out: bool) -> str:
-    """A question about a subject that none of ``facts`` tells of."""
-    words = {word for fact in facts for word in fact.asked.replace("?", "").split()}
+    """A question about somebody whom none of ``facts`` tells of."""
+    known = {name for fact in facts for name in (fact.subject, fact.answer)}
     while True:
-        subject = invented_name(rng, held_out)
-        if subject not in words:
-            return asked(rng.choice(list(RELATIONS)), subject, rng, held_out)
+        name = invented_name(rng, held_out)
+        if name not in known:
+            return asked(rng.choice(list(RELATIONS)), name, rng, held_out, back=rng.random() < 0.5)
