@@ -3,7 +3,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
 
   says_KIND        share of the answers that hold what was taught, in percent: of `taught` pictures (efficacy), new
                    pictures of the thing `alone`, `with` another or of `two` taught ones, a `question` about a picture,
-                   a `sentence` that was told, asked for in other words; of photographs the `same` and another `view`
+                   a `sentence` that was told, asked for in other words or (`sentence_back`) from its other end; of
+                   photographs the `same` and another `view`
   whole_KIND       captions that hold the name and are right in all else that the scene has, but for sizes
   recalled_KIND    answers for which the right facts, and no others, were recalled
   unchanged_KIND   answers about nothing that was taught that are, word for word, those without a memory
@@ -158,9 +159,11 @@ def _about(answers: list[Answer], rows: range) -> list[Answer]:
 def _edited(
     speaker: Speaker, memory: AssociativeMemory, episode: Episode, tensors: dict[str, torch.Tensor], rows: range
 ) -> dict[str, float]:
-    """Each of these facts that is asked about is taught anew with another name, in its place."""
+    """Each of these facts that is asked about is taught anew with another name, in its place. Questions from the other
+    end are left out, since they tell the old name."""
     rng, old, new = random.Random(0), {}, {}
-    for query in episode.queries:
+    asked = [query for query in episode.queries if query.kind != "sentence_back"]
+    for query in asked:
         for fact, name in zip(query.facts, list(query.names.values()) or [query.answer], strict=False):
             old[fact] = name
     taught = list(episode.taught)
@@ -173,7 +176,8 @@ def _edited(
     changed = memory
     for row in new:
         changed = changed.replaced(row, pairs[row])
-    answers = [a for a in _about(speaker.ask(changed, episode, tensors, plain=False), rows) if len(a.query.facts) == 1]
+    answers = _about(speaker.ask(changed, episode, tensors, plain=False), rows)
+    answers = [answer for answer in answers if len(answer.query.facts) == 1 and answer.query in asked]
     words = [re.findall(r"\w+", answer.said) for answer in answers]
     said = {
         name: [names[answer.query.facts[0]] in found for answer, found in zip(answers, words, strict=True)]

@@ -28,7 +28,7 @@ from bitgen.tasks.stage1_parts import FEATURES, build_parts
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, open_model
 
 # Held-out episodes of a validation, and what each teaches.
-_EPISODES, _TAUGHT, _SHOWN = 3, 16, 12
+_EPISODES, _TAUGHT, _SHOWN = 8, 16, 12
 _LEARNED_BY = {CAPTIONS: "text_loss_weight", MATCHING: "itm_weight", RETRIEVAL: "contrastive_weight"}
 
 
