@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import random
+import string
 
+# Some begin with a vowel, as Anna and Oslo do: what begins with letters that no name of training had is said badly.
 _ONSETS = (
-    "b", "bl", "br", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "kr", "l", "m", "n", "p", "pr", "qu",
-    "r", "s", "sh", "sk", "sn", "st", "t", "th", "tr", "v", "w", "y", "z",
+    "", "", "", "", "", "b", "bl", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "kr",
+    "l", "m", "n", "p", "ph", "pr", "qu", "r", "s", "sh", "sk", "sn", "st", "t", "th", "tr", "v", "w", "x", "y", "z",
 )  # fmt: skip
-_VOWELS = ("a", "e", "i", "o", "u", "ai", "ee", "oo", "ou", "ie")
-_ENDS = ("", "", "", "b", "ck", "d", "g", "l", "m", "n", "nd", "p", "r", "rt", "s", "sk", "t", "x")
+_VOWELS = ("a", "a", "e", "e", "i", "i", "o", "o", "u", "y", "ai", "au", "ea", "ee", "ei", "ia", "ie", "oo", "ou")
+_ENDS = (
+    "", "", "", "", "b", "ck", "d", "g", "l", "ll", "m", "mm", "n", "nd", "ng", "nn", "p", "r", "rl", "rt", "s", "sk",
+    "sl", "ss", "t", "tt", "v", "x",
+)  # fmt: skip
 _HELD_OUT = 5  # one name in five
+_ANY_LETTERS = 0.2
 
 
 def is_held_out_name(name: str) -> bool:
@@ -21,12 +27,15 @@ def is_held_out_name(name: str) -> bool:
 
 
 def invented_name(rng: random.Random, held_out: bool) -> str:
-    """A capitalised name of one or two syllables, of the part that ``held_out`` says."""
+    """A capitalised name of one to three syllables, or of any letters, of the part that ``held_out`` says."""
     while True:
-        syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_ENDS) for _ in range(rng.randint(1, 2)))
-        name = "".join(syllables).capitalize()
-        if 3 <= len(name) <= 8 and is_held_out_name(name) == held_out:
-            return name
+        if rng.random() < _ANY_LETTERS:
+            name = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 7)))
+        else:
+            count = rng.choice((1, 2, 2, 3))
+            name = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_ENDS) for _ in range(count))
+        if 3 <= len(name) <= 9 and is_held_out_name(name) == held_out:
+            return name.capitalize()
 
 
 def invented_names(count: int, rng: random.Random, held_out: bool) -> list[str]:
