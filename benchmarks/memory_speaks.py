@@ -8,6 +8,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   whole_KIND       captions that hold the name and are right in all else that the scene has, but for sizes
   recalled_KIND    answers for which the right facts, and no others, were recalled
   unchanged_KIND   answers about nothing that was taught that are, word for word, those without a memory
+  everyday_KIND    says_KIND of sentences in which names that people and places have stand for the invented ones; with
+                   `told_` before it where the right facts are handed over
   edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those without a memory; largest
                    difference of the memory from one that never held them
@@ -43,6 +45,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
+from memory_speaks_names import renamed
 from memory_speaks_training import fine_tuned_seconds
 from transformers import DynamicCache
 
@@ -135,6 +138,25 @@ def _direct(memory: AssociativeMemory) -> Callable[[torch.Tensor], torch.Tensor]
     """Reading by ridge regression, as for a cue that is merely similar."""
     written = Written(memory.halves(IMAGE).float(), memory.halves(1).float())
     return lambda rows: closed_form_read(written, written.keys[rows], SIMILAR)
+
+
+def everyday(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
+    """Sentences about people and places as they are called, where invented names are only like them."""
+    found: dict[str, list[float]] = {}
+    for seed in SEEDS:
+        for dataset, episode in episodes(trained, data, seed, 2 * count, pictures=1, sentences=16, picture_queries=1):
+            named = renamed(episode, seed)
+            speaker = Speaker(objective, dataset)
+            tensors = speaker.tensors(named)
+            memory = speaker.teach(tensors)
+            for told in (False, True):
+                answers = speaker.ask(memory, named, tensors, plain=False, told=told)
+                for name, value in measures(answers).items():
+                    if name.startswith("says_sentence"):
+                        kind = f"{'told_' * told}everyday_{name.removeprefix('says_')}"
+                        found.setdefault(kind, []).append(value)
+    for name, values in found.items():
+        report(name, values, facts=16, slots=128)
 
 
 def edited_and_forgotten(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
@@ -309,7 +331,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a run of configs/memory_scenes.yaml or such")
     parser.add_argument("--data", metavar="DIR", help="held-out features; without it the built-in scenes")
     parser.add_argument("--episodes", type=int, default=4, metavar="N", help="for each seed (default: 4)")
-    parser.add_argument("--only", help="said, edited, prompted, empty, training or costs, with commas between")
+    parser.add_argument(
+        "--only", help="said, everyday, edited, prompted, empty, training or costs, with commas between"
+    )
     flags = parser.parse_args()
     torch.set_num_threads(1)
     trained = open_model(flags.model)
@@ -317,6 +341,7 @@ def main() -> None:
     data = PairDataset(flags.data, trained.processor) if flags.data else None
     sections = {
         "empty": lambda: empty_memory(objective, trained, data),
+        "everyday": lambda: everyday(objective, trained, data, flags.episodes),
         "edited": lambda: edited_and_forgotten(objective, trained, data, flags.episodes),
         "prompted": lambda: prompted(objective, trained, data, flags.episodes),
         "training": lambda: seconds_of_teaching(objective, trained, data),

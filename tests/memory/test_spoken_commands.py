@@ -248,6 +248,20 @@ def test_questions_are_answered_from_the_memory_of_a_file(
     assert command(ask.main, photos[0], *flags, *remembers) == [expected] != [alone]
 
 
+@pytest.mark.parametrize("about", ["a picture", "nothing but words"])
+def test_who_asks_for_what_was_never_taught_is_told_so(
+    model, taught, photos, tmp_path, monkeypatch, capsys, about
+) -> None:
+    taught.save(tmp_path / "m")
+    flags = [*(photos[:1] if about == "a picture" else []), "--model", speaking_run(), "--question", QUESTION]
+    for everything in (True, False):
+        finds(monkeypatch, everything=everything)
+        capsys.readouterr()
+        ask.main([str(flag) for flag in (*flags, "--max_new_tokens", 8, "--memory", tmp_path / "m")])
+        said = capsys.readouterr()
+        assert ("nothing like this was taught" in said.err) == (not everything) and len(said.out.splitlines()) == 1
+
+
 def test_without_a_question_each_line_is_one_for_itself(command, model, taught, tmp_path, monkeypatch) -> None:
     lines = iter([QUESTION, "two hill runs", ""])
     monkeypatch.setattr(ask, "_line", lambda: next(lines))

@@ -1,0 +1,33 @@
+"""Names as people and places have them, in place of the invented ones of episodes, which are only like them."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+
+from bitgen.data.episodes.dataset import Episode
+
+EVERYDAY = (
+    "Anna Oslo Emma Otto Ivan Ella Ulm Ida Paris Berlin Momo Lena Paul Tom Mia Ben Lucy Jack Rome Kyoto Lima Cairo "
+    "Fatima Omar Yuki Sofia Diego Priya Hanna Igor Zoe Nairobi Quito Eric Alice Bob Olga Umar Delhi Accra"
+).split()
+
+
+def renamed(episode: Episode, seed: int) -> Episode:
+    """The episode whose sentences, and what is asked about them, have names of ``EVERYDAY``."""
+    sentences = " ".join(text for text, picture in episode.taught if picture is None)
+    theirs = sorted(set(re.findall(r"\b[A-Z]\w*", sentences)))
+    names = dict(zip(theirs, random.Random(seed).sample(EVERYDAY, len(theirs)), strict=True))
+
+    def with_names(text: str) -> str:
+        return re.sub(r"\b[A-Z]\w*", lambda word: names.get(word[0], word[0]), text)
+
+    taught = tuple((with_names(text) if picture is None else text, picture) for text, picture in episode.taught)
+    queries = tuple(
+        replace(query, prompt=with_names(query.prompt), answer=with_names(query.answer))
+        if query.picture is None
+        else query
+        for query in episode.queries
+    )
+    return replace(episode, taught=taught, queries=queries)
