@@ -63,6 +63,7 @@ from bitgen.trained import Trained, open_model
 PICTURES, SENTENCES = (1, 8, 16, 32, 64), (1, 8, 16, 32, 64, 128)
 SLOTS = (32, 128)
 SEEDS = (11, 12, 13)
+BACK = "sentence_back"
 
 
 def episodes(trained: Trained, data: PairDataset | None, seed: int, count: int, **sizes: Any) -> Iterator[tuple]:
@@ -143,7 +144,7 @@ def everyday(objective: RecallObjective, trained: Trained, data: PairDataset | N
     found: dict[str, list[float]] = {}
     for seed in SEEDS:
         for dataset, episode in episodes(trained, data, seed, 2 * count, pictures=1, sentences=16, picture_queries=1):
-            named = renamed(episode, seed)
+            named = renamed(episode)
             speaker = Speaker(objective, dataset)
             tensors = speaker.tensors(named)
             memory = speaker.teach(tensors)
@@ -182,7 +183,7 @@ def _edited(
     """Each of these facts that is asked about is taught anew with another name, in its place. Questions from the other
     end are left out, since they tell the old name."""
     rng, old, new = random.Random(0), {}, {}
-    asked = [query for query in episode.queries if query.kind != "sentence_back"]
+    asked = [query for query in episode.queries if query.kind != BACK]
     for query in asked:
         for fact, name in zip(query.facts, list(query.names.values()) or [query.answer], strict=False):
             old[fact] = name
@@ -197,7 +198,7 @@ def _edited(
     for row in new:
         changed = changed.replaced(row, pairs[row])
     answers = _about(speaker.ask(changed, episode, tensors, plain=False), rows)
-    answers = [answer for answer in answers if len(answer.query.facts) == 1 and answer.query in asked]
+    answers = [answer for answer in answers if len(answer.query.facts) == 1 and answer.query.kind != BACK]
     words = [re.findall(r"\w+", answer.said) for answer in answers]
     said = {
         name: [names[answer.query.facts[0]] in found for answer, found in zip(answers, words, strict=True)]

@@ -8,17 +8,19 @@ from dataclasses import replace
 
 from bitgen.data.episodes.dataset import Episode
 
+# Of the part of all names that no training draws.
 EVERYDAY = (
-    "Anna Oslo Emma Otto Ivan Ella Ulm Ida Paris Berlin Momo Lena Paul Tom Mia Ben Lucy Jack Rome Kyoto Lima Cairo "
-    "Fatima Omar Yuki Sofia Diego Priya Hanna Igor Zoe Nairobi Quito Eric Alice Bob Olga Umar Delhi Accra"
+    "Aiden Alice Ama Amara Amelia Anton Ben Berlin Bjorn Boston Dallas Diego Dmitri Ellie Evelyn Fatima Frank Hannah "
+    "Harper Ivan Jack John Julian Karen Kwame Lagos Layla Lily Lucas Manila Maria Mary Mia Nina Noah Oslo Paris Peter "
+    "Priya Robert Susan Toronto Umar Ursula Violet Yuki"
 ).split()
 
 
-def renamed(episode: Episode, seed: int) -> Episode:
+def renamed(episode: Episode) -> Episode:
     """The episode whose sentences, and what is asked about them, have names of ``EVERYDAY``."""
     sentences = " ".join(text for text, picture in episode.taught if picture is None)
     theirs = sorted(set(re.findall(r"\b[A-Z]\w*", sentences)))
-    names = dict(zip(theirs, random.Random(seed).sample(EVERYDAY, len(theirs)), strict=True))
+    names = dict(zip(theirs, random.Random(sentences).sample(EVERYDAY, len(theirs)), strict=True))
 
     def with_names(text: str) -> str:
         return re.sub(r"\b[A-Z]\w*", lambda word: names.get(word[0], word[0]), text)

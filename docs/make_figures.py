@@ -26,12 +26,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from bitgen.data.episodes.dataset import Query
 from bitgen.data.scenes.dataset import ScenesDataset, render_scene
-from bitgen.data.scenes.named import entities, scene_alone, scene_with
+from bitgen.data.scenes.named import Entity, entities, scene_alone, scene_with
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.generation import caption_of
 from bitgen.machine.randomness import seed_everything
 from bitgen.memory import EpisodicMemory, open_model
+from bitgen.memory.answering import Answer, whole_caption
 from bitgen.show.drawing import (
     FONT,
     QUIET,
@@ -237,7 +239,8 @@ def _draw_memory(axes: Axes, memory: EpisodicMemory, dataset: ScenesDataset, top
 
 
 def draw_speaks(run: Path, path: Path, names: tuple[str, ...] = ("Rex", "Blick", "Momo")) -> None:
-    """What a model says of new scenes without and with a memory that was taught one picture of each thing, as PNG.
+    """What a model says of new scenes without and with a memory that was taught one picture of each thing, as PNG; in
+    the last of them two of the things stand together.
 
     The things are those that no training taught, the first of a shuffled list; whatever the model makes of them.
 
@@ -251,25 +254,33 @@ def draw_speaks(run: Path, path: Path, names: tuple[str, ...] = ("Rex", "Blick",
     rng.shuffle(things)
     first = [scene_alone(thing, rng) for thing in things[: len(names)]]
     then = [scene_with(thing, other, rng) for thing, other in zip(things, things[len(names) :], strict=False)]
+    then = [*then[: len(names)], scene_with(*things[:2], rng)]
     taught, new = (
         [processor.image(render_scene(scene, processor.image_size, rng)) for scene in scenes]
         for scenes in (first, then)
     )
     texts = [f"this is {name}" for name in names]
     memory.write(images=taught, texts=texts)
-    figure, axes = canvas(WIDTH, 56 + len(names) * (TILE + 22))
+    figure, axes = canvas(WIDTH, 56 + len(then) * (TILE + 22))
     cue, answer = GAP + TILE + 190, GAP + 2 * TILE + 210
     draw_text(axes, GAP, 26, "Taught, in one step")
     draw_text(axes, cue, 26, "A new picture: what the model says without the memory, and with it")
-    for number, (picture, text, other) in enumerate(zip(taught, texts, new, strict=False)):
+    for number, (scene, other) in enumerate(zip(then, new, strict=True)):
         y = 46 + number * (TILE + 22)
         draw_rule(axes, y - 8, WIDTH)
-        draw_tile(axes, GAP, y, TILE, to_picture(picture), "")
-        draw_folded(axes, 2 * GAP + TILE, y + 40, f"“{text}”", 24, lines=3)
+        if number < len(names):
+            draw_tile(axes, GAP, y, TILE, to_picture(taught[number]), "")
+            draw_folded(axes, 2 * GAP + TILE, y + 40, f"“{texts[number]}”", 24, lines=3)
+        else:
+            draw_folded(axes, GAP, y + 40, f"nothing more: {names[0]} and {names[1]} in one picture", 34, lines=3)
         draw_tile(axes, cue, y, TILE, to_picture(other), "")
         said = memory.recalled(image=other)
         draw_text(axes, answer, y + 40, caption_of(trained, other[None]), QUIET)
-        right = names[number] in (with_it := caption_of(trained, other[None], recalled=said.tokens))
+        with_it = caption_of(trained, other[None], recalled=said.tokens)
+        shown = {Entity(thing.colour, thing.shape) for thing in scene.things}
+        theirs = {thing: name for thing, name in zip(things, names, strict=False) if thing in shown}
+        query = Query("with", "", "", (), None, theirs, scene)
+        right = whole_caption(Answer(query, with_it, "", (), said.surest))
         draw_text(axes, answer, y + 70, with_it, RIGHT if right else WRONG)
         draw_text(axes, answer, y + 100, f"sure of it by {said.surest:.0%}", QUIET)
     pixels = render(figure).permute(1, 2, 0).numpy()

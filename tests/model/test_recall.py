@@ -59,7 +59,7 @@ def logits(
 def said_by(model: BitGenModel, output: StackOutput) -> torch.Tensor:
     """Logits of a pass, with what the pointer adds to them."""
     states = output.hidden_states
-    return model.lm_logits(states if output.said is None else torch.cat([states, output.said], dim=-1))
+    return model.lm_logits(states if output.said is None else torch.cat([states, output.said.to(states.dtype)], dim=-1))
 
 
 # ---- nothing recalled ----
@@ -446,6 +446,23 @@ def test_the_log_odds_are_even_at_the_threshold(recall) -> None:
         recall.threshold.fill_(0.25)
         odds = recall.logits(torch.tensor([0.25, 0.2, 0.5, 1.0]))
     assert odds[0] == 0 and odds[1] < 0 < odds[2] < odds[3]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16 under autocast", "bfloat16", "float64"])
+def test_what_was_recalled_is_said_in_every_precision(speaker, precision) -> None:
+    """One row recalls something and one nothing, whatever the weights' precision is and that of the computation."""
+    model = speaker(**STILL).eval()
+    ids, image = inputs()
+    recalled = random_recalled(model.recall, ROWS)
+    expected = logits(model, ids, image, recalled)
+    kept = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(precision, torch.float32)
+    model = model.to(kept)
+    given = Recalled(recalled.tokens.to(kept), recalled.present)
+    with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in precision):
+        found = logits(model, ids, image.to(kept), given)
+    exact = precision == "float64"
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.float(), expected, atol=1e-4 if exact else 1.5, rtol=1e-4 if exact else 0.1)
 
 
 # ---- which facts a cue recalls ----

@@ -204,8 +204,8 @@ def speaker(flags: argparse.Namespace) -> Answers:
             spoken = memory.recalled(text=question) if pixels is None else memory.recalled(image=pixels[0])
             recalled = spoken.tokens
             if recalled is None:
-                surest = f"nothing like this was taught (surest: {spoken.surest:.0%}): the model answers by itself"
-                print(surest, file=sys.stderr, flush=True)
+                notice = f"nothing like this was taught (surest: {spoken.surest:.0%}): the model answers by itself"
+                print(notice, file=sys.stderr, flush=True)
         return [answer_of(trained, question, pixels, flags.num_beams, flags.max_new_tokens, recalled)]
 
     return answer

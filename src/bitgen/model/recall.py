@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .attention import attend, split_heads
+from .attention import attend, attending_dtype, split_heads
 from .configuration_bitgen import BitGenConfig
 from .dropout import Dropout
 
@@ -41,9 +41,10 @@ class Recalled(NamedTuple):
 class Beside(NamedTuple):
     """Recalled tokens beside the text that looks at them, T tokens of it.
 
-    ``looked_at [B, S, D]`` and ``codes [B, S, d]`` of the tokens, and which are there, ``present [B, S]``. The text has
-    just said the one token before a recalled one, or both: ``follows [B, T, S, 2]``. It holds the recalled token, or
-    that and the one before it in a row: ``held [B, T, S, 2]``. All are cosines of codes, up to 1.
+    ``looked_at [B, S, D]`` and ``codes [B, S, d]`` of the tokens, and which are there, ``present [B, S]``.
+    ``follows [B, T, S, 2]``: the cosine of the text's last token with the one before a recalled token, and that times
+    the cosine of the tokens before these two. ``held [B, T, S, 2]``: how surely the text has said the recalled token so
+    far, 0 to 1, and how surely right behind the one before it.
     """
 
     looked_at: torch.Tensor
@@ -53,7 +54,7 @@ class Beside(NamedTuple):
     held: torch.Tensor
 
 
-def beside(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
+def compare(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
     """Compare recalled tokens with a text.
 
     Tokens are compared by codes, since a decoder that never read such tokens hardly knows which it has read.
@@ -78,8 +79,8 @@ def beside(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
 class Reader(nn.Module):
     """Cross-attention from text tokens to recalled tokens; rows that recalled nothing stay as they are.
 
-    What the text holds already is looked at more, or less: of two names the one that was said stands where the sentence
-    is about, and the other one elsewhere. ``hidden [B, T, D] -> [B, T, D]``.
+    What the text holds already is looked at more, or less, so that of two named things it reads the place of the one
+    that the sentence has just named. ``hidden [B, T, D] -> [B, T, D]``.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
@@ -102,8 +103,8 @@ class Reader(nn.Module):
         worth = torch.einsum("bthn,btsn->bhts", self.held(normed).unflatten(-1, (-1, 2)).float(), beside.held)
         some = beside.present.any(dim=1)
         # A row without any looks everywhere, which keeps the softmax finite, and takes nothing from it.
-        seen = (beside.present | ~some[:, None])[:, None, None]
-        read = attend(query, key, value, worth.masked_fill(~seen, -torch.inf))
+        visible = (beside.present | ~some[:, None])[:, None, None]
+        read = attend(query, key, value, worth.masked_fill(~visible, -torch.inf).to(attending_dtype(query)))
         read = self.dropout(self.output(read))
         read = read + self.dropout(self.mlp(hidden + read))
         return torch.where(some[:, None, None], hidden + read.to(hidden.dtype), hidden)
@@ -132,7 +133,7 @@ class Pointer(nn.Module):
         zeros in rows that recalled nothing."""
         width, hidden = hidden.shape[-1], self.norm(hidden)
         scores = self.query(hidden).float() @ self.key(beside.looked_at).float().mT / width**0.5
-        scores = scores + beside.follows @ self.follow
+        scores = scores + beside.follows @ self.follow.float()
         scores = scores + (beside.held @ self.covered(hidden).float()[..., None]).squeeze(-1)
         some = beside.present.any(dim=1)[:, None, None]
         weights = scores.masked_fill(~(beside.present[:, None] | ~some), -torch.inf).softmax(dim=-1)
@@ -282,4 +283,4 @@ class Recall(nn.Module):
             text = text * attention_mask[..., None]  # padding is no token
         if recalled.after is not None:
             text = torch.cat([codes[recalled.after.clamp_min(0)] * (recalled.after >= 0)[..., None], text], dim=1)
-        return beside(recalled, text, input_ids.shape[1])
+        return compare(recalled, text, input_ids.shape[1])

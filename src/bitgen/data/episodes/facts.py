@@ -33,7 +33,7 @@ class Wordings(NamedTuple):
     asked_back: tuple[str, ...]
 
 
-# Of each relation, which is named by a noun. The words of what is held out are not.
+# Of each relation, which is named by a noun. The last wording of each list is held out; its words all occur in others.
 _OF_THEIR_OWN: dict[str, Wordings] = {
     "owner": Wordings(
         (
@@ -172,7 +172,9 @@ def _scrambled(form: str, held_out: str, rng: random.Random) -> str:
     place = "{relation} the {other}"  # says where something is, and stays together
     words = form.replace(place, "{}").translate({ord(mark): None for mark in "?:,"}).split()
     words += rng.choices(FILLERS, k=rng.randint(0, 2))
-    gaps = [word for word in words if word.startswith("{")]  # in their order: who owns whom is told by it
+    # Names keep their order, without which nobody could tell who owns whom. (A preposition may still end up before the
+    # other name: about one mix in a hundred says the reverse.)
+    gaps = [word for word in words if word.startswith("{")]
     while True:
         rng.shuffle(words)
         order = iter(gaps)
@@ -188,7 +190,7 @@ def told(relation: str, subject: str, answer: str, rng: random.Random, held_out:
 
 
 def asked(relation: str, name: str, rng: random.Random, held_out: bool, back: bool = False) -> str:
-    """A question in one of its wordings, about a subject; ``back``: about who was told of it."""
+    """A question in one of its wordings, about a subject; ``back``: it names the answer and asks for the subject."""
     wordings = RELATIONS[relation]
     question = wording(wordings.asked_back if back else wordings.asked, rng, held_out).format(s=name, o=name)
     return question if held_out else f"{rng.choice(BEFORE_QUESTION)}{question}"
