@@ -39,6 +39,7 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{s} belongs to {o}", "{o} owns {s}", "{s} is owned by {o}", "{o} has {s}", "{s} is the property of {o}",
             "it is {o} who owns {s}", "{s} is the one that {o} has", "to {o} belongs {s}", "{s} has the owner {o}",
+            "{o} is the one who owns {s}",
         ),
         (
             "who owns {s}?", "whose is {s}?", "to whom does {s} belong?", "by whom is {s} owned?",
@@ -55,7 +56,7 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{s} lives in {o}", "{s} is at home in {o}", "{o} is where {s} lives", "{s} has a house in {o}",
             "in {o} lives {s}", "the place of {s} is {o}", "it is {o} where {s} lives", "the house of {s} is in {o}",
-            "{o} is the home of {s}",
+            "{o} is the place where {s} lives",
         ),
         (
             "where does {s} live?", "where is {s} at home?", "in which place does {s} live?",
@@ -72,7 +73,7 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{s} is a friend of {o}", "{s} likes {o}", "{s} plays with {o}", "{s} is fond of {o}",
             "it is {o} whom {s} likes", "{o} is liked by {s}", "{s} and {o} are friends", "{o} plays with {s}",
-            "{s} has the friend {o}",
+            "{s} has the friend {o}", "{o} is the one whom {s} likes",
         ),
         (
             "whose friend is {s}?", "whom does {s} like?", "who does {s} play with?", "whom is {s} fond of?",
@@ -89,7 +90,7 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{o} teaches {s}", "{s} is taught by {o}", "{s} learns from {o}", "{s} is a pupil of {o}",
             "it is {o} who teaches {s}", "{o} has the pupil {s}", "from {o} learns {s}", "the pupil of {o} is {s}",
-            "{s} has the teacher {o}",
+            "{s} has the teacher {o}", "{o} is the one who teaches {s}",
         ),
         (
             "who teaches {s}?", "by whom is {s} taught?", "from whom does {s} learn?", "whose pupil is {s}?",
@@ -106,6 +107,7 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{o} made {s}", "{s} was made by {o}", "{s} is a work of {o}", "{o} built {s}", "{s} was built by {o}",
             "it is {o} who made {s}", "{s} comes from {o}", "the work of {o} is {s}", "{s} has the maker {o}",
+            "{o} is the one who made {s}",
         ),
         (
             "who made {s}?", "by whom was {s} made?", "whose work is {s}?", "who built {s}?",
