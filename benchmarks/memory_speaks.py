@@ -10,6 +10,7 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   unchanged_KIND   answers about nothing that was taught that are, word for word, those without a memory
   everyday_KIND    says_KIND of sentences in which names that people and places have stand for the invented ones; with
                    `told_` before it where the right facts are handed over
+  chained_KIND     the same of sentences that tell of each other's people: "Blick belongs to Anna", "Anna lives in Oslo"
   edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those without a memory; largest
                    difference of the memory from one that never held them
@@ -64,6 +65,7 @@ PICTURES, SENTENCES = (1, 8, 16, 32, 64), (1, 8, 16, 32, 64, 128)
 SLOTS = (32, 128)
 SEEDS = (11, 12, 13)
 BACK = "sentence_back"
+_CHAINED = 0.9  # of the sentences, where there are people enough
 
 
 def episodes(trained: Trained, data: PairDataset | None, seed: int, count: int, **sizes: Any) -> Iterator[tuple]:
@@ -139,21 +141,22 @@ def _direct(memory: AssociativeMemory) -> Callable[[torch.Tensor], torch.Tensor]
     return lambda rows: closed_form_read(written, written.keys[rows], SIMILAR)
 
 
-def everyday(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
-    """Sentences about people and places as they are called, where invented names are only like them."""
+def other_sentences(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
+    """16 sentences about people and places as they are called, where invented names are only like them; and sentences
+    that tell of each other's people."""
     found: dict[str, list[float]] = {}
+    sizes: dict[str, Any] = dict(pictures=1, sentences=16, picture_queries=1)
     for seed in SEEDS:
-        for dataset, episode in episodes(trained, data, seed, 2 * count, pictures=1, sentences=16, picture_queries=1):
-            named = renamed(episode)
-            speaker = Speaker(objective, dataset)
-            tensors = speaker.tensors(named)
-            memory = speaker.teach(tensors)
-            for told in (False, True):
-                answers = speaker.ask(memory, named, tensors, plain=False, told=told)
-                for name, value in measures(answers).items():
-                    if name.startswith("says_sentence"):
-                        kind = f"{'told_' * told}everyday_{name.removeprefix('says_')}"
-                        found.setdefault(kind, []).append(value)
+        for kind, changed, chained in (("everyday", renamed, None), ("chained", lambda episode: episode, _CHAINED)):
+            for dataset, made in episodes(trained, data, seed, 2 * count, **sizes, chained=chained):
+                episode, speaker = changed(made), Speaker(objective, dataset)
+                tensors = speaker.tensors(episode)
+                memory = speaker.teach(tensors)
+                for told in (False, True):
+                    for name, value in measures(speaker.ask(memory, episode, tensors, plain=False, told=told)).items():
+                        if name.startswith("says_sentence"):
+                            line = f"{'told_' * told}{kind}_{name.removeprefix('says_')}"
+                            found.setdefault(line, []).append(value)
     for name, values in found.items():
         report(name, values, facts=16, slots=128)
 
@@ -278,7 +281,7 @@ def main() -> None:
     parser.add_argument("--data", metavar="DIR", help="held-out features; without it the built-in scenes")
     parser.add_argument("--episodes", type=int, default=4, metavar="N", help="for each seed (default: 4)")
     parser.add_argument(
-        "--only", help="said, everyday, edited, prompted, empty, training or costs, with commas between"
+        "--only", help="said, sentences, edited, prompted, empty, training or costs, with commas between"
     )
     flags = parser.parse_args()
     torch.set_num_threads(1)
@@ -287,7 +290,7 @@ def main() -> None:
     data = PairDataset(flags.data, trained.processor) if flags.data else None
     sections = {
         "empty": lambda: empty_memory(objective, trained, data),
-        "everyday": lambda: everyday(objective, trained, data, flags.episodes),
+        "sentences": lambda: other_sentences(objective, trained, data, flags.episodes),
         "edited": lambda: edited_and_forgotten(objective, trained, data, flags.episodes),
         "prompted": lambda: prompted(objective, trained, data, flags.episodes),
         "training": lambda: seconds_of_teaching(objective, trained, data),

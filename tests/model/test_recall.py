@@ -332,7 +332,7 @@ def test_a_reader_against_plain_loops(recall) -> None:
         recalled = recalled_of(recall, torch.randn(2, 16), torch.tensor([True, True]), ids)
         hidden = torch.randn(1, len(text), 16)
         found = reader(hidden, recall.beside(recalled, torch.tensor([text])))
-        looked_at, code, one, _ = recalled.tokens[0].split([16, 4, 4, 4], dim=-1)
+        looked_at, code, one = recalled.tokens[0].split([16, 4, 4, 8], dim=-1)[:3]
         for at in range(len(text)):
             state = reader.norm(hidden[0, at])
             query, worth = reader.query(state), reader.held(state)
@@ -380,20 +380,38 @@ def test_who_has_said_the_tokens_before_goes_on_with_the_next_of_the_text(recall
             assert int(recall.said_logits(last)[0, -1].argmax()) == wanted
 
 
+def test_a_name_that_has_two_letters_twice_is_said_to_its_end(speaker) -> None:
+    """Of "abcabd", whoever has said "cab" goes on with "d"."""
+    recall, (a, b, c, d) = speaker(recall_tokens=6).recall, (7, 8, 20, 21)
+    with torch.no_grad():
+        recall.pointer.query.weight.zero_()
+        recall.pointer.covered.weight.zero_()
+        recall.pointer.covered.bias.zero_()
+        recall.pointer.follow.fill_(50.0)
+        recalled = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), torch.tensor([[0, a, b, c, a, b, d]]))
+        logits = []
+        for worth in (50.0, 0.0):
+            recall.pointer.follow[2] = worth
+            points = pointed(recall, torch.randn(1, 3, 16), recalled, torch.tensor([[c, a, b]]))
+            logits.append(recall.said_logits(points)[0, -1])
+    assert int(logits[0].argmax()) == d
+    torch.testing.assert_close(logits[1][c], logits[1][d], msg="two tokens alone do not tell")
+
+
 def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: list[int]) -> torch.Tensor:
     """What the pointer says after the last token of ``text``, by its definition, token by token."""
     pointer, codes = recall.pointer, recall.codes()
     state = pointer.norm(hidden)
     worth, worth_after = pointer.covered(state)
-    looked_at, code, one, two = recalled.tokens[0].split([16, 4, 4, 4], dim=-1)
-    none = torch.zeros(4)
+    looked_at, code, *before = recalled.tokens[0].split([16, 4, 4, 4, 4], dim=-1)
     scores = []
     for token in range(len(code)):
-        held, held_after = held_by(recall, code[token], one[token], text)
-        follows = codes[text[-1]] @ one[token]
-        follows_two = follows * ((codes[text[-2]] if len(text) > 1 else none) @ two[token])
-        learned = pointer.query(state) @ pointer.key(looked_at[token]) / 4
-        score = learned + pointer.follow[0] * follows + pointer.follow[1] * follows_two
+        held, held_after = held_by(recall, code[token], before[0][token], text)
+        score, follows = pointer.query(state) @ pointer.key(looked_at[token]) / 4, 1.0
+        for steps, worth_it in enumerate(pointer.follow):
+            word = codes[text[-1 - steps]] if steps < len(text) else torch.zeros(4)
+            follows = follows * (word @ before[steps][token])
+            score = score + worth_it * follows
         scores.append(score + worth * held + worth_after * held_after)
     weights = torch.stack(scores).softmax(dim=0)
     sure = pointer.gate(state) + sum(weights[at] * pointer.sure(looked_at[at]) for at in range(len(code)))

@@ -25,11 +25,12 @@ from .dropout import Dropout
 
 _TEXT_LAYERS = 2
 _LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written
+_BEFORE = 3  # tokens before a recalled one that it is known by: of a name of many letters two are often there twice
 _TEXT_DROPPED = 0.15  # of a text's tokens, before its key is made, in training
 
 
 class Recalled(NamedTuple):
-    """What was recalled: ``tokens [B, S, D + 3 d]``, to look at, with the code of each and of the two tokens before it;
+    """What was recalled: ``tokens [B, S, D + 4 d]``, to look at, with the code of each and of the three before it;
     which of them are there, ``present [B, S]``; and the tokens that were written before and are in a cache, ``after
     [B, T']``, -1 for padding (None: nothing was)."""
 
@@ -42,9 +43,9 @@ class Beside(NamedTuple):
     """Recalled tokens beside the text that looks at them, T tokens of it.
 
     ``looked_at [B, S, D]`` and ``codes [B, S, d]`` of the tokens, and which are there, ``present [B, S]``.
-    ``follows [B, T, S, 2]``: the cosine of the text's last token with the one before a recalled token, and that times
-    the cosine of the tokens before these two. ``held [B, T, S, 2]``: how surely the text has said the recalled token so
-    far, 0 to 1, and how surely right behind the one before it.
+    ``follows [B, T, S, 3]``: the cosine of the text's last token with the one before a recalled token; that times the
+    cosine of the tokens before these two; and that times the one of those before these. ``held [B, T, S, 2]``: how
+    surely the text has said the recalled token so far, 0 to 1, and how surely right behind the one before it.
     """
 
     looked_at: torch.Tensor
@@ -64,15 +65,15 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
         count: T, how many of them look.
     """
     size, here = text.shape[-1], slice(-count, None)
-    width = recalled.tokens.shape[-1] - 3 * size
-    looked_at, codes, one, two = recalled.tokens.split([width, size, size, size], dim=-1)
-    before = F.pad(text, (0, 0, 1, -1))
-    is_it, after_one, after_two, one_before = (
-        now @ code.float().mT for now, code in ((text, codes), (text, one), (before, two), (before, one))
-    )
+    sizes = [size] * (1 + _BEFORE)
+    looked_at, codes, *before = recalled.tokens.split([recalled.tokens.shape[-1] - sum(sizes), *sizes], dim=-1)
+    is_it = text @ codes.float().mT
+    earlier = [F.pad(text, (0, 0, steps, 0))[:, : text.shape[1]] for steps in range(_BEFORE)]
+    after = [words @ code.float().mT for words, code in zip(earlier, before, strict=True)]
+    follows = torch.stack(after, dim=-1).cumprod(dim=-1)
     # Codes of different tokens are not quite orthogonal: a token is held from a cosine of a half on.
-    held = torch.stack([is_it, is_it * one_before], dim=-1).mul(2).sub(1).clamp(0, 1).cummax(dim=1).values
-    follows = torch.stack([after_one, after_one * after_two], dim=-1)
+    in_a_row = is_it * (earlier[1] @ before[0].float().mT)
+    held = torch.stack([is_it, in_a_row], dim=-1).mul(2).sub(1).clamp(0, 1).cummax(dim=1).values
     return Beside(looked_at, codes, recalled.present, follows[:, here], held[:, here])
 
 
@@ -124,7 +125,7 @@ class Pointer(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.gate = nn.Linear(width, 1)
-        self.follow = nn.Parameter(torch.tensor([5.0, 5.0]))  # what one token that goes before is worth, and two
+        self.follow = nn.Parameter(torch.full((_BEFORE,), 5.0))  # the worth of a token that goes before, of two, three
         self.covered = nn.Linear(width, 2)  # the worth of a token that the text holds, and of two in a row
         self.sure = nn.Linear(width, 1, bias=False)  # whether a recalled token is worth pointing at
 
@@ -264,11 +265,11 @@ class Recall(nn.Module):
             present: ``[B, R]``, which of them were recalled.
         """
         codes = values.unflatten(-1, (self.length, self.code_width)).to(self.place.dtype)
-        one, two = (F.pad(codes, (0, 0, count, 0))[..., : self.length, :] for count in (1, 2))  # the tokens before
-        looked_at = self.value_out(codes) + self.value_before(one) + self.place + seen[:, :, None].to(codes.dtype)
+        before = [F.pad(codes, (0, 0, steps, 0))[..., : self.length, :] for steps in range(1, _BEFORE + 1)]
+        looked_at = self.value_out(codes) + self.value_before(before[0]) + self.place + seen[:, :, None].to(codes.dtype)
         # Behind a text's end there is nothing.
         real = codes.square().sum(dim=-1) > _LEAST_CODE
-        tokens = torch.cat([looked_at, codes, one, two], dim=-1).flatten(1, 2)
+        tokens = torch.cat([looked_at, codes, *before], dim=-1).flatten(1, 2)
         return Recalled(tokens, (real & present[..., None]).flatten(1, 2))
 
     def beside(

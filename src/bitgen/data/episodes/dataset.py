@@ -86,6 +86,7 @@ class SceneEpisodes:
         pictures, sentences: how many of each are taught, at most; in training the number varies up to that.
         picture_queries, sentence_queries: how many of each are asked.
         held_out: entities, names and wordings that training never has.
+        chained: share of the sentences that tell of somebody of whom another tells; None: as in ``invented_facts``.
     """
 
     processor: BitGenProcessor
@@ -95,6 +96,7 @@ class SceneEpisodes:
     picture_queries: int = 32
     sentence_queries: int = 24
     held_out: bool = False
+    chained: float | None = None
 
     def episode(self, key: SampleKey) -> Episode:
         """The episode of a key, which alone decides it."""
@@ -140,7 +142,7 @@ class _SceneEpisode:
             scene = scene_alone(entity, rng) if rng.random() < 0.7 else scene_with(entity, rng.choice(strangers), rng)
             self.taught.append((naming(name, entity, scene, rng, self.held_out), self._picture(scene)))
         first_sentence = len(self.taught)
-        facts = invented_facts(sentences, rng, self.held_out) if sentences else []
+        facts = invented_facts(sentences, rng, self.held_out, plan.chained) if sentences else []
         self.taught += [(fact.told, None) for fact in facts]
         queries = [self._of_picture(names, rows, asked_for, strangers) for _ in range(plan.picture_queries)]
         queries += sentence_queries(facts, first_sentence, plan.sentence_queries, rng, self.held_out)

@@ -39,6 +39,8 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{s} belongs to {o}", "{o} owns {s}", "{s} is owned by {o}", "{o} has {s}", "{s} is the property of {o}",
             "it is {o} who owns {s}", "{s} is the one that {o} has", "to {o} belongs {s}", "{s} has the owner {o}",
+            "what {o} has is {s}", "it is {s} that {o} owns", "{o} keeps {s}", "{s} was given to {o}",
+            "{o} got {s}", "among the things of {o} is {s}", "there is {s}, which {o} has",
             "{o} is the one who owns {s}",
         ),
         (
@@ -56,6 +58,8 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{s} lives in {o}", "{s} is at home in {o}", "{o} is where {s} lives", "{s} has a house in {o}",
             "in {o} lives {s}", "the place of {s} is {o}", "it is {o} where {s} lives", "the house of {s} is in {o}",
+            "you find {s} in {o}", "{s} stays in {o}", "it is {s} who lives in {o}", "there is {s}, who lives in {o}",
+            "{s} went to live in {o}", "{o} is home to {s}", "in {o} you can find {s}", "{s} sleeps in {o}",
             "{o} is the place where {s} lives",
         ),
         (
@@ -73,6 +77,9 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{s} is a friend of {o}", "{s} likes {o}", "{s} plays with {o}", "{s} is fond of {o}",
             "it is {o} whom {s} likes", "{o} is liked by {s}", "{s} and {o} are friends", "{o} plays with {s}",
+            "{o} is dear to {s}", "{s} cares for {o}", "whom {s} likes best is {o}", "it is with {o} that {s} plays",
+            "there is {o}, whom {s} is fond of", "nobody but {o} plays with {s}", "to {s} a friend is {o}",
+            "the one that {s} is fond of is {o}", "{s} goes to see {o}",
             "{s} has the friend {o}", "{o} is the one whom {s} likes",
         ),
         (
@@ -90,6 +97,9 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{o} teaches {s}", "{s} is taught by {o}", "{s} learns from {o}", "{s} is a pupil of {o}",
             "it is {o} who teaches {s}", "{o} has the pupil {s}", "from {o} learns {s}", "the pupil of {o} is {s}",
+            "{s} goes to {o} to learn", "{o} gives lessons to {s}", "it is {s} whom {o} teaches",
+            "there is {o}, from whom {s} learns", "what {s} knows is from {o}", "{o} showed all of it to {s}",
+            "among the pupils of {o} is {s}", "the one whom {o} teaches is {s}",
             "{s} has the teacher {o}", "{o} is the one who teaches {s}",
         ),
         (
@@ -107,6 +117,9 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
         (
             "{o} made {s}", "{s} was made by {o}", "{s} is a work of {o}", "{o} built {s}", "{s} was built by {o}",
             "it is {o} who made {s}", "{s} comes from {o}", "the work of {o} is {s}", "{s} has the maker {o}",
+            "it is {s} that {o} built", "without {o} there is no {s}", "there is {s}, which {o} made",
+            "what {o} made is {s}", "{o} put {s} together", "among the works of {o} is {s}",
+            "the one that {o} built is {s}",
             "{o} is the one who made {s}",
         ),
         (
@@ -126,6 +139,8 @@ _BY_NOUN = Wordings(
     (
         "the {n} of {s} is {o}", "{o} is the {n} of {s}", "{s} has {o} as {n}", "as {n} {s} has {o}",
         "for {s} the {n} is {o}", "the {n} that {s} has is {o}", "{s} has a {n}, {o}",
+        "as for {s}, the {n} is {o}", "{n} of {s}: {o}", "{o} came to be the {n} of {s}", "{s} got {o} as {n}",
+        "whom {s} has as {n} is {o}", "ask {s} for the {n}, and it is {o}", "there is {o}, the {n} of {s}",
     ),
     (
         "the {n} of {s} is called", "the {n} of {s} is", "what is the name of the {n} of {s}?", "what {n} has {s}?",
@@ -159,7 +174,11 @@ BEFORE_QUESTION = ("", "", "", "now, ", "well, ", "and ", "so ", "say: ")
 # Three in ten wordings of training have their words in another order, with some of these between. A model that learned
 # fixed wordings alone would not know where the name stands in one that it never read.
 _SCRAMBLED = 0.3
-FILLERS = ("now", "so", "and", "well", "too", "again", "the", "a", "is", "of", "that", "it")
+_CHAINED = 0.25  # of the facts of training: what is told is somebody of whom something else is told
+FILLERS = (
+    "now", "so", "and", "well", "too", "again", "the", "a", "is", "of", "that", "it", "one", "who", "whom", "which",
+    "what", "there", "place", "for", "by", "with",
+)  # fmt: skip
 
 
 def wording(forms: Sequence[str], rng: random.Random, held_out: bool) -> str:
@@ -198,9 +217,13 @@ def asked(relation: str, name: str, rng: random.Random, held_out: bool, back: bo
     return question if held_out else f"{rng.choice(BEFORE_QUESTION)}{question}"
 
 
-def invented_facts(count: int, rng: random.Random, held_out: bool) -> list[Fact]:
-    """``count`` facts, no two of the same subject and relation, each with an answer of its own; a third of the subjects
-    have more than one."""
+def invented_facts(count: int, rng: random.Random, held_out: bool, chained: float | None = None) -> list[Fact]:
+    """``count`` facts, no two of the same subject and relation, each with an answer that no other fact has; a third of
+    the subjects have more than one.
+
+    ``chained``: the share of facts whose answer is the subject of another one, as in "Blick belongs to Anna" and "Anna
+    lives in Oslo"; None: a quarter in training, and none in evaluation.
+    """
     subject_count = max(1, (2 * count + 2) // 3)
     names = invented_names(subject_count + count, rng, held_out)
     subjects, answers = names[:subject_count], names[subject_count:]
@@ -209,6 +232,10 @@ def invented_facts(count: int, rng: random.Random, held_out: bool) -> list[Fact]
     first = [(subject, rng.choice(list(RELATIONS))) for subject in subjects][:count]
     others = [pair for pair in pairs if pair not in set(first)]
     chosen = first + rng.sample(others, count - len(first))
+    if chained is None:
+        chained = 0.0 if held_out else _CHAINED
+    if chained:
+        answers = _chained(chosen, answers, chained, rng)
     facts = [
         Fact(
             told(relation, subject, answer, rng, held_out),
@@ -221,6 +248,19 @@ def invented_facts(count: int, rng: random.Random, held_out: bool) -> list[Fact]
     ]
     rng.shuffle(facts)
     return facts
+
+
+def _chained(told_of: list[tuple[str, str]], answers: list[str], share: float, rng: random.Random) -> list[str]:
+    """``answers`` with subjects of other facts for about ``share`` of them, each once; no two are told of each
+    other."""
+    answers, free = list(answers), list(dict.fromkeys(subject for subject, _ in told_of))
+    rng.shuffle(free)
+    for at, (subject, _) in enumerate(told_of):
+        if free and rng.random() < share:
+            back = {told_of[other][0] for other, answer in enumerate(answers) if answer == subject}
+            if free[-1] != subject and free[-1] not in back:
+                answers[at] = free.pop()
+    return answers
 
 
 def question_without_answer(facts: Sequence[Fact], rng: random.Random, held_out: bool) -> str:

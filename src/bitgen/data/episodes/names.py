@@ -18,6 +18,9 @@ _ENDS = (
 )  # fmt: skip
 _HELD_OUT = 5  # one name in five
 _ANY_LETTERS = 0.2
+# Of the lists of names of training, those of which all begin with one of three letters. Where initials are all that a
+# model tells names apart by, it goes on with the wrong one of two names.
+_ALIKE, _INITIALS = 0.25, 3
 
 
 def is_held_out_name(name: str) -> bool:
@@ -39,8 +42,12 @@ def invented_name(rng: random.Random, held_out: bool) -> str:
 
 
 def invented_names(count: int, rng: random.Random, held_out: bool) -> list[str]:
-    """``count`` different names."""
+    """``count`` different names, in training often of a few initials."""
     names: dict[str, None] = {}
+    alike = not held_out and rng.random() < _ALIKE
+    initials = rng.sample(string.ascii_uppercase, _INITIALS) if alike else string.ascii_uppercase
     while len(names) < count:
-        names[invented_name(rng, held_out)] = None
+        name = invented_name(rng, held_out)
+        if name[0] in initials:
+            names[name] = None
     return list(names)

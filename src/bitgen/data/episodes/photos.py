@@ -46,6 +46,7 @@ class PhotoEpisodes:
     picture_queries: int = 32
     sentence_queries: int = 24
     held_out: bool = False
+    chained: float | None = None
 
     def episode(self, key: SampleKey) -> Episode:
         """The episode of a key, which alone decides it."""
@@ -61,7 +62,7 @@ class PhotoEpisodes:
             (surrounded(wording(ALONE, rng, self.held_out).format(name=name), rng, self.held_out), at)
             for at, name in enumerate(names)
         ]
-        facts = invented_facts(sentences, rng, self.held_out) if sentences else []
+        facts = invented_facts(sentences, rng, self.held_out, self.chained) if sentences else []
         taught += [(fact.told, None) for fact in facts]
         queries = []
         for _ in range(self.picture_queries):
