@@ -18,7 +18,7 @@ from .recall import Recall, Recalled
 
 SAME_THING = 0.98  # cosine of keys: of two facts that are this near only the later counts
 MOST_RECALLED = 2  # facts that one cue may recall, as training has it
-# A fact is recalled from this probability on. The probability's scale and threshold were learned on what training
+# A fact is recalled above this probability. The probability's scale and threshold were learned on what training
 # taught; what it never taught is taken for something else more often, the more so the more facts there are
 # (docs/memory.md).
 SURE_OF_PICTURE, SURE_OF_TEXT = 0.7, 0.6
@@ -26,8 +26,8 @@ SURE_OF_PICTURE, SURE_OF_TEXT = 0.7, 0.6
 
 class Found(NamedTuple):
     """What B cues mean: ``confidence [B, E]``, the probability that this is what was taught, and of each fact the
-    picture token that is nearest to it, ``[B, E]`` (zeros where a text is the cue). A fact is recalled from the
-    probability ``sure`` on."""
+    picture token that is nearest to it, ``[B, E]`` (zeros where a text is the cue). A fact is recalled above
+    the probability ``sure``."""
 
     confidence: torch.Tensor
     at: torch.Tensor
@@ -40,7 +40,7 @@ def find(recall: Recall, keys: torch.Tensor, cues: torch.Tensor, sure: float = S
     Args:
         keys: ``[E, k]`` of the facts.
         cues: ``[B, P, k]``, of a picture each token's; of a text one.
-        sure: the probability from which on a fact is recalled.
+        sure: the probability above which a fact is recalled.
     """
     cosines, at = (cues @ keys.to(cues).mT).max(dim=1)
     return Found(recall.logits(cosines).sigmoid(), at, sure)

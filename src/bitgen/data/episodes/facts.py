@@ -7,6 +7,7 @@ evaluation alone, as are the names that ``names`` holds out.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
     "home": Wordings(
         (
             "{s} lives in {o}", "{s} is at home in {o}", "{o} is where {s} lives", "{s} has a house in {o}",
-            "in {o} lives {s}", "the place of {s} is {o}", "it is {o} where {s} lives", "the house of {s} is in {o}",
+            "in {o} lives {s}", "the place of {s} is {o}", "it is in {o} that {s} lives", "the house of {s} is in {o}",
             "you find {s} in {o}", "{s} stays in {o}", "it is {s} who lives in {o}", "there is {s}, who lives in {o}",
             "{s} went to live in {o}", "{o} is home to {s}", "in {o} you can find {s}", "{s} sleeps in {o}",
             "{o} is the place where {s} lives",
@@ -75,21 +76,20 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
     ),
     "friend": Wordings(
         (
-            "{s} is a friend of {o}", "{s} likes {o}", "{s} plays with {o}", "{s} is fond of {o}",
-            "it is {o} whom {s} likes", "{o} is liked by {s}", "{s} and {o} are friends", "{o} plays with {s}",
-            "{o} is dear to {s}", "{s} cares for {o}", "whom {s} likes best is {o}", "it is with {o} that {s} plays",
-            "there is {o}, whom {s} is fond of", "nobody but {o} plays with {s}", "to {s} a friend is {o}",
-            "the one that {s} is fond of is {o}", "{s} goes to see {o}",
+            "{s} likes {o}", "{s} plays with {o}", "{s} is fond of {o}", "it is {o} whom {s} likes",
+            "{o} is liked by {s}", "{o} is dear to {s}", "{s} cares for {o}", "whom {s} likes best is {o}",
+            "it is with {o} that {s} plays", "there is {o}, whom {s} is fond of", "{s} thinks the world of {o}",
+            "the one that {s} is fond of is {o}", "{s} looks up to {o}", "with {o} {s} likes to play",
             "{s} has the friend {o}", "{o} is the one whom {s} likes",
         ),
         (
-            "whose friend is {s}?", "whom does {s} like?", "who does {s} play with?", "whom is {s} fond of?",
-            "{s} is a friend of", "who is the friend of {s}?", "with whom does {s} play?", "who is liked by {s}?",
-            "{s} likes", "who is it that {s} likes?",
+            "whom does {s} like?", "who does {s} play with?", "whom is {s} fond of?", "who is the friend of {s}?",
+            "with whom does {s} play?", "who is liked by {s}?", "{s} likes", "who is dear to {s}?", "{s} is fond of",
+            "who is it that {s} likes?",
         ),
         (
             "who likes {o}?", "who plays with {o}?", "who is fond of {o}?", "by whom is {o} liked?",
-            "{o} is liked by", "who is a friend of {o}?", "{o} plays with", "with {o} plays",
+            "{o} is liked by", "to whom is {o} dear?", "who cares for {o}?", "with {o} plays",
             "who is it that likes {o}?",
         ),
     ),
@@ -98,7 +98,7 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
             "{o} teaches {s}", "{s} is taught by {o}", "{s} learns from {o}", "{s} is a pupil of {o}",
             "it is {o} who teaches {s}", "{o} has the pupil {s}", "from {o} learns {s}", "the pupil of {o} is {s}",
             "{s} goes to {o} to learn", "{o} gives lessons to {s}", "it is {s} whom {o} teaches",
-            "there is {o}, from whom {s} learns", "what {s} knows is from {o}", "{o} showed all of it to {s}",
+            "there is {o}, from whom {s} learns", "what {s} knows is from {o}", "{o} has {s} in class",
             "among the pupils of {o} is {s}", "the one whom {o} teaches is {s}",
             "{s} has the teacher {o}", "{o} is the one who teaches {s}",
         ),
@@ -116,21 +116,21 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
     "maker": Wordings(
         (
             "{o} made {s}", "{s} was made by {o}", "{s} is a work of {o}", "{o} built {s}", "{s} was built by {o}",
-            "it is {o} who made {s}", "{s} comes from {o}", "the work of {o} is {s}", "{s} has the maker {o}",
-            "it is {s} that {o} built", "without {o} there is no {s}", "there is {s}, which {o} made",
-            "what {o} made is {s}", "{o} put {s} together", "among the works of {o} is {s}",
-            "the one that {o} built is {s}",
+            "it is {o} who made {s}", "{s} comes from the hand of {o}", "the work of {o} is {s}",
+            "{s} has the maker {o}", "it is {s} that {o} built", "{o} is said to have made {s}",
+            "there is {s}, which {o} made", "what {o} made is {s}", "{o} put {s} together",
+            "among the works of {o} is {s}", "the one that {o} built is {s}",
             "{o} is the one who made {s}",
         ),
         (
             "who made {s}?", "by whom was {s} made?", "whose work is {s}?", "who built {s}?",
             "by whom was {s} built?", "{s} was made by", "who is it that made {s}?", "{s} is a work of",
-            "from whom does {s} come?", "who is the maker of {s}?",
+            "from whose hand does {s} come?", "who is the maker of {s}?",
         ),
         (
-            "what was made by {o}?", "what is a work of {o}?", "what was built by {o}?", "what comes from {o}?",
-            "{o} made", "{o} built", "what is it that {o} made?", "the work of {o} is",
-            "what is it that {o} built?",
+            "what was made by {o}?", "what is a work of {o}?", "what was built by {o}?",
+            "what comes from the hand of {o}?", "{o} made", "{o} built", "what is it that {o} made?",
+            "the work of {o} is", "what is it that {o} built?",
         ),
     ),
 }  # fmt: skip
@@ -138,9 +138,9 @@ _OF_THEIR_OWN: dict[str, Wordings] = {
 _BY_NOUN = Wordings(
     (
         "the {n} of {s} is {o}", "{o} is the {n} of {s}", "{s} has {o} as {n}", "as {n} {s} has {o}",
-        "for {s} the {n} is {o}", "the {n} that {s} has is {o}", "{s} has a {n}, {o}",
+        "for {s} the {n} is {o}", "the {n} that {s} has is {o}", "{s} has one {n}, {o}",
         "as for {s}, the {n} is {o}", "{n} of {s}: {o}", "{o} came to be the {n} of {s}", "{s} got {o} as {n}",
-        "whom {s} has as {n} is {o}", "ask {s} for the {n}, and it is {o}", "there is {o}, the {n} of {s}",
+        "the one that {s} has as {n} is {o}", "ask {s} for the {n}, and it is {o}", "there is {o}, the {n} of {s}",
     ),
     (
         "the {n} of {s} is called", "the {n} of {s} is", "what is the name of the {n} of {s}?", "what {n} has {s}?",
@@ -167,6 +167,11 @@ def _wordings(noun: str) -> Wordings:
 RELATIONS = {noun: _wordings(noun) for noun in _OF_THEIR_OWN}
 
 
+def _exchanged(forms: Sequence[str]) -> tuple[str, ...]:
+    """With ``{s}`` for ``{o}`` and ``{o}`` for ``{s}``."""
+    return tuple(re.sub(r"\{[so]\}", lambda gap: "{o}" if gap[0] == "{s}" else "{s}", form) for form in forms)
+
+
 # What may stand before and behind a sentence and a question, so that its words are not always in the same places.
 BEFORE = ("", "", "", "now ", "so ", "and ", "they say ", "well, ")
 BEHIND = ("", "", "", " now", " too", ", they say", " again")
@@ -174,55 +179,68 @@ BEFORE_QUESTION = ("", "", "", "now, ", "well, ", "and ", "so ", "say: ")
 # Three in ten wordings of training have their words in another order, with some of these between. A model that learned
 # fixed wordings alone would not know where the name stands in one that it never read.
 _SCRAMBLED = 0.3
+FILLERS = ("now", "so", "and", "well", "too", "again", "the", "a", "is", "that", "it", "there")
+_ORDER_ALONE = 3  # words, of which nothing but their order tells who does what to whom
+_TIED = re.compile(r"\b(?:by|for|from|in|of|to|with) \{\w*\}")  # a preposition and the name behind it
 _CHAINED = 0.25  # of the facts of training: what is told is somebody of whom something else is told
-FILLERS = (
-    "now", "so", "and", "well", "too", "again", "the", "a", "is", "of", "that", "it", "one", "who", "whom", "which",
-    "what", "there", "place", "for", "by", "with",
-)  # fmt: skip
 
 
-def wording(forms: Sequence[str], rng: random.Random, held_out: bool) -> str:
-    """One of ``forms``, of which the last is held out; in training perhaps scrambled, and never what is held out."""
+def wording(forms: Sequence[str], rng: random.Random, held_out: bool, never: Sequence[str] = ()) -> str:
+    """One of ``forms``, of which the last is held out; in training perhaps scrambled, and then nothing that holds what
+    is held out, or what is ``never`` to be said."""
     if held_out:
         return forms[-1]
     form = rng.choice(forms[:-1])
-    return _scrambled(form, forms[-1], rng) if rng.random() < _SCRAMBLED else form
+    return scrambled(form, (forms[-1], *never), rng) if rng.random() < _SCRAMBLED else form
 
 
-def _scrambled(form: str, held_out: str, rng: random.Random) -> str:
+def scrambled(form: str, never: Sequence[str], rng: random.Random) -> str:
+    """Words of ``form`` in another order, with some of :data:`FILLERS` between. Names keep their order and their
+    prepositions, without which nobody could tell who owns whom."""
     place = "{relation} the {other}"  # says where something is, and stays together
-    words = form.replace(place, "{}").translate({ord(mark): None for mark in "?:,"}).split()
+    words = _bare(form.replace(place, "{}")).split()
+    if len(words) <= _ORDER_ALONE:
+        return form
     words += rng.choices(FILLERS, k=rng.randint(0, 2))
-    # Names keep their order, without which nobody could tell who owns whom. (A preposition may still end up before the
-    # other name: about one mix in a hundred says the reverse.)
-    gaps = [word for word in words if word.startswith("{")]
+    names = [word for word in words if "{" in word]
+    tied = sorted(_TIED.findall(" ".join(words)))
     while True:
         rng.shuffle(words)
-        order = iter(gaps)
-        mixed = " ".join(next(order) if word.startswith("{") else word for word in words).replace("{}", place)
-        if held_out.rstrip("?") not in mixed:
+        order = iter(names)
+        mixed = " ".join(next(order) if "{" in word else word for word in words)
+        if sorted(_TIED.findall(mixed)) != tied:
+            continue
+        mixed = mixed.replace("{}", place)
+        if not any(f" {_bare(other)} " in f" {mixed} " for other in never):
             return mixed + rng.choice(("", "?")) if form.endswith("?") else mixed
+
+
+def _bare(form: str) -> str:
+    return form.translate({ord(mark): None for mark in "?:,"})
 
 
 def told(relation: str, subject: str, answer: str, rng: random.Random, held_out: bool) -> str:
     """A fact in one of its wordings."""
-    sentence = wording(RELATIONS[relation].told, rng, held_out).format(s=subject, o=answer)
+    forms = RELATIONS[relation].told
+    sentence = wording(forms, rng, held_out, _exchanged(forms)).format(s=subject, o=answer)
     return sentence if held_out else f"{rng.choice(BEFORE)}{sentence}{rng.choice(BEHIND)}"
 
 
 def asked(relation: str, name: str, rng: random.Random, held_out: bool, back: bool = False) -> str:
     """A question in one of its wordings, about a subject; ``back``: it names the answer and asks for the subject."""
-    wordings = RELATIONS[relation]
-    question = wording(wordings.asked_back if back else wordings.asked, rng, held_out).format(s=name, o=name)
+    _, forms, other = RELATIONS[relation]
+    if back:
+        forms, other = other, forms
+    question = wording(forms, rng, held_out, _exchanged(other)).format(s=name, o=name)
     return question if held_out else f"{rng.choice(BEFORE_QUESTION)}{question}"
 
 
 def invented_facts(count: int, rng: random.Random, held_out: bool, chained: float | None = None) -> list[Fact]:
-    """``count`` facts, no two of the same subject and relation, each with an answer that no other fact has; a third of
-    the subjects have more than one.
+    """``count`` facts, no two of the same subject and relation, each with an answer that no other fact has; about
+    four subjects in ten have more than one.
 
     ``chained``: the share of facts whose answer is the subject of another one, as in "Blick belongs to Anna" and "Anna
-    lives in Oslo"; None: a quarter in training, and none in evaluation.
+    lives in Oslo", at most two thirds; None: a quarter in training, and none in evaluation.
     """
     subject_count = max(1, (2 * count + 2) // 3)
     names = invented_names(subject_count + count, rng, held_out)
@@ -264,9 +282,12 @@ def _chained(told_of: list[tuple[str, str]], answers: list[str], share: float, r
 
 
 def question_without_answer(facts: Sequence[Fact], rng: random.Random, held_out: bool) -> str:
-    """A question about somebody whom none of ``facts`` tells of."""
+    """A question about somebody whom none of ``facts`` tells of; in training half of them with the initial of one of
+    those."""
     known = {name for fact in facts for name in (fact.subject, fact.answer)}
+    alike = not held_out and rng.random() < 0.5
+    initials = {name[0] for name in known} if alike else set()
     while True:
         name = invented_name(rng, held_out)
-        if name not in known:
+        if name not in known and (not initials or name[0] in initials):
             return asked(rng.choice(list(RELATIONS)), name, rng, held_out, back=rng.random() < 0.5)

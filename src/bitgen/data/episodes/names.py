@@ -18,8 +18,8 @@ _ENDS = (
 )  # fmt: skip
 _HELD_OUT = 5  # one name in five
 _ANY_LETTERS = 0.2
-# Of the lists of names of training, those of which all begin with one of three letters. Where initials are all that a
-# model tells names apart by, it goes on with the wrong one of two names.
+# The share of training's lists of names that all begin with one of three letters. A model that tells names apart by
+# their initials goes on with the wrong one of two.
 _ALIKE, _INITIALS = 0.25, 3
 
 
