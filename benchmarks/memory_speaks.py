@@ -10,7 +10,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   unchanged_KIND   answers about nothing that was taught that are, word for word, those without a memory
   everyday_KIND    says_KIND of sentences in which names that people and places have stand for the invented ones; with
                    `told_` before it where the right facts are handed over
-  chained_KIND     the same of sentences that tell of each other's people: "Blick belongs to Anna", "Anna lives in Oslo"
+  chained_KIND     the same of questions about people of whom two sentences tell: "Blick belongs to Anna", "Anna lives
+                   in Oslo"
   edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those without a memory; largest
                    difference of the memory from one that never held them
@@ -65,7 +66,7 @@ PICTURES, SENTENCES = (1, 8, 16, 32, 64), (1, 8, 16, 32, 64, 128)
 SLOTS = (32, 128)
 SEEDS = (11, 12, 13)
 BACK = "sentence_back"
-_CHAINED = 0.9  # of the sentences, where there are people enough
+_CHAINED = 0.9  # of the sentences, or as many as there are people for
 
 
 def episodes(trained: Trained, data: PairDataset | None, seed: int, count: int, **sizes: Any) -> Iterator[tuple]:
@@ -153,12 +154,21 @@ def other_sentences(objective: RecallObjective, trained: Trained, data: PairData
                 tensors = speaker.tensors(episode)
                 memory = speaker.teach(tensors)
                 for told in (False, True):
-                    for name, value in measures(speaker.ask(memory, episode, tensors, plain=False, told=told)).items():
+                    answers = speaker.ask(memory, episode, tensors, plain=False, told=told)
+                    if chained:
+                        answers = [answer for answer in answers if _in_two(episode, answer)]
+                    for name, value in measures(answers).items():
                         if name.startswith("says_sentence"):
                             line = f"{'told_' * told}{kind}_{name.removeprefix('says_')}"
                             found.setdefault(line, []).append(value)
     for name, values in found.items():
         report(name, values, facts=16, slots=128)
+
+
+def _in_two(episode: Episode, answer: Answer) -> bool:
+    """Whether two sentences tell of whom a question is about."""
+    name = re.findall(r"\b[A-Z]\w*", answer.query.prompt)
+    return bool(name) and sum(name[0] in text.split() for text, picture in episode.taught if picture is None) == 2
 
 
 def edited_and_forgotten(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
@@ -234,15 +244,17 @@ def prompted(objective: RecallObjective, trained: Trained, data: PairDataset | N
         for dataset, episode in episodes(trained, data, seed, count, pictures=16, sentences=16):
             speaker = Speaker(objective, dataset)
             tensors = speaker.tensors(episode)
-            tokens = objective.image_tokens(tensors["query_pictures"])
+            tokens, hits = objective.image_tokens(tensors["query_pictures"]), {}
             for sees in (True, False):
                 queries = [q for q in episode.queries if (q.picture is not None) == sees and q.facts]
                 images = [row for row, q in enumerate(q for q in episode.queries if q.picture is not None) if q.facts]
-                texts = [f"{episode.taught[q.facts[0]][0]} {q.prompt}".strip() for q in queries]
+                told = [" ".join(episode.taught[fact][0] for fact in q.facts) for q in queries]
+                texts = [f"{text} {q.prompt}".strip() for text, q in zip(told, queries, strict=True)]
                 said = speaker.say(texts, tokens[images] if sees else None, None)
                 for query, text in zip(queries, said, strict=True):
-                    hit = says(Answer(query, text, text, (), 0.0))
-                    found.setdefault(f"prompted_{query.kind}", []).append(100.0 * hit)
+                    hits.setdefault(query.kind, []).append(100.0 * says(Answer(query, text, text, (), 0.0)))
+            for kind, values in hits.items():
+                found.setdefault(f"prompted_{kind}", []).append(statistics.fmean(values))
     for name, values in found.items():
         report(name, values, facts=32)
 
@@ -253,7 +265,8 @@ def empty_memory(objective: RecallObjective, trained: Trained, data: PairDataset
         speaker = Speaker(objective, dataset)
         tensors = speaker.tensors(episode)
         answers = speaker.ask(AssociativeMemory.empty(speaker.space), episode, tensors)
-        report("empty_memory", [float(answer.said != answer.plain) for answer in answers])
+        other = [float(answer.said != answer.plain) for answer in answers]
+        report("empty_memory", [statistics.fmean(other)], answers=len(other))
 
 
 def seconds_of_teaching(objective: RecallObjective, trained: Trained, data: PairDataset | None) -> None:

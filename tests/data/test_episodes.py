@@ -335,6 +335,18 @@ def test_one_of_a_kind_is_enough(sizes: dict[str, int]) -> None:
         assert len(episode.queries) == SMALL["picture_queries"] + SMALL["sentence_queries"]
 
 
+@pytest.mark.parametrize("chained", [None, 0.9])
+def test_sentences_tell_of_each_others_people_where_that_is_asked_for(chained: float | None) -> None:
+    """In evaluation not otherwise, so that its figures go on meaning what they meant."""
+    shared = 0
+    for episode in episodes(10, held_out=True, sentences=12, chained=chained):
+        told = [re.findall(r"\b[A-Z]\w*", text) for text, picture in episode.taught if picture is None]
+        assert len(told) == 12 and {len(names) for names in told} == {2}
+        # Of these wordings the first name is what is told of the second.
+        shared += len({first for first, _ in told} & {second for _, second in told})
+    assert (shared > 40) if chained else (shared == 0)
+
+
 def test_each_episode_asks_for_something_that_was_taught() -> None:
     """Else the readers would now and then get no gradient, for which several processes wait for ever."""
     for episode in episodes(200, picture_queries=1, sentence_queries=1):

@@ -81,10 +81,15 @@ def made_of(text: str, forms: set[str], question: bool = False) -> set[str]:
 
 
 def _has_the_words_of(text: str, form: str) -> bool:
-    ours, theirs = (Counter(re.sub("[?:,]", "", words).split()) for words in (text, form))
-    order, wanted = (re.findall(r"\{\w+\}", words) for words in (text, form))
-    more = ours - theirs
-    return not theirs - ours and set(more) <= set(FILLERS) and more.total() <= 2 and order == wanted
+    (ours, order), (theirs, wanted) = _words(text), _words(form)
+    more = ours - theirs if theirs <= ours else Counter({"": 3})
+    return more.total() <= 2 and set(more) <= set(FILLERS) and order == wanted
+
+
+@functools.cache
+def _words(text: str) -> tuple[Counter[str], list[str]]:
+    """Its words, and what is to be filled in, in order."""
+    return Counter(re.sub("[?:,]", "", text).split()), re.findall(r"\{\w+\}", text)
 
 
 def kinds(of: list[Episode], *names: str) -> list[tuple[Episode, Query]]:

@@ -67,12 +67,13 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
     size, here = text.shape[-1], slice(-count, None)
     sizes = [size] * (1 + _BEFORE)
     looked_at, codes, *before = recalled.tokens.split([recalled.tokens.shape[-1] - sum(sizes), *sizes], dim=-1)
-    is_it = text @ codes.float().mT
     earlier = [F.pad(text, (0, 0, steps, 0))[:, : text.shape[1]] for steps in range(_BEFORE)]
-    after = [words @ code.float().mT for words, code in zip(earlier, before, strict=True)]
+    with torch.autocast(text.device.type, enabled=False):  # cosines are float32
+        is_it = text @ codes.float().mT
+        after = [words @ code.float().mT for words, code in zip(earlier, before, strict=True)]
+        in_a_row = is_it * (earlier[1] @ before[0].float().mT)
     follows = torch.stack(after, dim=-1).cumprod(dim=-1)
     # Codes of different tokens are not quite orthogonal: a token is held from a cosine of a half on.
-    in_a_row = is_it * (earlier[1] @ before[0].float().mT)
     held = torch.stack([is_it, in_a_row], dim=-1).mul(2).sub(1).clamp(0, 1).cummax(dim=1).values
     return Beside(looked_at, codes, recalled.present, follows[:, here], held[:, here])
 
