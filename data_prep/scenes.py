@@ -1,0 +1,110 @@
+"""Draws built-in scenes as picture files, with their captions in metadata.csv: something to teach, caption and search.
+
+The scenes are those that training on `scenes` never draws (held-out combinations of colours, shapes, places and
+numbers). With --with THING they are pictures of that thing: first one of it alone, then new ones of it beside another
+thing. With --with twice: one of each alone, then new ones of both. The same flags write the same pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+
+from _common.flags import count, plain_parser, positive, run
+from bitgen.data.scenes.dataset import SceneReader
+from bitgen.data.scenes.descriptions import COLOURS, SHAPES, Scene, scene_rng
+from bitgen.data.scenes.drawing import render_scene
+from bitgen.data.scenes.named import Entity, entities, scene_alone, scene_with
+from bitgen.data.scenes.wording import caption_scene_differently
+from bitgen.data.whole_folder import check_output
+from bitgen.guards.printable import printable
+from bitgen.machine.files import replacing_folder
+
+EXAMPLE = """\
+  python data_prep/scenes.py --output scenes --count 20
+  python src/caption.py scenes/1.png --model checkpoints/quickstart
+  python data_prep/scenes.py --with "purple star" --output stars
+  python src/memory.py --model checkpoints/memory_scenes teach stars/1.png "this is Rex"
+  python src/caption.py stars/2.png --model checkpoints/memory_scenes --memory checkpoints/memory_scenes.memory
+as training data, like any folder of pictures
+  python data_prep/image_folder.py --folder scenes --output data/scenes"""
+
+logger = logging.getLogger("data_prep")
+
+SIDECAR = "bitgen_scenes.json"
+_MOST_SCENES, _LARGEST = 10_000, 2048
+_CAPTIONS = 3  # of each scene
+
+
+def thing(text: str) -> Entity:
+    """``purple star`` as a thing. Raises ``ValueError`` that names the colours and shapes."""
+    words = text.lower().split()
+    if len(words) == 2 and words[0] in COLOURS and words[1] in SHAPES:
+        return Entity(*words)
+    raise ValueError(
+        f"--with {printable(text, 60)!r} is no thing: give a colour ({', '.join(COLOURS)}) and a shape "
+        f"({', '.join(SHAPES)}), as in --with 'purple star'"
+    )
+
+
+def scenes_with(things: Sequence[Entity], total: int, seed: int) -> Iterator[Scene]:
+    """Each thing alone, then new scenes of one thing beside others, or of two together; ``total`` of them."""
+    rng = scene_rng(seed, "scenes with", *(" ".join(one) for one in things))
+    others = [one for held_out in (False, True) for one in entities(held_out) if one not in things]
+    for number in range(total):
+        if number < len(things):
+            yield scene_alone(things[number], rng)
+        else:
+            yield scene_with(things[0], things[1] if len(things) > 1 else rng.choice(others), rng)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the flags, draws, writes the folder. Raises ``ValueError`` for anything a user can put right."""
+    parser = plain_parser(__doc__, EXAMPLE, "folder", "the scenes")
+    parser.add_argument(
+        "--count", type=positive, default=8, help="pictures to draw, at most 10000 (default %(default)s)"
+    )
+    parser.add_argument(
+        "--size",
+        type=positive,
+        default=56,
+        help="pixels of a side, at most 2048; models are used to those that they were trained on (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=count, default=1, help="other scenes for another seed (default %(default)s)")
+    parser.add_argument(
+        "--with",
+        dest="things",
+        action="append",
+        default=[],
+        metavar="THING",
+        help="a colour and a shape, such as 'purple star', that the pictures show; once or twice",
+    )
+    args = parser.parse_args(argv)
+    things = [thing(text) for text in args.things]
+    if len(things) > 2 or len(set(things)) < len(things):
+        raise ValueError("--with: give one thing, or two that differ")
+    if args.count > _MOST_SCENES or args.size > _LARGEST:
+        raise ValueError(f"--count is at most {_MOST_SCENES:,}, and --size at most {_LARGEST:,}")
+    check_output(args.output, args.overwrite, SIDECAR, "folder of scenes")
+    if things:
+        scenes = list(scenes_with(things, args.count, args.seed))
+    else:
+        scenes = SceneReader("val", args.count, args.seed).scenes
+    with replacing_folder(args.output) as folder:
+        with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["file_name", *(f"caption_{number}" for number in range(_CAPTIONS))])
+            for number, scene in enumerate(scenes, start=1):
+                rng = scene_rng(args.seed, "file", number, *args.things)
+                render_scene(scene, args.size, random.Random(rng.getrandbits(62))).save(folder / f"{number}.png")
+                rows.writerow([f"{number}.png", *caption_scene_differently(scene, _CAPTIONS, rng)])
+        meta = {"count": args.count, "size": args.size, "seed": args.seed, "with": [" ".join(one) for one in things]}
+        (folder / SIDECAR).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    logger.info("%d pictures -> %s", len(scenes), args.output)
+
+
+if __name__ == "__main__":
+    run(main)
