@@ -222,7 +222,9 @@ def _draw_memory(axes: Axes, memory: EpisodicMemory, dataset: ScenesDataset, top
     cue, answer = GAP + TILE + 250, GAP + 2 * TILE + 290
     draw_rule(axes, top + 4, WIDTH)
     draw_text(axes, GAP, top + 26, "2. Teach the memory, in one step")
-    draw_text(axes, cue, top + 26, "then ask with another picture of the scene: what it recalls, with each text's share")
+    draw_text(
+        axes, cue, top + 26, "then ask with another picture of the scene: what it recalls, with each text's share"
+    )
     for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
         y = top + 46 + number * (TILE + 22)
         draw_rule(axes, y - 8, WIDTH)

@@ -44,6 +44,30 @@ def refused(run, capsys):
     return call
 
 
+@pytest.mark.parametrize(
+    ("flags", "command"),
+    [
+        (["--model", "m", "--memory", "f", "--device", "cpu"], ["list"]),
+        (["--model", "m"], ["recall", "--text", "a dog"]),
+        (["--model", "m", "--slots", "9", "--widen"], ["teach", "a.png", "a dog"]),
+        (["--model", "m", "--slots", "9", "--no-whiten"], ["teach", "--text", "a dog"]),
+    ],
+    ids=str,
+)
+def test_flags_stand_before_the_command_or_behind_it(flags, command):
+    before, behind = memory.parse_flags([*flags, *command]), memory.parse_flags([*command, *flags])
+    assert vars(before) == vars(behind)
+    assert before.model == "m" and before.device == ("cpu" if "cpu" in flags else "auto")
+    assert getattr(before, "slots", None) == (9 if "9" in flags else None)
+
+
+def test_no_command_without_a_model(capsys):
+    for command in (["list"], ["teach", "a.png", "a dog"]):
+        with pytest.raises(SystemExit):
+            memory.parse_flags(command)
+        assert "required: --model" in capsys.readouterr().err
+
+
 def test_a_memorys_life(run, photos, tmp_path):
     for number, photo in enumerate(photos):
         assert run("teach", photo, f"the cat {number}") == [[str(number + 1), f"the cat {number}"]]

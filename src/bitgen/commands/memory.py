@@ -67,27 +67,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = Parser(description=_HELP, epilog=_EXAMPLES, **layout)
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"
-    )
-    parser.add_argument("--memory", metavar="FILE", help="the memory's file (default: DIR.memory, beside the model)")
-    parser.add_argument(
-        "--slots", type=int, metavar="N", help="with teach: size of the memory, 1 to 4096 (default: as it is; new: 32)"
-    )
-    parser.add_argument(
-        "--widen",
-        action="store_true",
-        help="with --slots: hold as many episodes as slots, beyond the width of the features; larger and slower",
-    )
-    parser.add_argument(
-        "--whiten",
-        action=argparse.BooleanOptionalAction,
-        help="with teach: take out of all codes what the model's training pairs share, so that a picture that was "
-        "never taught reads nothing like its text; needs a run or checkpoint (default: as it is; new: no)",
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
-    )
+    _add_place(parser)
+    _add_size(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     teach = commands.add_parser("teach", help="remember a picture with a text, or with --text a sentence alone")
     # Places that may be empty would end `teach IMAGE --id ID TEXT`: argparse fills them all at the first word.
@@ -110,7 +91,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     commands.add_parser("list", help="all episodes, and how full the memory is")
     show = commands.add_parser("show", help="draw the memory")
     show.add_argument("--output", required=True, metavar="FILE.png", help="where the picture goes")
+    for command in commands.choices.values():  # what stands before the command may stand behind it as well
+        _add_place(command, argument_default=argparse.SUPPRESS)
+    _add_size(teach, argument_default=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
+    if flags.model is None:
+        parser.error("the following arguments are required: --model")
     if flags.command == "teach" and flags.told is not None:
         if flags.text is not None:
             parser.error("teach takes TEXT or --text TEXT: give one of them")
@@ -126,6 +112,39 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     if flags.whiten is not None and flags.command != "teach":
         parser.error("--whiten changes how all is held: give it with teach")
     return flags
+
+
+def _add_place(parser: argparse.ArgumentParser, **default: Any) -> None:
+    """Which memory of which model. ``argument_default``: of flags that are not given, in place of their own."""
+    group = parser.add_argument_group("which memory", **default)
+    group.add_argument("--model", metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export")
+    group.add_argument("--memory", metavar="FILE", help="the memory's file (default: DIR.memory, beside the model)")
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default=default.get("argument_default", "auto"),
+        help="auto: a GPU when there is one (default)",
+    )
+
+
+def _add_size(parser: argparse.ArgumentParser, **default: Any) -> None:
+    """How much a memory holds, and how."""
+    group = parser.add_argument_group("with teach", **default)
+    group.add_argument(
+        "--slots", type=int, metavar="N", help="size of the memory, 1 to 4096 (default: as it is; new: 32)"
+    )
+    group.add_argument(
+        "--widen",
+        action="store_true",
+        default=default.get("argument_default", False),
+        help="with --slots: hold as many episodes as slots, beyond the width of the features; larger and slower",
+    )
+    group.add_argument(
+        "--whiten",
+        action=argparse.BooleanOptionalAction,
+        help="take out of all codes what the model's training pairs share, so that a picture that was never taught "
+        "reads nothing like its text; needs a run or checkpoint (default: as it is; new: no)",
+    )
 
 
 def memory_file(flags: argparse.Namespace) -> Path:
