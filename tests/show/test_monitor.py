@@ -331,3 +331,21 @@ def test_tensorboard_is_pointed_at_the_folder_of_all_runs(log_dir, root):
     monitor = Monitor(log_dir, is_main=False)
     monitor.close()
     assert str(monitor.tensorboard_root) == root
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        ({"val/t2i_R@1": 12.5, "val/other": 3.0}, "held out: t2i_R@1 12.5"),
+        ({"val/says_taught": 97.25, "val/says_two": 80.0, "val/recalled_two": 7.0}, "says_taught 97.25, says_two 80"),
+        ({"val/new_measure": 7.0}, "held out: new_measure 7"),
+    ],
+    ids=str,
+)
+def test_a_validation_says_its_main_figures_or_all_that_it_has(tmp_path, caplog, measured, said) -> None:
+    monitor = Monitor(tmp_path)
+    with caplog.at_level("INFO"):
+        monitor.held_out(4, 1, measured, {}, {})
+    monitor.close()
+    (line,) = (record.getMessage() for record in caplog.records if "held out" in record.getMessage())
+    assert line.startswith("step 4 held out: ") and line.endswith(said)

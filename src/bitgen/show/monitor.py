@@ -167,7 +167,8 @@ class Monitor:
         for name, text in texts.items():
             self._to_tensorboard("add_text", name, text, global_step=step)
         main = [(name, value) for name, value in scalars.items() if "_R@" in name or name in MAIN_HELD_OUT]
-        line = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in main)
+        shown = main or scalars.items()  # a task without any of these says all that it measures
+        line = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in shown)
         logger.info("step %d held out: %s", step, line)
 
     def flush(self) -> None:

@@ -28,6 +28,9 @@ MAIN_HELD_OUT = (
     "val/rationale",
     "val/clauses",
     "val/where_acc@.5",
+    *(f"val/says_{what}" for what in ("taught", "alone", "with", "two", "question", "same", "view")),
+    "val/says_sentence",
+    "val/says_sentence_back",
 )
 _HELD_OUT = (
     *(f"val/{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)),
