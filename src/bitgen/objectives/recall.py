@@ -5,7 +5,7 @@ taught, or nothing (cross-entropy over the facts and a null that stands at the t
 taught text gives its tokens back. *Language*: the answer, from what the memory gives for the cue.
 
 The write and the read are the closed form of ``memory/associative.py``, with noise: with keys X and values Y, a cue x
-reads ``x X^T (X X^T + noise)^-1 Y``; everything is differentiable, through a Cholesky factor of at most F x F.
+reads ``x X^T (X X^T + noise)^-1 Y``, through a Cholesky factor of at most F x F, differentiable in the values.
 """
 
 from __future__ import annotations
@@ -169,11 +169,14 @@ class RecallObjective(StatelessObjective):
         """What the decoder is given for each query: the values of the facts that it is about, as the memory reads them.
 
         Half of the facts are read with the query's own cue, which is merely similar, half with the key that it means.
+        What is said teaches no keys: finding is what they are for, and once they find, the gradient of the language
+        would be all that is left to move them.
         """
+        written = written._replace(keys=written.keys.detach())
         rows, pictured = facts.clamp_min(0), len(asked.tokens)
         at = asked.at.gather(1, rows[:pictured])  # [Qi, R]
         cues = asked.by_token.gather(1, at[..., None].expand(-1, -1, asked.by_token.shape[-1]))
-        cues = torch.cat([cues, asked.texts[:, None].expand(-1, rows.shape[1], -1)])
+        cues = torch.cat([cues, asked.texts[:, None].expand(-1, rows.shape[1], -1)]).detach()
         seen = self.recall.seen(asked.tokens, at)
         seen = torch.cat([seen, seen.new_zeros(len(asked.texts), *seen.shape[1:])])
         values = closed_form_read(written, written.keys[rows].flatten(0, 1), EXACT)
