@@ -254,6 +254,22 @@ def test_in_training_half_of_the_queries_read_with_their_own_cue(objective) -> N
     assert not torch.equal(*given)
 
 
+def test_what_is_said_teaches_no_keys(objective) -> None:
+    """Keys are for finding: the gradient of the language alone would move them once they find."""
+    tensors = batch()
+    written = objective.write(tensors)
+    asked = objective._ask(written, tensors)
+    objective._language(tensors, asked, objective._recalled(written, asked, tensors["facts"])).backward()
+    reached = {name for name, one in objective.recall.named_parameters() if one.grad is not None and one.grad.any()}
+    keys = ("image_key", "image_weight", "text_", "token_embedding", "threshold", "log_scale")
+    assert not {name for name in reached if name.startswith(keys)}
+    assert {"code_embedding.weight", "value_out.weight", "where.1.weight", "pointer.query.weight"} <= reached
+    asked = objective._ask(objective.write(tensors), tensors)
+    objective._addressing(asked.cosines, tensors["facts"])[0].backward()
+    reached = {name for name, one in objective.recall.named_parameters() if one.grad is not None and one.grad.any()}
+    assert {start for start in keys if any(name.startswith(start) for name in reached)} == set(keys)
+
+
 def test_a_text_that_no_value_can_hold_is_learned_up_to_where_it_is_cut() -> None:
     objective = make_objective(recall_tokens=2).eval()
     tensors = batch()
