@@ -257,6 +257,7 @@ def test_in_training_half_of_the_queries_read_with_their_own_cue(objective) -> N
 def test_what_is_said_teaches_no_keys(objective) -> None:
     """Keys are for finding: the gradient of the language alone would move them once they find."""
     tensors = batch()
+    objective.zero_grad()  # other tests share it
     written = objective.write(tensors)
     asked = objective._ask(written, tensors)
     objective._language(tensors, asked, objective._recalled(written, asked, tensors["facts"])).backward()
@@ -264,6 +265,7 @@ def test_what_is_said_teaches_no_keys(objective) -> None:
     keys = ("image_key", "image_weight", "text_", "token_embedding", "threshold", "log_scale")
     assert not {name for name in reached if name.startswith(keys)}
     assert {"code_embedding.weight", "value_out.weight", "where.1.weight", "pointer.query.weight"} <= reached
+    objective.zero_grad()
     asked = objective._ask(objective.write(tensors), tensors)
     objective._addressing(asked.cosines, tensors["facts"])[0].backward()
     reached = {name for name, one in objective.recall.named_parameters() if one.grad is not None and one.grad.any()}
