@@ -14,7 +14,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from _common.flags import count, plain_parser, positive, run
-from bitgen.data.scenes.dataset import SceneReader
+from bitgen.data.scenes.dataset import CAPTIONS_PER_SCENE, SceneReader
 from bitgen.data.scenes.descriptions import COLOURS, SHAPES, Scene, scene_rng
 from bitgen.data.scenes.drawing import render_scene
 from bitgen.data.scenes.named import Entity, entities, scene_alone, scene_with
@@ -36,7 +36,6 @@ logger = logging.getLogger("data_prep")
 
 SIDECAR = "bitgen_scenes.json"
 _MOST_SCENES, _LARGEST = 10_000, 2048
-_CAPTIONS = 3  # of each scene
 
 
 def thing(text: str) -> Entity:
@@ -96,11 +95,11 @@ def main(argv: list[str] | None = None) -> None:
     with replacing_folder(args.output) as folder:
         with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(["file_name", *(f"caption_{number}" for number in range(_CAPTIONS))])
+            rows.writerow(["file_name", *(f"caption_{number}" for number in range(CAPTIONS_PER_SCENE))])
             for number, scene in enumerate(scenes, start=1):
                 rng = scene_rng(args.seed, "file", number, *args.things)
                 render_scene(scene, args.size, random.Random(rng.getrandbits(62))).save(folder / f"{number}.png")
-                rows.writerow([f"{number}.png", *caption_scene_differently(scene, _CAPTIONS, rng)])
+                rows.writerow([f"{number}.png", *caption_scene_differently(scene, CAPTIONS_PER_SCENE, rng)])
         meta = {"count": args.count, "size": args.size, "seed": args.seed, "with": [" ".join(one) for one in things]}
         (folder / SIDECAR).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     logger.info("%d pictures -> %s", len(scenes), args.output)

@@ -9,7 +9,7 @@ from bitgen.config.fields import AtLeastOne, NotNegative, Size, setting
 
 @dataclass
 class EpisodeSettings:
-    """Speaking from a memory of taught facts (docs/memory.md)."""
+    """Speaking from a memory of taught facts (docs/speaking.md)."""
 
     _argument_group_name = "episodes"
 

@@ -5,7 +5,7 @@ taught, or nothing (cross-entropy over the facts and a null that stands at the t
 taught text gives its tokens back. *Language*: the answer, from what the memory gives for the cue.
 
 The write and the read are the closed form of ``memory/associative.py``, with noise: with keys X and values Y, a cue x
-reads ``x X^T (X X^T + noise)^-1 Y``, through a Cholesky factor of at most F x F, differentiable in the values.
+reads ``x X^T (X X^T + noise)^-1 Y``, through a Cholesky factor of at most F x F.
 """
 
 from __future__ import annotations
