@@ -21,6 +21,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   told_KIND, told_whole_KIND   says_KIND and whole_KIND where the right facts are recalled whatever the cue means: what
                    is missing to 100 is saying (beyond capacity also reading), the rest of what says_KIND misses finding
   prompted_KIND    says_KIND of the same model without a memory, whose prompt is the taught text
+  said_, unchanged_pictures, _sentences   with a part `changed` in the trained model: the probability above which a fact
+                   is recalled (`gate`), the `noise` that keys are read with, `no pointer`, `no cross-attention`
   empty_memory     share of the answers with an empty memory that are not those without a memory (0)
   teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to teach facts; to fine-tune until as many
                    are said, at the best of three rates; their ratio. null: not reached
@@ -47,6 +49,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
+from memory_speaks_ablations import without_parts
 from memory_speaks_costs import cost_of_a_token, costs
 from memory_speaks_names import renamed
 from memory_speaks_training import fine_tuned_seconds
@@ -259,6 +262,18 @@ def prompted(objective: RecallObjective, trained: Trained, data: PairDataset | N
         report(name, values, facts=32)
 
 
+def ablations(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
+    """16 pictures and 16 sentences, with one part changed."""
+    found: dict[tuple, list[float]] = {}
+    for seed in SEEDS:
+        for dataset, episode in episodes(trained, data, seed, count, pictures=16, sentences=16):
+            for (changed, level), shares in without_parts(Speaker(objective, dataset), episode).items():
+                for name, value in shares.items():
+                    found.setdefault((name, changed, level), []).append(value)
+    for (name, changed, level), values in found.items():
+        report(name, values, facts=32, slots=128, changed=changed, level=level)
+
+
 def empty_memory(objective: RecallObjective, trained: Trained, data: PairDataset | None) -> None:
     """Whether an answer with an empty memory is another than without one, answer by answer."""
     for dataset, episode in episodes(trained, data, SEEDS[0], 1):
@@ -294,7 +309,7 @@ def main() -> None:
     parser.add_argument("--data", metavar="DIR", help="held-out features; without it the built-in scenes")
     parser.add_argument("--episodes", type=int, default=4, metavar="N", help="for each seed (default: 4)")
     parser.add_argument(
-        "--only", help="said, sentences, edited, prompted, empty, training or costs, with commas between"
+        "--only", help="said, sentences, edited, prompted, ablations, empty, training or costs, with commas between"
     )
     flags = parser.parse_args()
     torch.set_num_threads(1)
@@ -306,6 +321,7 @@ def main() -> None:
         "sentences": lambda: other_sentences(objective, trained, data, flags.episodes),
         "edited": lambda: edited_and_forgotten(objective, trained, data, flags.episodes),
         "prompted": lambda: prompted(objective, trained, data, flags.episodes),
+        "ablations": lambda: ablations(objective, trained, data, flags.episodes),
         "training": lambda: seconds_of_teaching(objective, trained, data),
         "costs": lambda: (costs(objective), cost_of_a_token(objective)),
         "said": lambda: said_after_teaching(objective, trained, data, flags.episodes),

@@ -79,6 +79,7 @@ class Speaker:
         plain: bool = True,
         read: Read | None = None,
         told: bool = False,
+        sure: tuple[float, float] = (SURE_OF_PICTURE, SURE_OF_TEXT),
     ) -> list[Answer]:
         """What the model says to an episode's queries, in their order.
 
@@ -87,6 +88,7 @@ class Speaker:
             plain: ask without the memory too.
             read: rows of facts to their values; None: the memory's own reading of their keys.
             told: recall the facts that each query is about, whatever the cue means: addressing that is never wrong.
+            sure: the probabilities above which a picture and a text recall a fact.
         """
         recall, queries = self.model.recall, episode.queries
         assert recall is not None
@@ -102,7 +104,7 @@ class Speaker:
                 cues = recall.image_keys(tokens)
             else:
                 cues = recall.text_keys(tensors["prompt_ids"], tensors["prompt_mask"])[:, None]
-            found = find(recall, keys, cues, SURE_OF_PICTURE if sees else SURE_OF_TEXT)
+            found = find(recall, keys, cues, sure[0] if sees else sure[1])
             facts = [list(queries[row].facts) for row in rows] if told else chosen(found)
             recalled = recalled_for(
                 recall, facts, found, read or (lambda rows: memory.read(keys[rows], IMAGE).halves), tokens

@@ -1,0 +1,67 @@
+"""Parts of a memory that speaks, taken away or changed in a trained model: what is said, and what is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from bitgen.data.episodes.dataset import Episode
+from bitgen.memory.address_space import IMAGE
+from bitgen.memory.answering import Answer, Speaker, says
+from bitgen.memory.associative import AssociativeMemory
+from bitgen.model.recall import Recall
+from bitgen.objectives.recall import Written, closed_form_read
+
+GATES = (0.0, 0.5, 0.7, 0.8, 0.9)  # probabilities above which a fact is recalled; 0: always the nearest
+NOISES = (1e-3, 0.03, 0.1, 0.3, 1.0)  # of observation, squared, that a key is read with
+
+
+@contextmanager
+def _silent(*parts: torch.nn.Module, given_back: bool) -> Iterator[None]:
+    """Parts whose output is what they were given, or zeros."""
+
+    def instead(_: Any, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        return inputs[0] if given_back else torch.zeros_like(output)
+
+    handles = [part.register_forward_hook(instead) for part in parts]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _reading(memory: AssociativeMemory, noise: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    written = Written(memory.halves(IMAGE).float(), memory.halves(1).float())
+    return lambda rows: closed_form_read(written, written.keys[rows], noise)
+
+
+def without_parts(speaker: Speaker, episode: Episode) -> dict[tuple[str, float], dict[str, float]]:
+    """``{(what was changed, how much): {measure: percent}}`` of one episode."""
+    tensors = speaker.tensors(episode)
+    memory, recall = speaker.teach(tensors), speaker.model.recall
+    assert isinstance(recall, Recall)
+
+    def asked(**how: Any) -> dict[str, float]:
+        return _shares(speaker.ask(memory, episode, tensors, **how))
+
+    found = {("gate", gate): asked(sure=(gate, gate)) for gate in GATES}
+    found |= {("noise", noise): asked(read=_reading(memory, noise)) for noise in NOISES}
+    with _silent(recall.pointer, given_back=False):
+        found["no pointer", 0.0] = asked()
+    with _silent(*recall.readers, given_back=True):
+        found["no cross-attention", 0.0] = asked()
+    return found
+
+
+def _shares(answers: list[Answer]) -> dict[str, float]:
+    """Of pictures and of sentences: answers that hold what was taught; answers about nothing, left as they were."""
+    shares: dict[str, list[bool]] = {}
+    for answer in answers:
+        of = "sentences" if answer.query.kind.startswith("sentence") else "pictures"
+        right = says(answer) if answer.query.facts else answer.said == answer.plain
+        shares.setdefault(f"{'said' if answer.query.facts else 'unchanged'}_{of}", []).append(right)
+    return {name: 100 * sum(values) / len(values) for name, values in shares.items()}

@@ -1,0 +1,48 @@
+"""A part that is taken away changes what it should, and is back afterwards."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from memory_speaks_ablations import GATES, NOISES, without_parts
+
+from bitgen.memory.answering import Speaker, measures, says
+from support.speaking import dataset, episodes, make_objective
+
+
+@pytest.fixture(scope="module")
+def speaker() -> Speaker:
+    return Speaker(make_objective(), dataset(held_out=True))
+
+
+def test_each_change_is_one_and_leaves_the_model_as_it_was(speaker: Speaker) -> None:
+    (episode,) = episodes(1, held_out=True, pictures=3, sentences=3, picture_queries=20, sentence_queries=6)
+    with torch.no_grad():
+        speaker.model.recall.threshold.fill_(0.0)
+        speaker.model.recall.log_scale.fill_(3.0)  # all that points the same way is recalled
+    tensors = speaker.tensors(episode)
+    memory = speaker.teach(tensors)
+    before = speaker.ask(memory, episode, tensors)
+    found = without_parts(speaker, episode)
+    assert speaker.ask(memory, episode, tensors) == before
+    assert set(found) >= {("gate", gate) for gate in GATES} | {("noise", noise) for noise in NOISES}
+    assert all({name.split("_")[0] for name in shares} == {"said", "unchanged"} for shares in found.values())
+    about_nothing = [answer for answer in before if not answer.query.facts]
+    pictured = [answer for answer in about_nothing if answer.query.picture is not None]
+    assert pictured and found["gate", 0.7]["unchanged_pictures"] == measures(pictured)["unchanged_unknown"]
+
+
+def test_a_gate_that_nothing_passes_leaves_every_answer(speaker: Speaker) -> None:
+    (episode,) = episodes(1, held_out=True, pictures=3, sentences=3, picture_queries=6, sentence_queries=6)
+    tensors = speaker.tensors(episode)
+    shut = speaker.ask(speaker.teach(tensors), episode, tensors, sure=(1.0, 1.0))
+    assert all(answer.said == answer.plain and not answer.facts for answer in shut)
+    opened = speaker.ask(speaker.teach(tensors), episode, tensors, sure=(0.0, 0.0))
+    assert all(answer.facts for answer in opened)
+    assert not any(says(answer) for answer in shut if answer.query.facts)
