@@ -386,6 +386,12 @@ def test_a_record_that_cannot_be_used_is_counted_and_named(prepare, images, capl
 def test_pixels_given_as_fractions_and_the_reverse_are_named(prepare, caplog) -> None:
     with pytest.raises(ValueError, match="box that cannot be used: it.jsonl line 1 .*reaches outside its picture"):
         prepare("jsonl", [line()], "--normalised", "True")
+    with pytest.raises(ValueError, match=r"box within one pixel .*--normalised True.*it.jsonl line 1"):
+        prepare("jsonl", [line(box=[0.25, 0.25, 0.5, 0.75])])
+
+
+def test_fractions_that_are_rounded_past_the_edge_are_taken(prepare) -> None:
+    assert prepare("jsonl", [line(box=[-1e-7, 0, 1.0000001, 1])], "--normalised", "True")[0].boxes == (Box(0, 0, 1, 1),)
 
 
 def test_too_many_of_them_stop_it_and_a_limit_leaves_them_out(prepare, tmp_path) -> None:

@@ -16,7 +16,7 @@ from bitgen.data.questions.boxes import Box
 from bitgen.data.scenes.tables import render_table, table_scene
 from bitgen.evaluation.asking import Answered, ask, thinks_by_default
 from bitgen.guards.printable import printable
-from bitgen.guards.regular_files import read_regular_file
+from bitgen.guards.regular_files import BadFile, read_regular_file
 from bitgen.machine.files import write_whole
 from bitgen.memory.encoder import PairEncoder
 from bitgen.memory.episodes import check_texts
@@ -61,8 +61,13 @@ def reasoner(trained: Trained, flags: argparse.Namespace) -> Callable[[str], lis
 def _opened(trained: Trained, flags: argparse.Namespace) -> Image.Image:
     path = Path(flags.files[0])
     try:
-        upright = decode_image(read_regular_file(path), printable(path), trained.processor.max_image_pixels)
-    except (OSError, ValueError) as error:
+        content = read_regular_file(path)
+    except (OSError, BadFile) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise ConfigError(f"{printable(path)}: {printable(reason, 1000)}") from error
+    try:
+        upright = decode_image(content, printable(path), trained.processor.max_image_pixels)
+    except ValueError as error:
         raise ConfigError(printable(error, 1000)) from error
     if flags.picture is not None and os.path.exists(flags.picture) and os.path.samefile(path, flags.picture):
         raise ConfigError(f"--picture {flags.picture} is the picture itself. Give another name.")

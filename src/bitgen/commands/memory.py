@@ -22,6 +22,8 @@ from bitgen.memory.episodes import MOST_CHARACTERS
 from bitgen.memory.picture import write_picture
 from bitgen.trained import Trained, open_model
 
+logger = logging.getLogger(__name__)
+
 _HELP = """\
 Teach a trained model pictures with texts, recall them, change and forget them: each in one closed-form step, without
 training. The model itself stays as it is; what it was taught is in a file of its own.
@@ -37,7 +39,8 @@ image half; the episodes nearest to what was read are shown, best first:
 A model that was trained to speak from a memory (configs/memory_scenes.yaml) says what it was taught, in src/caption.py
 and src/ask.py with --memory FILE too, and can be told sentences without a picture. Before the episodes recall writes
 what the model says of the picture, or answers to the text, and which episodes it has that from, each with the
-probability that the picture or text is about it. Of two that are about the same thing the later is said.
+probability that the picture or text is about it. Of two pictures of one thing the later is said; of sentences that
+contradict each other either may be, so teach names the earlier one, to edit or forget.
 
 A memory tells min(slots, width of the model's features) episodes apart for certain; with --widen as many as it has
 slots. Beyond that it warns and says what to expect; --slots with teach makes a memory larger at any time."""
@@ -137,7 +140,7 @@ def _add_size(parser: argparse.ArgumentParser, **default: Any) -> None:
         "--widen",
         action="store_true",
         default=default.get("argument_default", False),
-        help="with --slots: hold as many episodes as slots, beyond the width of the features; larger and slower",
+        help="with --slots: hold as many episodes as slots, beyond the width of the features; larger, slower, for good",
     )
     group.add_argument(
         "--whiten",
@@ -177,8 +180,9 @@ def change(memory: EpisodicMemory, flags: argparse.Namespace, path: Path) -> Non
     with memory.editing(path):
         if flags.command == "teach":
             space = memory.codes.space
-            if flags.slots is not None and (space.slots, space.widen) != (flags.slots, flags.widen):
-                memory.resize(flags.slots, flags.widen)
+            widen = flags.widen or space.widen  # once widened, it stays so
+            if flags.slots is not None and (space.slots, space.widen) != (flags.slots, widen):
+                memory.resize(flags.slots, widen)
             if flags.whiten is not None and flags.whiten != (space.whitening is not None):
                 memory.whiten(training_whitening(flags.model) if flags.whiten else None)
             keys = None if flags.id is None else [flags.id]
@@ -200,7 +204,11 @@ def said(memory: EpisodicMemory, trained: Trained, flags: argparse.Namespace) ->
     """Rows of what the model says to the cue, and which episodes that is from."""
     if flags.image is None:
         spoken = memory.recalled(text=flags.text)
-        text = answer_of(trained, flags.text, recalled=spoken.tokens)
+        try:
+            text = answer_of(trained, flags.text, recalled=spoken.tokens)
+        except ValueError as error:  # it is too long to be answered, and recalls what it recalls
+            logger.warning("%s", error)
+            text = ""
     else:
         [pixels] = memory.encoder.inputs([flags.image]).values()
         spoken = memory.recalled(image=pixels[0])

@@ -41,17 +41,22 @@ def apply_umask(path: str | Path) -> None:
     os.chmod(path, 0o666 & ~umask)
 
 
+def behind_link(path: str | Path) -> Path:
+    """What a link points to, which is what is to be written where one is named; any other path as it is."""
+    return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside ``path``; what the block writes there takes the place of ``path`` in one step.
 
-    The content has reached the disk when the block is left. A block that raises leaves ``path`` as it was, and nothing
-    beside it.
+    A link stays, and what it points to is replaced. The content has reached the disk when the block is left. A block
+    that raises leaves ``path`` as it was, and nothing beside it.
 
     Raises:
         OSError: the disk says no, or ``path`` is a folder, a device or a pipe, which must not be replaced by a file.
     """
-    target = Path(path)
+    target = behind_link(path)
     _refuse_irregular(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -19,7 +19,7 @@ from bitgen.memory.address_space import IMAGE, AddressSpace
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.recall import Recalled
-from bitgen.model.speaking import SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
+from bitgen.model.speaking import SAME_PICTURED, SAME_TOLD, SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
 from bitgen.objectives.recall import RecallObjective
 
 LONGEST_ANSWER = 40
@@ -104,7 +104,7 @@ class Speaker:
                 cues = recall.image_keys(tokens)
             else:
                 cues = recall.text_keys(tensors["prompt_ids"], tensors["prompt_mask"])[:, None]
-            found = find(recall, keys, cues, sure[0] if sees else sure[1])
+            found = find(recall, keys, cues, *((sure[0], SAME_PICTURED) if sees else (sure[1], SAME_TOLD)))
             facts = [list(queries[row].facts) for row in rows] if told else chosen(found)
             recalled = recalled_for(
                 recall, facts, found, read or (lambda rows: memory.read(keys[rows], IMAGE).halves), tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -78,7 +78,7 @@ def check_texts(texts: Iterable[str], longest: int | None = MOST_CHARACTERS) -> 
         if not isinstance(text, str):
             raise ValueError(f"text {position} is a {type(text).__name__}, not a string")
         if not text.strip():
-            raise ValueError(f"text {position} is empty: write what is to be remembered")
+            raise ValueError(f"text {position} is empty: write something")
         if longest is not None and len(text) > longest:
             raise ValueError(f"text {position} has {len(text):,} characters, at most {longest:,} are taken: shorten it")
         if not _encodes(text):
@@ -99,12 +99,14 @@ class Held(NamedTuple):
 
     A sentence that was told without an image has zeros in place of its image features. ``spoken``: keys and values that
     the model speaks from, row by row too; None: it does not. A key of zeros is of an episode that it cannot say.
+    ``tokens_of``: the tokens that values are of, ``[E, L d] -> [E, L]``, -1 behind a text's end.
     """
 
     memory: AssociativeMemory
     episodes: tuple[Episode, ...] = ()
     next_id: int = 1
     spoken: AssociativeMemory | None = None
+    tokens_of: Callable[[Tensor], Tensor] | None = None
 
     @property
     def capacity(self) -> int:
@@ -145,7 +147,7 @@ class Held(NamedTuple):
         said = self.spoken
         if said is not None:
             said = said.written(pairs.new_zeros(len(pairs), said.pairs.shape[1]) if spoken is None else spoken)
-        return Held(memory, self.episodes + new, next_id, said), ids
+        return self._replace(memory=memory, episodes=self.episodes + new, next_id=next_id, spoken=said), ids
 
     def edited(self, key: str, text: str, feature: Tensor, fact: Tensor | None = None) -> Held:
         """With another text, and its ``feature [D]``, in an episode.
@@ -244,15 +246,16 @@ class Held(NamedTuple):
         return (shares[0], shares[1]) if shares else (1.0, 1.0)
 
     def expected_speech(self) -> float | None:
-        """Share of what the model can say whose own key reads it first; None: it does not speak from the memory."""
+        """Share of what the model can say of which its own key reads every token; None: it does not speak."""
         if self.spoken is None:
             return None
         keys, values = self.spoken.halves(IMAGE), self.spoken.halves(TEXT)
         rows = keys.any(dim=1).nonzero()[:, 0]
         if not len(rows):
             return 1.0
-        read = self.spoken.read(keys[rows], IMAGE).halves
-        return _share_first(F.normalize(read, dim=1) @ F.normalize(values[rows], dim=1).mT)
+        assert self.tokens_of is not None
+        read, taught = self.tokens_of(self.spoken.read(keys[rows], IMAGE).halves), self.tokens_of(values[rows])
+        return (read == taught).all(dim=1).double().mean().item()
 
     def state(self) -> MemoryState:
         """How full the memory is."""

@@ -18,7 +18,13 @@ from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
 from bitgen.memory.files import StoredSpoken, exclusive, write_memory
-from bitgen.memory.notices import warn_of_like_texts, warn_of_unsaid, warn_when_full
+from bitgen.memory.notices import (
+    warn_of_another_thing,
+    warn_of_contradictions,
+    warn_of_like_texts,
+    warn_of_unsaid,
+    warn_when_full,
+)
 from bitgen.memory.spoken import MUTE, FactEncoder, Spoken, recalled_by
 from bitgen.memory.whitening import Whitening
 from bitgen.model.modeling_bitgen import BitGenModel
@@ -69,7 +75,8 @@ class EpisodicMemory:
             self._facts = FactEncoder(self.encoder)
             self._spoken_probe = self._facts.probe()
             spoken = spoken_space(space, *map(len, self._spoken_probe))
-            self._held = self._held._replace(spoken=AssociativeMemory.empty(spoken, cue_noise))
+            empty = AssociativeMemory.empty(spoken, cue_noise)
+            self._held = self._held._replace(spoken=empty, tokens_of=torch.no_grad()(model.recall.tokens_of))
 
     def __len__(self) -> int:
         return len(self._held.episodes)
@@ -172,6 +179,7 @@ class EpisodicMemory:
         with self._writing:
             self._held, ids = self._held.added(pairs, texts, keys, spoken)
             warn_of_like_texts(self._held, len(ids))
+            warn_of_contradictions(self._held, len(ids))
             warn_when_full(self._held)
         if self._facts is not None and spoken is not None:
             self._facts.say_cut(texts)
@@ -180,15 +188,20 @@ class EpisodicMemory:
     def edit(self, id: str, text: str) -> None:
         """Change an episode's text, and so what its image recalls and what the model says of it.
 
+        It stays about the same thing in its image, which is not kept. A warning is logged where the new text seems to
+        be about another.
+
         Raises:
             ValueError: there is no such episode, or the text is empty.
         """
         feature = self.encoder.texts([text])[0]
         fact = None if self._facts is None else self._facts.codes([text])[0]
         with self._writing:
+            before = self._held.episodes[self._held.row(id)].text
             self._held = self._held.edited(id, text, feature, fact)
             warn_of_like_texts(self._held, 1, id)
         if self._facts is not None:
+            warn_of_another_thing(self._held, id, text, self._facts.alike(before, text))
             self._facts.say_cut([text])
 
     def forget(self, id: str) -> None:
@@ -308,7 +321,7 @@ class EpisodicMemory:
         """
         held = held_in_file(path, self._probe, self._spoken_probe)
         with self._writing:
-            self._held = held
+            self._held = held._replace(tokens_of=self._held.tokens_of)
         warn_of_unsaid(held)
 
     @contextmanager

@@ -17,7 +17,7 @@ from bitgen.guards.json_files import BadJson, check_keys, parse_json
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import BadFile, read_regular_file
 from bitgen.machine import locks
-from bitgen.machine.files import write_whole
+from bitgen.machine.files import behind_link, write_whole
 from bitgen.memory.whitening import Whitening
 
 FORMAT_VERSION, SPOKEN_VERSION = 2, 3  # 1 had no whitening; 3 has what a model says, of models that speak alone
@@ -81,7 +81,8 @@ def exclusive(path: str | Path) -> AbstractContextManager[None]:
     Raises:
         ValueError: another holder has it now, or its folder cannot be written.
     """
-    lock = Path(path).with_name(f".{Path(path).name}.lock")
+    held = behind_link(path)  # all names of a file are held together
+    lock = held.with_name(f".{held.name}.lock")
     return locks.exclusive(lock, printable(path), "Nothing was changed: try again when that one is done.")
 
 
@@ -111,7 +112,7 @@ def write_memory(
             f"{printable(path)}: its texts take more than {MOST_HEADER:,} bytes, or all of it more than "
             f"{MOST_BYTES:,}; nothing was written: forget some episodes, or teach others in another file"
         )
-    path = Path(path)
+    path = behind_link(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a writer that was killed
         leftover.unlink(missing_ok=True)
     write_whole(path, content.replace(_SEAL + _UNSEALED, _SEAL + hashlib.sha256(content).hexdigest().encode(), 1))

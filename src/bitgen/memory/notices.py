@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import torch
 
 from bitgen.guards.printable import printable
-from bitgen.memory.address_space import TEXT
+from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.episodes import Episode, Held
 
 logger = logging.getLogger(__name__)
 
 # Relative to its largest entry: a text in another batch has another code by rounding, about a tenth of this.
 _SAME_TEXT = 1e-6
+# Cosine of the keys of two sentences that tell the same of someone: eight in ten that contradict each other are above.
+_ALIKE = 0.7
+# Cosine of what two texts look for in a picture: of one thing above 0.8, of two below 0.5.
+_ONE_THING = 0.65
 
 
 def warn_of_like_texts(held: Held, newest: int, id: str | None = None) -> None:
@@ -47,6 +52,46 @@ def _like_texts(held: Held, newest: int, id: str | None) -> list[tuple[Episode, 
         new = held.episodes[row]
         found += [(new, held.episodes[other]) for other in same if held.episodes[other].text != new.text][:1]
     return found
+
+
+def warn_of_contradictions(held: Held, newest: int) -> None:
+    """Name an earlier sentence that one of the newest may contradict: it shares a name, and is asked for alike."""
+    if held.spoken is None:
+        return
+    keys, pictured = held.spoken.halves(IMAGE), held.memory.halves(IMAGE).any(dim=1)
+    found = []
+    for new in range(len(keys) - newest, len(keys)):
+        near = (keys[:new] @ keys[new] > _ALIKE) & ~pictured[:new] & ~pictured[new]
+        new_names = _names(held.episodes[new].text)
+        for old in near.nonzero()[:, 0].tolist():
+            if new_names & _names(held.episodes[old].text) and held.episodes[old].text != held.episodes[new].text:
+                found.append((held.episodes[old], held.episodes[new]))
+    if found:
+        old, newer = found[-1]
+        logger.warning(
+            "'%s' is told beside '%s' (episode %s)%s, and a question may be answered with either. If that one is no "
+            "longer true, edit it or forget it.",
+            printable(newer.text, 60),
+            printable(old.text, 60),
+            printable(old.id, 60),
+            f" and {len(found) - 1:,} more such pairs" if len(found) > 1 else "",
+        )
+
+
+def _names(text: str) -> set[str]:
+    """Words with a capital."""
+    return {word for word in re.findall(r"\w+", text) if word[0].isupper()}
+
+
+def warn_of_another_thing(held: Held, id: str, text: str, alike: float) -> None:
+    """Say that an edited text seems to be about another thing in its picture, which is not kept."""
+    if alike < _ONE_THING and held.memory.halves(IMAGE)[held.row(id)].any():
+        logger.warning(
+            "'%s' seems to be about something else in the picture than before. The picture is not kept, so the text "
+            "stays with what the old one named. To name another thing, forget episode %s and teach the picture anew.",
+            printable(text, 60),
+            printable(id, 60),
+        )
 
 
 def warn_when_full(held: Held) -> None:

@@ -22,7 +22,7 @@ from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
 from bitgen.model.recall import Recall, Recalled
-from bitgen.model.speaking import SAME_THING, SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
+from bitgen.model.speaking import SAME_PICTURED, SAME_TOLD, SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,12 @@ class FactEncoder:
             codes.append(torch.cat([keys, self.recall.values(ids, mask)], dim=1).double())
         return torch.cat(codes)
 
+    @torch.no_grad()
+    def alike(self, text: str, other: str) -> float:
+        """Cosine of what two texts look for in a picture."""
+        one, another = self.recall.looked_for(*self.encoder.tokens([text, other], say=False))
+        return torch.cosine_similarity(one, another, dim=0).item()
+
     def say_cut(self, texts: Sequence[str]) -> None:
         """Warn of texts that are longer than a value, and show what would be recalled of one."""
         processor, longest = self.encoder.processor, self.recall.length
@@ -123,17 +129,18 @@ def recalled_by(recall: Recall, memory: AssociativeMemory, episodes: Sequence[Ep
     if not len(memory):
         return Spoken(None, [], 0.0)
     keys = memory.halves(IMAGE)
-    found = find(recall, keys, cue.keys, SURE_OF_TEXT if cue.image_tokens is None else SURE_OF_PICTURE)
+    sure, same = (SURE_OF_TEXT, SAME_TOLD) if cue.image_tokens is None else (SURE_OF_PICTURE, SAME_PICTURED)
+    found = find(recall, keys, cue.keys, sure, same)
     confidence = found.confidence[0] * keys.any(dim=1)  # a key of zeros is of what cannot be said
-    surest = confidence.max().item()
-    likely = (confidence > found.sure).nonzero()[:, 0]
-    later = torch.arange(len(keys), device=keys.device) > likely[:, None]
-    outdated = likely[((keys[likely] @ keys.mT > SAME_THING) & later).any(dim=1)]
-    confidence[outdated] = 0
     facts = chosen(found._replace(confidence=confidence[None]))
-    if len(outdated):  # keys that are equal would read a mixture of their values
-        keep = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
-        keep[outdated] = False
-        memory = AssociativeMemory.holding(memory.space, memory.pairs[keep], memory.cue_noise)
+    memory = _without_repeated(memory, keys, facts[0])
     tokens = recalled_for(recall, facts, found, lambda rows: memory.read(keys[rows], IMAGE).halves, cue.image_tokens)
-    return Spoken(tokens, [(episodes[row], confidence[row].item()) for row in facts[0]], surest)
+    return Spoken(tokens, [(episodes[row], confidence[row].item()) for row in facts[0]], confidence.max().item())
+
+
+def _without_repeated(memory: AssociativeMemory, keys: Tensor, facts: Sequence[int]) -> AssociativeMemory:
+    """Without what was taught before under the keys of these facts: they would be read as a mixture of the values."""
+    rows = torch.tensor(facts, dtype=torch.long, device=keys.device)
+    earlier = torch.arange(len(keys), device=keys.device) < rows[:, None]
+    keep = ~((keys[rows] @ keys.mT > SAME_TOLD) & earlier).any(dim=0)
+    return memory if keep.all() else AssociativeMemory.holding(memory.space, memory.pairs[keep], memory.cue_noise)

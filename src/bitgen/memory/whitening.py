@@ -69,7 +69,13 @@ def training_whitening(path: str | Path) -> Whitening:
             f"{path} is an export and holds none of the pairs it was trained on, which whitening needs: name the run, "
             "or whiten in a program by pairs of your own (Whitening.fit)"
         )
-    queue = read_checkpoint(resolve_checkpoint(path)).state["objective"]["queue"]
+    queue = read_checkpoint(resolve_checkpoint(path)).state["objective"].get("queue")
+    if queue is None:
+        raise ValueError(
+            f"{path} was trained without pairs to compare (contrastive_weight was 0, or it learned something else), "
+            "which whitening needs. In a program, whiten with the run that it started from (training_whitening), or by "
+            "pairs of your own (Whitening.fit)"
+        )
     features = [queue[name][: queue["filled"]] for name in ("image_features", "text_features")]
     try:
         return Whitening.fit(torch.cat(features, dim=1))

@@ -206,9 +206,14 @@ class Recall(nn.Module):
             ``[B, k]``, of length 1.
         """
         keys = self.image_keys(image_tokens)
-        asked = self.text_weight(self._text(input_ids, attention_mask))  # [B, k]
+        asked = self.looked_for(input_ids, attention_mask)
         weights = self.image_weight(image_tokens).squeeze(-1) + (keys * asked[:, None]).sum(dim=-1)
         return F.normalize((weights.softmax(dim=1)[..., None] * keys).sum(dim=1).float(), dim=-1)
+
+    def looked_for(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """What texts look for in a picture, ``[B, T] -> [B, k]``: the greater the product with a token's key, the more
+        the text is about that token."""
+        return self.text_weight(self._text(input_ids, attention_mask))
 
     def text_keys(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Keys of texts, told or asked, BOS ... EOS: ``[B, T] -> [B, k]``, of length 1."""
@@ -246,6 +251,11 @@ class Recall(nn.Module):
     def value_logits(self, values: torch.Tensor) -> torch.Tensor:
         """What tokens values ``[B, L d]`` are of: ``[B, L, V]``."""
         return self.said_logits(values.unflatten(-1, (self.length, self.code_width)))
+
+    def tokens_of(self, values: torch.Tensor) -> torch.Tensor:
+        """The tokens that values ``[B, L d]`` are nearest to, ``[B, L]``, -1 behind a text's end."""
+        length = values.unflatten(-1, (self.length, self.code_width)).square().sum(dim=-1)
+        return self.value_logits(values).argmax(dim=-1).masked_fill(length <= _LEAST_CODE, -1)
 
     def said_logits(self, said: torch.Tensor) -> torch.Tensor:
         """What the output head's logits gain by codes of tokens ``[..., d]``: ``[..., V]``."""

@@ -56,7 +56,7 @@ def write_facts(file: str | os.PathLike, stored: Stored) -> None:
     content = save(tensors, {"format": _FORMAT, "texts": texts, "sha256": _digest(texts, tensors)})
     if len(content) > MOST_BYTES:
         raise ValueError(f"{file}: it would take more than {MOST_BYTES:,} bytes; forget some facts")
-    target = Path(file)
+    target = Path(os.path.realpath(file))  # a link stays, and what it points to is replaced
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         if target.exists() and not target.is_file():

@@ -1,0 +1,140 @@
+"""What a memory that speaks warns of: sentences that contradict each other, edits about something else; its limits."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bitgen.commands import memory as memory_command
+from bitgen.memory import EpisodicMemory, training_whitening, whitening
+from bitgen.memory.address_space import IMAGE, TEXT
+from bitgen.memory.spoken import FactEncoder
+from bitgen.model.speaking import find
+from support.data import picture
+from support.memories import pairs
+from support.spoken_memories import CODE, KEY, TEXTS, TOKENS, speaking_model, speaking_run, warnings
+
+
+@pytest.fixture
+def speaker() -> EpisodicMemory:
+    return EpisodicMemory(*speaking_model())
+
+
+def turned(cosine: float) -> torch.Tensor:
+    """Two keys ``[2, k]`` with that cosine."""
+    first, second = torch.eye(KEY)[:2]
+    return torch.stack([first, cosine * first + (1 - cosine**2) ** 0.5 * second])
+
+
+@pytest.mark.parametrize(
+    ("texts", "cosine", "warned"),
+    [
+        (("Otto owns Blick", "Blick is owned by Mia"), 0.8, True),
+        (("Otto owns Blick", "Blick is owned by Mia"), 0.6, False),  # it is asked for otherwise
+        (("Otto owns Blick", "Rex is owned by Mia"), 0.8, False),  # of somebody else
+        (("Otto owns Blick", "Otto owns Blick"), 0.8, False),  # the same
+    ],
+)
+def test_an_earlier_sentence_that_may_be_contradicted_is_named(speaker, caplog, texts, cosine, warned) -> None:
+    told = pairs(2)
+    told[:, : told.shape[1] // 2] = 0  # no pictures
+    spoken = torch.cat([turned(cosine), torch.randn(2, TOKENS * CODE)], dim=1)
+    with caplog.at_level(logging.WARNING):
+        for row in range(2):
+            speaker.write_codes(told[row : row + 1], texts[row : row + 1], spoken=spoken[row : row + 1])
+    found = warnings(caplog, "is told beside")
+    assert len(found) == warned
+    assert not warned or f"'{texts[1]}' is told beside '{texts[0]}' (episode 1)" in found[0] and "forget it" in found[0]
+
+
+@pytest.mark.parametrize(("alike", "pictured", "warned"), [(0.2, True, 1), (0.9, True, 0), (0.2, False, 0)])
+def test_an_edit_about_something_else_in_a_picture_is_named(
+    speaker, caplog, monkeypatch, alike, pictured, warned
+) -> None:
+    if pictured:
+        speaker.write([picture(0)], TEXTS[:1])
+    else:
+        speaker.tell(TEXTS[:1])
+    monkeypatch.setattr(FactEncoder, "alike", lambda self, text, other: alike)
+    with caplog.at_level(logging.WARNING):
+        speaker.edit("1", TEXTS[1])
+    found = warnings(caplog, "something else in the picture")
+    assert len(found) == warned and all("forget episode 1 and teach the picture anew" in line for line in found)
+    assert speaker.episodes[0].text == TEXTS[1]
+
+
+def test_how_alike_two_texts_look_at_a_picture(speaker) -> None:
+    recall, facts = speaker.encoder.model.recall, FactEncoder(speaker.encoder)
+    with torch.no_grad():
+        asked = [recall.looked_for(*speaker.encoder.tokens([text])) for text in TEXTS[:2]]
+    assert facts.alike(TEXTS[0], TEXTS[1]) == pytest.approx(F.cosine_similarity(*asked).item(), abs=1e-5)
+    assert facts.alike(TEXTS[0], TEXTS[0]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_of_two_facts_about_one_thing_the_later_is_found_if_it_is_recalled_too(speaker) -> None:
+    recall = speaker.encoder.model.recall
+    with torch.no_grad():
+        recall.threshold.fill_(0.5)
+        recall.log_scale.fill_(3.0)
+    keys, third = turned(0.9), torch.eye(KEY)[2:3]
+    keys = torch.cat([keys, third])
+    cues = torch.stack([keys[0], third[0], F.normalize(keys[0] - 2 * keys[1], dim=0)])[:, None]
+    found = find(recall, keys, cues).confidence
+    alone = recall.logits((cues @ keys.mT)[:, 0]).sigmoid()
+    assert found[0, 0] == 0 and found[0, 1] == alone[0, 1] > 0.7  # both are recalled: the later
+    assert torch.equal(found[1:], alone[1:])  # where it is not, nothing is taken back
+    assert torch.equal(find(recall, keys, cues, same=0.95).confidence, alone)  # they are of two things
+
+
+def test_what_is_read_beyond_capacity_is_judged_by_its_tokens(speaker) -> None:
+    texts = [f"{first} {second}" for first in ("cat", "dog", "hill", "mat") for second in ("sat", "red", "blue", "two")]
+    speaker.tell(texts)
+    recall, spoken = speaker.encoder.model.recall, speaker.spoken
+    codes, right = recall.codes(), 0
+    read = spoken.read(spoken.halves(IMAGE), IMAGE).halves.float()
+    for text, value in zip(texts, read, strict=True):
+        ids = speaker.encoder.processor.encode([text])[0][1:][:TOKENS]
+        parts = value.view(TOKENS, CODE)
+        said = [int((codes @ part).argmax()) for part in parts if part.square().sum() > 0.25]
+        right += said == ids
+    assert speaker.state().expected_speech == pytest.approx(right / len(texts)) and right < len(texts)
+    assert torch.equal(recall.tokens_of(spoken.halves(TEXT).float())[:, 0] >= 0, torch.ones(16, dtype=torch.bool))
+
+
+def test_a_run_without_pairs_to_compare_cannot_whiten(monkeypatch) -> None:
+    monkeypatch.setattr(whitening, "read_checkpoint", lambda path: SimpleNamespace(state={"objective": {}}))
+    with pytest.raises(ValueError, match=r"without pairs to compare .*training_whitening"):
+        training_whitening(speaking_run())
+
+
+def test_a_widened_memory_stays_so_and_a_link_stays_a_link(tmp_path, capsys) -> None:
+    file, link = tmp_path / "real.memory", tmp_path / "link.memory"
+    link.symlink_to(file)
+
+    def call(*arguments: str) -> list[str]:
+        memory_command.main(["--model", str(speaking_run()), "--memory", str(link), *arguments])
+        return capsys.readouterr().out.splitlines()
+
+    call("--slots", "40", "--widen", "teach", "--text", TEXTS[0])
+    call("--slots", "50", "teach", "--text", TEXTS[1])
+    assert link.is_symlink() and file.is_file() and not file.is_symlink()
+    memory = EpisodicMemory(*speaking_model())
+    memory.load(file)
+    assert memory.codes.space.widen and memory.codes.space.slots == 50 and len(memory) == 2
+    with memory.editing(file), pytest.raises(ValueError, match="try again"):
+        EpisodicMemory(*speaking_model()).save(link)  # one file under two names
+
+
+def test_a_text_too_long_to_be_answered_still_recalls(tmp_path, capsys) -> None:
+    place = ["--model", str(speaking_run()), "--memory", str(tmp_path / "a.memory")]
+    photo = tmp_path / "photo.png"
+    picture(0).save(photo)
+    memory_command.main([*place, "teach", str(photo), TEXTS[0]])
+    capsys.readouterr()
+    memory_command.main([*place, "recall", "--text", "the cat sat on the mat and " * 20])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith(TEXTS[0]) and "share\tdistance\tid\ttext" in lines
