@@ -85,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     things = [thing(text) for text in args.things]
     if len(things) > 2 or len(set(things)) < len(things):
         raise ValueError("--with: give one thing, or two that differ")
+    if args.count < len(things):
+        raise ValueError(f"--count {args.count} leaves no picture for each of {len(things)} things: give at least 2")
     if args.count > _MOST_SCENES or args.size > _LARGEST:
         raise ValueError(f"--count is at most {_MOST_SCENES:,}, and --size at most {_LARGEST:,}")
     check_output(args.output, args.overwrite, SIDECAR, "folder of scenes")

@@ -88,6 +88,7 @@ def test_the_folder_is_training_data(script, tmp_path):
         (("--with", "red star", "--with", "red star"), "two that differ"),
         (("--with", "red star", "--with", "red ring", "--with", "red heart"), "give one thing, or two"),
         (("--count", "10001"), "--count is at most 10,000"),
+        (("--with", "red star", "--with", "red ring", "--count", "1"), "no picture for each of 2 things"),
         (("--size", "2049"), "--size at most 2,048"),
     ],
     ids=str,

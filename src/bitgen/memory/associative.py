@@ -188,7 +188,7 @@ class AssociativeMemory:
             ValueError: the memory is empty, or the cues' width or values are not those of codes.
         """
         if not len(self):
-            raise ValueError("the memory is empty: write something into it before recalling")
+            raise ValueError("the memory is empty: write something into it first")
         if cues.dim() != 2 or cues.shape[1] != self.space.halves[part] or not cues.isfinite().all():
             raise ValueError(f"a cue must be [cues, {self.space.halves[part]}] without NaN, got {list(cues.shape)}")
         reader = self._reader(part)
