@@ -264,7 +264,7 @@ def _named(words: list[_Word]) -> Iterator[list[_Word]]:
 def plain(entry: dict, where: str, normalised: bool) -> Iterator[Phrase]:
     """An object with `image`, `expression` and `box`, in pixels, or as fractions if ``normalised``."""
     edges, file = _numbers(entry.get("box"), "`box`"), text_of(entry, "image")
-    if not normalised and max(edges, default=0) <= 1:
+    if not normalised and min(edges) >= 0 and max(edges) <= 1:
         raise Unusable("box within one pixel (fractions? then give --normalised True)", shown(edges))
     name = name_of(entry, "id", where)
     rounded = 1e-4 if normalised else 2

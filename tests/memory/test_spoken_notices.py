@@ -10,10 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from bitgen.commands import memory as memory_command
+from bitgen.machine.files import check_writable, write_whole
 from bitgen.memory import EpisodicMemory, training_whitening, whitening
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.spoken import FactEncoder
 from bitgen.model.speaking import find
+from bitgen.model.spoken_memory import SpokenMemory
 from support.data import picture
 from support.memories import pairs
 from support.spoken_memories import CODE, KEY, TEXTS, TOKENS, speaking_model, speaking_run, warnings
@@ -37,6 +39,7 @@ def turned(cosine: float) -> torch.Tensor:
         (("Otto owns Blick", "Blick is owned by Mia"), 0.6, False),  # it is asked for otherwise
         (("Otto owns Blick", "Rex is owned by Mia"), 0.8, False),  # of somebody else
         (("Otto owns Blick", "Otto owns Blick"), 0.8, False),  # the same
+        (("The ring is red", "The star is Rex"), 0.8, False),  # The is nobody's name
     ],
 )
 def test_an_earlier_sentence_that_may_be_contradicted_is_named(speaker, caplog, texts, cosine, warned) -> None:
@@ -88,6 +91,15 @@ def test_of_two_facts_about_one_thing_the_later_is_found_if_it_is_recalled_too(s
     assert found[0, 0] == 0 and found[0, 1] == alone[0, 1] > 0.7  # both are recalled: the later
     assert torch.equal(found[1:], alone[1:])  # where it is not, nothing is taken back
     assert torch.equal(find(recall, keys, cues, same=0.95).confidence, alone)  # they are of two things
+    torch.testing.assert_close(find(recall, keys.double(), cues).confidence, found)  # keys are held in any precision
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_keys_on_the_cpu_are_found_by_cues_on_a_gpu(speaker) -> None:
+    keys, cues = turned(0.9), turned(0.9)[:, None]
+    recall = speaker.encoder.model.recall.cuda()
+    found = find(recall, keys, cues.cuda()).confidence
+    torch.testing.assert_close(found.cpu(), find(recall.cpu(), keys, cues).confidence, atol=1e-4, rtol=0)
 
 
 def test_what_is_read_beyond_capacity_is_judged_by_its_tokens(speaker) -> None:
@@ -138,3 +150,16 @@ def test_a_text_too_long_to_be_answered_still_recalls(tmp_path, capsys) -> None:
     memory_command.main([*place, "recall", "--text", "the cat sat on the mat and " * 20])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith(TEXTS[0]) and "share\tdistance\tid\ttext" in lines
+
+
+def test_every_way_to_write_keeps_a_link_and_finds_out_beforehand(tmp_path) -> None:
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() == b"new"
+    SpokenMemory(speaking_model()[0]).save(tmp_path / "link")  # of exports
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_bytes() != b"new"
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "astray").symlink_to(tmp_path / "file" / "memory")  # its folder is a file
+    with pytest.raises(ValueError, match="cannot write there"):
+        check_writable(str(tmp_path / "astray"))

@@ -261,7 +261,7 @@ def _write_all(descriptor: int, block: bytes) -> None:
 
 def check_writable(path: str) -> None:
     """Find out before the work, not after it, that results cannot be written: then ValueError. Makes the folder."""
-    target = Path(path)
+    target = behind_link(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _refuse_irregular(target)

@@ -21,6 +21,7 @@ from bitgen.model.episodic_memory import slot_utilization
 MOST_EPISODES = 100_000
 MOST_CHARACTERS = 10_000  # of a text; a model reads a few hundred tokens of it
 _LONGEST_ID = 200
+_SPOKEN_AT_ONCE = 32  # values whose tokens are looked up together, each among all of the vocabulary
 
 # Cosines of what was read differ little between like episodes; this makes shares of them.
 _CONFIDENCE_TEMPERATURE = 0.05
@@ -254,8 +255,11 @@ class Held(NamedTuple):
         if not len(rows):
             return 1.0
         assert self.tokens_of is not None
-        read, taught = self.tokens_of(self.spoken.read(keys[rows], IMAGE).halves), self.tokens_of(values[rows])
-        return (read == taught).all(dim=1).double().mean().item()
+        right = 0
+        for part in rows.split(_SPOKEN_AT_ONCE):
+            read = self.tokens_of(self.spoken.read(keys[part], IMAGE).halves)
+            right += int((read == self.tokens_of(values[part])).all(dim=1).sum())
+        return right / len(rows)
 
     def state(self) -> MemoryState:
         """How full the memory is."""

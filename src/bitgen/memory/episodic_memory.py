@@ -197,11 +197,13 @@ class EpisodicMemory:
         feature = self.encoder.texts([text])[0]
         fact = None if self._facts is None else self._facts.codes([text])[0]
         with self._writing:
-            before = self._held.episodes[self._held.row(id)].text
+            row = self._held.row(id)
+            before, pictured = self._held.episodes[row].text, bool(self._held.memory.halves(IMAGE)[row].any())
             self._held = self._held.edited(id, text, feature, fact)
             warn_of_like_texts(self._held, 1, id)
         if self._facts is not None:
-            warn_of_another_thing(self._held, id, text, self._facts.alike(before, text))
+            if pictured:
+                warn_of_another_thing(id, text, self._facts.alike(before, text))
             self._facts.say_cut([text])
 
     def forget(self, id: str) -> None:

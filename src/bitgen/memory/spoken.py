@@ -37,7 +37,7 @@ class Spoken(NamedTuple):
 
     ``tokens``: what the decoder is given to look at; None: the cue is like nothing that was taught, and the model says
     what it says without a memory. ``facts``: the episodes recalled and the probability that each is what the cue is
-    about, surest first. ``surest``: the highest probability of all episodes, recalled or not.
+    about, surest first. ``surest``: the highest probability of all episodes that count, recalled or not.
     """
 
     tokens: Recalled | None

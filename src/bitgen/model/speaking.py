@@ -27,9 +27,9 @@ SURE_OF_PICTURE, SURE_OF_TEXT = 0.7, 0.6
 
 
 class Found(NamedTuple):
-    """What B cues mean: ``confidence [B, E]``, the probability that this is what was taught, and of each fact the
-    picture token that is nearest to it, ``[B, E]`` (zeros where a text is the cue). A fact is recalled above
-    the probability ``sure``."""
+    """What B cues mean: ``confidence [B, E]``, the probability that this is what was taught (0 where a later fact about
+    the same thing counts), and of each fact the picture token that is nearest to it, ``[B, E]`` (zeros where a text is
+    the cue). A fact is recalled above the probability ``sure``."""
 
     confidence: torch.Tensor
     at: torch.Tensor
@@ -51,7 +51,8 @@ def find(
         sure: the probability above which a fact is recalled.
         same: the cosine of two keys above which they are of the same thing.
     """
-    cosines, at = (cues @ keys.to(cues).mT).max(dim=1)
+    keys = keys.to(cues)  # facts may be held on another device, and in another precision
+    cosines, at = (cues @ keys.mT).max(dim=1)
     confidence = recall.logits(cosines).sigmoid()
     some = (confidence > sure).any(dim=0).nonzero()[:, 0]
     recalled = (confidence[:, some] > sure).to(cues)
