@@ -40,7 +40,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
-from memory_speaks_ablations import without_parts
+from memory_speaks_ablations import reading, without_parts
 from memory_speaks_costs import cost_of_a_token, costs
 from memory_speaks_names import renamed
 from memory_speaks_training import fine_tuned_seconds
@@ -62,7 +62,7 @@ from bitgen.data.sampler import SampleKey
 from bitgen.memory.address_space import IMAGE
 from bitgen.memory.answering import Answer, Speaker, measures, says
 from bitgen.memory.associative import AssociativeMemory
-from bitgen.objectives.recall import SIMILAR, RecallObjective, Written, closed_form_read
+from bitgen.objectives.recall import SIMILAR, RecallObjective
 from bitgen.trained import Trained, open_model
 
 PICTURES, SENTENCES = (1, 8, 16, 32, 64), (1, 8, 16, 32, 64, 128)
@@ -121,7 +121,7 @@ def _compared(speaker: Speaker, episode: Episode, facts: int, told: bool) -> dic
         "nearest_neighbour": speaker.ask(
             newest, _shifted(episode, first), tensors, plain=False, read=lambda rows: newest.halves(1)[rows]
         ),
-        "direct": speaker.ask(memory, episode, tensors, plain=False, read=_direct(memory)),
+        "direct": speaker.ask(memory, episode, tensors, plain=False, read=reading(memory, SIMILAR)),
         "told": speaker.ask(memory, episode, tensors, plain=False, told=True),
     }
     for kind, given in others.items():
@@ -137,12 +137,6 @@ def _shifted(episode: Episode, first: int) -> Episode:
     """The same episode for a store whose first row is the fact ``first``."""
     queries = tuple(replace(query, facts=tuple(row - first for row in query.facts)) for query in episode.queries)
     return replace(episode, queries=queries)
-
-
-def _direct(memory: AssociativeMemory) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Reading by ridge regression, as for a cue that is merely similar."""
-    written = Written(memory.halves(IMAGE).float(), memory.halves(1).float())
-    return lambda rows: closed_form_read(written, written.keys[rows], SIMILAR)
 
 
 def other_sentences(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:

@@ -20,7 +20,7 @@ NOISES = (1e-3, 0.03, 0.1, 0.3, 1.0)  # of observation, squared, that a key is r
 
 
 @contextmanager
-def _silent(*parts: torch.nn.Module, given_back: bool) -> Iterator[None]:
+def silent(*parts: torch.nn.Module, given_back: bool) -> Iterator[None]:
     """Parts whose output is what they were given, or zeros."""
 
     def instead(_: Any, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,8 @@ def _silent(*parts: torch.nn.Module, given_back: bool) -> Iterator[None]:
             handle.remove()
 
 
-def _reading(memory: AssociativeMemory, noise: float) -> Callable[[torch.Tensor], torch.Tensor]:
+def reading(memory: AssociativeMemory, noise: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Reading by ridge regression, whose ``noise`` is that of observation, squared."""
     written = Written(memory.halves(IMAGE).float(), memory.halves(1).float())
     return lambda rows: closed_form_read(written, written.keys[rows], noise)
 
@@ -49,10 +50,10 @@ def without_parts(speaker: Speaker, episode: Episode) -> dict[tuple[str, float],
         return _shares(speaker.ask(memory, episode, tensors, **how))
 
     found = {("gate", gate): asked(sure=(gate, gate)) for gate in GATES}
-    found |= {("noise", noise): asked(read=_reading(memory, noise)) for noise in NOISES}
-    with _silent(recall.pointer, given_back=False):
+    found |= {("noise", noise): asked(read=reading(memory, noise)) for noise in NOISES}
+    with silent(recall.pointer, given_back=False):
         found["no pointer", 0.0] = asked()
-    with _silent(*recall.readers, given_back=True):
+    with silent(*recall.readers, given_back=True):
         found["no cross-attention", 0.0] = asked()
     return found
 

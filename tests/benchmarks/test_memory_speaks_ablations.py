@@ -10,9 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from memory_speaks_ablations import GATES, NOISES, without_parts
+from memory_speaks_ablations import GATES, NOISES, silent, without_parts
 
-from bitgen.memory.answering import Speaker, measures, says
+from bitgen.memory.answering import Speaker, measures
 from support.speaking import dataset, episodes, make_objective
 
 
@@ -45,4 +45,12 @@ def test_a_gate_that_nothing_passes_leaves_every_answer(speaker: Speaker) -> Non
     assert all(answer.said == answer.plain and not answer.facts for answer in shut)
     opened = speaker.ask(speaker.teach(tensors), episode, tensors, sure=(0.0, 0.0))
     assert all(answer.facts for answer in opened)
-    assert not any(says(answer) for answer in shut if answer.query.facts)
+
+
+@pytest.mark.parametrize("given_back", [True, False])
+def test_a_silent_part_gives_back_what_it_got_or_nothing_and_speaks_again(given_back: bool) -> None:
+    part, given = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    spoken = part(given)
+    with silent(part, given_back=given_back):
+        assert torch.equal(part(given), given if given_back else torch.zeros(2, 4))
+    assert torch.equal(part(given), spoken)
