@@ -12,7 +12,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    `told_` before it where the right facts are handed over
   chained_KIND     the same of questions about people of whom two sentences tell: "Blick belongs to Anna", "Anna lives
                    in Oslo"
-  edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one
+  edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one;
+                   with `_taught` behind them, of the taught pictures themselves
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those without a memory; largest
                    difference of the memory from one that never held them
   nearest_neighbour_KIND   says_KIND with a store of facts in place of the memory, which gives the nearest one's value
@@ -68,7 +69,9 @@ from bitgen.trained import Trained, open_model
 PICTURES, SENTENCES = (1, 8, 16, 32, 64), (1, 8, 16, 32, 64, 128)
 SLOTS = (32, 128)
 SEEDS = (11, 12, 13)
-BACK = "sentence_back"
+BACK, TAUGHT = "sentence_back", ("taught", "same")
+_FEWEST = 16  # facts of a seed's episodes, and _FEW queries of each kind in an episode that has one fact alone
+_FEW = 12
 _CHAINED = 0.9  # of the sentences, or as many as there are people for
 
 
@@ -93,13 +96,15 @@ def report(name: str, values: list[float], **more: Any) -> None:
 
 def said_after_teaching(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
     """What is said, by the number of facts and of slots, with what is compared."""
-    plans = [({"pictures": facts, "sentences": 0}, facts) for facts in PICTURES]
+    plans: list[tuple[dict[str, int], int]] = [({"pictures": facts, "sentences": 0}, facts) for facts in PICTURES]
     plans += [({"pictures": 1, "sentences": facts, "picture_queries": 1}, facts) for facts in SENTENCES]
     for sizes, facts in plans:
+        if facts == 1:  # then as many episodes as facts
+            sizes |= {"sentence_queries" if sizes["sentences"] else "picture_queries": _FEW}
         for slots in SLOTS:
             found: dict[str, list[float]] = {}
             for seed in SEEDS:
-                for dataset, episode in episodes(trained, data, seed, count, **sizes):
+                for dataset, episode in episodes(trained, data, seed, max(count, _FEWEST // facts), **sizes):
                     speaker = Speaker(objective, dataset, slots)
                     for name, value in _compared(speaker, episode, facts, sizes["sentences"] > 0).items():
                         found.setdefault(name, []).append(value)
@@ -209,12 +214,13 @@ def _edited(
         changed = changed.replaced(row, pairs[row])
     answers = _about(speaker.ask(changed, episode, tensors, plain=False), rows)
     answers = [answer for answer in answers if len(answer.query.facts) == 1 and answer.query.kind != BACK]
-    words = [re.findall(r"\w+", answer.said) for answer in answers]
-    said = {
-        name: [names[answer.query.facts[0]] in found for answer, found in zip(answers, words, strict=True)]
-        for name, names in (("edited", new), ("edited_old", old))
-    }
-    return {name: 100 * sum(found) / max(1, len(found)) for name, found in said.items()}
+    said: dict[str, list[bool]] = {}
+    for answer in answers:
+        words, fact = re.findall(r"\w+", answer.said), answer.query.facts[0]
+        for name, names in (("edited", new), ("edited_old", old)):
+            for line in (name, f"{name}_taught")[: 1 + (answer.query.kind in TAUGHT)]:
+                said.setdefault(line, []).append(names[fact] in words)
+    return {name: 100 * sum(found) / len(found) for name, found in said.items()}
 
 
 def _forgotten(

@@ -13,6 +13,8 @@ import torch
 
 from bitgen.checkpoint.format import checkpoint_folders, step_of
 from bitgen.config import ConfigError
+from bitgen.data.text_shards import tokenizer_sha256
+from bitgen.data.tokenizer import load_tokenizer
 from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import TASKS
@@ -53,14 +55,39 @@ def test_a_resumed_second_stage_goes_on_from_its_own_checkpoint(build, first_sta
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"vocab_size": 261}, r"another tokenizer.*first.checkpoints.tokenizer"),
+        ({"vocab_size": 261}, "a tokenizer of 300 tokens but vocab_size is 261: use --vocab_size 300"),
         ({"ffn_dim": 24}, r"another network: \d+ of its weights .* first decoder\.blocks"),
         ({"use_memory": False}, "another network"),
     ],
 )
 def test_another_network_is_refused(build, first_stage: str, changed: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         build("second", init_from=first_stage, **changed)
+
+
+def test_a_tokenizer_to_train_is_that_of_the_model(build, first_stage: str) -> None:
+    """Of other captions, as another seed draws them, a tokenizer would be another."""
+    theirs = tokenizer_sha256(open_model(first_stage).tokenizer)
+
+    def kept(trainer: Trainer) -> str:
+        return tokenizer_sha256(load_tokenizer(f"{trainer.config.output.output_dir}/tokenizer"))
+
+    assert kept(build("other", seed=4)) != theirs
+    whole = build("whole", seed=4, init_from=first_stage)
+    assert kept(whole) == theirs
+    whole.fit()
+    fit_until(build("cut", seed=4, init_from=first_stage), 3)
+    resumed = build("cut", seed=4, init_from=first_stage, resume="auto")
+    assert resumed.progress.step == 3 and kept(resumed) == theirs
+    resumed.fit()
+    same_checkpoint(whole.config.output.output_dir, resumed.config.output.output_dir)
+
+
+def test_another_tokenizer_is_refused(build, first_stage: str) -> None:
+    build("other", seed=4)
+    other = f"{first_stage}/../../other/checkpoints/tokenizer"
+    with pytest.raises(ConfigError, match=r"another tokenizer.*Write tokenizer .*first.checkpoints.tokenizer"):
+        build("second", init_from=first_stage, tokenizer=other)
 
 
 def test_a_captioner_s_untrained_matching_head_may_be_another(build) -> None:

@@ -336,13 +336,13 @@ def test_data_that_makes_no_episodes_is_refused(build, captioner: str, tmp_path:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"vocab_size": 300}, "another tokenizer"),
+        ({"vocab_size": 300}, r"a tokenizer of \d+ tokens but vocab_size is 300: use --vocab_size \d+"),
         ({"ffn_dim": 24}, r"another network: \d+ of its weights .* first decoder\.blocks"),
         ({"use_memory": False}, "another network"),
     ],
 )
 def test_another_network_is_refused(build, changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         build(**changed)
 
 

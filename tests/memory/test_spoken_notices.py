@@ -54,6 +54,61 @@ def test_an_earlier_sentence_that_may_be_contradicted_is_named(speaker, caplog, 
     assert not warned or f"'{texts[1]}' is told beside '{texts[0]}' (episode 1)" in found[0] and "forget it" in found[0]
 
 
+def test_an_edit_that_contradicts_an_earlier_or_later_sentence_names_it(speaker, caplog, monkeypatch) -> None:
+    texts = ["Otto owns Blick", "Blick is owned by Mia", "Rex lives in Oslo"]
+    told = pairs(3)
+    told[:, : told.shape[1] // 2] = 0  # no pictures
+    near, third = turned(0.8), torch.eye(KEY)[2:3]
+    values = torch.randn(3, TOKENS * CODE)
+    speaker.write_codes(told, texts, spoken=torch.cat([torch.cat([near[:1], third, third * -1]), values], dim=1))
+    for edited, other in (("2", "1"), ("3", "1"), ("1", "3")):
+        code = torch.cat([near[1 if edited != "1" else 0], values[0]]).double()
+        monkeypatch.setattr(FactEncoder, "codes", lambda self, texts, code=code: code[None])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            speaker.edit(edited, f"Blick belongs to Anna{edited}")
+        [line] = warnings(caplog, "is told beside")
+        assert f"'Blick belongs to Anna{edited}' is told beside" in line
+        assert other != "3" or "1 more such pairs" in line  # of the second, too
+
+
+@pytest.mark.parametrize("pictured", [True, False])
+def test_an_edit_that_stays_behind_a_later_one_names_that(speaker, caplog, pictured) -> None:
+    for text in TEXTS[:2] * 2:
+        if pictured:
+            speaker.write([picture(TEXTS.index(text))], [text])
+        else:
+            speaker.tell([text])
+    with caplog.at_level(logging.WARNING):
+        speaker.edit("4", TEXTS[1])
+        assert not warnings(caplog, "was taught after")
+        speaker.edit("2", TEXTS[1])
+    [line] = warnings(caplog, "was taught after")
+    assert f"episode 4 ('{TEXTS[1]}') was taught after episode 2" in line and "Edit that one instead" in line
+
+
+def test_what_was_taught_again_does_not_count_as_unreadable(speaker) -> None:
+    told = pairs(4)
+    keys = F.normalize(torch.randn(4, KEY), dim=1)
+    keys[2] = keys[0]
+    values = speaker.encoder.model.recall.codes()[torch.arange(4 * TOKENS).view(4, TOKENS) + 5].flatten(1).detach()
+    speaker.write_codes(told, ["a", "b", "c", "d"], spoken=torch.cat([keys, values], dim=1))
+    assert speaker.state().expected_speech == 1.0
+    mixed = speaker.spoken.read(speaker.spoken.halves(IMAGE)[:1], IMAGE).halves
+    assert not torch.equal(speaker.encoder.model.recall.tokens_of(mixed.float()),
+                           speaker.encoder.model.recall.tokens_of(values[:1]))  # fmt: skip
+
+
+def test_a_picture_with_nan_recalls_nothing(speaker) -> None:
+    speaker.write([picture(0)], TEXTS[:1])
+    [pixels] = speaker.encoder.inputs([picture(0)]).values()
+    pixels[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinity in it"):
+        speaker.recalled(image=pixels[0])
+    recall, keys = speaker.encoder.model.recall, torch.eye(KEY)[:2]
+    assert not find(recall, keys, torch.full((1, 1, KEY), torch.nan)).confidence.any()
+
+
 @pytest.mark.parametrize(("alike", "pictured", "warned"), [(0.2, True, 1), (0.9, True, 0), (0.2, False, 0)])
 def test_an_edit_about_something_else_in_a_picture_is_named(
     speaker, caplog, monkeypatch, alike, pictured, warned

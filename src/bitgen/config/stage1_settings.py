@@ -330,7 +330,8 @@ class DataSettings:
     tokenizer: str = setting(
         "gpt2",
         "Hub id, a folder with vocab.json and merges.txt, or 'train': a byte-level BPE of vocab_size tokens is trained "
-        "on the training captions at the first start and kept in output_dir/tokenizer.",
+        "on the training captions at the first start and kept in output_dir/tokenizer. With init_from, 'train' is "
+        "that model's.",
     )
     num_workers: Few = setting(2, "Worker processes that load data for each process; 0: load in the process itself.")
     caption_sampling: Literal["all", "one"] = setting(

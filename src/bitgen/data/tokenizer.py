@@ -25,6 +25,7 @@ GPT2_SPECIAL = "<|endoftext|>"
 TRAINED_SPECIALS = ("<s>", "</s>", "<pad>")
 _TRAINING_FILE = "bitgen_tokenizer.json"
 _ALPHABET = 256
+_TAKEN_OVER = ""  # in place of the sha256 of the captions that a tokenizer was trained on
 
 
 def build_tokenizer(
@@ -182,6 +183,23 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFa
     )
 
 
+def take_over(tokenizer: PreTrainedTokenizerFast, vocab_size: int, folder: Path) -> PreTrainedTokenizerFast:
+    """Keep in ``folder``, of a run whose ``spec`` is ``"train"``, the tokenizer of the model that the run starts from.
+
+    Raises:
+        ValueError: it has more tokens than ``vocab_size``.
+    """
+    if (size := vocabulary_size(tokenizer)) > vocab_size:
+        raise ValueError(
+            f"the model of init_from has a tokenizer of {size} tokens but vocab_size is {vocab_size}: "
+            f"use --vocab_size {size}"
+        )
+    record = {"spec": "train", "vocab_size": vocab_size, "sha256": _TAKEN_OVER}
+    if not (_same_when_kept(tokenizer, folder) and kept_meta(folder) == record):
+        keep_tokenizer(tokenizer, folder, record, replace=True)
+    return tokenizer
+
+
 def _train_once(captions: Iterable[str] | None, vocab_size: int, folder: Path | None) -> PreTrainedTokenizerFast:
     if folder is not None and (folder / _TRAINING_FILE).is_file():
         return _reuse(captions, vocab_size, folder)
@@ -214,7 +232,7 @@ def _reuse(captions: Iterable[str] | None, vocab_size: int, folder: Path) -> Pre
         raise ValueError(
             f"the tokenizer in {folder} was trained with vocab_size {meta['vocab_size']}, not {vocab_size}: {remedy}"
         )
-    if captions is not None:
+    if captions is not None and meta["sha256"] != _TAKEN_OVER:
         digest = _CaptionDigest()
         for _ in digest.through(captions):
             pass

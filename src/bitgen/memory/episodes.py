@@ -17,6 +17,7 @@ from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace, spoken_space
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.files import SpokenProbe, check_model, read_memory
 from bitgen.model.episodic_memory import slot_utilization
+from bitgen.model.speaking import SAME_TOLD
 
 MOST_EPISODES = 100_000
 MOST_CHARACTERS = 10_000  # of a text; a model reads a few hundred tokens of it
@@ -247,17 +248,25 @@ class Held(NamedTuple):
         return (shares[0], shares[1]) if shares else (1.0, 1.0)
 
     def expected_speech(self) -> float | None:
-        """Share of what the model can say of which its own key reads every token; None: it does not speak."""
-        if self.spoken is None:
+        """Share of what the model can say of which its own key reads every token; None: it does not speak. What was
+        taught again later, under the same key, is said no more and does not count."""
+        memory = self.spoken
+        if memory is None:
             return None
-        keys, values = self.spoken.halves(IMAGE), self.spoken.halves(TEXT)
-        rows = keys.any(dim=1).nonzero()[:, 0]
+        keys, values = memory.halves(IMAGE), memory.halves(TEXT)
+        rows, number = keys.any(dim=1).nonzero()[:, 0], torch.arange(len(keys), device=keys.device)
+        counts = torch.ones_like(number, dtype=torch.bool)
+        for part in rows.split(_SPOKEN_AT_ONCE):
+            counts[part] = ~((keys[part] @ keys.mT > SAME_TOLD) & (number > part[:, None])).any(dim=1)
+        rows = rows[counts[rows]]
         if not len(rows):
             return 1.0
+        if not counts.all():
+            memory = AssociativeMemory.holding(memory.space, memory.pairs[counts], memory.cue_noise)
         assert self.tokens_of is not None
         right = 0
         for part in rows.split(_SPOKEN_AT_ONCE):
-            read = self.tokens_of(self.spoken.read(keys[part], IMAGE).halves)
+            read = self.tokens_of(memory.read(keys[part], IMAGE).halves)
             right += int((read == self.tokens_of(values[part])).all(dim=1).sum())
         return right / len(rows)
 

@@ -19,6 +19,7 @@ from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
 from bitgen.memory.files import StoredSpoken, exclusive, write_memory
 from bitgen.memory.notices import (
+    warn_after_edit,
     warn_of_another_thing,
     warn_of_contradictions,
     warn_of_like_texts,
@@ -200,7 +201,7 @@ class EpisodicMemory:
             row = self._held.row(id)
             before, pictured = self._held.episodes[row].text, bool(self._held.memory.halves(IMAGE)[row].any())
             self._held = self._held.edited(id, text, feature, fact)
-            warn_of_like_texts(self._held, 1, id)
+            warn_after_edit(self._held, id)
         if self._facts is not None:
             if pictured:
                 warn_of_another_thing(id, text, self._facts.alike(before, text))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from itertools import compress
 
 import torch
 
 from bitgen.guards.printable import printable
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.episodes import Episode, Held
+from bitgen.model.speaking import SAME_PICTURED, SAME_TOLD
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +59,17 @@ def _like_texts(held: Held, newest: int, id: str | None) -> list[tuple[Episode, 
     return found
 
 
-def warn_of_contradictions(held: Held, newest: int) -> None:
-    """Name an earlier sentence that one of the newest may contradict: it shares a name, and is asked for alike."""
+def warn_of_contradictions(held: Held, newest: int, id: str | None = None) -> None:
+    """Name an earlier sentence that one of the newest may contradict, or any that the one of ``id`` may: it shares a
+    name, and is asked for alike."""
     if held.spoken is None:
         return
     keys, pictured = held.spoken.halves(IMAGE), held.memory.halves(IMAGE).any(dim=1)
     found, names = [], [_names(episode.text) for episode in held.episodes]
-    for new in range(len(keys) - newest, len(keys)):
-        near = (keys[:new] @ keys[new] > _ALIKE) & ~pictured[:new] & ~pictured[new]
+    newly = range(len(keys) - newest, len(keys)) if id is None else (held.row(id),)
+    for new in newly:
+        near = (keys @ keys[new] > _ALIKE) & ~pictured & ~pictured[new]
+        near[new if id is None else len(keys) :] = False
         for old in near.nonzero()[:, 0].tolist():
             if names[new] & names[old] and held.episodes[old].text != held.episodes[new].text:
                 found.append((held.episodes[old], held.episodes[new]))
@@ -78,6 +83,30 @@ def warn_of_contradictions(held: Held, newest: int) -> None:
             printable(old.id, 60),
             f" and {len(found) - 1:,} more such pairs" if len(found) > 1 else "",
         )
+
+
+def warn_of_later_ones(held: Held, id: str) -> None:
+    """Say that an edited episode is not what is said, as a later one is about the same thing."""
+    if held.spoken is None:
+        return
+    keys, pictured, row = held.spoken.halves(IMAGE), held.memory.halves(IMAGE).any(dim=1), held.row(id)
+    same = (keys @ keys[row] > (SAME_PICTURED if pictured[row] else SAME_TOLD)) & (pictured == pictured[row])
+    later = list(compress(held.episodes[row + 1 :], same[row + 1 :].tolist()))
+    if later:
+        logger.warning(
+            "episode %s ('%s') was taught after episode %s, of the same thing, and is what the model says. Edit that "
+            "one instead, or forget it.",
+            printable(later[-1].id, 60),
+            printable(later[-1].text, 60),
+            printable(id, 60),
+        )
+
+
+def warn_after_edit(held: Held, id: str) -> None:
+    """Name what an edited episode is like, contradicts or stays behind."""
+    warn_of_like_texts(held, 1, id)
+    warn_of_contradictions(held, 1, id)
+    warn_of_later_ones(held, id)
 
 
 def _names(text: str) -> set[str]:

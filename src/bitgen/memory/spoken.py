@@ -107,8 +107,10 @@ class FactEncoder:
 
     @torch.no_grad()
     def image_cue(self, image: MemoryImage) -> Cue:
-        """The cue that an image is. Raises ValueError as :meth:`PairEncoder.images` does."""
+        """The cue that an image is. Raises ValueError as :meth:`PairEncoder.images` does, and for NaN in it."""
         tokens = self.encoder.looked_at([image]).image_tokens
+        if not tokens.isfinite().all():
+            raise ValueError("the image has NaN or infinity in it, or the model makes them of it: check both")
         return Cue(self.recall.image_keys(tokens), tokens)
 
     @torch.no_grad()

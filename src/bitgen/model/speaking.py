@@ -43,7 +43,8 @@ def find(
     sure: float = SURE_OF_PICTURE,
     same: float = SAME_PICTURED,
 ) -> Found:
-    """Compare cues with keys. A fact has no confidence where a later one about the same thing is recalled as well.
+    """Compare cues with keys. A fact has no confidence where a later one about the same thing is recalled as well, and
+    none has where the cue is NaN.
 
     Args:
         keys: ``[E, k]`` of the facts.
@@ -53,7 +54,7 @@ def find(
     """
     keys = keys.to(cues)  # facts may be held on another device, and in another precision
     cosines, at = (cues @ keys.mT).max(dim=1)
-    confidence = recall.logits(cosines).sigmoid()
+    confidence = recall.logits(cosines).sigmoid().nan_to_num(0.0)
     some = (confidence > sure).any(dim=0).nonzero()[:, 0]
     recalled = (confidence[:, some] > sure).to(cues)
     later = (keys[some] @ keys[some].mT > same).triu(1).to(cues)  # [earlier, later]

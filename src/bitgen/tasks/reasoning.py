@@ -28,14 +28,9 @@ from bitgen.stages import Stage
 from bitgen.tasks.reasoning_data import asked_pictures, fingerprints_of, validator_of
 from bitgen.tasks.rollouts import RolloutSettings, RolloutSource, reward_of
 from bitgen.tasks.stage1 import banner_rows, groups, model_config_text
-from bitgen.tasks.stage1_parts import (
-    build_untrained,
-    model_config_of,
-    normalisation_of,
-    start_from,
-    vision_config_of,
-)
-from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER, open_model
+from bitgen.tasks.stage1_parts import build_untrained, model_config_of, normalisation_of, vision_config_of
+from bitgen.tasks.start_from import start_from, trained_tokenizer
+from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER
 
 _TEXTS = 4000  # pictures of scenes whose questions a tokenizer learns its new words from
 # What a run that goes on may change.
@@ -163,10 +158,7 @@ def build_stage2_tokenizer(config: Config, ranks: Processes, fresh: bool) -> Pre
             return load_tokenizer(folder)
         if config.training.init_from is None:
             raise ConfigError("init_from is none, but stage 2 goes on from a model of stage 1. Name its run.")
-        try:
-            base = open_model(config.training.init_from).tokenizer
-        except ValueError as error:
-            raise ConfigError(f"init_from: {error}") from error
+        base = trained_tokenizer(config.training.init_from)
         asked, most = config.reasoning.question_data, config.model.vocab_size
         record = {"spec": EXTEND, "base": tokenizer_sha256(base), "texts": asked, "vocab_size": most}
         if not folder.is_dir() or kept_meta(folder) != record:  # one that a run left which came no further

@@ -20,7 +20,7 @@ from bitgen.data.shards import open_shards
 from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.data.text_blocks import TextBlocks
-from bitgen.data.tokenizer import build_tokenizer, is_kept, vocabulary_size
+from bitgen.data.tokenizer import build_tokenizer, is_kept, take_over, vocabulary_size
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -34,7 +34,7 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.pretrained_tower import pretrained_normalisation, pretrained_vision_config
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.tasks.fingerprints import trained_on
-from bitgen.tasks.start_from import start_from
+from bitgen.tasks.start_from import start_from, trained_tokenizer
 from bitgen.trained import TOKENIZER_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -69,14 +69,18 @@ def training_captions(config: Config) -> Iterator[str]:
 
 
 def build_run_tokenizer(config: Config, processes: Processes, fresh: bool = True) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, trained and kept by rank 0 first where the configuration asks for that.
+    """The run's tokenizer, trained and kept by rank 0 first where the configuration asks for that. A run that starts
+    from a trained model takes over that model's: one trained anew on other captions would number tokens otherwise.
 
     Raises:
-        ConfigError: not ``fresh``, and the tokenizer named now is not the one that the run keeps.
+        ConfigError: not ``fresh``, and the tokenizer named now is not the one that the run keeps; there is no trained
+            model to start from.
     """
-    folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
+    folder, start = Path(config.output.output_dir) / TOKENIZER_FOLDER, config.training.init_from
     captions = training_captions(config) if config.data.tokenizer == "train" else None
     with main_first(processes):
+        if captions is not None and start is not None:
+            return take_over(trained_tokenizer(start), config.model.vocab_size, folder)
         if not fresh and captions is None and folder.is_dir() and not is_kept(config.data.tokenizer, folder):
             raise ConfigError(
                 f"tokenizer {config.data.tokenizer} is not the one that this run began with: its embeddings would "

@@ -32,10 +32,7 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
     Raises:
         ConfigError: there is no such model, it is damaged, or its tokenizer or sizes are not this run's.
     """
-    try:
-        source = open_model(path)
-    except ValueError as error:
-        raise ConfigError(f"init_from: {error}") from error
+    source = _open(path)
     if not extended and tokenizer_sha256(source.tokenizer) != tokenizer_sha256(tokenizer):
         raise ConfigError(
             f"init_from {path} was trained with another tokenizer: its embeddings would stand for other tokens. Write "
@@ -57,6 +54,22 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
     model.load_state_dict(theirs)
     logger.info("starting from the weights of %s", source.folder)
     return source
+
+
+def trained_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a trained model.
+
+    Raises:
+        ConfigError: there is no such model, or it is damaged.
+    """
+    return _open(path).tokenizer
+
+
+def _open(path: str) -> Trained:
+    try:
+        return open_model(path)
+    except ValueError as error:
+        raise ConfigError(f"init_from: {error}") from error
 
 
 def _extended_table(
