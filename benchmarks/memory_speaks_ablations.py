@@ -13,10 +13,16 @@ from bitgen.memory.address_space import IMAGE
 from bitgen.memory.answering import Answer, Speaker, says
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.model.recall import Recall
+from bitgen.model.speaking import BY_PICTURE, BY_TEXT, Meaning
 from bitgen.objectives.recall import Written, closed_form_read
 
 GATES = (0.0, 0.5, 0.7, 0.8, 0.9)  # probabilities above which a fact is recalled; 0: always the nearest
 NOISES = (1e-3, 0.03, 0.1, 0.3, 1.0)  # of observation, squared, that a key is read with
+
+
+def gated(sure: float) -> tuple[Meaning, Meaning]:
+    """Pictures and texts that recall a fact above a probability."""
+    return BY_PICTURE._replace(sure=sure), BY_TEXT._replace(sure=sure)
 
 
 @contextmanager
@@ -49,7 +55,7 @@ def without_parts(speaker: Speaker, episode: Episode) -> dict[tuple[str, float],
     def asked(**how: Any) -> dict[str, float]:
         return _shares(speaker.ask(memory, episode, tensors, **how))
 
-    found = {("gate", gate): asked(sure=(gate, gate)) for gate in GATES}
+    found = {("gate", gate): asked(meaning=gated(gate)) for gate in GATES}
     found |= {("noise", noise): asked(read=reading(memory, noise)) for noise in NOISES}
     with silent(recall.pointer, given_back=False):
         found["no pointer", 0.0] = asked()

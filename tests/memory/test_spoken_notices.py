@@ -14,7 +14,7 @@ from bitgen.machine.files import check_writable, write_whole
 from bitgen.memory import EpisodicMemory, training_whitening, whitening
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.spoken import FactEncoder
-from bitgen.model.speaking import find
+from bitgen.model.speaking import BY_PICTURE, find
 from bitgen.model.spoken_memory import SpokenMemory
 from support.data import picture
 from support.memories import pairs
@@ -145,7 +145,8 @@ def test_of_two_facts_about_one_thing_the_later_is_found_if_it_is_recalled_too(s
     alone = recall.logits((cues @ keys.mT)[:, 0]).sigmoid()
     assert found[0, 0] == 0 and found[0, 1] == alone[0, 1] > 0.7  # both are recalled: the later
     assert torch.equal(found[1:], alone[1:])  # where it is not, nothing is taken back
-    assert torch.equal(find(recall, keys, cues, same=0.95).confidence, alone)  # they are of two things
+    apart = BY_PICTURE._replace(same=0.95)  # they are of two things
+    assert torch.equal(find(recall, keys, cues, apart).confidence, alone)
     torch.testing.assert_close(find(recall, keys.double(), cues).confidence, found)  # keys are held in any precision
 
 

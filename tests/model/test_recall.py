@@ -11,7 +11,7 @@ from bitgen.model.configuration_bitgen import FUSION_KINDS
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
 from bitgen.model.parameter_roles import GATE, MATRIX
 from bitgen.model.recall import Beside, Reader, Recall, Recalled
-from bitgen.model.speaking import Found, chosen, find, recalled_for
+from bitgen.model.speaking import BY_TEXT, Found, chosen, find, recalled_for
 from support.speaking import RECALL, random_recalled
 
 LENGTH, STILL = 8, dict(dropout=0.0, compressor_dropout=0.0)
@@ -500,6 +500,25 @@ def test_a_cue_finds_the_fact_whose_key_is_nearest_and_the_token_that_it_is_near
                 expected = torch.sigmoid(recall.logits(torch.tensor(max(cosines))))
                 torch.testing.assert_close(found.confidence[row, fact], expected)
     assert int(found.confidence[1].argmax()) == 3 and int(found.at[1, 3]) == 2
+
+
+def test_facts_and_nothing_share_one_probability_of_a_text(recall) -> None:
+    """As training has it; what was told again counts once, as the later."""
+    random = torch.Generator().manual_seed(8)
+    keys, cues = (F.normalize(torch.randn(*shape, 8, generator=random), dim=-1) for shape in ((5,), (3,)))
+    with torch.no_grad():
+        recall.log_scale.fill_(1.0)
+        recall.threshold.fill_(0.2)
+        found = find(recall, keys, cues[:, None], BY_TEXT)
+        for row, cue in enumerate(cues):
+            odds = [float(recall.logits(cue @ key).exp()) for key in keys]
+            for fact in range(5):
+                assert float(found.confidence[row, fact]) == pytest.approx(odds[fact] / (1 + sum(odds)), rel=1e-5)
+                wanted = F.cross_entropy(torch.tensor([*odds, 1.0]).log()[None], torch.tensor([fact]))
+                assert float(found.confidence[row, fact].log()) == pytest.approx(-float(wanted), rel=1e-4)
+        twice = find(recall, torch.cat([keys[2:3], keys]), cues[:, None], BY_TEXT).confidence
+    assert not twice[:, 0].any()
+    torch.testing.assert_close(twice[:, 1:], found.confidence)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitgen.memory import EpisodicMemory, open_model
+from bitgen.memory import EpisodicMemory, open_model, spoken
 from bitgen.memory.address_space import IMAGE
+from bitgen.model import spoken_memory
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.model.recall import Recall
+from bitgen.model.speaking import BY_TEXT
 from support.runs import written_run
 
 TOKENS, KEY, CODE = 6, 12, 4  # L, k and d
@@ -32,9 +34,11 @@ def speaking_model() -> tuple[BitGenModel, BitGenProcessor]:
 
 
 def finds(monkeypatch: pytest.MonkeyPatch, everything: bool) -> None:
-    """Make every cue mean every fact, those more whose keys are nearer; or none."""
+    """Make every picture mean every fact, those more whose keys are nearer, and every text the nearest; or none."""
     shift = 2.0 if everything else -2.0
     monkeypatch.setattr(Recall, "logits", lambda self, cosines: 5 * (cosines + shift))
+    for module in (spoken, spoken_memory):
+        monkeypatch.setattr(module, "BY_TEXT", BY_TEXT._replace(sure=0.0) if everything else BY_TEXT)
 
 
 def keys(memory: EpisodicMemory) -> Tensor:

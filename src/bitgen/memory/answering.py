@@ -19,7 +19,7 @@ from bitgen.memory.address_space import IMAGE, AddressSpace
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.recall import Recalled
-from bitgen.model.speaking import SAME_PICTURED, SAME_TOLD, SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
+from bitgen.model.speaking import BY_PICTURE, BY_TEXT, Meaning, chosen, find, recalled_for
 from bitgen.objectives.recall import RecallObjective
 
 LONGEST_ANSWER = 40
@@ -79,7 +79,7 @@ class Speaker:
         plain: bool = True,
         read: Read | None = None,
         told: bool = False,
-        sure: tuple[float, float] = (SURE_OF_PICTURE, SURE_OF_TEXT),
+        meaning: tuple[Meaning, Meaning] = (BY_PICTURE, BY_TEXT),
     ) -> list[Answer]:
         """What the model says to an episode's queries, in their order.
 
@@ -88,7 +88,7 @@ class Speaker:
             plain: ask without the memory too.
             read: rows of facts to their values; None: the memory's own reading of their keys.
             told: recall the facts that each query is about, whatever the cue means: addressing that is never wrong.
-            sure: the probabilities above which a picture and a text recall a fact.
+            meaning: when a picture, and a text, means a fact.
         """
         recall, queries = self.model.recall, episode.queries
         assert recall is not None
@@ -104,7 +104,7 @@ class Speaker:
                 cues = recall.image_keys(tokens)
             else:
                 cues = recall.text_keys(tensors["prompt_ids"], tensors["prompt_mask"])[:, None]
-            found = find(recall, keys, cues, *((sure[0], SAME_PICTURED) if sees else (sure[1], SAME_TOLD)))
+            found = find(recall, keys, cues, meaning[0] if sees else meaning[1])
             facts = [list(queries[row].facts) for row in rows] if told else chosen(found)
             recalled = recalled_for(
                 recall, facts, found, read or (lambda rows: memory.read(keys[rows], IMAGE).halves), tokens

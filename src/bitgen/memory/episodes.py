@@ -17,7 +17,7 @@ from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace, spoken_space
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.files import SpokenProbe, check_model, read_memory
 from bitgen.model.episodic_memory import slot_utilization
-from bitgen.model.speaking import SAME_TOLD
+from bitgen.model.speaking import BY_TEXT
 
 MOST_EPISODES = 100_000
 MOST_CHARACTERS = 10_000  # of a text; a model reads a few hundred tokens of it
@@ -257,7 +257,7 @@ class Held(NamedTuple):
         rows, number = keys.any(dim=1).nonzero()[:, 0], torch.arange(len(keys), device=keys.device)
         counts = torch.ones_like(number, dtype=torch.bool)
         for part in rows.split(_SPOKEN_AT_ONCE):
-            counts[part] = ~((keys[part] @ keys.mT > SAME_TOLD) & (number > part[:, None])).any(dim=1)
+            counts[part] = ~((keys[part] @ keys.mT > BY_TEXT.same) & (number > part[:, None])).any(dim=1)
         rows = rows[counts[rows]]
         if not len(rows):
             return 1.0

@@ -11,7 +11,7 @@ import torch
 from bitgen.guards.printable import printable
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.episodes import Episode, Held
-from bitgen.model.speaking import SAME_PICTURED, SAME_TOLD
+from bitgen.model.speaking import BY_PICTURE, BY_TEXT
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def warn_of_later_ones(held: Held, id: str) -> None:
     if held.spoken is None:
         return
     keys, pictured, row = held.spoken.halves(IMAGE), held.memory.halves(IMAGE).any(dim=1), held.row(id)
-    same = (keys @ keys[row] > (SAME_PICTURED if pictured[row] else SAME_TOLD)) & (pictured == pictured[row])
+    same = (keys @ keys[row] > (BY_PICTURE if pictured[row] else BY_TEXT).same) & (pictured == pictured[row])
     later = list(compress(held.episodes[row + 1 :], same[row + 1 :].tolist()))
     if later:
         logger.warning(

@@ -22,7 +22,7 @@ from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
 from bitgen.model.recall import Recall, Recalled
-from bitgen.model.speaking import SAME_PICTURED, SAME_TOLD, SURE_OF_PICTURE, SURE_OF_TEXT, chosen, find, recalled_for
+from bitgen.model.speaking import BY_PICTURE, BY_TEXT, chosen, find, recalled_for
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +131,7 @@ def recalled_by(recall: Recall, memory: AssociativeMemory, episodes: Sequence[Ep
     if not len(memory):
         return Spoken(None, [], 0.0)
     keys = memory.halves(IMAGE)
-    sure, same = (SURE_OF_TEXT, SAME_TOLD) if cue.image_tokens is None else (SURE_OF_PICTURE, SAME_PICTURED)
-    found = find(recall, keys, cue.keys, sure, same)
+    found = find(recall, keys, cue.keys, BY_TEXT if cue.image_tokens is None else BY_PICTURE)
     confidence = found.confidence[0] * keys.any(dim=1)  # a key of zeros is of what cannot be said
     facts = chosen(found._replace(confidence=confidence[None]))
     memory = _without_repeated(memory, keys, facts[0])
@@ -144,5 +143,5 @@ def _without_repeated(memory: AssociativeMemory, keys: Tensor, facts: Sequence[i
     """Without what was taught before under the keys of these facts: they would be read as a mixture of the values."""
     rows = torch.tensor(facts, dtype=torch.long, device=keys.device)
     earlier = torch.arange(len(keys), device=keys.device) < rows[:, None]
-    keep = ~((keys[rows] @ keys.mT > SAME_TOLD) & earlier).any(dim=0)
+    keep = ~((keys[rows] @ keys.mT > BY_TEXT.same) & earlier).any(dim=0)
     return memory if keep.all() else AssociativeMemory.holding(memory.space, memory.pairs[keep], memory.cue_noise)

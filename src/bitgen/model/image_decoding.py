@@ -140,7 +140,7 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int | None) -> Non
     if max_pixels is not None and width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} = {width * height:,} pixels, more than max_image_pixels {max_pixels:,}: "
-            "shrink or remove it, or raise --max_image_pixels",
+            "shrink or remove it (training and data preparation also take a larger --max_image_pixels)",
             TOO_LARGE,
             f"{width} x {height}, over {max_pixels}",
         )

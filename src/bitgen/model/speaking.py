@@ -13,17 +13,30 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from .recall import Recall, Recalled
 
-# Of two facts whose keys have a greater cosine only the later counts. Pictures of one thing are above 0.85 and those of
-# two below 0.77; sentences that differ in one name come nearer to each other than those.
-SAME_PICTURED, SAME_TOLD = 0.85, 0.98
 MOST_RECALLED = 2  # facts that one cue may recall, as training has it
-# A fact is recalled above this probability. The probability's scale and threshold were learned on what training
-# taught; what it never taught is taken for something else more often, the more so the more facts there are
-# (docs/memory.md).
-SURE_OF_PICTURE, SURE_OF_TEXT = 0.7, 0.6
+
+
+class Meaning(NamedTuple):
+    """When a kind of cue means a fact.
+
+    ``sure``: the probability above which it does. ``same``: the cosine of two keys above which they are of the same
+    thing, and only the later counts. ``one``: a cue means one fact at most, so that facts compete to be it.
+    """
+
+    sure: float
+    same: float
+    one: bool
+
+
+# Pictures of one thing have cosines above 0.85, those of two below 0.77; sentences that differ in one name come nearer
+# to each other than those. The probabilities were learned on what training taught; what it never taught is taken for
+# something else more often, the more so the more facts there are (docs/speaking.md).
+BY_PICTURE, BY_TEXT = Meaning(0.7, 0.85, False), Meaning(0.45, 0.98, True)
+_FAR = -6.0  # log odds below which it does not matter whether something was taught twice
 
 
 class Found(NamedTuple):
@@ -33,33 +46,33 @@ class Found(NamedTuple):
 
     confidence: torch.Tensor
     at: torch.Tensor
-    sure: float = SURE_OF_PICTURE
+    sure: float = BY_PICTURE.sure
 
 
-def find(
-    recall: Recall,
-    keys: torch.Tensor,
-    cues: torch.Tensor,
-    sure: float = SURE_OF_PICTURE,
-    same: float = SAME_PICTURED,
-) -> Found:
-    """Compare cues with keys. A fact has no confidence where a later one about the same thing is recalled as well, and
-    none has where the cue is NaN.
+def find(recall: Recall, keys: torch.Tensor, cues: torch.Tensor, meaning: Meaning = BY_PICTURE) -> Found:
+    """Compare cues with keys. A cue that is NaN means nothing.
+
+    Of a picture each fact has its own probability, against nothing; where a later fact about the same thing is recalled
+    as well, the earlier one has none. Of a text all facts and nothing share one probability, as in training: a question
+    about nobody is a little like many facts, one about somebody is much like one.
 
     Args:
         keys: ``[E, k]`` of the facts.
         cues: ``[B, P, k]``, of a picture each token's; of a text one.
-        sure: the probability above which a fact is recalled.
-        same: the cosine of two keys above which they are of the same thing.
     """
     keys = keys.to(cues)  # facts may be held on another device, and in another precision
     cosines, at = (cues @ keys.mT).max(dim=1)
-    confidence = recall.logits(cosines).sigmoid().nan_to_num(0.0)
-    some = (confidence > sure).any(dim=0).nonzero()[:, 0]
-    recalled = (confidence[:, some] > sure).to(cues)
-    later = (keys[some] @ keys[some].mT > same).triu(1).to(cues)  # [earlier, later]
-    confidence[:, some] *= (recalled @ later.mT == 0) | (recalled == 0)
-    return Found(confidence, at, sure)
+    logits = recall.logits(cosines).nan_to_num(-torch.inf)
+    likely = logits > (_FAR if meaning.one else torch.tensor(meaning.sure).logit().item())
+    some = likely.any(dim=0).nonzero()[:, 0]
+    later = (keys[some] @ keys[some].mT > meaning.same).triu(1)  # [earlier, later]
+    taken = (likely[:, some].to(cues) @ later.mT.to(cues) > 0) & likely[:, some]
+    logits[:, some] = logits[:, some].masked_fill(taken, -torch.inf)
+    if meaning.one:
+        confidence = F.pad(logits, (0, 1)).softmax(dim=1)[:, :-1]  # beside nothing, whose log odds are 0
+    else:
+        confidence = logits.sigmoid()
+    return Found(confidence, at, meaning.sure)
 
 
 def chosen(found: Found, most: int = MOST_RECALLED) -> list[list[int]]:

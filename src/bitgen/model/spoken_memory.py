@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from .modeling_bitgen import BitGenModel
 from .recall import Recall, Recalled
 from .sequence_layout import last_tokens
-from .speaking import SAME_TOLD, SURE_OF_TEXT, chosen, find, recalled_for
+from .speaking import BY_TEXT, chosen, find, recalled_for
 from .spoken_memory_file import MOST_FACTS, Stored, check_text, read_facts, write_facts
 from .token_ids import text_ids
 
@@ -79,7 +79,7 @@ class _Facts:
     @cached_property
     def latest(self) -> torch.Tensor:
         """Rows of the facts that are read: of those whose keys are equal the last, as they would be read mixed."""
-        later = (self.keys @ self.keys.mT > SAME_TOLD).triu(1)
+        later = (self.keys @ self.keys.mT > BY_TEXT.same).triu(1)
         return (~later.any(dim=1)).nonzero().flatten()
 
     @cached_property
@@ -244,7 +244,7 @@ class SpokenMemory:
         end = mask.sum(dim=1, keepdim=True)
         ids, mask = F.pad(ids, (0, 1)).scatter(1, end, eos), F.pad(mask, (0, 1)).scatter(1, end, 1)
         cues = recall.text_keys(ids, mask)
-        found = find(recall, facts.keys[facts.latest], cues[:, None], SURE_OF_TEXT, SAME_TOLD)
+        found = find(recall, facts.keys[facts.latest], cues[:, None], BY_TEXT)
         rows = [row if said else [] for row, said in zip(chosen(found), says.tolist(), strict=True)]
         return recalled_for(recall, rows, found, facts.read, None)
 
