@@ -70,8 +70,8 @@ PICTURES, SENTENCES = (1, 8, 16, 32, 64), (1, 8, 16, 32, 64, 128)
 SLOTS = (32, 128)
 SEEDS = (11, 12, 13)
 BACK, TAUGHT = "sentence_back", ("taught", "same")
-_FEWEST = 16  # facts of a seed's episodes, and _FEW queries of each kind in an episode that has one fact alone
-_FEW = 12
+_FEWEST = 16  # facts of a seed's episodes
+_FEW = 12  # queries about pictures, or about sentences, in an episode of one fact
 _CHAINED = 0.9  # of the sentences, or as many as there are people for
 
 

@@ -16,7 +16,7 @@ from bitgen.model.recall import Recall
 from bitgen.model.speaking import BY_PICTURE, BY_TEXT, Meaning
 from bitgen.objectives.recall import Written, closed_form_read
 
-GATES = (0.0, 0.5, 0.7, 0.8, 0.9)  # probabilities above which a fact is recalled; 0: always the nearest
+GATES = (0.0, 0.3, 0.45, 0.6, 0.7, 0.9)  # probabilities above which a fact is recalled; 0: always the nearest
 NOISES = (1e-3, 0.03, 0.1, 0.3, 1.0)  # of observation, squared, that a key is read with
 
 

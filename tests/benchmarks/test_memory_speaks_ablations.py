@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from memory_speaks_ablations import GATES, NOISES, silent, without_parts
+from memory_speaks_ablations import GATES, NOISES, gated, silent, without_parts
 
 from bitgen.memory.answering import Speaker, measures
 from support.speaking import dataset, episodes, make_objective
@@ -41,9 +41,9 @@ def test_each_change_is_one_and_leaves_the_model_as_it_was(speaker: Speaker) -> 
 def test_a_gate_that_nothing_passes_leaves_every_answer(speaker: Speaker) -> None:
     (episode,) = episodes(1, held_out=True, pictures=3, sentences=3, picture_queries=6, sentence_queries=6)
     tensors = speaker.tensors(episode)
-    shut = speaker.ask(speaker.teach(tensors), episode, tensors, sure=(1.0, 1.0))
+    shut = speaker.ask(speaker.teach(tensors), episode, tensors, meaning=gated(1.0))
     assert all(answer.said == answer.plain and not answer.facts for answer in shut)
-    opened = speaker.ask(speaker.teach(tensors), episode, tensors, sure=(0.0, 0.0))
+    opened = speaker.ask(speaker.teach(tensors), episode, tensors, meaning=gated(0.0))
     assert all(answer.facts for answer in opened)
 
 

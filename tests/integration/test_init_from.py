@@ -61,7 +61,7 @@ def test_a_resumed_second_stage_goes_on_from_its_own_checkpoint(build, first_sta
     ],
 )
 def test_another_network_is_refused(build, first_stage: str, changed: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         build("second", init_from=first_stage, **changed)
 
 
@@ -81,6 +81,18 @@ def test_a_tokenizer_to_train_is_that_of_the_model(build, first_stage: str) -> N
     assert resumed.progress.step == 3 and kept(resumed) == theirs
     resumed.fit()
     same_checkpoint(whole.config.output.output_dir, resumed.config.output.output_dir)
+    elsewhere = build("elsewhere", seed=4, init_from=first_stage, resume=resumed.config.output.output_dir)
+    assert kept(elsewhere) == theirs and elsewhere.progress.step == resumed.progress.step
+
+
+def test_a_vocabulary_larger_than_its_tokenizer_is_not_taken_over(build, first_stage: str) -> None:
+    tokenizer = f"{first_stage}/tokenizer"
+    larger = build("larger", tokenizer=tokenizer, vocab_size=320, max_steps=1)
+    larger.fit()
+    folder = larger.config.output.output_dir
+    with pytest.raises(ConfigError, match=r"vocabulary of 320 and a tokenizer of 300 .*Write tokenizer .*tokenizer"):
+        build("second", init_from=folder, vocab_size=320)
+    build("second", init_from=folder, vocab_size=320, tokenizer=f"{folder}/tokenizer")
 
 
 def test_another_tokenizer_is_refused(build, first_stage: str) -> None:

@@ -342,7 +342,7 @@ def test_data_that_makes_no_episodes_is_refused(build, captioner: str, tmp_path:
     ],
 )
 def test_another_network_is_refused(build, changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         build(**changed)
 
 

@@ -14,7 +14,7 @@ from bitgen.machine.files import check_writable, write_whole
 from bitgen.memory import EpisodicMemory, training_whitening, whitening
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.spoken import FactEncoder
-from bitgen.model.speaking import BY_PICTURE, find
+from bitgen.model.speaking import BY_PICTURE, BY_TEXT, find
 from bitgen.model.spoken_memory import SpokenMemory
 from support.data import picture
 from support.memories import pairs
@@ -68,12 +68,12 @@ def test_an_edit_that_contradicts_an_earlier_or_later_sentence_names_it(speaker,
         with caplog.at_level(logging.WARNING):
             speaker.edit(edited, f"Blick belongs to Anna{edited}")
         [line] = warnings(caplog, "is told beside")
-        assert f"'Blick belongs to Anna{edited}' is told beside" in line
+        assert f"'Blick belongs to Anna{edited}' is told beside" in line and f"(episode {other})" in line
         assert other != "3" or "1 more such pairs" in line  # of the second, too
 
 
 @pytest.mark.parametrize("pictured", [True, False])
-def test_an_edit_that_stays_behind_a_later_one_names_that(speaker, caplog, pictured) -> None:
+def test_an_edit_that_stays_behind_a_later_one_names_that(speaker, caplog, monkeypatch, pictured) -> None:
     for text in TEXTS[:2] * 2:
         if pictured:
             speaker.write([picture(TEXTS.index(text))], [text])
@@ -83,8 +83,16 @@ def test_an_edit_that_stays_behind_a_later_one_names_that(speaker, caplog, pictu
         speaker.edit("4", TEXTS[1])
         assert not warnings(caplog, "was taught after")
         speaker.edit("2", TEXTS[1])
+        assert not warnings(caplog, "was taught after")  # the later one says the same
+        speaker.edit("4", TEXTS[2])
+        if not pictured:  # a sentence of another text has another key
+            speaker.edit("4", TEXTS[1])
+            monkeypatch.setattr(FactEncoder, "codes", lambda self, texts: speaker.spoken.pairs[3:])
+        speaker.edit("2", TEXTS[3])
     [line] = warnings(caplog, "was taught after")
-    assert f"episode 4 ('{TEXTS[1]}') was taught after episode 2" in line and "Edit that one instead" in line
+    said = TEXTS[2 if pictured else 1]
+    assert f"episode 4 ('{said}') was taught after episode 2" in line and "Edit that one instead" in line
+    assert not warnings(caplog, "is told beside")
 
 
 def test_what_was_taught_again_does_not_count_as_unreadable(speaker) -> None:
@@ -106,7 +114,8 @@ def test_a_picture_with_nan_recalls_nothing(speaker) -> None:
     with pytest.raises(ValueError, match="NaN or infinity in it"):
         speaker.recalled(image=pixels[0])
     recall, keys = speaker.encoder.model.recall, torch.eye(KEY)[:2]
-    assert not find(recall, keys, torch.full((1, 1, KEY), torch.nan)).confidence.any()
+    for meaning in (BY_PICTURE, BY_TEXT):
+        assert not find(recall, keys, torch.full((1, 1, KEY), torch.nan), meaning).confidence.any()
 
 
 @pytest.mark.parametrize(("alike", "pictured", "warned"), [(0.2, True, 1), (0.9, True, 0), (0.2, False, 0)])

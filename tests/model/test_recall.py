@@ -503,9 +503,9 @@ def test_a_cue_finds_the_fact_whose_key_is_nearest_and_the_token_that_it_is_near
 
 
 def test_facts_and_nothing_share_one_probability_of_a_text(recall) -> None:
-    """As training has it; what was told again counts once, as the later."""
+    """As training has it."""
     random = torch.Generator().manual_seed(8)
-    keys, cues = (F.normalize(torch.randn(*shape, 8, generator=random), dim=-1) for shape in ((5,), (3,)))
+    keys, cues = F.normalize(torch.eye(8)[:5] + 0.2, dim=-1), F.normalize(torch.randn(3, 8, generator=random), dim=-1)
     with torch.no_grad():
         recall.log_scale.fill_(1.0)
         recall.threshold.fill_(0.2)
@@ -516,9 +516,23 @@ def test_facts_and_nothing_share_one_probability_of_a_text(recall) -> None:
                 assert float(found.confidence[row, fact]) == pytest.approx(odds[fact] / (1 + sum(odds)), rel=1e-5)
                 wanted = F.cross_entropy(torch.tensor([*odds, 1.0]).log()[None], torch.tensor([fact]))
                 assert float(found.confidence[row, fact].log()) == pytest.approx(-float(wanted), rel=1e-4)
-        twice = find(recall, torch.cat([keys[2:3], keys]), cues[:, None], BY_TEXT).confidence
-    assert not twice[:, 0].any()
-    torch.testing.assert_close(twice[:, 1:], found.confidence)
+        assert not find(recall, keys[:0], cues[:, None], BY_TEXT).confidence.numel()
+
+
+@pytest.mark.parametrize("far", [0, 100])
+def test_facts_that_answer_the_same_do_not_take_it_from_each_other(recall, far: int) -> None:
+    """Told three times in other words, and once more in the words of the first, beside others and many far ones."""
+    first = torch.eye(128)[0]
+    same = [F.normalize(first + 0.5 * torch.eye(128)[number], dim=0) for number in (1, 2, 3)]
+    other = F.normalize(first + 1.5 * torch.eye(128)[4], dim=0)
+    keys = torch.stack([*(-torch.eye(128)[20 : 20 + far]), *same, other, same[0]])
+    with torch.no_grad():
+        odds = [float(recall.logits(first @ key).exp()) for key in (same[1], other)]
+        nothing = 1 + far * float(recall.logits(torch.zeros(())).exp())
+        found = find(recall, keys, first[None, None], BY_TEXT).confidence[0, far:].tolist()
+    told = odds[0] / (nothing + odds[0] + odds[1])
+    assert found == pytest.approx([0, told, told, odds[1] / (nothing + sum([odds[1], 3 * odds[0]])), told], rel=1e-4)
+    assert told > BY_TEXT.sure
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class MemoryState(NamedTuple):
     (0, 1]. ``condition_number``: how many times a cue's relative error may grow in an exact read. ``expected_recall``:
     share of the episodes with an image that their own images, and their own texts, recall first. ``memory_bytes``: of
     precision and information; ``episode_bytes``: of codes and addresses, which forgetting needs. ``expected_speech``:
-    share of what the model can say whose own key reads it first; None: the model does not speak from the memory.
+    share of what the model can say of which its own key reads every token; None: the model does not speak from it.
     """
 
     episodes: int

@@ -17,9 +17,6 @@ logger = logging.getLogger(__name__)
 
 # Relative to its largest entry: a text in another batch has another code by rounding, about a tenth of this.
 _SAME_TEXT = 1e-6
-# Cosine of the keys of two sentences that tell the same of someone: of 300 pairs that contradict each other 76% are
-# above.
-_ALIKE = 0.7
 _NO_NAMES = {"A", "An", "Her", "His", "It", "My", "Our", "That", "The", "Their", "This", "Your"}
 # Cosine of what two texts look for in a picture: below it are 89% of 150 edits to another thing, and 1% of those to
 # another name (a model of drawn scenes; that of photographs, which mean the whole picture, is never below).
@@ -65,11 +62,16 @@ def warn_of_contradictions(held: Held, newest: int, id: str | None = None) -> No
     if held.spoken is None:
         return
     keys, pictured = held.spoken.halves(IMAGE), held.memory.halves(IMAGE).any(dim=1)
+    assert BY_TEXT.alike is not None
     found, names = [], [_names(episode.text) for episode in held.episodes]
     newly = range(len(keys) - newest, len(keys)) if id is None else (held.row(id),)
     for new in newly:
-        near = (keys @ keys[new] > _ALIKE) & ~pictured & ~pictured[new]
-        near[new if id is None else len(keys) :] = False
+        cosines = keys @ keys[new]
+        near = (cosines > BY_TEXT.alike) & ~pictured & ~pictured[new]
+        if id is None:
+            near[new:] = False
+        else:  # of those with the same key warn_of_later_ones tells
+            near &= cosines <= BY_TEXT.same
         for old in near.nonzero()[:, 0].tolist():
             if names[new] & names[old] and held.episodes[old].text != held.episodes[new].text:
                 found.append((held.episodes[old], held.episodes[new]))
@@ -92,7 +94,7 @@ def warn_of_later_ones(held: Held, id: str) -> None:
     keys, pictured, row = held.spoken.halves(IMAGE), held.memory.halves(IMAGE).any(dim=1), held.row(id)
     same = (keys @ keys[row] > (BY_PICTURE if pictured[row] else BY_TEXT).same) & (pictured == pictured[row])
     later = list(compress(held.episodes[row + 1 :], same[row + 1 :].tolist()))
-    if later:
+    if later and later[-1].text != held.episodes[row].text:
         logger.warning(
             "episode %s ('%s') was taught after episode %s, of the same thing, and is what the model says. Edit that "
             "one instead, or forget it.",

@@ -135,8 +135,9 @@ class RecallObjective(StatelessObjective):
         """Cross-entropy of the facts that each query is about, each without the other one, and of the null without
         both; and the share that is found of the facts, and of the nulls of queries about nothing.
 
-        A fact is recalled when it is likelier than the null (``model/speaking.py``), and not only the likeliest one. So
-        what a query is not about must be less likely than the null, even where something that it is about is likeliest.
+        A picture recalls each fact that is likelier than the null (``model/speaking.py``), and not only the likeliest.
+        So what a query is not about must be less likely than the null, even where something that it is about is
+        likeliest.
         """
         logits = self.recall.logits(cosines)
         null, nothing = logits.new_zeros(len(logits), 1), facts.new_full((len(facts),), NOTHING)

@@ -20,7 +20,7 @@ from bitgen.data.shards import open_shards
 from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.data.text_blocks import TextBlocks
-from bitgen.data.tokenizer import build_tokenizer, is_kept, take_over, vocabulary_size
+from bitgen.data.tokenizer import build_tokenizer, is_kept, load_tokenizer, take_over, vocabulary_size
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -34,7 +34,7 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.pretrained_tower import pretrained_normalisation, pretrained_vision_config
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.tasks.fingerprints import trained_on
-from bitgen.tasks.start_from import start_from, trained_tokenizer
+from bitgen.tasks.start_from import start_from, tokenizer_to_take_over
 from bitgen.trained import TOKENIZER_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -74,13 +74,16 @@ def build_run_tokenizer(config: Config, processes: Processes, fresh: bool = True
 
     Raises:
         ConfigError: not ``fresh``, and the tokenizer named now is not the one that the run keeps; there is no trained
-            model to start from.
+            model to start from, or its tokenizer is too large.
     """
     folder, start = Path(config.output.output_dir) / TOKENIZER_FOLDER, config.training.init_from
     captions = training_captions(config) if config.data.tokenizer == "train" else None
     with main_first(processes):
-        if captions is not None and start is not None:
-            return take_over(trained_tokenizer(start), config.model.vocab_size, folder)
+        if captions is not None and fresh and start is not None:
+            return _taken_over(tokenizer_to_take_over(start), config, folder)
+        if captions is not None and not fresh and not folder.is_dir():
+            if (kept := _beside(config.training.resume)) is not None:
+                return _taken_over(load_tokenizer(kept), config, folder)
         if not fresh and captions is None and folder.is_dir() and not is_kept(config.data.tokenizer, folder):
             raise ConfigError(
                 f"tokenizer {config.data.tokenizer} is not the one that this run began with: its embeddings would "
@@ -88,6 +91,19 @@ def build_run_tokenizer(config: Config, processes: Processes, fresh: bool = True
                 "new run."
             )
         return build_tokenizer(config.data.tokenizer, captions, config.model.vocab_size, folder)
+
+
+def _taken_over(tokenizer: PreTrainedTokenizerBase, config: Config, folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return take_over(tokenizer, config.model.vocab_size, folder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _beside(resumed: str | None) -> Path | None:
+    """The tokenizer that the run of a checkpoint keeps, for a run that goes on in another folder."""
+    places = [] if resumed is None else [Path(resumed) / TOKENIZER_FOLDER, Path(resumed).parent / TOKENIZER_FOLDER]
+    return next((place for place in places if place.is_dir()), None)
 
 
 def build_training_dataset(config: Config, processor: BitGenProcessor) -> TrainingPairs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,7 +37,7 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
     if not extended and tokenizer_sha256(source.tokenizer) != tokenizer_sha256(tokenizer):
         raise ConfigError(
             f"init_from {path} was trained with another tokenizer: its embeddings would stand for other tokens. Write "
-            f"tokenizer {source.folder if source.kind == 'export' else source.folder.parent / TOKENIZER_FOLDER}."
+            f"tokenizer {_folder_of(source)}."
         )
     theirs, ours = source.model.state_dict(), model.state_dict()
     if extended and theirs[TOKEN_TABLE].shape[1] == ours[TOKEN_TABLE].shape[1]:
@@ -63,6 +64,26 @@ def trained_tokenizer(path: str) -> PreTrainedTokenizerBase:
         ConfigError: there is no such model, or it is damaged.
     """
     return _open(path).tokenizer
+
+
+def tokenizer_to_take_over(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a trained model, for a run whose vocabulary is to be as large as that.
+
+    Raises:
+        ConfigError: there is no such model, it is damaged, or its own vocabulary is larger.
+    """
+    source = _open(path)
+    has, needs = vocabulary_size(source.tokenizer), source.model.config.vocab_size
+    if has < needs:
+        raise ConfigError(
+            f"tokenizer is train, but the model of init_from {path} has a vocabulary of {needs:,} and a tokenizer of "
+            f"{has:,} tokens, which was not trained by its run. Write tokenizer {_folder_of(source)}."
+        )
+    return source.tokenizer
+
+
+def _folder_of(source: Trained) -> Path:
+    return source.folder if source.kind == "export" else source.folder.parent / TOKENIZER_FOLDER
 
 
 def _open(path: str) -> Trained:

@@ -1,0 +1,89 @@
+"""A picture may mean several facts, a text one: the same rule wherever a memory is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bitgen.memory import EpisodicMemory
+from bitgen.memory.answering import Speaker
+from bitgen.memory.associative import AssociativeMemory
+from bitgen.model.recall import Recall
+from bitgen.model.speaking import BY_PICTURE, BY_TEXT
+from bitgen.model.spoken_memory import SpokenMemory
+from support.data import picture
+from support.memories import pairs
+from support.speaking import dataset, episodes, make_objective
+from support.spoken_memories import CODE, KEY, TEXTS, TOKENS, speaking_model
+
+FACTS = 3  # with keys at right angles, each as likely as the others: alone surely meant, together hardly
+# How many facts a cue means, and the probability of the likeliest: of a memory asked by pictures or by texts.
+Asked = Callable[[bool], Iterator[tuple[int, float]]]
+
+
+@pytest.fixture(autouse=True)
+def moderate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recall, "logits", lambda self, cosines: torch.ones_like(cosines))
+
+
+def of_a_file() -> Asked:
+    memory = EpisodicMemory(*speaking_model())
+    spoken = torch.cat([torch.eye(KEY)[:FACTS], torch.randn(FACTS, TOKENS * CODE)], dim=1)
+    memory.write_codes(pairs(FACTS), TEXTS[:FACTS], spoken=spoken)
+
+    def asked(pictured: bool) -> Iterator[tuple[int, float]]:
+        found = memory.recalled(image=picture(0)) if pictured else memory.recalled(text=TEXTS[0])
+        yield len(found.facts), found.surest
+
+    return asked
+
+
+def of_an_export() -> Asked:
+    model, processor = speaking_model()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # as an export has them
+        setattr(model.config, name, getattr(processor.tokenizer, name))
+    memory = SpokenMemory(model)
+    for text in TEXTS[:FACTS]:
+        memory.teach(text, processor.tokenizer)
+    memory._facts = replace(memory._facts, keys=torch.eye(KEY)[:FACTS])
+    image = model.pool_image_tokens(model.encode_image(processor.image(picture(0))[None]).image_tokens)
+
+    def asked(pictured: bool) -> Iterator[tuple[int, float]]:
+        ids = torch.tensor(processor.encode([TEXTS[0]]))[:, :-1]
+        found = memory.answering(model, ids, {"image_tokens": image} if pictured else {})
+        tokens = found["recalled_mask"][0].sum() if found else 0
+        yield int(tokens), 0.0
+
+    return asked
+
+
+def of_episodes() -> Asked:
+    speaker, (episode,) = (
+        Speaker(make_objective(), dataset(held_out=True)),
+        episodes(1, held_out=True, pictures=3, sentences=3, picture_queries=6, sentence_queries=6),
+    )
+    width = speaker.model.recall.key_width
+    values = speaker.teach(speaker.tensors(episode)).halves(1)[:FACTS]
+    memory = AssociativeMemory.empty(speaker.space).written(torch.cat([torch.eye(width)[:FACTS], values], dim=1))
+
+    def asked(pictured: bool) -> Iterator[tuple[int, float]]:
+        for answer in speaker.ask(memory, episode, speaker.tensors(episode), plain=False):
+            if (answer.query.picture is not None) == pictured:
+                yield len(answer.facts), answer.confidence
+
+    return asked
+
+
+@pytest.mark.parametrize("made", [of_a_file, of_an_export, of_episodes])
+def test_facts_share_the_probability_of_a_text_and_not_of_a_picture(made: Callable[[], Asked]) -> None:
+    e = torch.tensor(1.0).exp().item()
+    assert e / (1 + FACTS * e) < BY_TEXT.sure < e / (1 + e) and BY_PICTURE.sure < e / (1 + e)
+    asked = made()
+    for pictured, sure in ((True, e / (1 + e)), (False, e / (1 + FACTS * e))):
+        answers = list(asked(pictured))
+        assert answers and all((facts > 0) == pictured for facts, _ in answers)
+        if made is not of_an_export:  # which does not tell its probability
+            assert [found for _, found in answers] == pytest.approx([sure] * len(answers), rel=1e-5)
