@@ -14,7 +14,7 @@ from bitgen.memory.address_space import IMAGE, AddressSpace
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.reading import reader_of
 from bitgen.model.likelihood import IGNORED
-from bitgen.objectives.recall import EXACT, RecallObjective, Written, closed_form_read
+from bitgen.objectives.recall import EXACT, RecallObjective, Written, _pictures_found_alone, closed_form_read
 from support.speaking import batch, dataset, make_objective
 
 WIDTH, VALUE = 16, 12
@@ -254,16 +254,19 @@ def test_in_training_half_of_the_queries_read_with_their_own_cue(objective) -> N
     assert not torch.equal(*given)
 
 
-def test_what_is_said_teaches_no_keys(objective) -> None:
-    """Keys are for finding: the gradient of the language alone would move them once they find."""
+def test_what_is_said_teaches_keys_of_sentences_and_none_of_pictures(objective) -> None:
+    """Of pictures the gradient of the language alone would move them once they find."""
     tensors = batch()
     objective.zero_grad()  # other tests share it
     written = objective.write(tensors)
     asked = objective._ask(written, tensors)
-    objective._language(tensors, asked, objective._recalled(written, asked, tensors["facts"])).backward()
+    kept = _pictures_found_alone(written, asked, len(tensors["taught_pictures"]))
+    objective._language(tensors, asked, objective._recalled(*kept, tensors["facts"])).backward()
     reached = {name for name, one in objective.recall.named_parameters() if one.grad is not None and one.grad.any()}
-    keys = ("image_key", "image_weight", "text_", "token_embedding", "threshold", "log_scale")
-    assert not {name for name in reached if name.startswith(keys)}
+    of_sentences = ("text_position", "text_layers", "text_key", "token_embedding")
+    keys = ("image_key", "image_weight", "text_weight", *of_sentences, "threshold", "log_scale")
+    found = {start for start in keys if any(name.startswith(start) for name in reached)}
+    assert found == set(of_sentences)
     assert {"code_embedding.weight", "value_out.weight", "where.1.weight", "pointer.query.weight"} <= reached
     objective.zero_grad()
     asked = objective._ask(objective.write(tensors), tensors)

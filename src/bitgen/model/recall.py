@@ -26,7 +26,7 @@ from .dropout import Dropout
 _TEXT_LAYERS = 2
 _LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written
 _BEFORE = 3  # tokens before a recalled one that it is known by: of a name of many letters two are often there twice
-_TEXT_DROPPED = 0.15  # of a text's tokens, before its key is made, in training
+_TEXT_DROPPED = 0.05  # of a text's tokens, before its key is made, in training
 
 
 class Recalled(NamedTuple):

@@ -53,6 +53,16 @@ def closed_form_read(written: Written, cues: torch.Tensor, noise: float) -> torc
     return (mixed @ values).to(written.values.dtype)
 
 
+def _pictures_found_alone(written: Written, asked: _Asked, pictures: int) -> tuple[Written, _Asked]:
+    """Facts, of which so many have a picture, and queries, through which what is said teaches no keys of pictures.
+
+    These learn from finding alone: once they find, the gradient of the language would be all that is left to move them.
+    Keys of sentences gain by it (docs/lab_log.md).
+    """
+    keys = torch.cat([written.keys[:pictures].detach(), written.keys[pictures:]])
+    return written._replace(keys=keys), asked._replace(by_token=asked.by_token.detach())
+
+
 class RecallObjective(StatelessObjective):
     """The model, of which its ``recall`` alone trains, and one forward an episode.
 
@@ -111,7 +121,8 @@ class RecallObjective(StatelessObjective):
         asked = self._ask(written, episode)
         addressing, found = self._addressing(asked.cosines, facts)
         values, right = self._values(written, episode)
-        language = self._language(episode, asked, self._recalled(written, asked, facts))
+        read = self._recalled(*_pictures_found_alone(written, asked, len(episode["taught_pictures"])), facts)
+        language = self._language(episode, asked, read)
         loss = self.weight * (addressing + values + language)
         metrics = {
             "loss": loss, "recall_loss": addressing, "value_loss": values, "caption_loss": language,
@@ -170,14 +181,11 @@ class RecallObjective(StatelessObjective):
         """What the decoder is given for each query: the values of the facts that it is about, as the memory reads them.
 
         Half of the facts are read with the query's own cue, which is merely similar, half with the key that it means.
-        What is said teaches no keys: finding is what they are for, and once they find, the gradient of the language
-        would be all that is left to move them.
         """
-        written = written._replace(keys=written.keys.detach())
         rows, pictured = facts.clamp_min(0), len(asked.tokens)
         at = asked.at.gather(1, rows[:pictured])  # [Qi, R]
         cues = asked.by_token.gather(1, at[..., None].expand(-1, -1, asked.by_token.shape[-1]))
-        cues = torch.cat([cues, asked.texts[:, None].expand(-1, rows.shape[1], -1)]).detach()
+        cues = torch.cat([cues, asked.texts[:, None].expand(-1, rows.shape[1], -1)])
         seen = self.recall.seen(asked.tokens, at)
         seen = torch.cat([seen, seen.new_zeros(len(asked.texts), *seen.shape[1:])])
         values = closed_form_read(written, written.keys[rows].flatten(0, 1), EXACT)
