@@ -94,29 +94,33 @@ def report(name: str, values: list[float], **more: Any) -> None:
     print(json.dumps(line | {"episodes": len(values)}), flush=True)
 
 
-def said_after_teaching(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
-    """What is said, by the number of facts and of slots, with what is compared."""
+def said_after_teaching(
+    objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int, compared: bool = True
+) -> None:
+    """What is said, by the number of facts; ``compared``: and of slots, with what it is compared with."""
     plans: list[tuple[dict[str, int], int]] = [({"pictures": facts, "sentences": 0}, facts) for facts in PICTURES]
     plans += [({"pictures": 1, "sentences": facts, "picture_queries": 1}, facts) for facts in SENTENCES]
     for sizes, facts in plans:
         if facts == 1:  # then as many episodes as facts
             sizes |= {"sentence_queries" if sizes["sentences"] else "picture_queries": _FEW}
-        for slots in SLOTS:
+        for slots in SLOTS if compared else SLOTS[-1:]:
             found: dict[str, list[float]] = {}
             for seed in SEEDS:
                 for dataset, episode in episodes(trained, data, seed, max(count, _FEWEST // facts), **sizes):
                     speaker = Speaker(objective, dataset, slots)
-                    for name, value in _compared(speaker, episode, facts, sizes["sentences"] > 0).items():
+                    for name, value in _measured(speaker, episode, sizes["sentences"] > 0, compared).items():
                         found.setdefault(name, []).append(value)
             for name, values in found.items():
                 report(name, values, facts=facts, slots=slots)
 
 
-def _compared(speaker: Speaker, episode: Episode, facts: int, told: bool) -> dict[str, float]:
+def _measured(speaker: Speaker, episode: Episode, told: bool, compared: bool) -> dict[str, float]:
     tensors = speaker.tensors(episode)
     memory = speaker.teach(tensors)
     answers = speaker.ask(memory, episode, tensors)
     measured = measures([answer for answer in answers if answer.query.kind.startswith("sentence") == told])
+    if not compared:
+        return measured
     space = memory.space
     held = (space.slots**2 + space.slots * space.width) // space.width  # facts that the memory's bytes would hold
     newest = AssociativeMemory.empty(space).written(memory.pairs[-held:])
@@ -309,7 +313,9 @@ def main() -> None:
     parser.add_argument("--data", metavar="DIR", help="held-out features; without it the built-in scenes")
     parser.add_argument("--episodes", type=int, default=4, metavar="N", help="for each seed (default: 4)")
     parser.add_argument(
-        "--only", help="said, sentences, edited, prompted, ablations, empty, training or costs, with commas between"
+        "--only",
+        help="said, brief (what is said, in 128 slots, compared with nothing), sentences, edited, prompted, ablations, "
+        "empty, training or costs, with commas between",
     )
     flags = parser.parse_args()
     torch.set_num_threads(1)
@@ -325,12 +331,13 @@ def main() -> None:
         "training": lambda: seconds_of_teaching(objective, trained, data),
         "costs": lambda: (costs(objective), cost_of_a_token(objective)),
         "said": lambda: said_after_teaching(objective, trained, data, flags.episodes),
+        "brief": lambda: said_after_teaching(objective, trained, data, flags.episodes, compared=False),
     }
     unknown = set(flags.only.split(",")) - set(sections) if flags.only else set()
     if unknown:
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; choose from {', '.join(sections)}")
     for name, section in sections.items():
-        if flags.only is None or name in flags.only.split(","):
+        if name in flags.only.split(",") if flags.only else name != "brief":  # which is a part of `said`
             section()
 
 

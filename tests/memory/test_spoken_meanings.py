@@ -20,13 +20,14 @@ from support.speaking import dataset, episodes, make_objective
 from support.spoken_memories import CODE, KEY, TEXTS, TOKENS, speaking_model
 
 FACTS = 3  # with keys at right angles, each as likely as the others: alone surely meant, together hardly
+ODDS = 2.0  # log odds
 # How many facts a cue means, and the probability of the likeliest: of a memory asked by pictures or by texts.
 Asked = Callable[[bool], Iterator[tuple[int, float]]]
 
 
 @pytest.fixture(autouse=True)
 def moderate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recall, "logits", lambda self, cosines: torch.ones_like(cosines))
+    monkeypatch.setattr(Recall, "logits", lambda self, cosines: torch.full_like(cosines, ODDS))
 
 
 def of_a_file() -> Asked:
@@ -79,7 +80,7 @@ def of_episodes() -> Asked:
 
 @pytest.mark.parametrize("made", [of_a_file, of_an_export, of_episodes])
 def test_facts_share_the_probability_of_a_text_and_not_of_a_picture(made: Callable[[], Asked]) -> None:
-    e = torch.tensor(1.0).exp().item()
+    e = torch.tensor(ODDS).exp().item()
     assert e / (1 + FACTS * e) < BY_TEXT.sure < e / (1 + e) and BY_PICTURE.sure < e / (1 + e)
     asked = made()
     for pictured, sure in ((True, e / (1 + e)), (False, e / (1 + FACTS * e))):

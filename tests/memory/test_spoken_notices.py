@@ -152,7 +152,7 @@ def test_of_two_facts_about_one_thing_the_later_is_found_if_it_is_recalled_too(s
     cues = torch.stack([keys[0], third[0], F.normalize(keys[0] - 2 * keys[1], dim=0)])[:, None]
     found = find(recall, keys, cues).confidence
     alone = recall.logits((cues @ keys.mT)[:, 0]).sigmoid()
-    assert found[0, 0] == 0 and found[0, 1] == alone[0, 1] > 0.7  # both are recalled: the later
+    assert found[0, 0] == 0 and found[0, 1] == alone[0, 1] > BY_PICTURE.sure  # both are recalled: the later
     assert torch.equal(found[1:], alone[1:])  # where it is not, nothing is taken back
     apart = BY_PICTURE._replace(same=0.95)  # they are of two things
     assert torch.equal(find(recall, keys, cues, apart).confidence, alone)
