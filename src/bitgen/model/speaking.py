@@ -77,8 +77,8 @@ def _each_alone(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> t
 
 
 def _together(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> torch.Tensor:
-    """One probability that facts and nothing share, as in training: a question about nobody is a little like many
-    facts, one about somebody is much like one. Facts that answer the same do not take it from each other."""
+    """Probabilities of all facts and of none that add up to 1, as in training. Facts that answer the same do not take
+    them from each other."""
     assert meaning.alike is not None
     near = logits.topk(min(_NEAREST, logits.shape[1]), dim=1).indices.sort(dim=1).values  # [B, N], in their order
     cosines = keys[near] @ keys[near].mT

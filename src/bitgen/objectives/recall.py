@@ -57,7 +57,7 @@ def _pictures_found_alone(written: Written, asked: _Asked, pictures: int) -> tup
     """Facts, of which so many have a picture, and queries, through which what is said teaches no keys of pictures.
 
     These learn from finding alone: once they find, the gradient of the language would be all that is left to move them.
-    Keys of sentences gain by it (docs/lab_log.md).
+    Those of sentences are taught by it: told in other words, more of them were said (docs/lab_log.md).
     """
     keys = torch.cat([written.keys[:pictures].detach(), written.keys[pictures:]])
     return written._replace(keys=keys), asked._replace(by_token=asked.by_token.detach())
