@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
+from bitgen.model import speaking
 from bitgen.model.configuration_bitgen import FUSION_KINDS
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
 from bitgen.model.parameter_roles import GATE, MATRIX
 from bitgen.model.recall import Beside, Reader, Recall, Recalled
-from bitgen.model.speaking import BY_TEXT, Found, chosen, find, recalled_for
+from bitgen.model.speaking import BY_TEXT, Found, chosen, find, recalled_for, told_last
 from support.speaking import RECALL, random_recalled
 
 LENGTH, STILL = 8, dict(dropout=0.0, compressor_dropout=0.0)
@@ -517,6 +518,14 @@ def test_facts_and_nothing_share_one_probability_of_a_text(recall) -> None:
                 wanted = F.cross_entropy(torch.tensor([*odds, 1.0]).log()[None], torch.tensor([fact]))
                 assert float(found.confidence[row, fact].log()) == pytest.approx(-float(wanted), rel=1e-4)
         assert not find(recall, keys[:0], cues[:, None], BY_TEXT).confidence.numel()
+
+
+def test_of_equal_keys_the_last_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = torch.eye(8)[[0, 1, 0, 2, 1, 1, 7]]
+    for at_once in (1, 2, 256):  # however many are compared together
+        monkeypatch.setattr(speaking, "_AT_ONCE", at_once)
+        assert told_last(keys).tolist() == [False, False, True, True, False, True, True]
+    assert told_last(keys[:0]).tolist() == []
 
 
 @pytest.mark.parametrize("far", [0, 100])

@@ -17,7 +17,7 @@ from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace, spoken_space
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.files import SpokenProbe, check_model, read_memory
 from bitgen.model.episodic_memory import slot_utilization
-from bitgen.model.speaking import BY_TEXT
+from bitgen.model.speaking import told_last
 
 MOST_EPISODES = 100_000
 MOST_CHARACTERS = 10_000  # of a text; a model reads a few hundred tokens of it
@@ -254,11 +254,8 @@ class Held(NamedTuple):
         if memory is None:
             return None
         keys, values = memory.halves(IMAGE), memory.halves(TEXT)
-        rows, number = keys.any(dim=1).nonzero()[:, 0], torch.arange(len(keys), device=keys.device)
-        counts = torch.ones_like(number, dtype=torch.bool)
-        for part in rows.split(_SPOKEN_AT_ONCE):
-            counts[part] = ~((keys[part] @ keys.mT > BY_TEXT.same) & (number > part[:, None])).any(dim=1)
-        rows = rows[counts[rows]]
+        counts = told_last(keys)
+        rows = (counts & keys.any(dim=1)).nonzero()[:, 0]
         if not len(rows):
             return 1.0
         if not counts.all():

@@ -38,6 +38,7 @@ class Meaning(NamedTuple):
 # sentences that tell the same of somebody 85% are above 0.7. The probabilities were learned on what training taught;
 # what it never taught is taken for something else more often, the more so the more facts there are (docs/speaking.md).
 BY_PICTURE, BY_TEXT = Meaning(0.8, 0.85, None), Meaning(0.45, 0.98, 0.7)
+_AT_ONCE = 256  # keys that are compared with all others together
 _NEAREST = 64  # facts of which it is looked whether they are the same, or alike
 
 
@@ -89,6 +90,17 @@ def _together(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> tor
     against = odds[:, None].masked_fill(~others, -torch.inf).logsumexp(dim=2)
     confidence = (logits - torch.logaddexp(far, odds.logsumexp(dim=1, keepdim=True))).exp()
     return confidence.scatter(1, near, (odds - torch.logaddexp(far, against)).exp())
+
+
+def told_last(keys: torch.Tensor) -> torch.Tensor:
+    """Which facts, of keys ``[E, k]``, no later one has the same key as: ``[E]``. Of equal keys only the last can be
+    read, since all of them would be read mixed."""
+    number = torch.arange(len(keys), device=keys.device)
+    parts = [
+        ~((keys[part] @ keys.mT > BY_TEXT.same) & (number > part[:, None])).any(dim=1)
+        for part in number.split(_AT_ONCE)
+    ]
+    return torch.cat(parts)
 
 
 def chosen(found: Found, most: int = MOST_RECALLED) -> list[list[int]]:

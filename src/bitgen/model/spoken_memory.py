@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from .modeling_bitgen import BitGenModel
 from .recall import Recall, Recalled
 from .sequence_layout import last_tokens
-from .speaking import BY_TEXT, chosen, find, recalled_for
+from .speaking import BY_TEXT, chosen, find, recalled_for, told_last
 from .spoken_memory_file import MOST_FACTS, Stored, check_text, read_facts, write_facts
 from .token_ids import text_ids
 
@@ -78,9 +78,8 @@ class _Facts:
 
     @cached_property
     def latest(self) -> torch.Tensor:
-        """Rows of the facts that are read: of those whose keys are equal the last, as they would be read mixed."""
-        later = (self.keys @ self.keys.mT > BY_TEXT.same).triu(1)
-        return (~later.any(dim=1)).nonzero().flatten()
+        """Rows of the facts that are read: of those whose keys are equal the last."""
+        return told_last(self.keys).nonzero().flatten()
 
     @cached_property
     def _inverse(self) -> torch.Tensor:
