@@ -1,4 +1,4 @@
-"""A picture may mean several facts, a text one: the same rule wherever a memory is asked."""
+"""A picture may mean several facts, a text one, of which each word counts: the same rule wherever a memory is asked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from bitgen.memory import EpisodicMemory
 from bitgen.memory.answering import Speaker
 from bitgen.memory.associative import AssociativeMemory
+from bitgen.model import speaking
 from bitgen.model.recall import Recall
 from bitgen.model.speaking import BY_PICTURE, BY_TEXT
 from bitgen.model.spoken_memory import SpokenMemory
@@ -28,6 +29,14 @@ Asked = Callable[[bool], Iterator[tuple[int, float]]]
 @pytest.fixture(autouse=True)
 def moderate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recall, "logits", lambda self, cosines: torch.full_like(cosines, ODDS))
+    words_missing(monkeypatch, 0.0)
+
+
+def words_missing(monkeypatch: pytest.MonkeyPatch, nats: float) -> None:
+    """What every question says is missing in every fact, and costs it so much."""
+    monkeypatch.setattr(
+        speaking, "lacking", lambda question, values: torch.full((len(question.keys), len(values)), nats)
+    )
 
 
 def of_a_file() -> Asked:
@@ -78,7 +87,10 @@ def of_episodes() -> Asked:
     return asked
 
 
-@pytest.mark.parametrize("made", [of_a_file, of_an_export, of_episodes])
+DOORS = pytest.mark.parametrize("made", [of_a_file, of_an_export, of_episodes])
+
+
+@DOORS
 def test_facts_share_the_probability_of_a_text_and_not_of_a_picture(made: Callable[[], Asked]) -> None:
     e = torch.tensor(ODDS).exp().item()
     assert e / (1 + FACTS * e) < BY_TEXT.sure < e / (1 + e) and BY_PICTURE.sure < e / (1 + e)
@@ -88,3 +100,15 @@ def test_facts_share_the_probability_of_a_text_and_not_of_a_picture(made: Callab
         assert answers and all((facts > 0) == pictured for facts, _ in answers)
         if made is not of_an_export:  # which does not tell its probability
             assert [found for _, found in answers] == pytest.approx([sure] * len(answers), rel=1e-5)
+
+
+@DOORS
+def test_words_that_a_fact_does_not_hold_count_against_it_and_of_a_picture_there_are_none(
+    made: Callable[[], Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speaking, "_together", lambda logits, keys, meaning: logits.sigmoid())
+    asked = made()
+    for nats, answered in ((ODDS - 0.5, True), (ODDS + 0.5, False)):  # of log odds that half a nat is left of, or lacks
+        words_missing(monkeypatch, nats)
+        assert all(facts > 0 for facts, _ in asked(True))
+        assert all((facts > 0) == answered for facts, _ in asked(False))

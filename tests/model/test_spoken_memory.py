@@ -12,7 +12,7 @@ from safetensors.torch import save
 from bitgen.data.sampler import SampleKey
 from bitgen.model import spoken_memory_file
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
-from bitgen.model.speaking import chosen, find, recalled_for
+from bitgen.model.speaking import chosen, find_asked, recalled_for
 from bitgen.model.spoken_memory import _Facts
 from bitgen.model.spoken_memory_file import MOST_CHARACTERS, read_facts
 from support.models import open_gates, tiny_config
@@ -164,8 +164,8 @@ def test_a_prompt_recalls_by_its_key_of_training(model):
     memory = taught(model)
     ids = torch.tensor([[0, *tiny_tokenizer()("who sat", add_special_tokens=False)["input_ids"], 1]])
     with torch.no_grad():
-        cue = model.recall.text_keys(ids, torch.ones_like(ids))
-    found, facts = find(model.recall, memory._facts.keys, cue[:, None]), memory._facts
+        question, facts = model.recall.questions(ids, torch.ones_like(ids)), memory._facts
+        found = find_asked(model.recall, facts.keys, facts.values, question)
     recalled = recalled_for(model.recall, chosen(found), found, lambda rows: facts.values[rows], None)
     given = {"recalled": recalled.tokens, "recalled_mask": recalled.present}
     expected, said = written(model, **given, **prompts("who sat")), written(model, memory=memory, **prompts("who sat"))

@@ -14,6 +14,7 @@ from bitgen.memory.address_space import IMAGE, AddressSpace
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.reading import reader_of
 from bitgen.model.likelihood import IGNORED
+from bitgen.model.question import lacking
 from bitgen.objectives.recall import EXACT, RecallObjective, Written, _pictures_found_alone, closed_form_read
 from support.speaking import batch, dataset, make_objective
 
@@ -114,11 +115,11 @@ def objective() -> RecallObjective:
     return make_objective()
 
 
-def addressing_loss(objective: RecallObjective, cosines: torch.Tensor, rows: list[list[int]]) -> tuple[float, float]:
+def addressing_loss(logits: torch.Tensor, rows: list[list[int]]) -> tuple[float, float]:
     """Each fact of a query is one example, in which the other facts of the query are no answers; and so is nothing,
     where none of them is an answer."""
     losses, right = [], []
-    for scores, about in zip(objective.recall.logits(cosines).tolist(), rows, strict=True):
+    for scores, about in zip(logits.tolist(), rows, strict=True):
         for fact in [*about, None]:
             others = [score for row, score in enumerate(scores) if row not in about or row == fact]
             wanted = 0.0 if fact is None else scores[fact]
@@ -143,31 +144,28 @@ def addressing_loss(objective: RecallObjective, cosines: torch.Tensor, rows: lis
 )
 def test_addressing_against_plain_loops(objective, rows: list[list[int]]) -> None:
     random = torch.Generator().manual_seed(len(str(rows)))
-    cosines = torch.rand(3, 5, generator=random) * 2 - 1
+    logits = torch.randn(3, 5, generator=random) * 5
     table = torch.tensor([[*about, -1, -1][:2] for about in rows])
-    loss, share = objective._addressing(cosines, table)
-    expected, right = addressing_loss(objective, cosines, rows)
-    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    loss, share = objective._addressing(logits, table)
+    expected, right = addressing_loss(logits, rows)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
     assert float(share) == pytest.approx(right)
 
 
 def test_what_a_query_is_about_besides_is_neither_right_nor_wrong(objective) -> None:
     """Of two facts each is found without the other: their own order has no gradient."""
-    cosines = torch.tensor([[0.9, 0.1, 0.3]], requires_grad=True)
-    objective._addressing(cosines, torch.tensor([[0, 1]]))[0].backward()
-    alone = torch.tensor([[0.9, 0.3]], requires_grad=True)
+    both = torch.tensor([[4.0, -1.0, 0.5]], requires_grad=True)
+    objective._addressing(both, torch.tensor([[0, 1]]))[0].backward()
+    alone = torch.tensor([[4.0, 0.5]], requires_grad=True)
     objective._addressing(alone, torch.tensor([[0, -1]]))[0].backward()
-    torch.testing.assert_close(3 * cosines.grad[0, 0], 2 * alone.grad[0, 0])  # of three examples, and of two
+    torch.testing.assert_close(3 * both.grad[0, 0], 2 * alone.grad[0, 0])  # of three examples, and of two
 
 
 def test_what_a_query_is_not_about_falls_below_nothing_though_it_is_not_the_likeliest(objective) -> None:
     """Else it would be recalled beside what the query is about: each fact is recalled that is likelier than nothing."""
-    with torch.no_grad():
-        objective.recall.log_scale.fill_(4.0)
-        objective.recall.threshold.fill_(0.5)
-    cosines = torch.tensor([[0.99, 0.7, 0.2]], requires_grad=True)
-    objective._addressing(cosines, torch.tensor([[0, -1]]))[0].backward()
-    assert cosines.grad[0, 1] > 1 > abs(cosines.grad[0, 2])
+    logits = torch.tensor([[25.0, 10.0, -15.0]], requires_grad=True)
+    objective._addressing(logits, torch.tensor([[0, -1]]))[0].backward()
+    assert logits.grad[0, 1] > 0.4 > abs(logits.grad[0, 2])
 
 
 def test_a_forward_is_what_each_query_is_alone(objective) -> None:
@@ -179,17 +177,18 @@ def test_a_forward_is_what_each_query_is_alone(objective) -> None:
         whole = objective(tensors)
         written = objective.write(tensors)
         table, seen = model.embeddings.token.weight, len(tensors["query_pictures"])
-        cosines, losses = [], []
+        logits, losses = [], []
         for row, about in enumerate(tensors["facts"].tolist()):
             if row < seen:
                 tokens = objective.image_tokens(tensors["query_pictures"][row : row + 1])
-                cues = recall.image_keys(tokens)[0]
+                cues, lost = recall.image_keys(tokens)[0], 0.0
             else:
                 kept = tensors["prompt_mask"][row - seen].bool()
                 ids = tensors["prompt_ids"][row - seen][kept][None]
-                tokens, cues = None, recall.text_keys(ids, torch.ones_like(ids))
+                question = recall.questions(ids, torch.ones_like(ids))
+                tokens, cues, lost = None, question.keys, lacking(question, written.values)[0]
             nearest = cues @ written.keys.mT
-            cosines.append(nearest.amax(dim=0))
+            logits.append(recall.logits(nearest.amax(dim=0)) - lost)
             taught = [fact for fact in about if fact >= 0]
             if not taught:
                 continue
@@ -201,11 +200,11 @@ def test_a_forward_is_what_each_query_is_alone(objective) -> None:
             length = int(tensors["attention_mask"][row].sum())
             ids, labels = (tensors[name][row, :length] for name in ("input_ids", "labels"))
             output = model.run_stack(ids[None], None, tokens, recalled=given)
-            logits = output.hidden_states[0] @ table.mT + recall.said_logits(output.said[0])
-            found = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+            said = output.hidden_states[0] @ table.mT + recall.said_logits(output.said[0])
+            found = F.cross_entropy(said, labels, ignore_index=IGNORED, reduction="none")
             losses += found[labels != IGNORED].tolist()
         about = [[fact for fact in row if fact >= 0] for row in tensors["facts"].tolist()]
-        addressing, right = addressing_loss(objective, torch.stack(cosines), about)
+        addressing, right = addressing_loss(torch.stack(logits), about)
         coded = value_loss(objective, tensors)
     found = {name: float(value) for name, value in whole.metrics.items()}
     assert {len(row) for row in about} == {0, 1, 2}
@@ -264,13 +263,13 @@ def test_what_is_said_teaches_keys_of_sentences_and_none_of_pictures(objective) 
     objective._language(tensors, asked, objective._recalled(*kept, tensors["facts"])).backward()
     reached = {name for name, one in objective.recall.named_parameters() if one.grad is not None and one.grad.any()}
     of_sentences = ("text_position", "text_layers", "text_key", "token_embedding")
-    keys = ("image_key", "image_weight", "text_weight", *of_sentences, "threshold", "log_scale")
+    keys = ("image_key", "image_weight", "text_weight", *of_sentences, "word_worth", "threshold", "log_scale")
     found = {start for start in keys if any(name.startswith(start) for name in reached)}
     assert found == set(of_sentences)
     assert {"code_embedding.weight", "value_out.weight", "where.1.weight", "pointer.query.weight"} <= reached
     objective.zero_grad()
     asked = objective._ask(objective.write(tensors), tensors)
-    objective._addressing(asked.cosines, tensors["facts"])[0].backward()
+    objective._addressing(asked.logits, tensors["facts"])[0].backward()
     reached = {name for name, one in objective.recall.named_parameters() if one.grad is not None and one.grad.any()}
     assert {start for start in keys if any(name.startswith(start) for name in reached)} == set(keys)
 

@@ -15,11 +15,11 @@ from bitgen.data.scenes.descriptions import Scene
 from bitgen.data.scenes.named import read_named_caption
 from bitgen.data.scenes.reading import read_caption
 from bitgen.evaluation.generation import generate_texts, language_model
-from bitgen.memory.address_space import IMAGE, AddressSpace
+from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.recall import Recalled
-from bitgen.model.speaking import BY_PICTURE, BY_TEXT, Meaning, chosen, find, recalled_for
+from bitgen.model.speaking import BY_PICTURE, BY_TEXT, Meaning, chosen, find, find_asked, recalled_for
 from bitgen.objectives.recall import RecallObjective
 
 LONGEST_ANSWER = 40
@@ -101,10 +101,10 @@ class Speaker:
                 continue
             tokens = self.objective.image_tokens(tensors["query_pictures"]) if sees else None
             if tokens is not None:
-                cues = recall.image_keys(tokens)
+                found = find(recall, keys, recall.image_keys(tokens), meaning[0])
             else:
-                cues = recall.text_keys(tensors["prompt_ids"], tensors["prompt_mask"])[:, None]
-            found = find(recall, keys, cues, meaning[0] if sees else meaning[1])
+                question = recall.questions(tensors["prompt_ids"], tensors["prompt_mask"])
+                found = find_asked(recall, keys, memory.halves(TEXT), question, meaning[1])
             facts = [list(queries[row].facts) for row in rows] if told else chosen(found)
             recalled = recalled_for(
                 recall, facts, found, read or (lambda rows: memory.read(keys[rows], IMAGE).halves), tokens

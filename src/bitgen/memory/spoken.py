@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from bitgen.guards.printable import printable
-from bitgen.memory.address_space import IMAGE
+from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
+from bitgen.model.question import Question
 from bitgen.model.recall import Recall, Recalled
-from bitgen.model.speaking import BY_PICTURE, BY_TEXT, chosen, find, recalled_for
+from bitgen.model.speaking import BY_TEXT, chosen, find, find_asked, recalled_for
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,14 @@ class Spoken(NamedTuple):
     surest: float
 
 
-class Cue(NamedTuple):
-    """``keys [1, P, k]`` of the ``image_tokens [1, P, D]`` of an image; of a question P is 1, and there are none."""
+class Seen(NamedTuple):
+    """An image as a cue: its tokens ``[1, P, D]``, and their keys ``[1, P, k]``."""
 
     keys: Tensor
-    image_tokens: Tensor | None
+    image_tokens: Tensor
+
+
+Cue = Seen | Question
 
 
 class FactEncoder:
@@ -111,12 +115,12 @@ class FactEncoder:
         tokens = self.encoder.looked_at([image]).image_tokens
         if not tokens.isfinite().all():
             raise ValueError("the image has NaN or infinity in it, or the model makes them of it: check both")
-        return Cue(self.recall.image_keys(tokens), tokens)
+        return Seen(self.recall.image_keys(tokens), tokens)
 
     @torch.no_grad()
     def question_cue(self, text: str) -> Cue:
         """The cue that a question is. Raises ValueError as :meth:`PairEncoder.texts` does."""
-        return Cue(self.recall.text_keys(*self.encoder.tokens([text]))[:, None], None)
+        return self.recall.questions(*self.encoder.tokens([text]))
 
     def probe(self) -> SpokenProbe:
         """Key and value of a fixed image and text, by which a memory knows the training that made it."""
@@ -131,11 +135,14 @@ def recalled_by(recall: Recall, memory: AssociativeMemory, episodes: Sequence[Ep
     if not len(memory):
         return Spoken(None, [], 0.0)
     keys = memory.halves(IMAGE)
-    found = find(recall, keys, cue.keys, BY_TEXT if cue.image_tokens is None else BY_PICTURE)
+    if isinstance(cue, Question):
+        found, image_tokens = find_asked(recall, keys, memory.halves(TEXT), cue, BY_TEXT), None
+    else:
+        found, image_tokens = find(recall, keys, cue.keys), cue.image_tokens
     confidence = found.confidence[0] * keys.any(dim=1)  # a key of zeros is of what cannot be said
     facts = chosen(found._replace(confidence=confidence[None]))
     memory = _without_repeated(memory, keys, facts[0])
-    tokens = recalled_for(recall, facts, found, lambda rows: memory.read(keys[rows], IMAGE).halves, cue.image_tokens)
+    tokens = recalled_for(recall, facts, found, lambda rows: memory.read(keys[rows], IMAGE).halves, image_tokens)
     return Spoken(tokens, [(episodes[row], confidence[row].item()) for row in facts[0]], confidence.max().item())
 
 

@@ -22,10 +22,12 @@ from torch.nn import functional as F
 from .attention import attend, attending_dtype, split_heads
 from .configuration_bitgen import BitGenConfig
 from .dropout import Dropout
+from .question import IN_A_ROW, Question, same_token
 
 _TEXT_LAYERS = 2
 _LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written
 _BEFORE = 3  # tokens before a recalled one that it is known by: of a name of many letters two are often there twice
+_WORTH = -2.0  # of a word that training has not weighed yet, before the softplus: 0.13 nats
 _TEXT_DROPPED = 0.05  # of a text's tokens, before its key is made, in training
 
 
@@ -73,8 +75,7 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
         after = [words @ code.float().mT for words, code in zip(earlier, before, strict=True)]
         in_a_row = is_it * (earlier[1] @ before[0].float().mT)
     follows = torch.stack(after, dim=-1).cumprod(dim=-1)
-    # Codes of different tokens are not quite orthogonal: a token is held from a cosine of a half on.
-    held = torch.stack([is_it, in_a_row], dim=-1).mul(2).sub(1).clamp(0, 1).cummax(dim=1).values
+    held = same_token(torch.stack([is_it, in_a_row], dim=-1)).cummax(dim=1).values
     return Beside(looked_at, codes, recalled.present, follows[:, here], held[:, here])
 
 
@@ -176,6 +177,7 @@ class Recall(nn.Module):
         self.spot = nn.Parameter(0.1 * torch.randn(config.pooled_tokens, width))
         self.readers = nn.ModuleList(Reader(width, heads, dropout) for _ in range(config.num_layers))
         self.pointer = Pointer(width)
+        self.word_worth = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, IN_A_ROW))
         # Of a cosine with a key: below the threshold nothing like the cue was taught.
         self.threshold = nn.Parameter(torch.tensor(0.7))
         self.log_scale = nn.Parameter(torch.tensor(25.0).log())
@@ -213,14 +215,24 @@ class Recall(nn.Module):
     def looked_for(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What texts look for in a picture, ``[B, T] -> [B, k]``: the greater the product with a token's key, the more
         the text is about that token."""
-        return self.text_weight(self._text(input_ids, attention_mask))
+        return self.text_weight(_mean(*self._text(input_ids, attention_mask)))
 
     def text_keys(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Keys of texts, told or asked, BOS ... EOS: ``[B, T] -> [B, k]``, of length 1."""
-        return F.normalize(self.text_key(self._text(input_ids, attention_mask)).float(), dim=-1)
+        """Keys of texts that are told, BOS ... EOS: ``[B, T] -> [B, k]``, of length 1."""
+        return self._text_key(*self._text(input_ids, attention_mask))
 
-    def _text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The mean of a text's tokens after the layers, ``[B, D]``."""
+    def questions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Question:
+        """What texts ask, ``[B, T]``, BOS ... EOS: their keys, as :meth:`text_keys` makes them, and their words."""
+        hidden, kept = self._text(input_ids, attention_mask)
+        words = attention_mask[:, 2:, None]  # neither BOS nor EOS
+        worth = F.softplus(self.word_worth(hidden[:, 1:-1]).float() + _WORTH) * words
+        return Question(self._text_key(hidden, kept), self.codes()[input_ids[:, 1:-1]] * words, worth)
+
+    def _text_key(self, hidden: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.text_key(_mean(hidden, kept)).float(), dim=-1)
+
+    def _text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A text's tokens after the layers, ``[B, T, D]``, and which of them count, ``[B, T]``."""
         if self.training:  # a text means the same without one of its words, and all wordings are never taught
             kept = torch.rand(attention_mask.shape, device=attention_mask.device) >= _TEXT_DROPPED
             attention_mask = attention_mask * (kept | (attention_mask.cumsum(dim=1) == 1))  # BOS stays
@@ -228,8 +240,7 @@ class Recall(nn.Module):
         padding = attention_mask == 0
         for layer in self.text_layers:
             hidden = layer(hidden, src_key_padding_mask=padding)
-        weights = attention_mask[..., None].to(hidden.dtype)
-        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+        return hidden, attention_mask
 
     def logits(self, cosines: torch.Tensor) -> torch.Tensor:
         """Of cosines between cues and keys: the log odds that this is what was taught, and not nothing."""
@@ -296,3 +307,9 @@ class Recall(nn.Module):
         if recalled.after is not None:
             text = torch.cat([codes[recalled.after.clamp_min(0)] * (recalled.after >= 0)[..., None], text], dim=1)
         return compare(recalled, text, input_ids.shape[1])
+
+
+def _mean(hidden: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The mean of the tokens that count, ``[B, T, D]`` and ``[B, T]`` to ``[B, D]``."""
+    weights = kept[..., None].to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)

@@ -1,8 +1,9 @@
 """What a memory of taught facts gives a model to say: from a cue to recalled tokens.
 
-A cue is compared with the keys of all facts, of a picture token by token. What is near enough to one of them to mean it
-(Larimar's scope detector, arXiv 2403.11901, section 3.2, here with a learned threshold) reads that fact's value from
-the closed-form memory, and the decoder looks at the tokens that it becomes. A cue that means nothing reads nothing.
+A cue is compared with the keys of all facts, of a picture token by token; a question also with their words
+(``question.py``). What is near enough to one of them to mean it (Larimar's scope detector, arXiv 2403.11901, section
+3.2, here with a learned threshold) reads that fact's value from the closed-form memory, and the decoder looks at the
+tokens that it becomes. A cue that means nothing reads nothing.
 
 Shapes: E facts with keys ``[E, k]``, B cues.
 """
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .question import Question, lacking
 from .recall import Recall, Recalled
 
 MOST_RECALLED = 2  # facts that one cue may recall, as training has it
@@ -53,17 +55,29 @@ class Found(NamedTuple):
 
 
 def find(recall: Recall, keys: torch.Tensor, cues: torch.Tensor, meaning: Meaning = BY_PICTURE) -> Found:
-    """Compare cues with keys. A cue that is NaN means nothing.
+    """Compare pictures with facts. A cue that is NaN means nothing.
 
     Args:
         keys: ``[E, k]`` of the facts.
-        cues: ``[B, P, k]``, of a picture each token's; of a text one.
+        cues: ``[B, P, k]``, the keys of each picture's tokens.
     """
     keys = keys.to(cues)  # facts may be held on another device, and in another precision
     cosines, at = (cues @ keys.mT).max(dim=1)
-    logits = recall.logits(cosines).nan_to_num(-torch.inf)
+    return _meant(recall.logits(cosines), keys, at, meaning)
+
+
+def find_asked(
+    recall: Recall, keys: torch.Tensor, values: torch.Tensor, question: Question, meaning: Meaning = BY_TEXT
+) -> Found:
+    """Compare questions with facts: by keys ``[E, k]``, and by the words that the values ``[E, L d]`` hold."""
+    keys = keys.to(question.keys)
+    logits = recall.logits(question.keys @ keys.mT) - lacking(question, values)
+    return _meant(logits, keys, torch.zeros_like(logits, dtype=torch.long), meaning)
+
+
+def _meant(logits: torch.Tensor, keys: torch.Tensor, at: torch.Tensor, meaning: Meaning) -> Found:
     by_kind = _each_alone if meaning.alike is None else _together
-    return Found(by_kind(logits, keys, meaning), at, meaning.sure)
+    return Found(by_kind(logits.nan_to_num(-torch.inf), keys, meaning), at, meaning.sure)
 
 
 def _each_alone(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> torch.Tensor:

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from .modeling_bitgen import BitGenModel
 from .recall import Recall, Recalled
 from .sequence_layout import last_tokens
-from .speaking import BY_TEXT, chosen, find, recalled_for, told_last
+from .speaking import BY_TEXT, chosen, find, find_asked, recalled_for, told_last
 from .spoken_memory_file import MOST_FACTS, Stored, check_text, read_facts, write_facts
 from .token_ids import text_ids
 
@@ -242,8 +242,8 @@ class SpokenMemory:
         says = ((ids != config.bos_token_id) & mask.bool()).any(dim=1)
         end = mask.sum(dim=1, keepdim=True)
         ids, mask = F.pad(ids, (0, 1)).scatter(1, end, eos), F.pad(mask, (0, 1)).scatter(1, end, 1)
-        cues = recall.text_keys(ids, mask)
-        found = find(recall, facts.keys[facts.latest], cues[:, None], BY_TEXT)
+        latest = facts.latest
+        found = find_asked(recall, facts.keys[latest], facts.values[latest], recall.questions(ids, mask), BY_TEXT)
         rows = [row if said else [] for row, said in zip(chosen(found), says.tolist(), strict=True)]
         return recalled_for(recall, rows, found, facts.read, None)
 

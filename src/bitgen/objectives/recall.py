@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from bitgen.data.episodes.dataset import NOTHING
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.question import lacking
 from bitgen.model.recall import Recall, Recalled
 from bitgen.objectives.stateless import StatelessObjective
 from bitgen.protocols import Output
@@ -41,7 +42,7 @@ class _Asked(NamedTuple):
     tokens: torch.Tensor
     by_token: torch.Tensor
     texts: torch.Tensor
-    cosines: torch.Tensor
+    logits: torch.Tensor
     at: torch.Tensor
 
 
@@ -119,7 +120,7 @@ class RecallObjective(StatelessObjective):
         """The losses of an episode, as ``EpisodeDataset`` gives it."""
         written, facts = self.write(episode), episode["facts"]
         asked = self._ask(written, episode)
-        addressing, found = self._addressing(asked.cosines, facts)
+        addressing, found = self._addressing(asked.logits, facts)
         values, right = self._values(written, episode)
         read = self._recalled(*_pictures_found_alone(written, asked, len(episode["taught_pictures"])), facts)
         language = self._language(episode, asked, read)
@@ -137,12 +138,14 @@ class RecallObjective(StatelessObjective):
             tokens = self.image_tokens(episode["query_pictures"])
         by_token = recall.image_keys(tokens)  # [Qi, P, k]
         cosines, at = (by_token @ written.keys.mT).max(dim=1)  # [Qi, F]
-        texts = by_token.new_zeros(0, by_token.shape[-1])
+        texts, logits = by_token.new_zeros(0, by_token.shape[-1]), recall.logits(cosines)
         if len(episode["prompt_ids"]):
-            texts = recall.text_keys(episode["prompt_ids"], episode["prompt_mask"])
-        return _Asked(tokens, by_token, texts, torch.cat([cosines, texts @ written.keys.mT]), at)
+            question = recall.questions(episode["prompt_ids"], episode["prompt_mask"])
+            worded = recall.logits(question.keys @ written.keys.mT) - lacking(question, written.values)
+            texts, logits = question.keys, torch.cat([logits, worded])
+        return _Asked(tokens, by_token, texts, logits, at)
 
-    def _addressing(self, cosines: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _addressing(self, logits: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the facts that each query is about, each without the other one, and of the null without
         both; and the share that is found of the facts, and of the nulls of queries about nothing.
 
@@ -150,7 +153,6 @@ class RecallObjective(StatelessObjective):
         So what a query is not about must be less likely than the null, even where something that it is about is
         likeliest.
         """
-        logits = self.recall.logits(cosines)
         null, nothing = logits.new_zeros(len(logits), 1), facts.new_full((len(facts),), NOTHING)
         losses, right, about_nothing = [], [], (facts < 0).all(dim=1)
         for target, *others in ((facts[:, 0], facts[:, 1]), (facts[:, 1], facts[:, 0]), (nothing, *facts.T)):

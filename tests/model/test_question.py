@@ -1,0 +1,168 @@
+"""Words of a question that a fact does not hold count against it, by what each is worth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bitgen.model import question
+from bitgen.model.question import IN_A_ROW, Question, lacking, same_token
+from bitgen.model.recall import Recall
+from bitgen.model.speaking import BY_TEXT, chosen, find_asked
+from support.speaking import RECALL
+from support.speaking import make_objective as objective_of
+
+VOCABULARY = 12
+CODES = torch.eye(VOCABULARY)  # of tokens that are told apart for certain
+NOBODY = -1  # padding
+
+
+def values(*texts: list[int]) -> torch.Tensor:
+    """``[E, L d]`` of texts of tokens."""
+    longest = max(map(len, texts))
+    rows = [[*text, *[NOBODY] * (longest - len(text))] for text in texts]
+    return torch.stack([torch.cat([_code(token) for token in row]) for row in rows])
+
+
+def _code(token: int) -> torch.Tensor:
+    return CODES[token] if token >= 0 else torch.zeros(VOCABULARY)
+
+
+def asked(texts: list[list[int]], worth: torch.Tensor | None = None) -> Question:
+    """Questions of tokens, each of which is worth 1, 10 and 100 alone, behind one, and behind two."""
+    codes = values(*texts).unflatten(-1, (-1, VOCABULARY))
+    worth = torch.tensor([1.0, 10.0, 100.0]).expand(*codes.shape[:2], 3) if worth is None else worth
+    return Question(torch.zeros(len(texts), 4), codes, worth * codes.any(dim=-1, keepdim=True))
+
+
+def lacking_by_hand(words: list[int], worth: torch.Tensor, fact: list[int]) -> float:
+    lost = 0.0
+    for at in range(len(words)):
+        for run in range(IN_A_ROW):
+            wanted = words[at - run : at + 1] if at >= run else None
+            found = wanted is not None and any(
+                fact[start : start + run + 1] == wanted for start in range(len(fact) - run)
+            )
+            lost += 0.0 if found else float(worth[at, run])
+    return lost
+
+
+def test_what_is_lacking_against_plain_loops() -> None:
+    random = torch.Generator().manual_seed(3)
+    texts = [torch.randint(0, 4, (length,), generator=random).tolist() for length in (7, 3, 5, 1)]
+    facts = [torch.randint(0, 4, (length,), generator=random).tolist() for length in (6, 2, 9, 4, 8)]
+    worth = torch.rand(4, 7, 3, generator=random)
+    found = lacking(asked(texts, worth), values(*facts))
+    expected = [[lacking_by_hand(text, worth[row], fact) for fact in facts] for row, text in enumerate(texts)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert found.min() < found.max()
+
+
+@pytest.mark.parametrize(
+    ("words", "fact", "lost"),
+    [
+        ([5], [5], 110),  # nothing stands before it
+        ([5, 6, 7], [9, 5, 6, 7], 100 + 110),  # all in a row: of the first two nothing, or not two, stands before
+        ([5, 6, 7], [7, 6, 5], 110 * 3),  # the words are there, in another order
+        ([5, 6, 7], [5, 6, 8, 7], 100 + 110 + 110),
+        ([5, 6, 7], [8], 333),
+        ([5, 6, 7], [], 333),
+    ],
+)
+def test_by_hand(words: list[int], fact: list[int], lost: float) -> None:
+    assert lacking(asked([words]), values([*fact, NOBODY])).item() == lost
+
+
+def test_facts_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, facts = asked([[1, 2, 3], [4, 5]]), values([1, 2], [2, 3], [3, 3, 4, 5], [9])
+    whole = lacking(texts, facts)
+    for at_once in (1, 3):
+        monkeypatch.setattr(question, "_AT_ONCE", at_once)
+        assert torch.equal(lacking(texts, facts), whole)
+    assert lacking(texts, facts[:0]).shape == (2, 0)
+    torch.testing.assert_close(lacking(texts, facts.double()), whole)  # values are held in any precision
+
+
+def test_codes_of_two_tokens_are_not_the_same_up_to_a_half() -> None:
+    assert same_token(torch.tensor([-1.0, 0.0, 0.5, 0.75, 1.0])).tolist() == [0, 0, 0, 0.5, 1]
+
+
+# ---- of a model ----
+
+
+@pytest.fixture(scope="module")
+def recall() -> Recall:
+    recall = objective_of(**RECALL | {"recall_tokens": 12, "recall_code": 32}).eval().recall
+    with torch.no_grad():
+        recall.word_worth[1].weight.zero_()
+        recall.word_worth[1].bias.fill_(7.0)  # 5 nats of each word
+    return recall
+
+
+def sequences(*texts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, texts))
+    ids = torch.tensor([[0, *text, 1, *[2] * (longest - len(text))] for text in texts])
+    mask = torch.tensor([[1] * (len(text) + 2) + [0] * (longest - len(text)) for text in texts])
+    return ids, mask
+
+
+NAMES = [[30, 40, 50, 31, 60], [30, 40, 51, 31, 60]]  # two sentences that differ in one token of a name
+
+
+def test_a_name_is_told_from_another_whose_key_is_the_same(recall) -> None:
+    """The very case: both facts have the key of the question."""
+    with torch.no_grad():
+        told = recall.values(*sequences(*NAMES))
+        questions = recall.questions(*sequences([33, 40, 50], [33, 40, 51], [33, 40, 52]))
+        keys = questions.keys[:1].expand(2, -1)
+        near = questions._replace(keys=keys[:1].expand(3, -1))
+        apart = BY_TEXT._replace(same=2.0, alike=2.0)  # though the keys are equal, both count
+        recall.threshold.fill_(0.0)
+        recall.log_scale.fill_(torch.tensor(35.0).log())  # six misses are borne, eight are not
+        found = find_asked(recall, keys, told, near, apart)
+    assert chosen(found, most=1) == [[0], [1], []]
+    assert found.confidence[2].max() < 0.02 < 0.98 < found.confidence.diagonal()[:2].min()
+
+
+def test_probabilities_are_those_of_keys_less_what_is_lacking(recall) -> None:
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        told = recall.values(*sequences(*NAMES, [7, 8, 9]))
+        questions = recall.questions(*sequences([33, 40, 50], [7, 8]))
+        keys = F.normalize(torch.randn(3, 8, generator=random), dim=-1)
+        lost = lacking(questions, told)
+        odds = (recall.logits(questions.keys @ keys.mT) - lost).exp()
+        found = find_asked(recall, keys, told, questions, BY_TEXT._replace(alike=2.0)).confidence
+    torch.testing.assert_close(found, odds / (1 + odds.sum(dim=1, keepdim=True)))
+    assert lost.min() > 0
+
+
+def test_neither_padding_nor_begin_nor_end_is_a_word(recall) -> None:
+    texts = [[33, 40, 50, 60, 61], [7, 8], [9]]
+    with torch.no_grad():
+        told = recall.values(*sequences(*NAMES, [7, 8, 9]))
+        together = recall.questions(*sequences(*texts))
+        assert (together.worth > 0).all(dim=-1).sum(dim=1).tolist() == [5, 2, 1]
+        torch.testing.assert_close(together.keys, recall.text_keys(*sequences(*texts)))
+        for row, text in enumerate(texts):
+            alone = recall.questions(*sequences(text))
+            torch.testing.assert_close(lacking(alone, told)[0], lacking(together, told)[row], atol=1e-5, rtol=1e-5)
+
+
+def test_a_question_with_nan_means_nothing(recall) -> None:
+    with torch.no_grad():
+        told, questions = recall.values(*sequences(*NAMES)), recall.questions(*sequences([33, 40], [33, 41]))
+        keys = recall.text_keys(*sequences(*NAMES))
+        for broken in (questions._replace(keys=questions.keys * torch.nan),
+                       questions._replace(worth=questions.worth * torch.nan)):  # fmt: skip
+            assert not find_asked(recall, keys, told, broken).confidence.any()
+
+
+def test_what_words_are_worth_is_learned_and_their_codes_are_not_by_it(recall) -> None:
+    told, questions = recall.values(*sequences(*NAMES)), recall.questions(*sequences([33, 40, 50]))
+    recall.zero_grad()
+    lacking(questions, told).sum().backward()
+    assert recall.word_worth[1].weight.grad.any()
+    assert recall.code_embedding.weight.grad is None
+    recall.zero_grad()
