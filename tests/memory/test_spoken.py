@@ -14,7 +14,8 @@ from bitgen.memory import EpisodicMemory, Whitening
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.episodes import Episode
 from bitgen.memory.picture import draw_memory
-from bitgen.memory.spoken import Cue, FactEncoder, recalled_by
+from bitgen.memory.spoken import FactEncoder, recalled_by
+from bitgen.model.question import IN_A_ROW, Question
 from bitgen.model.speaking import MOST_RECALLED
 from bitgen.objectives.recall import RecallObjective
 from support.data import picture
@@ -199,7 +200,8 @@ def test_of_two_facts_about_one_thing_the_later_is_recalled(speaker, monkeypatch
         speaker.clear()
         ids = speaker.write_codes(pairs(3), TEXTS[:3], spoken=codes)
         episodes = tuple(Episode(name, "", "") for name in ids)
-        spoken = recalled_by(recall, speaker.spoken, episodes, Cue(one[None, :1], None))
+        question = Question(one[:1], torch.zeros(1, 0, CODE), torch.zeros(1, 0, IN_A_ROW))
+        spoken = recalled_by(recall, speaker.spoken, episodes, question)
         assert [episode.id for episode, _ in spoken.facts] == [ids[expected]]
         nowhere = torch.zeros(1, 1, recall.place.shape[1])
         with torch.no_grad():

@@ -33,9 +33,9 @@ def moderate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words_missing(monkeypatch: pytest.MonkeyPatch, nats: float) -> None:
-    """What every question says is missing in every fact, and costs it so much."""
+    """Every question says what no fact holds, which costs a fact so much of :data:`ODDS`."""
     monkeypatch.setattr(
-        speaking, "lacking", lambda question, values: torch.full((len(question.keys), len(values)), nats)
+        Recall, "asked_logits", lambda self, asked, keys, values: torch.full((len(asked.keys), len(keys)), ODDS - nats)
     )
 
 

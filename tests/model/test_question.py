@@ -132,7 +132,8 @@ def test_probabilities_are_those_of_keys_less_what_is_lacking(recall) -> None:
         questions = recall.questions(*sequences([33, 40, 50], [7, 8]))
         keys = F.normalize(torch.randn(3, 8, generator=random), dim=-1)
         lost = lacking(questions, told)
-        odds = (recall.logits(questions.keys @ keys.mT) - lost).exp()
+        near = recall.log_scale[1].exp() * (questions.keys @ keys.mT - recall.threshold[1])
+        odds = (near - lost).exp()
         found = find_asked(recall, keys, told, questions, BY_TEXT._replace(alike=2.0)).confidence
     torch.testing.assert_close(found, odds / (1 + odds.sum(dim=1, keepdim=True)))
     assert lost.min() > 0

@@ -181,14 +181,16 @@ def test_a_forward_is_what_each_query_is_alone(objective) -> None:
         for row, about in enumerate(tensors["facts"].tolist()):
             if row < seen:
                 tokens = objective.image_tokens(tensors["query_pictures"][row : row + 1])
-                cues, lost = recall.image_keys(tokens)[0], 0.0
+                cues = recall.image_keys(tokens)[0]
+                logits.append(recall.logits((cues @ written.keys.mT).amax(dim=0)))
             else:
                 kept = tensors["prompt_mask"][row - seen].bool()
                 ids = tensors["prompt_ids"][row - seen][kept][None]
                 question = recall.questions(ids, torch.ones_like(ids))
-                tokens, cues, lost = None, question.keys, lacking(question, written.values)[0]
+                tokens, cues = None, question.keys
+                near = recall.log_scale[1].exp() * (cues @ written.keys.mT - recall.threshold[1])
+                logits.append((near - lacking(question, written.values))[0])
             nearest = cues @ written.keys.mT
-            logits.append(recall.logits(nearest.amax(dim=0)) - lost)
             taught = [fact for fact in about if fact >= 0]
             if not taught:
                 continue

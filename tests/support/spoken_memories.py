@@ -37,6 +37,7 @@ def finds(monkeypatch: pytest.MonkeyPatch, everything: bool) -> None:
     """Make every picture mean every fact, those more whose keys are nearer, and every text the nearest; or none."""
     shift = 2.0 if everything else -2.0
     monkeypatch.setattr(Recall, "logits", lambda self, cosines: 5 * (cosines + shift))
+    monkeypatch.setattr(Recall, "asked_logits", lambda self, asked, keys, values: 5 * (asked.keys @ keys.mT + shift))
     for module in (spoken, spoken_memory):
         monkeypatch.setattr(module, "BY_TEXT", BY_TEXT._replace(sure=0.0) if everything else BY_TEXT)
 

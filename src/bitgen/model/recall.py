@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .attention import attend, attending_dtype, split_heads
 from .configuration_bitgen import BitGenConfig
 from .dropout import Dropout
-from .question import IN_A_ROW, Question, same_token
+from .question import IN_A_ROW, Question, lacking, same_token
 
 _TEXT_LAYERS = 2
 _LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written
@@ -178,9 +178,9 @@ class Recall(nn.Module):
         self.readers = nn.ModuleList(Reader(width, heads, dropout) for _ in range(config.num_layers))
         self.pointer = Pointer(width)
         self.word_worth = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, IN_A_ROW))
-        # Of a cosine with a key: below the threshold nothing like the cue was taught.
-        self.threshold = nn.Parameter(torch.tensor(0.7))
-        self.log_scale = nn.Parameter(torch.tensor(25.0).log())
+        # Of a cosine with a key, for pictures and for questions: below the threshold nothing like the cue was taught.
+        self.threshold = nn.Parameter(torch.tensor([0.7, 0.7]))
+        self.log_scale = nn.Parameter(torch.tensor([25.0, 25.0]).log())
         # Of a cosine of codes: nats that a token which is pointed at gains.
         self.log_say = nn.Parameter(torch.tensor(20.0).log())
 
@@ -243,8 +243,14 @@ class Recall(nn.Module):
         return hidden, attention_mask
 
     def logits(self, cosines: torch.Tensor) -> torch.Tensor:
-        """Of cosines between cues and keys: the log odds that this is what was taught, and not nothing."""
-        return self.log_scale.exp() * (cosines - self.threshold)
+        """Of cosines between pictures' keys and facts': the log odds that this is what was taught, and not nothing."""
+        return self.log_scale[0].exp() * (cosines - self.threshold[0])
+
+    def asked_logits(self, question: Question, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """The same of questions, ``[B, E]``, by the facts' keys ``[E, k]`` and by the words that their values ``[E, L
+        d]`` hold."""
+        near = self.log_scale[1].exp() * (question.keys @ keys.mT - self.threshold[1])
+        return near - lacking(question, values)
 
     # --- values --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .question import Question, lacking
+from .question import Question
 from .recall import Recall, Recalled
 
 MOST_RECALLED = 2  # facts that one cue may recall, as training has it
@@ -71,7 +71,7 @@ def find_asked(
 ) -> Found:
     """Compare questions with facts: by keys ``[E, k]``, and by the words that the values ``[E, L d]`` hold."""
     keys = keys.to(question.keys)
-    logits = recall.logits(question.keys @ keys.mT) - lacking(question, values)
+    logits = recall.asked_logits(question, keys, values)
     return _meant(logits, keys, torch.zeros_like(logits, dtype=torch.long), meaning)
 
 

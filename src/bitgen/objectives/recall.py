@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from bitgen.data.episodes.dataset import NOTHING
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.model.question import lacking
 from bitgen.model.recall import Recall, Recalled
 from bitgen.objectives.stateless import StatelessObjective
 from bitgen.protocols import Output
@@ -141,8 +140,7 @@ class RecallObjective(StatelessObjective):
         texts, logits = by_token.new_zeros(0, by_token.shape[-1]), recall.logits(cosines)
         if len(episode["prompt_ids"]):
             question = recall.questions(episode["prompt_ids"], episode["prompt_mask"])
-            worded = recall.logits(question.keys @ written.keys.mT) - lacking(question, written.values)
-            texts, logits = question.keys, torch.cat([logits, worded])
+            texts, logits = question.keys, torch.cat([logits, recall.asked_logits(question, *written)])
         return _Asked(tokens, by_token, texts, logits, at)
 
     def _addressing(self, logits: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
