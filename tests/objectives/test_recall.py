@@ -177,19 +177,24 @@ def test_a_forward_is_what_each_query_is_alone(objective) -> None:
         whole = objective(tensors)
         written = objective.write(tensors)
         table, seen = model.embeddings.token.weight, len(tensors["query_pictures"])
-        logits, losses = [], []
+        logits, by_keys, losses = [], [], []
         for row, about in enumerate(tensors["facts"].tolist()):
             if row < seen:
                 tokens = objective.image_tokens(tensors["query_pictures"][row : row + 1])
                 cues = recall.image_keys(tokens)[0]
                 logits.append(recall.logits((cues @ written.keys.mT).amax(dim=0)))
+                by_keys.append(logits[-1])
             else:
                 kept = tensors["prompt_mask"][row - seen].bool()
                 ids = tensors["prompt_ids"][row - seen][kept][None]
                 question = recall.questions(ids, torch.ones_like(ids))
                 tokens, cues = None, question.keys
-                near = recall.log_scale[1].exp() * (cues @ written.keys.mT - recall.threshold[1])
-                logits.append((near - lacking(question, written.values))[0])
+                near, alone = (
+                    recall.log_scale[kind].exp() * ((cues @ written.keys.mT)[0] - recall.threshold[kind])
+                    for kind in (1, 2)
+                )
+                logits.append(near - lacking(question, written.values)[0])
+                by_keys.append(alone)
             nearest = cues @ written.keys.mT
             taught = [fact for fact in about if fact >= 0]
             if not taught:
@@ -207,6 +212,7 @@ def test_a_forward_is_what_each_query_is_alone(objective) -> None:
             losses += found[labels != IGNORED].tolist()
         about = [[fact for fact in row if fact >= 0] for row in tensors["facts"].tolist()]
         addressing, right = addressing_loss(torch.stack(logits), about)
+        addressing = (addressing + addressing_loss(torch.stack(by_keys), about)[0]) / 2
         coded = value_loss(objective, tensors)
     found = {name: float(value) for name, value in whole.metrics.items()}
     assert {len(row) for row in about} == {0, 1, 2}
@@ -271,7 +277,7 @@ def test_what_is_said_teaches_keys_of_sentences_and_none_of_pictures(objective) 
     assert {"code_embedding.weight", "value_out.weight", "where.1.weight", "pointer.query.weight"} <= reached
     objective.zero_grad()
     asked = objective._ask(objective.write(tensors), tensors)
-    objective._addressing(asked.logits, tensors["facts"])[0].backward()
+    sum(objective._addressing(one, tensors["facts"])[0] for one in (asked.logits, asked.by_keys)).backward()
     reached = {name for name, one in objective.recall.named_parameters() if one.grad is not None and one.grad.any()}
     assert {start for start in keys if any(name.startswith(start) for name in reached)} == set(keys)
 

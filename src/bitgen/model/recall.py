@@ -178,9 +178,10 @@ class Recall(nn.Module):
         self.readers = nn.ModuleList(Reader(width, heads, dropout) for _ in range(config.num_layers))
         self.pointer = Pointer(width)
         self.word_worth = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, IN_A_ROW))
-        # Of a cosine with a key, for pictures and for questions: below the threshold nothing like the cue was taught.
-        self.threshold = nn.Parameter(torch.tensor([0.7, 0.7]))
-        self.log_scale = nn.Parameter(torch.tensor([25.0, 25.0]).log())
+        # Of a cosine with a key: below the threshold nothing like the cue was taught. For pictures, for questions, and
+        # for questions whose words do not count.
+        self.threshold = nn.Parameter(torch.tensor([0.7, 0.7, 0.7]))
+        self.log_scale = nn.Parameter(torch.tensor([25.0, 25.0, 25.0]).log())
         # Of a cosine of codes: nats that a token which is pointed at gains.
         self.log_say = nn.Parameter(torch.tensor(20.0).log())
 
@@ -244,13 +245,20 @@ class Recall(nn.Module):
 
     def logits(self, cosines: torch.Tensor) -> torch.Tensor:
         """Of cosines between pictures' keys and facts': the log odds that this is what was taught, and not nothing."""
-        return self.log_scale[0].exp() * (cosines - self.threshold[0])
+        return self._log_odds(cosines, 0)
 
     def asked_logits(self, question: Question, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """The same of questions, ``[B, E]``, by the facts' keys ``[E, k]`` and by the words that their values ``[E, L
+        """The same of questions, ``[B, E]``: by the facts' keys ``[E, k]``, and by the words that their values ``[E, L
         d]`` hold."""
-        near = self.log_scale[1].exp() * (question.keys @ keys.mT - self.threshold[1])
-        return near - lacking(question, values)
+        return self._log_odds(question.keys @ keys.mT, 1) - lacking(question, values)
+
+    def asked_by_keys(self, question: Question, keys: torch.Tensor) -> torch.Tensor:
+        """The same by keys alone, for training: what words tell apart keys would no longer have to, and facts with
+        equal keys cannot be read one by one."""
+        return self._log_odds(question.keys @ keys.mT, 2)
+
+    def _log_odds(self, cosines: torch.Tensor, kind: int) -> torch.Tensor:
+        return self.log_scale[kind].exp() * (cosines - self.threshold[kind])
 
     # --- values --------------------------------------------------------------------------------------------------
 

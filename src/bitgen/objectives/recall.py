@@ -1,7 +1,8 @@
 """Learning to speak from a memory: episodes are written in closed form, read back by their queries, and said.
 
 Three losses, of equal weight. *Addressing*: each cue is to find the facts that it is about among all that the episode
-taught, or nothing (cross-entropy over the facts and a null that stands at the threshold). *Values*: the code of a
+taught, or nothing (cross-entropy over the facts and a null that stands at the threshold); questions by their words and
+keys, and by keys alone, half of the weight each. *Values*: the code of a
 taught text gives its tokens back. *Language*: the answer, from what the memory gives for the cue.
 
 The write and the read are the closed form of ``memory/associative.py``, with noise: with keys X and values Y, a cue x
@@ -42,6 +43,7 @@ class _Asked(NamedTuple):
     by_token: torch.Tensor
     texts: torch.Tensor
     logits: torch.Tensor
+    by_keys: torch.Tensor
     at: torch.Tensor
 
 
@@ -119,7 +121,8 @@ class RecallObjective(StatelessObjective):
         """The losses of an episode, as ``EpisodeDataset`` gives it."""
         written, facts = self.write(episode), episode["facts"]
         asked = self._ask(written, episode)
-        addressing, found = self._addressing(asked.logits, facts)
+        with_words, found = self._addressing(asked.logits, facts)
+        addressing = (with_words + self._addressing(asked.by_keys, facts)[0]) / 2
         values, right = self._values(written, episode)
         read = self._recalled(*_pictures_found_alone(written, asked, len(episode["taught_pictures"])), facts)
         language = self._language(episode, asked, read)
@@ -138,10 +141,12 @@ class RecallObjective(StatelessObjective):
         by_token = recall.image_keys(tokens)  # [Qi, P, k]
         cosines, at = (by_token @ written.keys.mT).max(dim=1)  # [Qi, F]
         texts, logits = by_token.new_zeros(0, by_token.shape[-1]), recall.logits(cosines)
+        by_keys = logits
         if len(episode["prompt_ids"]):
             question = recall.questions(episode["prompt_ids"], episode["prompt_mask"])
-            texts, logits = question.keys, torch.cat([logits, recall.asked_logits(question, *written)])
-        return _Asked(tokens, by_token, texts, logits, at)
+            texts, by_keys = question.keys, torch.cat([logits, recall.asked_by_keys(question, written.keys)])
+            logits = torch.cat([logits, recall.asked_logits(question, *written)])
+        return _Asked(tokens, by_token, texts, logits, by_keys, at)
 
     def _addressing(self, logits: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the facts that each query is about, each without the other one, and of the null without
