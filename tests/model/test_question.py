@@ -167,3 +167,17 @@ def test_what_words_are_worth_is_learned_and_their_codes_are_not_by_it(recall) -
     assert recall.word_worth[1].weight.grad.any()
     assert recall.code_embedding.weight.grad is None
     recall.zero_grad()
+
+
+def test_pictures_questions_and_their_keys_alone_have_thresholds_of_their_own(recall) -> None:
+    random = torch.Generator().manual_seed(4)
+    keys = F.normalize(torch.randn(3, 8, generator=random), dim=-1)
+    with torch.no_grad():
+        recall.threshold.copy_(torch.tensor([0.1, 0.2, 0.3]))
+        recall.log_scale.copy_(torch.tensor([2.0, 3.0, 5.0]).log())
+        told, questions = recall.values(*sequences(*NAMES, [7, 8, 9])), recall.questions(*sequences([33, 40, 50]))
+        cosines = questions.keys @ keys.mT
+        torch.testing.assert_close(recall.logits(cosines), 2 * (cosines - 0.1))
+        expected = 3 * (cosines - 0.2) - lacking(questions, told)
+        torch.testing.assert_close(recall.asked_logits(questions, keys, told), expected)
+        torch.testing.assert_close(recall.asked_by_keys(questions, keys), 5 * (cosines - 0.3))
