@@ -12,6 +12,8 @@ from bitgen.memory import EpisodicMemory
 from bitgen.memory.answering import Speaker
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.model import speaking
+from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.model.question import Question
 from bitgen.model.recall import Recall
 from bitgen.model.speaking import BY_PICTURE, BY_TEXT
 from bitgen.model.spoken_memory import SpokenMemory
@@ -51,13 +53,20 @@ def of_a_file() -> Asked:
     return asked
 
 
-def of_an_export() -> Asked:
+def exported() -> tuple[BitGenModel, SpokenMemory]:
+    """A model with what an export has, and its memory of the first texts."""
     model, processor = speaking_model()
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # as an export has them
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, name, getattr(processor.tokenizer, name))
     memory = SpokenMemory(model)
     for text in TEXTS[:FACTS]:
         memory.teach(text, processor.tokenizer)
+    return model, memory
+
+
+def of_an_export() -> Asked:
+    model, memory = exported()
+    processor = speaking_model()[1]
     memory._facts = replace(memory._facts, keys=torch.eye(KEY)[:FACTS])
     image = model.pool_image_tokens(model.encode_image(processor.image(picture(0))[None]).image_tokens)
 
@@ -112,3 +121,43 @@ def test_words_that_a_fact_does_not_hold_count_against_it_and_of_a_picture_there
         words_missing(monkeypatch, nats)
         assert all(facts > 0 for facts, _ in asked(True))
         assert all((facts > 0) == answered for facts, _ in asked(False))
+
+
+def by_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question means the fact whose numbers have the largest sum."""
+
+    def largest(self: Recall, asked: Question, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        sums = values.double().sum(dim=1)
+        return torch.where(sums == sums.max(), 9.0, -9.0).to(keys).expand(len(asked.keys), -1)
+
+    monkeypatch.setattr(Recall, "asked_logits", largest)
+
+
+def test_a_file_compares_a_question_with_the_values_of_its_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_values(monkeypatch)
+    memory = EpisodicMemory(*speaking_model())
+    values = torch.randn(5, TOKENS * CODE, generator=torch.Generator().manual_seed(6))
+    memory.write_codes(pairs(5), TEXTS[:5], spoken=torch.cat([torch.eye(KEY)[:5], values], dim=1))
+    ((found, _),) = memory.recalled(text=TEXTS[0]).facts
+    assert found == memory.episodes[int(values.sum(dim=1).argmax())]
+
+
+def test_an_export_compares_a_question_with_the_values_of_its_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_values(monkeypatch)
+    model, memory = exported()
+    values = torch.randn(FACTS, TOKENS * CODE, generator=torch.Generator().manual_seed(8))
+    memory._facts = replace(memory._facts, keys=torch.eye(KEY)[:FACTS], values=values)
+    recalled = memory.answering(model, torch.tensor([[0, 5]]), {})["recalled"][0]
+    width = model.recall.place.shape[1]
+    codes = recalled[:, width : width + CODE].flatten()
+    torch.testing.assert_close(codes, values[int(values.sum(dim=1).argmax())])
+
+
+def test_episodes_compare_questions_with_the_values_of_their_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_values(monkeypatch)
+    speaker, (episode,) = Speaker(make_objective(), dataset(held_out=True)), episodes(1, held_out=True)
+    tensors = speaker.tensors(episode)
+    memory = speaker.teach(tensors)
+    wanted = int(memory.halves(1).sum(dim=1).argmax())
+    answers = [one for one in speaker.ask(memory, episode, tensors, plain=False) if one.query.picture is None]
+    assert answers and all(one.facts == (wanted,) for one in answers)

@@ -15,13 +15,13 @@ from support.speaking import make_objective as objective_of
 
 VOCABULARY = 12
 CODES = torch.eye(VOCABULARY)  # of tokens that are told apart for certain
-NOBODY = -1  # padding
+PADDING = -1
 
 
 def values(*texts: list[int]) -> torch.Tensor:
     """``[E, L d]`` of texts of tokens."""
     longest = max(map(len, texts))
-    rows = [[*text, *[NOBODY] * (longest - len(text))] for text in texts]
+    rows = [[*text, *[PADDING] * (longest - len(text))] for text in texts]
     return torch.stack([torch.cat([_code(token) for token in row]) for row in rows])
 
 
@@ -71,13 +71,13 @@ def test_what_is_lacking_against_plain_loops() -> None:
     ],
 )
 def test_by_hand(words: list[int], fact: list[int], lost: float) -> None:
-    assert lacking(asked([words]), values([*fact, NOBODY])).item() == lost
+    assert lacking(asked([words]), values([*fact, PADDING])).item() == lost
 
 
 def test_facts_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     texts, facts = asked([[1, 2, 3], [4, 5]]), values([1, 2], [2, 3], [3, 3, 4, 5], [9])
     whole = lacking(texts, facts)
-    for at_once in (1, 3):
+    for at_once in (1, 20, 50):
         monkeypatch.setattr(question, "_AT_ONCE", at_once)
         assert torch.equal(lacking(texts, facts), whole)
     assert lacking(texts, facts[:0]).shape == (2, 0)
@@ -149,6 +149,51 @@ def test_neither_padding_nor_begin_nor_end_is_a_word(recall) -> None:
         for row, text in enumerate(texts):
             alone = recall.questions(*sequences(text))
             torch.testing.assert_close(lacking(alone, told)[0], lacking(together, told)[row], atol=1e-5, rtol=1e-5)
+
+
+def test_each_word_is_worth_what_its_own_place_tells() -> None:
+    recall = objective_of(**RECALL).recall.eval()
+    with torch.no_grad():
+        recall.word_worth[1].weight.normal_(generator=torch.Generator().manual_seed(2))
+        ids, mask = sequences([33, 40, 50, 60], [7, 8])
+        hidden, _ = recall._text(ids, mask)
+        found = recall.questions(ids, mask).worth
+    for row, length in ((0, 4), (1, 2)):
+        for word in range(4):
+            by_hand = F.softplus(recall.word_worth(hidden[row, word + 1]) - 2) * (word < length)
+            torch.testing.assert_close(found[row, word], by_hand)
+    assert found[0].std(dim=0).min() > 1e-3
+
+
+def test_words_that_a_key_leaves_out_in_training_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    recall = objective_of(**RECALL).recall.train()
+    monkeypatch.setattr(torch, "rand", lambda shape, device=None: torch.zeros(shape))  # all are left out
+    found = recall.questions(*sequences([33, 40, 50, 60], [7, 8]))
+    torch.testing.assert_close(found.keys[0], found.keys[1])  # of BOS alone
+    assert (found.worth > 0).all(dim=-1).tolist() == [[True] * 4, [True, True, False, False]]
+
+
+def test_in_half_precision_nats_are_whole(recall) -> None:
+    with torch.no_grad():
+        told, questions = recall.values(*sequences(*NAMES)), recall.questions(*sequences([33, 40, 50]))
+        exact = lacking(questions, told)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = lacking(questions, told)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, exact)
+
+
+@pytest.mark.parametrize("others", [3, 100])
+def test_of_equal_keys_the_last_counts_though_its_words_are_far_from_the_question(recall, others: int) -> None:
+    """Also where many other facts are nearer."""
+    with torch.no_grad():
+        told = recall.values(*sequences([33, 40, 50], *[[33, 40, 51]] * others, [7, 8, 9]))
+        keys = F.normalize(torch.randn(others + 2, 128, generator=torch.Generator().manual_seed(7)), dim=-1)
+        keys[-1] = keys[0]
+        questions = recall.questions(*sequences([33, 40, 50]))._replace(keys=keys[:1])
+        found = find_asked(recall, keys, told, questions)
+        assert chosen(found._replace(confidence=found.confidence[:, 1:])) == [[]] and found.confidence[0, 0] == 0
+        assert chosen(find_asked(recall, keys[:-1], told[:-1], questions)) == [[0]]
 
 
 def test_a_question_with_nan_means_nothing(recall) -> None:

@@ -173,6 +173,27 @@ def test_a_prompt_recalls_by_its_key_of_training(model):
     torch.testing.assert_close(expected[1], said[1], atol=1e-4, rtol=0)
 
 
+def test_a_prompt_is_the_same_cue_with_and_without_begin_and_end(model, monkeypatch):
+    """All its words count, and only they."""
+    memory, asked = taught(model), []
+    questions = type(model.recall).questions
+
+    def noted(self, ids, mask):
+        asked.append((ids, mask, questions(self, ids, mask)))
+        return asked[-1][2]
+
+    monkeypatch.setattr(type(model.recall), "questions", noted)
+    words = tiny_tokenizer()("who sat on a mat", add_special_tokens=False)["input_ids"]
+    longest = model.config.max_seq_len - 2
+    for ids in ([0, *words], words, [0, *words, 1], [*words, 1], [0, *[7] * longest, *words]):
+        memory.answering(model, torch.tensor([ids]), {})
+    for ids, mask, found in asked[:4]:
+        assert ids.tolist() == [[0, *words, 1]] and mask.all()
+        assert (found.worth > 0).all() and found.worth.shape[1] == len(words)
+        torch.testing.assert_close(found.keys, asked[0][2].keys)
+    assert asked[4][0].tolist() == [[0, *([7] * longest + words)[-longest:], 1]]
+
+
 @pytest.mark.parametrize("seen", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 def test_prompts_padded_on_the_left_are_answered_as_alone(masked, seen):

@@ -27,6 +27,7 @@ from .question import IN_A_ROW, Question, lacking, same_token
 _TEXT_LAYERS = 2
 _LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written
 _BEFORE = 3  # tokens before a recalled one that it is known by: of a name of many letters two are often there twice
+_PICTURES, _QUESTIONS, _KEYS_ALONE = 0, 1, 2  # kinds of cue
 _WORTH = -2.0  # of a word that training has not weighed yet, before the softplus: 0.13 nats
 _TEXT_DROPPED = 0.05  # of a text's tokens, before its key is made, in training
 
@@ -223,7 +224,8 @@ class Recall(nn.Module):
         return self._text_key(*self._text(input_ids, attention_mask))
 
     def questions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Question:
-        """What texts ask, ``[B, T]``, BOS ... EOS: their keys, as :meth:`text_keys` makes them, and their words."""
+        """What texts ask, ``[B, T]``, BOS ... EOS: their keys, as :meth:`text_keys` makes them, and their words, all of
+        which count, also those that a key leaves out in training."""
         hidden, kept = self._text(input_ids, attention_mask)
         words = attention_mask[:, 2:, None]  # neither BOS nor EOS
         worth = F.softplus(self.word_worth(hidden[:, 1:-1]).float() + _WORTH) * words
@@ -245,17 +247,17 @@ class Recall(nn.Module):
 
     def logits(self, cosines: torch.Tensor) -> torch.Tensor:
         """Of cosines between pictures' keys and facts': the log odds that this is what was taught, and not nothing."""
-        return self._log_odds(cosines, 0)
+        return self._log_odds(cosines, _PICTURES)
 
     def asked_logits(self, question: Question, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """The same of questions, ``[B, E]``: by the facts' keys ``[E, k]``, and by the words that their values ``[E, L
         d]`` hold."""
-        return self._log_odds(question.keys @ keys.mT, 1) - lacking(question, values)
+        return self._log_odds(question.keys @ keys.mT, _QUESTIONS) - lacking(question, values)
 
     def asked_by_keys(self, question: Question, keys: torch.Tensor) -> torch.Tensor:
         """The same by keys alone, for training: what words tell apart keys would no longer have to, and facts with
         equal keys cannot be read one by one."""
-        return self._log_odds(question.keys @ keys.mT, 2)
+        return self._log_odds(question.keys @ keys.mT, _KEYS_ALONE)
 
     def _log_odds(self, cosines: torch.Tensor, kind: int) -> torch.Tensor:
         return self.log_scale[kind].exp() * (cosines - self.threshold[kind])

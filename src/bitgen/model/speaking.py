@@ -97,7 +97,9 @@ def _together(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> tor
     assert meaning.alike is not None
     near = logits.topk(min(_NEAREST, logits.shape[1]), dim=1).indices.sort(dim=1).values  # [B, N], in their order
     cosines = keys[near] @ keys[near].mT
-    again = (cosines > meaning.same).triu(1).any(dim=2)  # a later one says it
+    number = torch.arange(len(keys), device=keys.device)
+    # A later one says it, be it near to the question or not.
+    again = ((keys[near] @ keys.mT > meaning.same) & (number > near[..., None])).any(dim=2)
     odds = logits.gather(1, near).masked_fill(again, -torch.inf)
     far = F.pad(logits.scatter(1, near, -torch.inf), (0, 1)).logsumexp(dim=1, keepdim=True)  # and nothing, which is 0
     others = (cosines <= meaning.alike) | torch.eye(near.shape[1], dtype=torch.bool, device=keys.device)

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from .configuration_bitgen import BitGenConfig
 from .modeling_bitgen import BitGenModel
 from .recall import Recall, Recalled
 from .sequence_layout import last_tokens
@@ -82,6 +83,11 @@ class _Facts:
         return told_last(self.keys).nonzero().flatten()
 
     @cached_property
+    def latest_values(self) -> torch.Tensor:
+        """Of these, ``[N, L d]``."""
+        return self.values[self.latest]
+
+    @cached_property
     def _inverse(self) -> torch.Tensor:
         """X+, ``[k, E]``."""
         return torch.linalg.pinv(self.keys[self.latest].double())
@@ -89,7 +95,7 @@ class _Facts:
     def read(self, rows: torch.Tensor) -> torch.Tensor:
         """What the keys of facts read from the memory, rows ``[N]`` of ``latest`` to ``[N, L d]``."""
         cues = self.keys[self.latest][rows.cpu()].double()
-        return cues @ self._inverse @ self.values[self.latest].double()
+        return cues @ self._inverse @ self.latest_values.double()
 
 
 class SpokenMemory:
@@ -232,18 +238,14 @@ class SpokenMemory:
         return recalled_for(recall, chosen(found), found, facts.read, image_tokens)
 
     def _by_prompts(self, model: BitGenModel, ids: torch.Tensor, mask: torch.Tensor | None) -> Recalled | None:
-        """Of prompts padded on either side; as in training, the cue is the prompt between BOS and EOS."""
+        """Of prompts padded on either side; as in training, the cue is the prompt's words between BOS and EOS."""
         recall, facts, config = recall_of(model), self._facts, model.config
-        pad, eos = config.pad_token_id, config.eos_token_id
-        if mask is None and pad is not None and pad != eos:
-            mask = ids != pad
-        index, mask = last_tokens(mask, ids, config.max_seq_len - 1)
-        ids = ids.gather(1, index)
-        says = ((ids != config.bos_token_id) & mask.bool()).any(dim=1)
-        end = mask.sum(dim=1, keepdim=True)
-        ids, mask = F.pad(ids, (0, 1)).scatter(1, end, eos), F.pad(mask, (0, 1)).scatter(1, end, 1)
+        index, mask = last_tokens(_words(ids, mask, config), ids, config.max_seq_len - 2)
+        says, end = mask.any(dim=1), mask.sum(dim=1, keepdim=True) + 1
+        ids = F.pad(ids.gather(1, index), (1, 1), value=config.bos_token_id).scatter(1, end, config.eos_token_id)
+        mask = F.pad(F.pad(mask.long(), (1, 0), value=1), (0, 1)).scatter(1, end, 1)
         latest = facts.latest
-        found = find_asked(recall, facts.keys[latest], facts.values[latest], recall.questions(ids, mask), BY_TEXT)
+        found = find_asked(recall, facts.keys[latest], facts.latest_values, recall.questions(ids, mask), BY_TEXT)
         rows = [row if said else [] for row, said in zip(chosen(found), says.tolist(), strict=True)]
         return recalled_for(recall, rows, found, facts.read, None)
 
@@ -295,6 +297,18 @@ def checked_memory(memory: Any) -> SpokenMemory:
             f"memory is a {type(memory).__name__}: make one with model.new_memory() or model.load_memory(file)."
         )
     return memory
+
+
+def _words(ids: torch.Tensor, mask: torch.Tensor | None, config: BitGenConfig) -> torch.Tensor:
+    """Which tokens of prompts ``[B, T]`` are words: neither padding nor a BOS that begins them or an EOS that ends
+    them."""
+    pad, eos = config.pad_token_id, config.eos_token_id
+    if mask is None:
+        mask = ids != pad if pad is not None and pad != eos else torch.ones_like(ids)
+    real = mask.bool()
+    begins = real & (real.cumsum(dim=1) == 1)
+    ends = real & (real.cumsum(dim=1) == real.sum(dim=1, keepdim=True))
+    return real & ~(begins & (ids == config.bos_token_id)) & ~(ends & (ids == eos))
 
 
 def _one(picture: torch.Tensor | None, dimensions: int) -> torch.Tensor | None:

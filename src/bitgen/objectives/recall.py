@@ -1,9 +1,9 @@
 """Learning to speak from a memory: episodes are written in closed form, read back by their queries, and said.
 
 Three losses, of equal weight. *Addressing*: each cue is to find the facts that it is about among all that the episode
-taught, or nothing (cross-entropy over the facts and a null that stands at the threshold); questions by their words and
-keys, and by keys alone, half of the weight each. *Values*: the code of a
-taught text gives its tokens back. *Language*: the answer, from what the memory gives for the cue.
+taught, or nothing (cross-entropy over the facts and a null that stands at the threshold). Of questions half of it is by
+keys and words, half by keys alone. *Values*: the code of a taught text gives its tokens back. *Language*: the answer,
+from what the memory gives for the cue.
 
 The write and the read are the closed form of ``memory/associative.py``, with noise: with keys X and values Y, a cue x
 reads ``x X^T (X X^T + noise)^-1 Y``, through a Cholesky factor of at most F x F.
@@ -37,7 +37,8 @@ class Written(NamedTuple):
 
 class _Asked(NamedTuple):
     """Queries: ``tokens [Qi, P, D]`` of pictures and their keys ``by_token [Qi, P, k]``, keys of questions ``texts
-    [Q - Qi, k]``; the cosine of each query with each fact ``[Q, F]``, and the picture token ``at [Qi, F]`` it is of."""
+    [Q - Qi, k]``; ``logits [Q, F]``, the log odds that each query means each fact, and ``by_keys [Q, F]``, the same
+    without the words of questions; ``at [Qi, F]``, the token of a picture that is nearest to a fact."""
 
     tokens: torch.Tensor
     by_token: torch.Tensor
