@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .image_settings import ImageSettings as ImageSettings
     from .likelihood import sequence_log_probs as sequence_log_probs
     from .parameter_roles import ParameterRole as ParameterRole
+    from .question import Question as Question
     from .rotary import rotate as rotate
     from .speaking import find as find
     from .spoken_memory_file import read_facts as read_facts
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from .token_ids import text_ids as text_ids
     from .vision_encoder import VisionEncoder as VisionEncoder
     from .vision_towers import TowerKind as TowerKind
-
 
 logger = logging.get_logger(__name__)
 # What transformers passes to every model, and this one has no use for.
