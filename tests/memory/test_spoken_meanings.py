@@ -23,7 +23,7 @@ from support.speaking import dataset, episodes, make_objective
 from support.spoken_memories import CODE, KEY, TEXTS, TOKENS, speaking_model
 
 FACTS = 3  # with keys at right angles, each as likely as the others: alone surely meant, together hardly
-ODDS = 2.0  # log odds
+ODDS = 2.5  # log odds
 # How many facts a cue means, and the probability of the likeliest: of a memory asked by pictures or by texts.
 Asked = Callable[[bool], Iterator[tuple[int, float]]]
 
