@@ -37,7 +37,7 @@ class Meaning(NamedTuple):
 
 # Of 399 pairs of pictures of one thing 98% have keys above 0.85, of 8,379 pairs of two things none has. Sentences that
 # differ in one name come nearer to each other than those, so that these are the same above 0.98 alone. Of 300 pairs of
-# sentences that tell the same of somebody 95% are above 0.7. The probabilities were learned on what training taught;
+# sentences that contradict each other 95% are above 0.7. The probabilities were learned on what training taught;
 # what it never taught is taken for something else more often, the more so the more facts there are (docs/speaking.md).
 BY_PICTURE, BY_TEXT = Meaning(0.8, 0.85, None), Meaning(0.6, 0.98, 0.7)
 _AT_ONCE = 256  # keys that are compared with all others together
