@@ -14,6 +14,7 @@ from bitgen.data.tokenizer import build_tokenizer, check_vocabulary, load_tokeni
 from bitgen.evaluation.generation import generate_texts
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.processing_bitgen import BitGenProcessor, text_ids
+from bitgen.model.token_ids import space_id
 from support.tokenizers import KINDS, wordlevel_tokenizer
 
 SPELLING = "a dog </s> the grass <pad> on <s> a [SEP] dog"
@@ -126,3 +127,11 @@ def test_a_corpus_of_large_ids_is_stored_whole(tmp_path, monkeypatch):
         + ["--output", str(tmp_path / "corpus")]
     )
     assert json.loads((tmp_path / "corpus" / "bitgen_text.json").read_text())["dtype"] == "uint32"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_space_is_a_token_of_those_that_keep_spaces(kind):
+    tokenizer = KINDS[kind]()
+    found = space_id(tokenizer)
+    assert (found is not None) == (kind in ("bytes", "sentencepiece"))
+    assert found is None or tokenizer.decode([found]).strip() == "" and found not in tokenizer.all_special_ids

@@ -20,6 +20,7 @@ from bitgen.config import Config, ConfigError
 from bitgen.data.records import Record
 from bitgen.data.scenes.descriptions import COLOURS
 from bitgen.machine.devices import Precision, start_processes
+from bitgen.model.token_ids import space_id
 from bitgen.run import build_trainer
 from bitgen.tasks import TASKS, task_of
 from bitgen.tasks.chain import split_first_stage, train_chain
@@ -147,7 +148,8 @@ def test_the_model_that_it_starts_from_stays_as_it_is(captioner: str, speaker: t
     before, after = open_model(captioner), open_model(speaker[0])
     assert equal(base(after.model.state_dict()), base(before.model.state_dict())) and len(base_of(captioner)) > 80
     assert before.model.recall is None and len(own(after.model.state_dict())) > 40
-    assert after.model.config.recall_tokens == 8
+    assert after.model.config.recall_tokens == 8 and before.model.config.recall_space is None
+    assert after.model.recall is not None and after.model.recall.space == space_id(after.tokenizer) is not None
     assert "what was taught" not in speaker[1], "there was no held-out data to ask"
     assert "memory.py" in speaker[1] and "teach" in speaker[1]
 

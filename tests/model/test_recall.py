@@ -399,6 +399,37 @@ def test_a_name_that_has_two_letters_twice_is_said_to_its_end(speaker) -> None:
     torch.testing.assert_close(logits[1][c], logits[1][d], msg="two tokens alone do not tell")
 
 
+def test_what_stands_before_a_fact_is_a_space_where_the_tokenizer_has_one(speaker) -> None:
+    ids = torch.tensor([[0, 5, 6, 9]])
+    for space in (None, 40):
+        recall = speaker(recall_space=space).recall
+        with torch.no_grad():
+            tokens = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), ids).tokens[0]
+            codes = {None: torch.zeros(4)} | {token: recall.codes()[token] for token in (5, 6, 9, 40)}
+        text = [None, None, space, 5, 6, 9]
+        for number, given in enumerate(tokens[:, -16:].split(4, dim=1)):  # the code of each, and of the three before it
+            expected = torch.stack([codes[text[3 + at - number]] for at in range(3)])
+            torch.testing.assert_close(given, expected)
+
+
+def test_a_fact_is_said_from_its_first_word_in_an_answer(speaker) -> None:
+    """Of "abc d abe", asked about "abe", "abc": an answer begins behind a space, and so does each word but one."""
+    recall, (space, a, b, c, d, e) = speaker(recall_tokens=9, recall_space=40).recall, (40, 7, 8, 20, 21, 22)
+    ids = torch.tensor([[0, a, b, c, space, d, space, a, b, e]])
+    with torch.no_grad():
+        recall.pointer.query.weight.zero_()
+        recall.pointer.covered.weight.zero_()
+        recall.pointer.covered.bias.copy_(torch.tensor([0.0, -40.0]))  # what the question holds is not the answer
+        recall.pointer.follow.fill_(50.0)
+        recalled = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), ids)
+        question = [9, space, a, b, e, 11]
+        for said, wanted in (([space, a, b], c), ([space, a, b, c], space)):
+            points = pointed(
+                recall, torch.randn(1, len(question + said), 16), recalled, torch.tensor([question + said])
+            )
+            assert int(recall.said_logits(points)[0, -1].argmax()) == wanted
+
+
 def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: list[int]) -> torch.Tensor:
     """What the pointer says after the last token of ``text``, by its definition, token by token."""
     pointer, codes = recall.pointer, recall.codes()

@@ -32,6 +32,7 @@ RENAMED = {"feature_cache_pool": "feature_pool"}
 OF_THE_DATA = {"feature_dim", "feature_tokens"}
 # These are said by the encoder, unless image_normalisation says otherwise.
 OF_THE_ENCODER = {"image_mean", "image_std", "image_resample"}
+OF_THE_TOKENIZER = {"recall_space"}
 SETTINGS = {name: setting for group in GROUPS for name, setting in settings_of(group).items()}
 REACHING = [name for name in SETTINGS if name not in NOT_THE_NETWORKS | OF_THE_DATA]
 CHOICES = {
@@ -55,7 +56,11 @@ def test_every_setting_is_known_to_the_network_or_named_here() -> None:
     """One that is neither would be a flag that does nothing."""
     known = BitGenConfig.own_names()
     assert {name for name in SETTINGS if RENAMED.get(name, name) not in known} == NOT_THE_NETWORKS
-    assert known - {RENAMED.get(name, name) for name in SETTINGS} == {"vision_config", *OF_THE_ENCODER}
+    assert known - {RENAMED.get(name, name) for name in SETTINGS} == {
+        "vision_config",
+        *OF_THE_ENCODER,
+        *OF_THE_TOKENIZER,
+    }
 
 
 @pytest.mark.parametrize("name", REACHING)

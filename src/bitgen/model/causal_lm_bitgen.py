@@ -20,6 +20,7 @@ from transformers.utils import logging
 from .modeling_bitgen import BitGenModel
 from .recall import Recalled
 from .sequence_layout import SequenceLayout, fitting_positions, last_tokens, sequence_layout
+from .speaking import answering
 from .spoken_memory import SpokenMemory, checked_memory
 
 CHECKSUMS = "checksums.json"  # of an export: SHA-256 of weights and tokenizer
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from .parameter_roles import ParameterRole as ParameterRole
     from .question import Question as Question
     from .rotary import rotate as rotate
-    from .speaking import find as find
     from .spoken_memory_file import read_facts as read_facts
     from .text_decoder import TextDecoder as TextDecoder
     from .token_ids import text_ids as text_ids
@@ -307,8 +307,8 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         """``GenerationMixin.generate``, with an image encoded once for all steps. Without a prompt it starts at BOS.
 
         Prompts of different lengths are padded on the left (``padding_side="left"``). Generation ends at EOS, at the
-        length asked for, or at ``max_seq_len``, whichever comes first. What a ``memory``
-        of :meth:`new_memory` holds is said where the picture, or without one the prompt, means it.
+        length asked for, or at ``max_seq_len``, whichever comes first. What a ``memory`` of :meth:`new_memory` holds is
+        said where the picture, or without one the prompt, means it: in at least one token.
         """
         kwargs.pop("token_type_ids", None)
         image_tokens = self.image_context(pixel_values, vision_features)
@@ -319,7 +319,7 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
                 inputs = torch.full(shape, self.config.bos_token_id, device=image_tokens.device)
         if memory is not None:
             kwargs.update(checked_memory(memory).answering(self, inputs, kwargs))
-        return super().generate(inputs, generation_config, **kwargs)
+        return super().generate(inputs, generation_config, **answering(kwargs, self.config.eos_token_id))
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any

@@ -79,6 +79,7 @@ class BitGenConfig(PretrainedConfig):
         memory_size (K), memory_dim (C): slots and code width of the episodic memory (Larimar, arXiv 2403.11901).
         recall_tokens (L), recall_dim (k), recall_code (d): tokens of a text that can be taught, 0: the network cannot
             speak from a memory; width of a key; and numbers that a token of a value has (``recall.py``).
+        recall_space: id of a space alone, which stands before what is taught; None: the tokenizer has no such token.
 
     Raises:
         ValueError: sizes that cannot fit together, naming the field.
@@ -141,6 +142,7 @@ class BitGenConfig(PretrainedConfig):
         recall_tokens: int = 0,
         recall_dim: int = 128,
         recall_code: int = 32,
+        recall_space: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.vision_config = dict(vision_config) if vision_config is not None else None
@@ -186,6 +188,7 @@ class BitGenConfig(PretrainedConfig):
         self.pseudoinverse_steps = pseudoinverse_steps
         self.pseudoinverse_tolerance = pseudoinverse_tolerance
         self.recall_tokens, self.recall_dim, self.recall_code = recall_tokens, recall_dim, recall_code
+        self.recall_space = recall_space
         super().__init__(**kwargs)
         self._check()
 

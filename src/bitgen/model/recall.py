@@ -156,6 +156,7 @@ class Recall(nn.Module):
         super().__init__()
         width, heads, dropout = config.embed_dim, config.num_heads, config.dropout
         self.length, self.code_width, self.key_width = config.recall_tokens, config.recall_code, config.recall_dim
+        self.space = config.recall_space
         self.image_key = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, self.key_width)
         )
@@ -303,7 +304,11 @@ class Recall(nn.Module):
             present: ``[B, R]``, which of them were recalled.
         """
         codes = values.unflatten(-1, (self.length, self.code_width)).to(self.place.dtype)
-        before = [F.pad(codes, (0, 0, steps, 0))[..., : self.length, :] for steps in range(1, _BEFORE + 1)]
+        # An answer begins behind a space. Without one before its first word a fact was not said from its beginning.
+        led = F.pad(codes, (0, 0, _BEFORE, 0))
+        if self.space is not None:
+            led[..., _BEFORE - 1, :] = F.normalize(self.code_embedding.weight[self.space].float(), dim=0)
+        before = [led[..., start : start + self.length, :] for start in reversed(range(_BEFORE))]
         looked_at = self.value_out(codes) + self.value_before(before[0]) + self.place + seen[:, :, None].to(codes.dtype)
         # Behind a text's end there is nothing.
         real = codes.square().sum(dim=-1) > _LEAST_CODE

@@ -11,10 +11,11 @@ Shapes: E facts with keys ``[E, k]``, B cues.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
+from transformers import LogitsProcessor
 
 from .question import Question
 from .recall import Recall, Recalled
@@ -161,3 +162,37 @@ def recalled_for(
     if image_tokens is not None:
         seen = recall.seen(image_tokens, found.at.gather(1, index))
     return recall.tokens(values, seen, rows >= 0)
+
+
+class _NotEmpty(LogitsProcessor):
+    """Keeps rows in which something was recalled from ending before they begin.
+
+    Args:
+        recalled: which rows of the batch these are, ``[B]``; beams, and several answers of one row, follow each other.
+        eos: the token that ends an answer.
+    """
+
+    def __init__(self, recalled: torch.Tensor, eos: int) -> None:
+        self.recalled, self.eos = recalled, eos
+        self.begun: int | None = None  # the width of the prompts, which the first step is called with
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        width = input_ids.shape[1]
+        self.begun = width if self.begun is None else self.begun
+        if width > self.begun:
+            return scores
+        rows = self.recalled.to(scores.device).repeat_interleave(len(scores) // len(self.recalled))
+        scores = scores.clone()
+        scores[rows, self.eos] = -torch.inf
+        return scores
+
+
+def answering(arguments: dict[str, Any], eos: int) -> dict[str, Any]:
+    """Arguments of ``generate``, such that an answer from a memory has a first word: where something was recalled,
+    ending at once is no answer. Without ``recalled`` they are as they were."""
+    recalled, mask = arguments.get("recalled"), arguments.get("recalled_mask")
+    if recalled is None:
+        return arguments
+    rows = recalled.new_ones(len(recalled), dtype=torch.bool) if mask is None else mask.any(dim=1)
+    own = arguments.get("logits_processor") or []
+    return arguments | {"logits_processor": [*own, _NotEmpty(rows, eos)]}

@@ -23,6 +23,12 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     return [ids if specials.isdisjoint(ids) else _spelled(tokenizer, ids, specials) for ids in encoded]
 
 
+def space_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that a space alone is; None where a space is no token, or more than one."""
+    ids = text_ids(tokenizer, [" "])[0]
+    return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+
+
 def _spelled(tokenizer: PreTrainedTokenizerBase, ids: list[int], specials: set[int | None]) -> list[int]:
     spelled: list[int] = []
     for token in ids:

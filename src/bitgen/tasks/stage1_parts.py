@@ -33,6 +33,7 @@ from bitgen.model.image_settings import ImageSettings
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.pretrained_tower import pretrained_normalisation, pretrained_vision_config
 from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.model.token_ids import space_id
 from bitgen.tasks.fingerprints import trained_on
 from bitgen.tasks.start_from import start_from, tokenizer_to_take_over
 from bitgen.trained import TOKENIZER_FOLDER
@@ -307,6 +308,7 @@ def build_parts(config: Config, processes: Processes, fresh: bool = True) -> Run
     vocab_size = min(config.model.vocab_size, vocabulary_size(tokenizer)) if config.data.tokenizer == "train" else None
     shape = pairs.feature_shape if pairs is not None else (config.vision.feature_tokens, config.vision.feature_dim)
     model_config = model_config_of(config, vision_config, shape, vocab_size, normalisation)
+    model_config.recall_space = space_id(tokenizer) if model_config.recall_tokens else None
     model = build_untrained(config, vision_config, model_config)
     if config.training.init_from is not None:
         start_from(model, tokenizer, config.training.init_from)
