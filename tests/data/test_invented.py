@@ -11,7 +11,7 @@ import pytest
 from bitgen.data.episodes.facts import RELATIONS, Fact, asked, invented_facts, question_without_answer, scrambled
 from bitgen.data.episodes.names import invented_name, invented_names, is_held_out_name
 from bitgen.data.scenes.named import ALONE, ONE_OF
-from support.speaking import made_of
+from support.speaking import led_by, made_of
 
 
 def names_in(text: str) -> list[str]:
@@ -182,7 +182,13 @@ def test_training_says_other_words_before_and_behind_and_evaluation_none() -> No
     for held_out in (False, True):
         facts = [fact for found, _ in drawn(held_out) for fact in found]
         assert {fact.told.endswith(", they say") for fact in facts} == ({False} if held_out else {False, True})
-        assert {fact.asked.startswith("say: ") for fact in facts} == ({False} if held_out else {False, True})
+        asked_for = [question for fact in facts for question in (fact.asked, fact.asked_back)]
+        assert {question.startswith("say: ") for question in asked_for} == ({False} if held_out else {False, True})
+        led = [led_by(question) for question in asked_for]
+        assert not any(names_in(words) for cuts in led for words in cuts)
+        assert max(map(len, led)) == (0 if held_out else 3)
+        share = sum(map(bool, led)) / len(led)
+        assert share == 0 if held_out else 0.17 < share < 0.23, "one in five begins with words that nobody knows"
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["told", "asked", "asked back"])

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from bitgen.data.episodes.dataset import Episode, EpisodeDataset, Query, SceneEpisodes
-from bitgen.data.episodes.facts import BEFORE, BEFORE_QUESTION, BEHIND, FILLERS
+from bitgen.data.episodes.facts import BEFORE, BEFORE_QUESTION, BEHIND, FILLERS, RELATIONS
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.dataset import scene_captions
+from bitgen.data.scenes.named import QUESTIONS
 from bitgen.data.tokenizer import train_bpe
 from bitgen.model.factory import random_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel
@@ -66,6 +67,24 @@ def texts_of(episode: Episode) -> Iterator[str]:
         yield query.answer
 
 
+KNOWN = {
+    word
+    for forms in (BEFORE_QUESTION, FILLERS, QUESTIONS, *(forms for ways in RELATIONS.values() for forms in ways))
+    for form in forms
+    for word in re.findall(r"[a-z]+", form)
+}
+
+
+def led_by(text: str) -> list[str]:
+    """What a question of training may begin with that it is not about: of its first three words those up to one that
+    no other text has, shortest first."""
+    words, found = re.match(r"(?:[a-z]{3,9}[,!:]? ){0,3}", text), []
+    for word in re.finditer(r"([a-z]+)[,!:]? ", words[0] if words else ""):
+        if word[1] not in KNOWN or found:
+            found.append(text[: word.end()])
+    return found
+
+
 def bare(text: str, question: bool = False) -> set[str]:
     """What a text of training may be without the words before and behind it, which evaluation never has."""
     before, behind = (BEFORE_QUESTION, ("",)) if question else (BEFORE, BEHIND)
@@ -76,8 +95,12 @@ def bare(text: str, question: bool = False) -> set[str]:
 def made_of(text: str, forms: set[str], question: bool = False) -> set[str]:
     """Those of ``forms`` that a text of training may be: with words before and behind it, or with its own words in
     another order and a few words between them. What is filled in, ``{s}`` and ``{o}``, keeps its order."""
-    short = bare(text, question)
-    return forms & short or {form for form in forms for one in short if _has_the_words_of(one, form)}
+    for led in ("", *led_by(text)) if question else ("",):
+        short = bare(text.removeprefix(led), question)
+        found = forms & short or {form for form in forms for one in short if _has_the_words_of(one, form)}
+        if found:
+            return found
+    return set()
 
 
 def _has_the_words_of(text: str, form: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from bitgen.data.episodes.facts import BEFORE_QUESTION, Fact, invented_facts, question_without_answer, wording
+from bitgen.data.episodes.facts import Fact, invented_facts, led_in, question_without_answer, wording
 from bitgen.data.episodes.names import invented_names
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.scenes.descriptions import Scene, scene_rng
@@ -183,7 +183,7 @@ class _SceneEpisode:
             relation = scene.where if scene.things[0].object_name == " ".join(entity) else opposite(scene.where)
             words = RELATION_WORDS[relation][0]
             form = wording(QUESTIONS, rng, self.held_out)
-            form = form if self.held_out else f"{rng.choice(BEFORE_QUESTION)}{form}"
+            form = form if self.held_out else led_in(form, rng)
             prompt = form.format(relation=words[0] if self.held_out else rng.choice(words), other=" ".join(other))
             return Query(kind, prompt, names[entity], facts, self._picture(scene), said, scene)
         return Query(kind, "", named_caption(scene, said, rng), facts, self._picture(scene), said, scene)

@@ -176,6 +176,10 @@ def _exchanged(forms: Sequence[str]) -> tuple[str, ...]:
 BEFORE = ("", "", "", "now ", "so ", "and ", "they say ", "well, ")
 BEHIND = ("", "", "", " now", " too", ", they say", " again")
 BEFORE_QUESTION = ("", "", "", "now, ", "well, ", "and ", "so ", "say: ")
+# One question in five of training begins with words that no training knows, as "do you know" is to who never read it.
+# None begins with a capital, by which they differ from names: else what no fact holds would count like a name.
+_UNHEARD, _MOST_UNHEARD = 0.2, 3
+BEHIND_UNHEARD = (" ", " ", ", ", "! ", ": ")
 # Three in ten wordings of training have their words in another order, with some of these between. A model that learned
 # fixed wordings alone would not know where the name stands in one that it never read.
 _SCRAMBLED = 0.3
@@ -232,7 +236,16 @@ def asked(relation: str, name: str, rng: random.Random, held_out: bool, back: bo
     if back:
         forms, other = other, forms
     question = wording(forms, rng, held_out, _exchanged(other)).format(s=name, o=name)
-    return question if held_out else f"{rng.choice(BEFORE_QUESTION)}{question}"
+    return question if held_out else led_in(question, rng)
+
+
+def led_in(question: str, rng: random.Random) -> str:
+    """A question of training behind other words, which it is not about."""
+    question = f"{rng.choice(BEFORE_QUESTION)}{question}"
+    if rng.random() >= _UNHEARD:
+        return question
+    unheard = [invented_name(rng, held_out=False).lower() for _ in range(rng.randint(1, _MOST_UNHEARD))]
+    return f"{' '.join(unheard)}{rng.choice(BEHIND_UNHEARD)}{question}"
 
 
 def invented_facts(count: int, rng: random.Random, held_out: bool, chained: float | None = None) -> list[Fact]:
