@@ -11,7 +11,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   everyday_KIND    says_KIND of sentences in which names that people and places have stand for the invented ones; with
                    `told_` before it where the right facts are handed over
   chained_KIND     the same of questions about people of whom two sentences tell: "Blick belongs to Anna", "Anna lives
-                   in Oslo"
+                   in Oslo"; led_in_KIND: of questions behind other words ("do you know who owns Blick?");
+                   with `left_alone` for KIND: those about nobody that recall nothing
   edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one;
                    with `_taught` behind them, of the taught pictures themselves
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those without a memory; largest
@@ -52,7 +53,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 from memory_speaks_ablations import reading, without_parts
 from memory_speaks_costs import cost_of_a_token, costs
-from memory_speaks_names import renamed
+from memory_speaks_names import led_in, renamed
 from memory_speaks_training import fine_tuned_seconds
 
 from bitgen.data.dataset import PairDataset
@@ -149,12 +150,13 @@ def _shifted(episode: Episode, first: int) -> Episode:
 
 
 def other_sentences(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
-    """16 sentences about people and places as they are called, where invented names are only like them; and sentences
-    that tell of each other's people."""
+    """16 sentences about people and places as they are called, where invented names are only like them; sentences that
+    tell of each other's people; and questions behind other words."""
     found: dict[str, list[float]] = {}
     sizes: dict[str, Any] = dict(pictures=1, sentences=16, picture_queries=1)
     for seed in SEEDS:
-        for kind, changed, chained in (("everyday", renamed, None), ("chained", lambda episode: episode, _CHAINED)):
+        ways = ("everyday", renamed, None), ("chained", lambda episode: episode, _CHAINED), ("led_in", led_in, None)
+        for kind, changed, chained in ways:
             for dataset, made in episodes(trained, data, seed, 2 * count, **sizes, chained=chained):
                 episode, speaker = changed(made), Speaker(objective, dataset)
                 tensors = speaker.tensors(episode)
@@ -167,6 +169,8 @@ def other_sentences(objective: RecallObjective, trained: Trained, data: PairData
                         if name.startswith("says_sentence"):
                             line = f"{'told_' * told}{kind}_{name.removeprefix('says_')}"
                             found.setdefault(line, []).append(value)
+                        elif name == "recalled_sentence_unknown" and not told:
+                            found.setdefault(f"{kind}_left_alone", []).append(value)
     for name, values in found.items():
         report(name, values, facts=16, slots=128)
 

@@ -1,4 +1,5 @@
-"""Names as people and places have them, in place of the invented ones of episodes, which are only like them."""
+"""What people say, in place of what episodes invent: names as people and places have them, and questions behind other
+words."""
 
 from __future__ import annotations
 
@@ -14,6 +15,11 @@ EVERYDAY = (
     "Harper Ivan Jack John Julian Karen Kwame Lagos Layla Lily Lucas Manila Maria Mary Mia Nina Noah Oslo Paris Peter "
     "Priya Robert Susan Toronto Umar Ursula Violet Yuki"
 ).split()
+# None of these words begins a question of training.
+LED_IN = (
+    "do you know ", "please tell me, ", "i would like to hear ", "hello! ", "excuse me, ", "can you remember: ",
+    "one more question: ", "my friend asks ", "by the way, ", "i forgot, ", "maybe you remember: ", "help me please, ",
+)  # fmt: skip
 
 
 def renamed(episode: Episode) -> Episode:
@@ -33,3 +39,13 @@ def renamed(episode: Episode) -> Episode:
         for query in episode.queries
     )
     return replace(episode, taught=taught, queries=queries)
+
+
+def led_in(episode: Episode) -> Episode:
+    """The episode whose questions about sentences have words of ``LED_IN`` before them."""
+    before = random.Random(str(episode.queries))
+    queries = tuple(
+        replace(query, prompt=before.choice(LED_IN) + query.prompt) if query.picture is None else query
+        for query in episode.queries
+    )
+    return replace(episode, queries=queries)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from memory_speaks_names import EVERYDAY, renamed
+from memory_speaks_names import EVERYDAY, LED_IN, led_in, renamed
 
+from bitgen.data.episodes.facts import BEFORE_QUESTION
 from bitgen.data.episodes.names import is_held_out_name
 from support.speaking import episodes
 
@@ -36,3 +38,17 @@ def test_each_name_of_a_sentence_has_one_of_its_own_and_pictures_stay() -> None:
                 assert new.answer == exchanged[old.answer]
                 assert NAME.findall(new.prompt) == [exchanged[name] for name in NAME.findall(old.prompt)]
                 assert {new.answer, *NAME.findall(new.prompt)} == set(NAME.findall(other.taught[new.facts[0]][0]))
+
+
+def test_only_questions_about_sentences_are_led_in_by_words_that_no_question_of_training_begins_with() -> None:
+    assert not any(set(words.split()) & set("".join(BEFORE_QUESTION).split()) for words in LED_IN)
+    led: set[str] = set()
+    for episode in episodes(20, held_out=True, sentences=12, sentence_queries=20):
+        other = led_in(episode)
+        assert led_in(episode) == other and other.taught == episode.taught
+        for old, new in zip(episode.queries, other.queries, strict=True):
+            before = new.prompt.removesuffix(old.prompt)
+            assert replace(new, prompt=old.prompt) == old
+            assert before == "" if old.picture is not None else before in LED_IN
+            led.add(before)
+    assert led == {"", *LED_IN}
