@@ -11,8 +11,9 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   everyday_KIND    says_KIND of sentences in which names that people and places have stand for the invented ones; with
                    `told_` before it where the right facts are handed over
   chained_KIND     the same of questions about people of whom two sentences tell: "Blick belongs to Anna", "Anna lives
-                   in Oslo"; led_in_KIND: of questions behind other words ("do you know who owns Blick?");
-                   with `left_alone` for KIND: those about nobody that recall nothing
+                   in Oslo"
+  led_in_KIND      the same of questions behind other words ("do you know who owns Blick?"); plain_KIND: of these
+                   without them; led_in_, plain_ and everyday_left_alone: of those about nobody, that recall nothing
   edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one;
                    with `_taught` behind them, of the taught pictures themselves
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those without a memory; largest
@@ -155,7 +156,8 @@ def other_sentences(objective: RecallObjective, trained: Trained, data: PairData
     found: dict[str, list[float]] = {}
     sizes: dict[str, Any] = dict(pictures=1, sentences=16, picture_queries=1)
     for seed in SEEDS:
-        ways = ("everyday", renamed, None), ("chained", lambda episode: episode, _CHAINED), ("led_in", led_in, None)
+        same = lambda episode: episode  # noqa: E731
+        ways = ("plain", same, None), ("everyday", renamed, None), ("chained", same, _CHAINED), ("led_in", led_in, None)
         for kind, changed, chained in ways:
             for dataset, made in episodes(trained, data, seed, 2 * count, **sizes, chained=chained):
                 episode, speaker = changed(made), Speaker(objective, dataset)

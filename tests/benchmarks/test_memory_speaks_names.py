@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from memory_speaks_names import EVERYDAY, LED_IN, led_in, renamed
 
-from bitgen.data.episodes.facts import BEFORE_QUESTION
+from bitgen.data.episodes.facts import BEFORE_QUESTION, RELATIONS
 from bitgen.data.episodes.names import is_held_out_name
 from support.speaking import episodes
 
@@ -40,8 +40,9 @@ def test_each_name_of_a_sentence_has_one_of_its_own_and_pictures_stay() -> None:
                 assert {new.answer, *NAME.findall(new.prompt)} == set(NAME.findall(other.taught[new.facts[0]][0]))
 
 
-def test_only_questions_about_sentences_are_led_in_by_words_that_no_question_of_training_begins_with() -> None:
-    assert not any(set(words.split()) & set("".join(BEFORE_QUESTION).split()) for words in LED_IN)
+def test_only_questions_about_sentences_are_led_in_by_what_no_question_of_training_begins_with() -> None:
+    begun = [*BEFORE_QUESTION, *(form for ways in RELATIONS.values() for form in (*ways.asked, *ways.asked_back))]
+    assert not any(form.strip() and form.startswith(words.strip(" ,:!")) for words in LED_IN for form in begun)
     led: set[str] = set()
     for episode in episodes(20, held_out=True, sentences=12, sentence_queries=20):
         other = led_in(episode)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 import bitgen
 from bitgen.data.sampler import SampleKey
@@ -16,7 +16,7 @@ from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.spoken_memory import SpokenMemory
 from support.data import picture
 from support.models import tiny_config
-from support.speaking import dataset, make_objective
+from support.speaking import dataset, make_objective, random_recalled
 from support.spoken_memories import CODE, KEY, TEXTS, TOKENS, finds, speaking_run
 from support.tokenizers import tiny_tokenizer
 
@@ -42,7 +42,10 @@ TOKENIZERS: dict[int, PreTrainedTokenizerBase] = {}  # by the vocabulary's size
 
 
 def favourites(model: BitGenModel) -> list[int]:
-    tokenizer = TOKENIZERS[model.config.vocab_size]
+    return favourites_of(TOKENIZERS[model.config.vocab_size])
+
+
+def favourites_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.eos_token_id, *tokenizer(WORD, add_special_tokens=False)["input_ids"][:1]]
 
 
@@ -77,17 +80,28 @@ def of_an_export(monkeypatch: pytest.MonkeyPatch, found: bool) -> Said:
     for text in TEXTS[:3]:
         memory.teach(text, tokenizer)
     finds(monkeypatch, found)
-    ids = torch.tensor([[2, 0, *tokenizer("red dog", add_special_tokens=False)["input_ids"]]])
+    words = tokenizer("red dog", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[0, *words], [2] * len(words) + [0]])  # of which the second has no word, and recalls nothing
     asked = {"input_ids": ids, "attention_mask": (ids != 2).long(), "max_new_tokens": 6}
 
     def said(pictured: bool) -> list[tuple[str, bool]]:
-        given = asked | ({"vision_features": torch.randn(1, 9, 6)} if pictured else {})
+        given = asked | ({"vision_features": torch.randn(2, 9, 6)} if pictured else {})
         answers = []
-        for options in ({}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}, {"use_cache": False}):
-            for row in model.generate(**given, **options, memory=memory)[:, ids.shape[1] :]:
-                answers.append((tokenizer.decode(row, skip_special_tokens=True), found))
-        own = model.generate(**given, memory=memory, logits_processor=[lambda ids, scores: 2 * scores])
-        return [*answers, (tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True), found)]
+        for options in (
+            {},
+            {"use_cache": False},
+            {"num_beams": 3},
+            {"num_beams": 4, "num_return_sequences": 2},
+            {"do_sample": True, "num_return_sequences": 3},
+            {"eos_token_id": [1, 7]},
+            {"generation_config": GenerationConfig(eos_token_id=[7, 1], pad_token_id=2)},
+        ):
+            rows = model.generate(**given, **options, memory=memory)[:, ids.shape[1] :]
+            for number, row in enumerate(rows):
+                recalled = found and (pictured or number < len(rows) / 2)
+                if recalled or "num_return_sequences" not in options:  # of two beams that may end at once one does
+                    answers.append((tokenizer.decode(row, skip_special_tokens=True), recalled))
+        return answers
 
     return said
 
@@ -123,3 +137,40 @@ def test_an_answer_from_a_memory_does_not_end_before_it_begins(
     assert answers
     for said, recalled in answers:
         assert bool(said.strip()) == recalled, (said, recalled)
+
+
+def recalling(space: int | None = None) -> tuple[BitGenForCausalLM, dict]:
+    """A model, and a prompt to which something is recalled."""
+    tokenizer = tiny_tokenizer()
+    TOKENIZERS[len(tokenizer)] = tokenizer
+    sizes = dict(recall_tokens=TOKENS, recall_dim=KEY, recall_code=CODE, vocab_size=len(tokenizer), max_seq_len=24)
+    special = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2, recall_space=space)
+    torch.manual_seed(0)
+    model = BitGenForCausalLM(tiny_config((9, 6), **sizes, **special)).eval()
+    assert model.recall is not None
+    present = torch.tensor([[True, False]])
+    recalled = random_recalled(model.recall, present.tolist())
+    return model, {"inputs": torch.tensor([[0, 5]]), "recalled": recalled.tokens, "recalled_mask": recalled.present}
+
+
+def test_an_answer_ends_behind_its_first_word_and_a_space_is_none() -> None:
+    word = favourites_of(tiny_tokenizer())[1]
+    model, given = recalling()
+    assert model.generate(**given)[0, 2:].tolist() == [word, 1]
+    assert model.generate(**given, logits_processor=[favours(9, 5e4)])[0, 2:].tolist()[:2] == [9, 9], "the caller's too"
+    raw = model.generate(**given, output_logits=True, return_dict_in_generate=True)
+    assert all(step.isfinite().all() for step in raw.logits)
+    assert model.generate(**given, eos_token_id=None, max_new_tokens=3)[0, 2:].tolist() == [1, 1, 1], "nothing ends it"
+    for space, expected in ((None, [9, 1]), (9, [9, word, 1])):
+        model, given = recalling(space)
+        once = favours(9, 1.5e4, first_alone=True)
+        assert model.generate(**given, logits_processor=[once])[0, 2:].tolist() == expected
+
+
+def favours(token: int, by: float, first_alone: bool = False) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def processor(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[:, token] += by if not first_alone or ids.shape[1] == 2 else 0.0
+        return scores
+
+    return processor

@@ -78,8 +78,10 @@ KNOWN = {
 def led_by(text: str) -> list[str]:
     """What a question of training may begin with that it is not about: of its first three words those up to one that
     no other text has, shortest first."""
-    words, found = re.match(r"(?:[a-z]{3,9}[,!:]? ){0,3}", text), []
-    for word in re.finditer(r"([a-z]+)[,!:]? ", words[0] if words else ""):
+    words = re.match(r"(?:[a-z]{3,9}[,!:]? ){0,3}", text)
+    assert words is not None
+    found: list[str] = []
+    for word in re.finditer(r"([a-z]+)[,!:]? ", words[0]):
         if word[1] not in KNOWN or found:
             found.append(text[: word.end()])
     return found

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from .modeling_bitgen import BitGenModel
 from .recall import Recalled
 from .sequence_layout import SequenceLayout, fitting_positions, last_tokens, sequence_layout
-from .speaking import answering
+from .speaking import not_empty
 from .spoken_memory import SpokenMemory, checked_memory
 
 CHECKSUMS = "checksums.json"  # of an export: SHA-256 of weights and tokenizer
@@ -306,20 +306,20 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
     ) -> Any:
         """``GenerationMixin.generate``, with an image encoded once for all steps. Without a prompt it starts at BOS.
 
-        Prompts of different lengths are padded on the left (``padding_side="left"``). Generation ends at EOS, at the
-        length asked for, or at ``max_seq_len``, whichever comes first. What a ``memory`` of :meth:`new_memory` holds is
-        said where the picture, or without one the prompt, means it: in at least one token.
+        Prompts of different lengths are padded on the left. Generation ends at EOS, at the length asked for, or at
+        ``max_seq_len``. What a ``memory`` of :meth:`new_memory` holds is said where the picture or, without
+        one, the prompt means it: in a word at least.
         """
         kwargs.pop("token_type_ids", None)
         image_tokens = self.image_context(pixel_values, vision_features)
         if image_tokens is not None:
             kwargs["image_tokens"] = image_tokens
             if inputs is None and kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
-                shape = (len(image_tokens), 1)
-                inputs = torch.full(shape, self.config.bos_token_id, device=image_tokens.device)
+                inputs = torch.full((len(image_tokens), 1), self.config.bos_token_id, device=image_tokens.device)
         if memory is not None:
             kwargs.update(checked_memory(memory).answering(self, inputs, kwargs))
-        return super().generate(inputs, generation_config, **answering(kwargs, self.config.eos_token_id))
+        kwargs = not_empty(kwargs, (generation_config, self.generation_config), self.config.recall_space)
+        return super().generate(inputs, generation_config, **kwargs)
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any

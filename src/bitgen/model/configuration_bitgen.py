@@ -79,7 +79,7 @@ class BitGenConfig(PretrainedConfig):
         memory_size (K), memory_dim (C): slots and code width of the episodic memory (Larimar, arXiv 2403.11901).
         recall_tokens (L), recall_dim (k), recall_code (d): tokens of a text that can be taught, 0: the network cannot
             speak from a memory; width of a key; and numbers that a token of a value has (``recall.py``).
-        recall_space: id of a space alone, which stands before what is taught; None: the tokenizer has no such token.
+        recall_space: id of the space before a name, where it is a token of its own (``token_ids.space_id``).
 
     Raises:
         ValueError: sizes that cannot fit together, naming the field.
@@ -257,6 +257,8 @@ class BitGenConfig(PretrainedConfig):
                 f"compressor_convolutions is {self.compressor_convolutions}, but an image's {self.image_tokens} "
                 "features form no square grid. Write compressor_convolutions 0."
             )
+        if self.recall_space is not None and not 0 <= self.recall_space < self.vocab_size:
+            raise ValueError(f"recall_space={self.recall_space} is no token of a vocabulary of {self.vocab_size}.")
         for name, value, allowed in (
             ("fusion", self.fusion, FUSION_KINDS),
             ("image_pooling", self.image_pooling, IMAGE_POOLINGS),

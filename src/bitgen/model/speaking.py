@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
 from .question import Question
 from .recall import Recall, Recalled
@@ -169,30 +169,42 @@ class _NotEmpty(LogitsProcessor):
 
     Args:
         recalled: which rows of the batch these are, ``[B]``; beams, and several answers of one row, follow each other.
-        eos: the token that ends an answer.
+        ends: the tokens that end an answer.
+        space: a token that is no beginning; None: the tokenizer has none.
     """
 
-    def __init__(self, recalled: torch.Tensor, eos: int) -> None:
-        self.recalled, self.eos = recalled, eos
-        self.begun: int | None = None  # the width of the prompts, which the first step is called with
+    def __init__(self, recalled: torch.Tensor, ends: list[int], space: int | None) -> None:
+        self.recalled, self.ends, self.space = recalled, ends, space
+        self.prompt: int | None = None  # the width of the prompts, which the first step is called with
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        width = input_ids.shape[1]
-        self.begun = width if self.begun is None else self.begun
-        if width > self.begun:
+        self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
+        said = input_ids[:, self.prompt :]
+        begun = (said != (-1 if self.space is None else self.space)).any(dim=1)
+        rows = self.recalled.to(scores.device).repeat_interleave(len(scores) // len(self.recalled)) & ~begun
+        if not rows.any():
             return scores
-        rows = self.recalled.to(scores.device).repeat_interleave(len(scores) // len(self.recalled))
-        scores = scores.clone()
-        scores[rows, self.eos] = -torch.inf
-        return scores
+        ends = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+        ends[self.ends] = True
+        return scores.masked_fill(rows[:, None] & ends, -torch.inf)
 
 
-def answering(arguments: dict[str, Any], eos: int) -> dict[str, Any]:
+def not_empty(
+    arguments: dict[str, Any], configs: Sequence[GenerationConfig | None], space: int | None
+) -> dict[str, Any]:
     """Arguments of ``generate``, such that an answer from a memory has a first word: where something was recalled,
-    ending at once is no answer. Without ``recalled`` they are as they were."""
+    ending at once is no answer. Without ``recalled``, or where nothing ends an answer, they are as they were.
+
+    Args:
+        configs: the first that says what ends an answer does, unless the arguments do.
+        space: the token that a space alone is, which is no word.
+    """
     recalled, mask = arguments.get("recalled"), arguments.get("recalled_mask")
-    if recalled is None:
+    said = [arguments["eos_token_id"]] if "eos_token_id" in arguments else [one.eos_token_id for one in configs if one]
+    ends = next((one for one in said if one is not None), None)
+    if recalled is None or ends is None:
         return arguments
     rows = recalled.new_ones(len(recalled), dtype=torch.bool) if mask is None else mask.any(dim=1)
     own = arguments.get("logits_processor") or []
-    return arguments | {"logits_processor": [*own, _NotEmpty(rows, eos)]}
+    ends = torch.as_tensor(ends).reshape(-1).tolist()
+    return arguments | {"logits_processor": [*own, _NotEmpty(rows, ends, space)]}

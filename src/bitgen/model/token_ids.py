@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+# With each letter that a name may begin with, and several that may follow.
+_NAMES = [f"{first}{second}" for first in string.ascii_uppercase for second in "aeilrou"]
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -24,9 +28,13 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
 
 
 def space_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that a space alone is; None where a space is no token, or more than one."""
-    ids = text_ids(tokenizer, [" "])[0]
-    return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+    """The token that stands between a text and a name behind it, whose other tokens are those of the name alone.
+
+    None where there is none: the tokenizer keeps no spaces, or its tokens of a name begin with one.
+    """
+    (space, *names), behind = text_ids(tokenizer, [" ", *_NAMES]), text_ids(tokenizer, [f" {name}" for name in _NAMES])
+    apart = len(space) == 1 and all(found == [*space, *name] for name, found in zip(names, behind, strict=True))
+    return space[0] if apart and space[0] != tokenizer.unk_token_id else None
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, ids: list[int], specials: set[int | None]) -> list[int]:

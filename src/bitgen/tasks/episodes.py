@@ -79,6 +79,7 @@ class Episodes:
                 "optimizer": config.training.optimizer,
                 "grad_accum_steps": config.training.grad_accum_steps,
                 "recall_tokens": settings.recall_tokens,
+                "recall_space": parts.model.config.recall_space,
                 "episode_pictures": settings.episode_pictures,
                 "episode_sentences": settings.episode_sentences,
                 "picture_queries": settings.picture_queries,

@@ -215,9 +215,10 @@ def model_config_of(
     feature_shape: tuple[int | None, int | None] | None = None,
     vocab_size: int | None = None,
     normalisation: dict[str, Any] | None = None,
+    space: int | None = None,
 ) -> BitGenConfig:
     """The network that a configuration describes; ``feature_shape [P, C]`` as the dataset declares it, and
-    ``normalisation`` as :func:`normalisation_of` gives it.
+    ``normalisation`` as :func:`normalisation_of` gives it; ``space`` of the tokenizer, for ``recall_space``.
 
     Settings that the network knows by the same name pass through; only the others stand here.
     """
@@ -236,6 +237,7 @@ def model_config_of(
         "init_lora_weights": lora.peft_init,
         "lora_layers": lora.layer_indices,
         "vocab_size": vocab_size or config.model.vocab_size,
+        "recall_space": space,
         **(normalisation or {}),
     }
     return BitGenConfig(**settings)
@@ -307,8 +309,8 @@ def build_parts(config: Config, processes: Processes, fresh: bool = True) -> Run
     # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
     vocab_size = min(config.model.vocab_size, vocabulary_size(tokenizer)) if config.data.tokenizer == "train" else None
     shape = pairs.feature_shape if pairs is not None else (config.vision.feature_tokens, config.vision.feature_dim)
-    model_config = model_config_of(config, vision_config, shape, vocab_size, normalisation)
-    model_config.recall_space = space_id(tokenizer) if model_config.recall_tokens else None
+    space = space_id(tokenizer) if config.episodes.recall_tokens else None
+    model_config = model_config_of(config, vision_config, shape, vocab_size, normalisation, space)
     model = build_untrained(config, vision_config, model_config)
     if config.training.init_from is not None:
         start_from(model, tokenizer, config.training.init_from)

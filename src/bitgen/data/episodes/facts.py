@@ -176,8 +176,8 @@ def _exchanged(forms: Sequence[str]) -> tuple[str, ...]:
 BEFORE = ("", "", "", "now ", "so ", "and ", "they say ", "well, ")
 BEHIND = ("", "", "", " now", " too", ", they say", " again")
 BEFORE_QUESTION = ("", "", "", "now, ", "well, ", "and ", "so ", "say: ")
-# One question in five of training begins with words that no training knows, as "do you know" is to who never read it.
-# None begins with a capital, by which they differ from names: else what no fact holds would count like a name.
+# One question in five of training begins with a few made-up words, as "do you know" is to who never read it.
+# None has a capital, by which they differ from names: else every word that no fact holds would count like a name.
 _UNHEARD, _MOST_UNHEARD = 0.2, 3
 BEHIND_UNHEARD = (" ", " ", ", ", "! ", ": ")
 # Three in ten wordings of training have their words in another order, with some of these between. A model that learned
