@@ -67,7 +67,7 @@ class Episodes:
         )
         stage = plan(config, source)
         validator = _Validator(config, parts.val) if parts.val is not None else None
-        settings = config.episodes
+        settings, space = config.episodes, parts.model.config.recall_space
         return Run(
             objective,
             source,
@@ -79,11 +79,11 @@ class Episodes:
                 "optimizer": config.training.optimizer,
                 "grad_accum_steps": config.training.grad_accum_steps,
                 "recall_tokens": settings.recall_tokens,
-                "recall_space": parts.model.config.recall_space,
                 "episode_pictures": settings.episode_pictures,
                 "episode_sentences": settings.episode_sentences,
                 "picture_queries": settings.picture_queries,
                 "sentence_queries": settings.sentence_queries,
+                **({} if space is None else {"recall_space": space}),  # runs from before there was any have none
                 **source.identity(),
             },
             {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(parts.model)},
