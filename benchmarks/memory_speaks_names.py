@@ -15,7 +15,7 @@ EVERYDAY = (
     "Harper Ivan Jack John Julian Karen Kwame Lagos Layla Lily Lucas Manila Maria Mary Mia Nina Noah Oslo Paris Peter "
     "Priya Robert Susan Toronto Umar Ursula Violet Yuki"
 ).split()
-# None of these begins a question of training, which has other words there; of some single words there are others.
+# No question of training begins with any of these, though some of their words occur elsewhere in training.
 LED_IN = (
     "do you know ", "please tell me, ", "i would like to hear ", "hello! ", "excuse me, ", "can you remember: ",
     "one more question: ", "my friend asks ", "by the way, ", "i forgot, ", "maybe you remember: ", "help me please, ",

@@ -83,7 +83,7 @@ class Episodes:
                 "episode_sentences": settings.episode_sentences,
                 "picture_queries": settings.picture_queries,
                 "sentence_queries": settings.sentence_queries,
-                **({} if space is None else {"recall_space": space}),  # runs from before there was any have none
+                **({} if space is None else {"recall_space": space}),  # without one, earlier runs go on
                 **source.identity(),
             },
             {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(parts.model)},
