@@ -92,3 +92,9 @@ def test_the_choices_of_a_setting_are_the_networks() -> None:
 def _choices(name: str) -> tuple[str, ...]:
     hint = SETTINGS[name].hint
     return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+@pytest.mark.parametrize("space", [-1, 300])
+def test_a_space_that_is_no_token_is_refused(space: int) -> None:
+    with pytest.raises(ValueError, match=f"recall_space={space} is no token of a vocabulary of 300"):
+        BitGenConfig(feature_dim=6, feature_tokens=4, vocab_size=300, recall_space=space)

@@ -179,7 +179,7 @@ BEFORE_QUESTION = ("", "", "", "now, ", "well, ", "and ", "so ", "say: ")
 # One question in five of training begins with a few made-up words, as "do you know" is to who never read it.
 # None has a capital, by which they differ from names: else every word that no fact holds would count like a name.
 _UNHEARD, _MOST_UNHEARD = 0.2, 3
-BEHIND_UNHEARD = (" ", " ", ", ", "! ", ": ")
+_BEHIND_UNHEARD = (" ", " ", ", ", "! ", ": ")
 # Three in ten wordings of training have their words in another order, with some of these between. A model that learned
 # fixed wordings alone would not know where the name stands in one that it never read.
 _SCRAMBLED = 0.3
@@ -245,7 +245,7 @@ def led_in(question: str, rng: random.Random) -> str:
     if rng.random() >= _UNHEARD:
         return question
     unheard = [invented_name(rng, held_out=False).lower() for _ in range(rng.randint(1, _MOST_UNHEARD))]
-    return f"{' '.join(unheard)}{rng.choice(BEHIND_UNHEARD)}{question}"
+    return f"{' '.join(unheard)}{rng.choice(_BEHIND_UNHEARD)}{question}"
 
 
 def invented_facts(count: int, rng: random.Random, held_out: bool, chained: float | None = None) -> list[Fact]:
