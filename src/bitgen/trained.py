@@ -144,6 +144,7 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
         ) from error
     model.set_adapters_trainable(False)
     tokenizer = _run_tokenizer(folder, model_config, config, state.get("fingerprints", {}).get(TOKENIZER))
+    model_config.bos_token_id = tokenizer.bos_token_id  # which files of earlier runs do not say
     processor = BitGenProcessor(
         tokenizer,
         model_config.image_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from bitgen.memory import EpisodicMemory, training_whitening, whitening
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.spoken import FactEncoder
+from bitgen.model.picture import Picture
 from bitgen.model.speaking import BY_PICTURE, BY_TEXT, find
 from bitgen.model.spoken_memory import SpokenMemory
 from support.data import picture
@@ -114,9 +116,10 @@ def test_a_picture_with_nan_recalls_nothing(speaker) -> None:
     pixels[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity in it"):
         speaker.recalled(image=pixels[0])
-    recall, keys = speaker.encoder.model.recall, torch.eye(KEY)[:2]
+    recall, keys, values = speaker.encoder.model.recall, torch.eye(KEY)[:2], torch.zeros(2, TOKENS * CODE)
     for meaning in (BY_PICTURE, BY_TEXT):
-        assert not find(recall, keys, torch.full((1, 1, KEY), torch.nan), meaning).confidence.any()
+        nowhere = Picture(torch.full((1, 1, KEY), torch.nan), torch.full((1, 1), torch.nan))
+        assert not find(recall, keys, values, nowhere, meaning).confidence.any()
 
 
 @pytest.mark.parametrize(("alike", "pictured", "warned"), [(0.2, True, 1), (0.9, True, 0), (0.2, False, 0)])
@@ -151,21 +154,22 @@ def test_of_two_facts_about_one_thing_the_later_is_found_if_it_is_recalled_too(s
     keys, third = turned(0.9), torch.eye(KEY)[2:3]
     keys = torch.cat([keys, third])
     cues = torch.stack([keys[0], third[0], F.normalize(keys[0] - 2 * keys[1], dim=0)])[:, None]
-    found = find(recall, keys, cues).confidence
-    alone = recall.logits((cues @ keys.mT)[:, 0]).sigmoid()
+    seen, values = Picture(cues, torch.zeros(3, 1)), torch.zeros(3, TOKENS * CODE)
+    found = find(recall, keys, values, seen).confidence
+    alone = (recall.logits((cues @ keys.mT)[:, 0]) - math.log(3 / BY_PICTURE.facts)).sigmoid()
     assert found[0, 0] == 0 and found[0, 1] == alone[0, 1] > BY_PICTURE.sure  # both are recalled: the later
     assert torch.equal(found[1:], alone[1:])  # where it is not, nothing is taken back
     apart = BY_PICTURE._replace(same=0.95)  # they are of two things
-    assert torch.equal(find(recall, keys, cues, apart).confidence, alone)
-    torch.testing.assert_close(find(recall, keys.double(), cues).confidence, found)  # keys are held in any precision
+    assert torch.equal(find(recall, keys, values, seen, apart).confidence, alone)
+    torch.testing.assert_close(find(recall, keys.double(), values.double(), seen).confidence, found)  # in any precision
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_keys_on_the_cpu_are_found_by_cues_on_a_gpu(speaker) -> None:
-    keys, cues = turned(0.9), turned(0.9)[:, None]
+    keys, values, cues = turned(0.9), torch.zeros(2, TOKENS * CODE), Picture(turned(0.9)[:, None], torch.zeros(2, 1))
     recall = speaker.encoder.model.recall.cuda()
-    found = find(recall, keys, cues.cuda()).confidence
-    torch.testing.assert_close(found.cpu(), find(recall.cpu(), keys, cues).confidence, atol=1e-4, rtol=0)
+    found = find(recall, keys, values, Picture(*(part.cuda() for part in cues))).confidence
+    torch.testing.assert_close(found.cpu(), find(recall.cpu(), keys, values, cues).confidence, atol=1e-4, rtol=0)
 
 
 def test_what_is_read_beyond_capacity_is_judged_by_its_tokens(speaker) -> None:

@@ -7,12 +7,10 @@ import torch
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
-from bitgen.model import speaking
 from bitgen.model.configuration_bitgen import FUSION_KINDS
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
 from bitgen.model.parameter_roles import GATE, MATRIX
 from bitgen.model.recall import Beside, Reader, Recall, Recalled
-from bitgen.model.speaking import BY_TEXT, Found, chosen, find, recalled_for, told_last
 from support.speaking import RECALL, random_recalled
 
 LENGTH, STILL = 8, dict(dropout=0.0, compressor_dropout=0.0)
@@ -513,111 +511,6 @@ def test_what_was_recalled_is_said_in_every_precision(speaker, precision) -> Non
     exact = precision == "float64"
     assert found.isfinite().all()
     torch.testing.assert_close(found.float(), expected, atol=1e-4 if exact else 1.5, rtol=1e-4 if exact else 0.1)
-
-
-# ---- which facts a cue recalls ----
-
-
-def test_a_cue_finds_the_fact_whose_key_is_nearest_and_the_token_that_it_is_nearest_to(recall) -> None:
-    random = torch.Generator().manual_seed(8)
-    keys, cues = (F.normalize(torch.randn(*shape, 8, generator=random), dim=-1) for shape in ((5,), (3, 4)))
-    cues[1, 2] = keys[3]
-    with torch.no_grad():
-        found = find(recall, keys.double(), cues)
-        assert found.confidence.shape == found.at.shape == (3, 5)
-        for row in range(3):
-            for fact in range(5):
-                cosines = [float(cue @ keys[fact]) for cue in cues[row]]
-                assert int(found.at[row, fact]) == max(range(4), key=cosines.__getitem__)
-                expected = torch.sigmoid(recall.logits(torch.tensor(max(cosines))))
-                torch.testing.assert_close(found.confidence[row, fact], expected)
-    assert int(found.confidence[1].argmax()) == 3 and int(found.at[1, 3]) == 2
-
-
-def test_facts_and_nothing_share_one_probability_of_a_text(recall) -> None:
-    """As training has it."""
-    random = torch.Generator().manual_seed(8)
-    keys, cues = F.normalize(torch.eye(8)[:5] + 0.2, dim=-1), F.normalize(torch.randn(3, 8, generator=random), dim=-1)
-    with torch.no_grad():
-        recall.log_scale.fill_(1.0)
-        recall.threshold.fill_(0.2)
-        found = find(recall, keys, cues[:, None], BY_TEXT)
-        for row, cue in enumerate(cues):
-            odds = [float(recall.logits(cue @ key).exp()) for key in keys]
-            for fact in range(5):
-                assert float(found.confidence[row, fact]) == pytest.approx(odds[fact] / (1 + sum(odds)), rel=1e-5)
-                wanted = F.cross_entropy(torch.tensor([*odds, 1.0]).log()[None], torch.tensor([fact]))
-                assert float(found.confidence[row, fact].log()) == pytest.approx(-float(wanted), rel=1e-4)
-        assert not find(recall, keys[:0], cues[:, None], BY_TEXT).confidence.numel()
-
-
-def test_of_equal_keys_the_last_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = torch.eye(8)[[0, 1, 0, 2, 1, 1, 7]]
-    for at_once in (1, 2, 256):  # however many are compared together
-        monkeypatch.setattr(speaking, "_AT_ONCE", at_once)
-        assert told_last(keys).tolist() == [False, False, True, True, False, True, True]
-    assert told_last(keys[:0]).tolist() == []
-
-
-@pytest.mark.parametrize("far", [0, 100])
-def test_facts_that_answer_the_same_do_not_take_it_from_each_other(recall, far: int) -> None:
-    """Told three times in other words, and once more in the words of the first, beside others and many far ones."""
-    first = torch.eye(128)[0]
-    same = [F.normalize(first + 0.5 * torch.eye(128)[number], dim=0) for number in (1, 2, 3)]
-    other = F.normalize(first + 1.5 * torch.eye(128)[4], dim=0)
-    keys = torch.stack([*(-torch.eye(128)[20 : 20 + far]), *same, other, same[0]])
-    with torch.no_grad():
-        odds = [float(recall.logits(first @ key).exp()) for key in (same[1], other)]
-        nothing = 1 + far * float(recall.logits(torch.zeros(())).exp())
-        found = find(recall, keys, first[None, None], BY_TEXT).confidence[0, far:].tolist()
-    told = odds[0] / (nothing + odds[0] + odds[1])
-    assert found == pytest.approx([0, told, told, odds[1] / (nothing + sum([odds[1], 3 * odds[0]])), told], rel=1e-4)
-    assert told > BY_TEXT.sure
-
-
-@pytest.mark.parametrize(
-    ("confidence", "at", "taken"),
-    [
-        ([0.1, 0.5, 0.4], [0, 1, 2], []),  # none is likelier than not
-        ([0.1, 0.6, 0.4], [0, 1, 2], [1]),
-        ([0.7, 0.6, 0.9], [0, 1, 2], [2, 0]),  # two at most, surest first
-        ([0.7, 0.6, 0.9], [2, 1, 2], [2, 1]),  # of those at one place the surest
-        ([0.7, 0.6, 0.9], [0, 0, 0], [2]),  # a text is one place
-    ],
-)
-def test_which_facts_are_recalled(confidence: list[float], at: list[int], taken: list[int]) -> None:
-    found = Found(torch.tensor([confidence, [0.0] * 3]), torch.tensor([at, at]), sure=0.5)
-    assert chosen(found) == [taken, []]
-    assert chosen(found, most=1) == [taken[:1], []]
-
-
-def test_what_is_recalled_becomes_tokens_row_by_row(recall) -> None:
-    random = torch.Generator().manual_seed(9)
-    ids = torch.randint(3, 50, (4, 4), generator=random)
-    with torch.no_grad():
-        values = recall.values(ids, torch.ones_like(ids))
-    image = torch.randn(3, 9, 16, generator=random)
-    found = Found(torch.rand(3, 4, generator=random), torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7], [8, 0, 1, 2]]))
-    facts, asked = [[2], [], [0, 3]], []
-
-    def read(rows: torch.Tensor) -> torch.Tensor:
-        asked.append(rows.tolist())
-        return values[rows]
-
-    seen = recalled_for(recall, facts, found, read, image)
-    assert seen is not None and len(asked) == 1
-    assert seen.present.tolist() == [[True] * 3 + [False] * 3, [False] * 6, [True] * 6]
-    for row, facts_of_row in enumerate(facts):
-        for place, fact in enumerate(facts_of_row):
-            at = found.at[row : row + 1, fact : fact + 1]
-            with torch.no_grad():
-                seen_there = recall.seen(image[row : row + 1], at)
-                one = recall.tokens(values[None, None, fact], seen_there, torch.tensor([[True]])).tokens
-            torch.testing.assert_close(seen.tokens[row, 3 * place : 3 * place + 3], one[0])
-    assert recalled_for(recall, [[], [], []], found, read, image) is None
-    worded = recalled_for(recall, facts, found, read, None)
-    assert worded is not None and torch.equal(worded.present, seen.present)
-    assert (worded.tokens - seen.tokens)[seen.present].abs().amax(dim=-1).min() > 1e-4
 
 
 # ---- as others see it ----

@@ -101,7 +101,7 @@ class Speaker:
                 continue
             tokens = self.objective.image_tokens(tensors["query_pictures"]) if sees else None
             if tokens is not None:
-                found = find(recall, keys, recall.image_keys(tokens), meaning[0])
+                found = find(recall, keys, memory.halves(TEXT), recall.picture(tokens), meaning[0])
             else:
                 question = recall.questions(tensors["prompt_ids"], tensors["prompt_mask"])
                 found = find_asked(recall, keys, memory.halves(TEXT), question, meaning[1])

@@ -21,6 +21,7 @@ from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
+from bitgen.model.picture import Picture
 from bitgen.model.question import Question
 from bitgen.model.recall import Recall, Recalled
 from bitgen.model.speaking import BY_TEXT, chosen, find, find_asked, recalled_for
@@ -47,9 +48,9 @@ class Spoken(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """An image as a cue: its tokens ``[1, P, D]``, and their keys ``[1, P, k]``."""
+    """An image as a cue: what it is compared by, and its tokens ``[1, P, D]``."""
 
-    keys: Tensor
+    picture: Picture
     image_tokens: Tensor
 
 
@@ -115,7 +116,7 @@ class FactEncoder:
         tokens = self.encoder.looked_at([image]).image_tokens
         if not tokens.isfinite().all():
             raise ValueError("the image has NaN or infinity in it, or the model makes them of it: check both")
-        return Seen(self.recall.image_keys(tokens), tokens)
+        return Seen(self.recall.picture(tokens), tokens)
 
     @torch.no_grad()
     def question_cue(self, text: str) -> Cue:
@@ -134,11 +135,11 @@ def recalled_by(recall: Recall, memory: AssociativeMemory, episodes: Sequence[Ep
     """What a cue recalls of a memory of keys and values, in which each row is of an episode."""
     if not len(memory):
         return Spoken(None, [], 0.0)
-    keys = memory.halves(IMAGE)
+    keys, values = memory.halves(IMAGE), memory.halves(TEXT)
     if isinstance(cue, Question):
-        found, image_tokens = find_asked(recall, keys, memory.halves(TEXT), cue, BY_TEXT), None
+        found, image_tokens = find_asked(recall, keys, values, cue, BY_TEXT), None
     else:
-        found, image_tokens = find(recall, keys, cue.keys), cue.image_tokens
+        found, image_tokens = find(recall, keys, values, cue.picture), cue.image_tokens
     confidence = found.confidence[0] * keys.any(dim=1)  # a key of zeros is of what cannot be said
     facts = chosen(found._replace(confidence=confidence[None]))
     memory = _without_repeated(memory, keys, facts[0])

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .image_settings import ImageSettings as ImageSettings
     from .likelihood import sequence_log_probs as sequence_log_probs
     from .parameter_roles import ParameterRole as ParameterRole
+    from .picture import Picture as Picture
     from .question import Question as Question
     from .rotary import rotate as rotate
     from .spoken_memory_file import read_facts as read_facts
@@ -307,8 +308,7 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         """``GenerationMixin.generate``, with an image encoded once for all steps. Without a prompt it starts at BOS.
 
         Prompts of different lengths are padded on the left. Generation ends at EOS, at the length asked for, or at
-        ``max_seq_len``. What a ``memory`` of :meth:`new_memory` holds is said where the picture or, without
-        one, the prompt means it: in a word at least.
+        ``max_seq_len``. What a ``memory`` holds is said where the picture or, without one, the prompt means it.
         """
         kwargs.pop("token_type_ids", None)
         image_tokens = self.image_context(pixel_values, vision_features)

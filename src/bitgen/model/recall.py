@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from .attention import attend, attending_dtype, split_heads
 from .configuration_bitgen import BitGenConfig
 from .dropout import Dropout
+from .picture import Picture, key_of_the_whole
 from .question import IN_A_ROW, Question, lacking, same_token
 
 _TEXT_LAYERS = 2
@@ -154,7 +155,7 @@ class Recall(nn.Module):
 
     def __init__(self, config: BitGenConfig) -> None:
         super().__init__()
-        width, heads, dropout = config.embed_dim, config.num_heads, config.dropout
+        self.config, width, heads, dropout = config, config.embed_dim, config.num_heads, config.dropout
         self.length, self.code_width, self.key_width = config.recall_tokens, config.recall_code, config.recall_dim
         self.space = config.recall_space
         self.image_key = nn.Sequential(
@@ -194,6 +195,10 @@ class Recall(nn.Module):
 
     # --- keys ----------------------------------------------------------------------------------------------------
 
+    def picture(self, image_tokens: torch.Tensor) -> Picture:
+        """Pictures as cues: of each of their tokens ``[B, P, D]`` the key and what it counts."""
+        return Picture(self.image_keys(image_tokens), self.image_weight(image_tokens).squeeze(-1))
+
     def image_keys(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """The key of each token of a picture, ``[B, P, D] -> [B, P, k]``, of length 1."""
         return F.normalize(self.image_key(image_tokens).float(), dim=-1)
@@ -201,7 +206,8 @@ class Recall(nn.Module):
     def taught_image_key(
         self, image_tokens: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
-        """The key that a picture is taught under: of those of its tokens that the text is about.
+        """The key that a picture is taught under: of those of its tokens that the text is about, as far as the text's
+        value holds it.
 
         Args:
             image_tokens: ``[B, P, D]``.
@@ -210,15 +216,20 @@ class Recall(nn.Module):
         Returns:
             ``[B, k]``, of length 1.
         """
-        keys = self.image_keys(image_tokens)
-        asked = self.looked_for(input_ids, attention_mask)
-        weights = self.image_weight(image_tokens).squeeze(-1) + (keys * asked[:, None]).sum(dim=-1)
-        return F.normalize((weights.softmax(dim=1)[..., None] * keys).sum(dim=1).float(), dim=-1)
+        held = slice(self.length + 1)
+        asked = self.looked_for(input_ids[:, held], attention_mask[:, held])
+        return key_of_the_whole(self.picture(image_tokens), asked)
 
     def looked_for(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What texts look for in a picture, ``[B, T] -> [B, k]``: the greater the product with a token's key, the more
         the text is about that token."""
         return self.text_weight(_mean(*self._text(input_ids, attention_mask)))
+
+    def looked_for_by(self, values: torch.Tensor) -> torch.Tensor:
+        """The same of texts by their values, ``[N, L d] -> [N, k]``."""
+        tokens = self.tokens_of(values)[:, : len(self.text_position) - 1]
+        mask = F.pad((tokens >= 0).long(), (1, 0), value=1)
+        return self.looked_for(F.pad(tokens.clamp_min(0), (1, 0), value=self.config.bos_token_id), mask)
 
     def text_keys(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Keys of texts that are told, BOS ... EOS: ``[B, T] -> [B, k]``, of length 1."""

@@ -10,6 +10,7 @@ Shapes: E facts with keys ``[E, k]``, B cues.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor
 
+from .picture import Picture, nearness
 from .question import Question
 from .recall import Recall, Recalled
 
@@ -26,12 +28,14 @@ MOST_RECALLED = 2  # facts that one cue may recall, as training has it
 class Meaning(NamedTuple):
     """When a kind of cue means a fact.
 
-    ``sure``: the probability above which it does. ``same``: the cosine of two keys above which they are of the same
+    ``sure``: the probability above which it does. ``facts``: the number of facts at which probabilities are as the
+    model gives them; twice as many halve the odds, as one of them is twice as often near by chance. ``same``: the cosine of two keys above which they are of the same
     thing, and only the later counts. ``alike``: the cosine above which two facts answer the same, so that they do not
     compete to be what is meant; None: none compete, as a cue may mean several.
     """
 
     sure: float
+    facts: int
     same: float
     alike: float | None
 
@@ -40,7 +44,7 @@ class Meaning(NamedTuple):
 # differ in one name come nearer to each other than those, so that these are the same above 0.98 alone. Of 300 pairs of
 # sentences that contradict each other 95% are above 0.7. The probabilities were learned on what training taught;
 # what it never taught is taken for something else more often, the more so the more facts there are (docs/speaking.md).
-BY_PICTURE, BY_TEXT = Meaning(0.8, 0.85, None), Meaning(0.6, 0.98, 0.7)
+BY_PICTURE, BY_TEXT = Meaning(0.8, 8, 0.85, None), Meaning(0.6, 64, 0.98, 0.7)
 _AT_ONCE = 256  # keys that are compared with all others together
 _NEAREST = 64  # facts of which it is looked whether they are the same, or alike
 
@@ -55,15 +59,13 @@ class Found(NamedTuple):
     sure: float = BY_PICTURE.sure
 
 
-def find(recall: Recall, keys: torch.Tensor, cues: torch.Tensor, meaning: Meaning = BY_PICTURE) -> Found:
-    """Compare pictures with facts. A cue that is NaN means nothing.
-
-    Args:
-        keys: ``[E, k]`` of the facts.
-        cues: ``[B, P, k]``, the keys of each picture's tokens.
-    """
-    keys = keys.to(cues)  # facts may be held on another device, and in another precision
-    cosines, at = (cues @ keys.mT).max(dim=1)
+def find(
+    recall: Recall, keys: torch.Tensor, values: torch.Tensor, picture: Picture, meaning: Meaning = BY_PICTURE
+) -> Found:
+    """Compare pictures with facts, of keys ``[E, k]`` and values ``[E, L d]``. A cue that is NaN means nothing."""
+    keys = keys.to(picture.keys)  # facts may be held on another device, and in another precision
+    texts = values.to(picture.keys.device)
+    cosines, at = nearness(picture, keys, lambda rows: recall.looked_for_by(texts[rows].float()))
     return _meant(recall.logits(cosines), keys, at, meaning)
 
 
@@ -78,7 +80,8 @@ def find_asked(
 
 def _meant(logits: torch.Tensor, keys: torch.Tensor, at: torch.Tensor, meaning: Meaning) -> Found:
     by_kind = _each_alone if meaning.alike is None else _together
-    return Found(by_kind(logits.nan_to_num(-torch.inf), keys, meaning), at, meaning.sure)
+    logits = logits.nan_to_num(-torch.inf) - math.log(max(1, len(keys)) / meaning.facts)
+    return Found(by_kind(logits, keys, meaning), at, meaning.sure)
 
 
 def _each_alone(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> torch.Tensor:

@@ -234,7 +234,7 @@ class SpokenMemory:
 
     def _by_pictures(self, model: BitGenModel, image_tokens: torch.Tensor) -> Recalled | None:
         recall, facts = recall_of(model), self._facts
-        found = find(recall, facts.keys[facts.latest], recall.image_keys(image_tokens))
+        found = find(recall, facts.keys[facts.latest], facts.latest_values, recall.picture(image_tokens))
         return recalled_for(recall, chosen(found), found, facts.read, image_tokens)
 
     def _by_prompts(self, model: BitGenModel, ids: torch.Tensor, mask: torch.Tensor | None) -> Recalled | None:

@@ -215,10 +215,10 @@ def model_config_of(
     feature_shape: tuple[int | None, int | None] | None = None,
     vocab_size: int | None = None,
     normalisation: dict[str, Any] | None = None,
-    space: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> BitGenConfig:
     """The network that a configuration describes; ``feature_shape [P, C]`` as the dataset declares it, and
-    ``normalisation`` as :func:`normalisation_of` gives it; ``space`` of the tokenizer, for ``recall_space``.
+    ``normalisation`` as :func:`normalisation_of` gives it; ``tokenizer``: for a network that recalls texts.
 
     Settings that the network knows by the same name pass through; only the others stand here.
     """
@@ -237,9 +237,10 @@ def model_config_of(
         "init_lora_weights": lora.peft_init,
         "lora_layers": lora.layer_indices,
         "vocab_size": vocab_size or config.model.vocab_size,
-        "recall_space": space,
         **(normalisation or {}),
     }
+    if tokenizer is not None and config.episodes.recall_tokens:
+        settings |= {"recall_space": space_id(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     return BitGenConfig(**settings)
 
 
@@ -309,8 +310,7 @@ def build_parts(config: Config, processes: Processes, fresh: bool = True) -> Run
     # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
     vocab_size = min(config.model.vocab_size, vocabulary_size(tokenizer)) if config.data.tokenizer == "train" else None
     shape = pairs.feature_shape if pairs is not None else (config.vision.feature_tokens, config.vision.feature_dim)
-    space = space_id(tokenizer) if config.episodes.recall_tokens else None
-    model_config = model_config_of(config, vision_config, shape, vocab_size, normalisation, space)
+    model_config = model_config_of(config, vision_config, shape, vocab_size, normalisation, tokenizer)
     model = build_untrained(config, vision_config, model_config)
     if config.training.init_from is not None:
         start_from(model, tokenizer, config.training.init_from)
