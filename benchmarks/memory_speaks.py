@@ -16,8 +16,9 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    without them; led_in_, plain_ and everyday_left_alone: of those about nobody, that recall nothing
   edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one;
                    with `_taught` behind them, of the taught pictures themselves
-  forgotten, forgotten_state   after half of the facts were forgotten: answers that are those without a memory; largest
-                   difference of the memory from one that never held them
+  forgotten, forgotten_state   after half of the facts were forgotten: answers that are those of a memory which never
+                   held them; largest difference of the one memory from the other
+  forgotten_plain  of the answers about what was forgotten, those that are the ones without a memory
   nearest_neighbour_KIND   says_KIND with a store of facts in place of the memory, which gives the nearest one's value
                    and keeps the newest where the bytes of a memory of these slots hold no more
   direct_KIND      says_KIND where reading allows for noise, as for a cue that was never written
@@ -27,8 +28,9 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   said_, unchanged_pictures, _sentences   with a part `changed` in the trained model: the probability above which a fact
                    is recalled (`gate`), the `noise` that keys are read with, `no pointer`, `no cross-attention`
   empty_memory     share of the answers with an empty memory that are not those without a memory (0)
-  teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to teach facts; to fine-tune until as many
-                   are said, at the best of three rates; their ratio. null: not reached
+  teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to encode and write facts and to read one;
+                   to fine-tune until as many are said, at the best of three rates; their ratio. null: not reached
+  addresses_seconds   what a memory's matrices of addresses cost once, before the first fact
   write_ms, read_ms   one more fact; one cue; sums_ms, prepare_ms: what the first of each computes once
   token_ms         one more token of a text about a picture, by the facts that were recalled (0: none)
 
@@ -42,7 +44,6 @@ import random
 import re
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -55,14 +56,13 @@ import torch
 from memory_speaks_ablations import reading, without_parts
 from memory_speaks_costs import cost_of_a_token, costs
 from memory_speaks_names import led_in, renamed
-from memory_speaks_training import fine_tuned_seconds
+from memory_speaks_training import teaching_and_tuning
 
 from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes.dataset import Episode, EpisodeDataset, SceneEpisodes
 from bitgen.data.episodes.names import invented_name
 from bitgen.data.episodes.photos import PhotoEpisodes
 from bitgen.data.sampler import SampleKey
-from bitgen.memory.address_space import IMAGE
 from bitgen.memory.answering import Answer, Speaker, measures, says
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.objectives.recall import SIMILAR, RecallObjective
@@ -244,9 +244,14 @@ def _forgotten(
     state = max(
         (mine - theirs).abs().max().item() for mine, theirs in zip(left.precision, never.precision, strict=True)
     )
-    answers = _about(speaker.ask(left, episode, tensors), rows)
-    same = [answer.said == answer.plain for answer in answers]
-    return {"forgotten": 100 * sum(same) / max(1, len(same)), "forgotten_state": state}
+    answers, others = speaker.ask(left, episode, tensors), speaker.ask(never, episode, tensors, plain=False)
+    as_never = [mine.said == other.said for mine, other in zip(answers, others, strict=True)]
+    same = [answer.said == answer.plain for answer in _about(answers, rows)]
+    return {
+        "forgotten": 100 * sum(as_never) / len(as_never),
+        "forgotten_plain": 100 * sum(same) / max(1, len(same)),
+        "forgotten_state": state,
+    }
 
 
 def prompted(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
@@ -297,18 +302,8 @@ def seconds_of_teaching(objective: RecallObjective, trained: Trained, data: Pair
     """CPU seconds of teaching against fine-tuning."""
     for facts in (1, 16, 64):
         for dataset, episode in episodes(trained, data, SEEDS[0], 1, pictures=facts, sentences=0):
-            speaker = Speaker(objective, dataset)
-            tensors = speaker.tensors(episode)
-            began = time.process_time()
-            memory = speaker.teach(tensors)
-            memory.precision  # noqa: B018  # the write itself, which reading up to capacity does not need
-            memory.read(memory.halves(IMAGE)[:1], IMAGE)
-            taught = time.process_time() - began
-            tuned = fine_tuned_seconds(objective, dataset, episode)
-            print(json.dumps({"name": "teach_seconds", "facts": facts, "value": taught}))
-            print(json.dumps({"name": "fine_tuning_seconds", "facts": facts, **tuned}))
-            ratio = None if tuned["value"] is None else tuned["value"] / taught
-            print(json.dumps({"name": "fine_tuning_over_teaching", "facts": facts, "value": ratio}), flush=True)
+            for name, line in teaching_and_tuning(Speaker(objective, dataset), episode).items():
+                print(json.dumps({"name": name, "facts": facts, **line}), flush=True)
 
 
 def main() -> None:

@@ -27,7 +27,6 @@ def means(recall: Recall, keys: torch.Tensor, cues: torch.Tensor, meaning: Meani
     return find(recall, keys, nothing, Picture(cues, torch.zeros(cues.shape[:2])), meaning)
 
 
-
 def test_a_cue_finds_the_fact_whose_key_is_nearest_and_the_token_that_it_is_nearest_to(recall) -> None:
     random = torch.Generator().manual_seed(8)
     keys, cues = (F.normalize(torch.randn(*shape, 8, generator=random), dim=-1) for shape in ((5,), (3, 4)))
