@@ -68,7 +68,8 @@ from bitgen.memory.associative import AssociativeMemory
 from bitgen.objectives.recall import SIMILAR, RecallObjective
 from bitgen.trained import Trained, open_model
 
-PICTURES, SENTENCES = (1, 8, 16, 32, 64), (1, 8, 16, 32, 64, 128)
+PICTURES, SENTENCES = (1, 8, 16, 32, 64, 128), (1, 8, 16, 32, 64, 127)  # with the one picture beside them: 128
+_MOST_THINGS = 76  # that an episode of scenes can teach
 SLOTS = (32, 128)
 SEEDS = (11, 12, 13)
 BACK, TAUGHT = "sentence_back", ("taught", "same")
@@ -100,7 +101,8 @@ def said_after_teaching(
     objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int, compared: bool = True
 ) -> None:
     """What is said, by the number of facts; ``compared``: and of slots, with what it is compared with."""
-    plans: list[tuple[dict[str, int], int]] = [({"pictures": facts, "sentences": 0}, facts) for facts in PICTURES]
+    pictures = [facts for facts in PICTURES if data is not None or facts <= _MOST_THINGS]
+    plans: list[tuple[dict[str, int], int]] = [({"pictures": facts, "sentences": 0}, facts) for facts in pictures]
     plans += [({"pictures": 1, "sentences": facts, "picture_queries": 1}, facts) for facts in SENTENCES]
     for sizes, facts in plans:
         if facts == 1:  # then as many episodes as facts
