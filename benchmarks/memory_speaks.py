@@ -30,7 +30,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   empty_memory     share of the answers with an empty memory that are not those without a memory (0)
   teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to encode and write facts and to read one;
                    to fine-tune until as many are said, at the best of three rates; their ratio. null: not reached
-  addresses_seconds   what a memory's matrices of addresses cost once, before the first fact
+  addresses_seconds, fine_tuning_over_first   what a memory's matrices of addresses cost once, before the first fact;
+                   the ratio with them
   write_ms, read_ms   one more fact; one cue; sums_ms, prepare_ms: what the first of each computes once
   token_ms         one more token of a text about a picture, by the facts that were recalled (0: none)
 

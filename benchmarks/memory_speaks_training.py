@@ -25,8 +25,8 @@ _MOST_STEPS, _ENOUGH = 120, 0.99
 def teaching_and_tuning(speaker: Speaker, episode: Episode) -> dict[str, dict[str, Any]]:
     """CPU seconds of teaching an episode's facts, and of fine-tuning the model on them: ``{name: line}``.
 
-    Who teaches has opened a memory before, as who fine-tunes has built an optimizer: the matrices of its addresses,
-    which are the same for all facts, are a line of their own.
+    A memory computes the matrices of its addresses once, before its first write, and they are the same for all facts:
+    they are a line of their own, and ``fine_tuning_over_first`` has them in.
     """
     tensors, empty = speaker.tensors(episode), AssociativeMemory.empty(speaker.space)
     with torch.no_grad():
@@ -39,12 +39,13 @@ def teaching_and_tuning(speaker: Speaker, episode: Episode) -> dict[str, dict[st
         memory.read(memory.halves(IMAGE)[:1], IMAGE)
         taught = time.process_time() - began
     tuned = fine_tuned_seconds(speaker.objective, speaker.data, episode)
-    ratio = None if tuned["value"] is None else tuned["value"] / taught
+    long = tuned["value"]
     return {
         "addresses_seconds": {"value": addresses},
         "teach_seconds": {"value": taught},
         "fine_tuning_seconds": tuned,
-        "fine_tuning_over_teaching": {"value": ratio},
+        "fine_tuning_over_teaching": {"value": None if long is None else long / taught},
+        "fine_tuning_over_first": {"value": None if long is None else long / (taught + addresses)},
     }
 
 

@@ -150,6 +150,8 @@ def test_the_model_that_it_starts_from_stays_as_it_is(captioner: str, speaker: t
     assert before.model.recall is None and len(own(after.model.state_dict())) > 40
     assert after.model.config.recall_tokens == 8 and before.model.config.recall_space is None
     assert after.model.recall is not None and after.model.recall.space == space_id(after.tokenizer) is not None
+    written = json.loads((Path(speaker[0]) / "latest" / "config.json").read_text())
+    assert written["bos_token_id"] == after.tokenizer.bos_token_id == after.model.config.bos_token_id
     assert "what was taught" not in speaker[1], "there was no held-out data to ask"
     assert "memory.py" in speaker[1] and "teach" in speaker[1]
 

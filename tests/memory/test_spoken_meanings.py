@@ -163,3 +163,36 @@ def test_episodes_compare_questions_with_the_values_of_their_facts(monkeypatch: 
     wanted = int(memory.halves(1).sum(dim=1).argmax())
     answers = [one for one in speaker.ask(memory, episode, tensors, plain=False) if one.query.picture is None]
     assert answers and all(one.facts == (wanted,) for one in answers)
+
+
+@pytest.mark.parametrize("door", ["file", "export", "episodes"])
+def test_a_picture_is_compared_with_what_the_texts_of_its_facts_look_for(
+    monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
+    asked: list[torch.Tensor] = []
+
+    def looked_for(self: Recall, values: torch.Tensor) -> torch.Tensor:
+        asked.append(values.double())
+        return torch.zeros(len(values), self.key_width)
+
+    monkeypatch.setattr(Recall, "looked_for_by", looked_for)
+    values = torch.randn(FACTS, TOKENS * CODE, generator=torch.Generator().manual_seed(8))
+    keys = torch.eye(KEY)[[0, 0, 1]]  # the second says what the first said of the same thing
+    if door == "file":
+        file = EpisodicMemory(*speaking_model())
+        file.write_codes(pairs(FACTS), TEXTS[:FACTS], spoken=torch.cat([keys, values], dim=1))
+        file.recalled(image=picture(0))
+    elif door == "export":
+        model, memory = exported()
+        memory._facts = replace(memory._facts, keys=keys, values=values)
+        image = speaking_model()[1].image(picture(0))[None]
+        tokens = model.pool_image_tokens(model.encode_image(image).image_tokens)
+        memory.answering(model, None, {"image_tokens": tokens})
+    else:
+        speaker, (episode,) = Speaker(make_objective(), dataset(held_out=True)), episodes(1, held_out=True)
+        tensors = speaker.tensors(episode)
+        width, values = speaker.model.recall.key_width, speaker.teach(tensors).halves(1)[:FACTS]
+        pairs_of = torch.cat([torch.eye(width)[[0, 0, 1]], values], dim=1)
+        speaker.ask(AssociativeMemory.empty(speaker.space).written(pairs_of), episode, tensors, plain=False)
+    assert len(asked) == 1
+    torch.testing.assert_close(asked[0], values[1:].double())

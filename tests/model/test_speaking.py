@@ -45,7 +45,6 @@ def test_a_cue_finds_the_fact_whose_key_is_nearest_and_the_token_that_it_is_near
 
 
 def test_facts_and_nothing_share_one_probability_of_a_text(recall) -> None:
-    """As training has it."""
     random = torch.Generator().manual_seed(8)
     keys, cues = F.normalize(torch.eye(8)[:5] + 0.2, dim=-1), F.normalize(torch.randn(3, 8, generator=random), dim=-1)
     with torch.no_grad():
@@ -77,7 +76,7 @@ def test_facts_that_answer_the_same_do_not_take_it_from_each_other(open_model, f
     other = F.normalize(first + 1.5 * torch.eye(128)[4], dim=0)
     keys = torch.stack([*(-torch.eye(128)[20 : 20 + far]), *same, other, same[0]])
     with torch.no_grad():
-        prior = BY_TEXT.facts / len(keys)
+        prior = BY_TEXT.facts / (len(keys) - 1)  # the first was told again, and does not count
         odds = [float(recall.logits(first @ key).exp()) * prior for key in (same[1], other)]
         nothing = 1 + far * float(recall.logits(torch.zeros(())).exp()) * prior
         found = means(recall, keys, first[None, None], BY_TEXT).confidence[0, far:].tolist()
@@ -135,15 +134,15 @@ def test_what_is_recalled_becomes_tokens_row_by_row(recall) -> None:
 
 
 @pytest.mark.parametrize("meaning", [BY_PICTURE, BY_TEXT], ids=["picture", "text"])
-def test_twice_as_many_facts_halve_the_odds_of_each(recall, meaning: Meaning) -> None:
-    """The others are so far that they take no probability away."""
-    odds = []
+def test_twice_as_many_facts_halve_the_odds_of_each(open_model, meaning: Meaning) -> None:
+    """The others are so far that they take no probability away; what was told again does not count."""
+    recall, odds = open_model(**RECALL | {"recall_dim": 64}).recall, []
     with torch.no_grad():
         recall.log_scale.fill_(math.log(60.0))
         recall.threshold.fill_(0.95)
         for count in (1, 2, 4, 8, 64):
-            keys = torch.cat([torch.eye(8)[:1], -torch.eye(8)[torch.arange(count - 1) % 7 + 1]])
-            sure = float(means(recall, keys, torch.eye(8)[None, :1], meaning).confidence[0, 0])
+            keys = torch.eye(64)[[0, *range(1, count), *range(1, count)]]
+            sure = float(means(recall, keys, torch.eye(64)[None, :1], meaning).confidence[0, 0])
             odds.append(sure / (1 - sure) * count / meaning.facts)
     assert odds == pytest.approx([math.exp(3.0)] * 5, rel=2e-3)
 
@@ -155,17 +154,24 @@ def test_the_very_picture_that_was_taught_has_the_key_of_its_fact(recall) -> Non
     """With the text that it was taught with, as far as its value holds it, and with no other."""
     random = torch.Generator().manual_seed(3)
     image, ids = torch.randn(4, 9, 16, generator=random), torch.randint(3, 50, (4, 6), generator=random)
-    ids[:, 0] = 1  # BOS
+    ids[:, 0] = RECALL["bos_token_id"]
     mask = (torch.arange(6) < torch.tensor([[6], [3], [4], [5]])).long()  # the value holds three tokens
     with torch.no_grad():
         keys, values = recall.taught_image_key(image, ids, mask), recall.values(ids, mask)
-        cosines, _ = nearness(recall.picture(image), keys, lambda rows: recall.looked_for_by(values[rows]))
+        every = torch.ones(4, dtype=torch.bool)
+        cosines, _ = nearness(recall.picture(image), keys, every, lambda rows: recall.looked_for_by(values[rows]))
+        found = find(recall, keys, values.double(), recall.picture(image)).confidence
+        cut = recall.looked_for(ids[:, :4], mask[:, :4])
         tokens = (recall.image_keys(image) @ keys.mT).amax(dim=1)
         other = recall.looked_for_by(values.roll(1, dims=0))
         turned = (key_of_the_whole(recall.picture(image), other) * keys).sum(dim=1)
         whole = torch.stack([key_of_the_whole(recall.picture(image[row : row + 1].expand(4, -1, -1)),
                                               recall.looked_for_by(values)) for row in range(4)])  # fmt: skip
+    torch.testing.assert_close(recall.looked_for_by(values), cut)
+    torch.testing.assert_close((whole * keys).sum(dim=-1).diagonal(), torch.ones(4))
     assert turned.max() < 1 - 1e-4, "of the same picture, with the text of another"
+    odds = recall.logits(cosines) - math.log(4 / BY_PICTURE.facts)
+    torch.testing.assert_close(found.where(found > 0, odds.sigmoid()), odds.sigmoid(), atol=1e-4, rtol=1e-4)
     expected = torch.maximum(tokens, (whole * keys).sum(dim=-1) - pictures._LESS)
     torch.testing.assert_close(cosines, expected, atol=1e-5, rtol=0)
     assert torch.allclose(cosines.diagonal(), tokens.diagonal().clamp_min(1 - pictures._LESS), atol=1e-5)
@@ -179,10 +185,28 @@ def test_the_facts_that_are_nearest_by_a_token_alone_are_compared_as_a_whole() -
         asked.extend(rows.tolist())
         return 1e6 * keys[rows]  # the token that is nearest to the fact counts alone
 
-    seen = Picture(cues, torch.zeros(2, 5))
-    cosines, at = nearness(seen, keys, looked_for)
+    seen, every = Picture(cues, torch.zeros(2, 5)), torch.ones(9, dtype=torch.bool)
+    cosines, at = nearness(seen, keys, every, looked_for)
     tokens = cues @ keys.mT
     assert torch.equal(at, tokens.argmax(dim=1)) and torch.equal(cosines, tokens.amax(dim=1)), "nothing is added"
     nearest = tokens.amax(dim=1).argsort(dim=1, descending=True)[:, : pictures._CANDIDATES]
-    assert sorted(asked) == sorted(nearest.flatten().tolist())
-    assert nearness(seen, keys[:0], looked_for)[0].shape == (2, 0)
+    assert sorted(asked) == sorted(set(nearest.flatten().tolist()))
+    assert nearness(seen, keys[:0], every[:0], looked_for)[0].shape == (2, 0)
+    asked.clear()
+    nearness(seen, keys, ~every.scatter(0, torch.tensor([2, 5]), False), looked_for)
+    assert sorted(asked) == [2, 5], "what does not count takes no place"
+
+
+def test_a_picture_that_was_taught_again_and_again_recalls_the_last(recall) -> None:
+    """The earlier ones take neither its place nor its odds; what cannot be said, whose key is zeros, neither."""
+    seen = Picture(torch.eye(8)[None, :4], torch.zeros(1, 4))  # a token has a cosine of 0.5 with the whole
+    with torch.no_grad():
+        for weight in recall.text_weight.parameters():
+            weight.zero_()  # every token counts alike
+        recall.threshold.fill_(0.7)
+        recall.log_scale.fill_(math.log(100.0))
+        last = key_of_the_whole(seen, torch.zeros(1, 8))
+        keys = torch.cat([torch.zeros(40, 8), last.expand(12, -1)])
+        nothing = torch.zeros(52, recall.value_width)
+        once, again = find(recall, last, nothing[:1], seen), find(recall, keys, nothing, seen)
+    assert chosen(again) == [[51]] and torch.equal(again.confidence[0, 51], once.confidence[0, 0])

@@ -255,7 +255,7 @@ class Held(NamedTuple):
             return None
         keys, values = memory.halves(IMAGE), memory.halves(TEXT)
         counts = told_last(keys)
-        rows = (counts & keys.any(dim=1)).nonzero()[:, 0]
+        rows = counts.nonzero()[:, 0]
         if not len(rows):
             return 1.0
         if not counts.all():

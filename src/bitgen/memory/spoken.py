@@ -87,8 +87,11 @@ class FactEncoder:
 
     @torch.no_grad()
     def alike(self, text: str, other: str) -> float:
-        """Cosine of what two texts look for in a picture."""
-        one, another = self.recall.looked_for(*self.encoder.tokens([text, other], say=False))
+        """Cosine of what two texts look for in a picture, as far as values hold them."""
+        held = slice(self.recall.length + 1)
+        one, another = self.recall.looked_for(
+            *(part[:, held] for part in self.encoder.tokens([text, other], say=False))
+        )
         return torch.cosine_similarity(one, another, dim=0).item()
 
     def say_cut(self, texts: Sequence[str]) -> None:

@@ -216,7 +216,7 @@ class Recall(nn.Module):
         Returns:
             ``[B, k]``, of length 1.
         """
-        held = slice(self.length + 1)
+        held = slice(self.length + 1)  # BOS, and the tokens that a value holds
         asked = self.looked_for(input_ids[:, held], attention_mask[:, held])
         return key_of_the_whole(self.picture(image_tokens), asked)
 
@@ -226,10 +226,10 @@ class Recall(nn.Module):
         return self.text_weight(_mean(*self._text(input_ids, attention_mask)))
 
     def looked_for_by(self, values: torch.Tensor) -> torch.Tensor:
-        """The same of texts by their values, ``[N, L d] -> [N, k]``."""
+        """The same of texts decoded from their values, ``[N, L d] -> [N, k]``: of their first L tokens."""
         tokens = self.tokens_of(values)[:, : len(self.text_position) - 1]
-        mask = F.pad((tokens >= 0).long(), (1, 0), value=1)
-        return self.looked_for(F.pad(tokens.clamp_min(0), (1, 0), value=self.config.bos_token_id), mask)
+        ids = F.pad(tokens.clamp_min(0), (1, 0), value=self.config.bos_token_id)
+        return self.looked_for(ids, F.pad((tokens >= 0).long(), (1, 0), value=1))
 
     def text_keys(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Keys of texts that are told, BOS ... EOS: ``[B, T] -> [B, k]``, of length 1."""
@@ -258,7 +258,8 @@ class Recall(nn.Module):
         return hidden, attention_mask
 
     def logits(self, cosines: torch.Tensor) -> torch.Tensor:
-        """Of cosines between pictures' keys and facts': the log odds that this is what was taught, and not nothing."""
+        """Of cosines between pictures' keys and facts': the log odds that this is what was taught, and not nothing,
+        among as many facts as ``Meaning.facts`` says."""
         return self._log_odds(cosines, _PICTURES)
 
     def asked_logits(self, question: Question, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """What a memory of taught facts gives a model to say: from a cue to recalled tokens.
 
-A cue is compared with the keys of all facts, of a picture token by token; a question also with their words
-(``question.py``). What is near enough to one of them to mean it (Larimar's scope detector, arXiv 2403.11901, section
-3.2, here with a learned threshold) reads that fact's value from the closed-form memory, and the decoder looks at the
-tokens that it becomes. A cue that means nothing reads nothing.
+A cue is compared with the keys of all facts: a picture by its tokens and as a whole (``picture.py``), a question also
+by its words (``question.py``). What is near enough to one of them to mean it (Larimar's scope detector, arXiv
+2403.11901, section 3.2, here with a learned threshold) reads that fact's value from the closed-form memory, and the
+decoder looks at the tokens that it becomes. A cue that means nothing reads nothing.
 
 Shapes: E facts with keys ``[E, k]``, B cues.
 """
@@ -28,11 +28,11 @@ MOST_RECALLED = 2  # facts that one cue may recall, as training has it
 class Meaning(NamedTuple):
     """When a kind of cue means a fact.
 
-    ``sure``: the probability above which it does. ``facts``: how many of them there are where the odds are those that
-    the model gives; among twice as many one is twice as often near by chance, which halves the odds of each. ``same``:
-    the cosine of two keys above which they are of the same thing, and only the later counts. ``alike``: the cosine
-    above which two facts answer the same, so that they do not compete to be what is meant; None: none compete, as a cue
-    may mean several.
+    ``sure``: a fact is meant above this probability. ``facts``: the number of facts for which the model's odds hold.
+    With N facts the odds are multiplied by ``facts / N``, since among more facts one is more often near by chance.
+    ``same``: above this cosine two keys are of the same thing, and only the later counts. ``alike``: above this cosine
+    two facts answer the same and do not compete to be what is meant. None: facts never compete, as a cue may mean
+    several.
     """
 
     sure: float
@@ -43,8 +43,8 @@ class Meaning(NamedTuple):
 
 # Of 399 pairs of pictures of one thing 98% have keys above 0.85, of 8,379 pairs of two things none has. Sentences that
 # differ in one name come nearer to each other than those, so that these are the same above 0.98 alone. Of 300 pairs of
-# sentences that contradict each other 95% are above 0.7. Probabilities and numbers of facts were chosen on held-out
-# episodes (docs/speaking.md): training teaches other things than are met later, so that its own do not hold for these.
+# sentences that contradict each other 95% are above 0.7. ``sure`` and ``facts`` were chosen on held-out episodes
+# (docs/lab_log.md), because levels that fit the things of training do not fit new ones.
 BY_PICTURE, BY_TEXT = Meaning(0.8, 8, 0.85, None), Meaning(0.6, 64, 0.98, 0.7)
 _AT_ONCE = 256  # keys that are compared with all others together
 _NEAREST = 64  # facts of which it is looked whether they are the same, or alike
@@ -65,8 +65,11 @@ def find(
 ) -> Found:
     """Compare pictures with facts, of keys ``[E, k]`` and values ``[E, L d]``. A cue that is NaN means nothing."""
     keys = keys.to(picture.keys)  # facts may be held on another device, and in another precision
-    texts = values.to(picture.keys.device)
-    cosines, at = nearness(picture, keys, lambda rows: recall.looked_for_by(texts[rows].float()))
+
+    def looked_for(rows: torch.Tensor) -> torch.Tensor:
+        return recall.looked_for_by(values[rows.to(values.device)].to(keys))
+
+    cosines, at = nearness(picture, keys, told_last(keys), looked_for)
     return _meant(recall.logits(cosines), keys, at, meaning)
 
 
@@ -80,8 +83,9 @@ def find_asked(
 
 
 def _meant(logits: torch.Tensor, keys: torch.Tensor, at: torch.Tensor, meaning: Meaning) -> Found:
+    """What log odds ``[B, E]`` as the model gives them mean, among as many facts as count."""
     by_kind = _each_alone if meaning.alike is None else _together
-    logits = logits.nan_to_num(-torch.inf) - math.log(max(1, len(keys)) / meaning.facts)
+    logits = logits.nan_to_num(-torch.inf) - math.log(max(1, int(told_last(keys).sum())) / meaning.facts)
     return Found(by_kind(logits, keys, meaning), at, meaning.sure)
 
 
@@ -97,8 +101,8 @@ def _each_alone(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> t
 
 
 def _together(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> torch.Tensor:
-    """Probabilities of all facts and of none that add up to 1, as in training. Facts that answer the same do not take
-    them from each other."""
+    """Probabilities of all facts and of none that add up to 1. Facts that answer the same do not take them from each
+    other."""
     assert meaning.alike is not None
     near = logits.topk(min(_NEAREST, logits.shape[1]), dim=1).indices.sort(dim=1).values  # [B, N], in their order
     cosines = keys[near] @ keys[near].mT
@@ -114,14 +118,14 @@ def _together(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> tor
 
 
 def told_last(keys: torch.Tensor) -> torch.Tensor:
-    """Which facts, of keys ``[E, k]``, no later one has the same key as: ``[E]``. Of equal keys only the last can be
-    read, since all of them would be read mixed."""
+    """Which facts count, of keys ``[E, k]``: those that no later one has the same key as, ``[E]``. Of equal keys only
+    the last can be read, since all of them would be read mixed; a key of zeros is of what cannot be said."""
     number = torch.arange(len(keys), device=keys.device)
     parts = [
         ~((keys[part] @ keys.mT > BY_TEXT.same) & (number > part[:, None])).any(dim=1)
         for part in number.split(_AT_ONCE)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts) & keys.any(dim=1)
 
 
 def chosen(found: Found, most: int = MOST_RECALLED) -> list[list[int]]:
