@@ -69,8 +69,9 @@ def find(
     def looked_for(rows: torch.Tensor) -> torch.Tensor:
         return recall.looked_for_by(values[rows.to(values.device)].to(keys))
 
-    cosines, at = nearness(picture, keys, told_last(keys), looked_for)
-    return _meant(recall.logits(cosines), keys, at, meaning)
+    counts = told_last(keys)
+    cosines, at = nearness(picture, keys, counts, looked_for)
+    return _meant(recall.logits(cosines), keys, counts, at, meaning)
 
 
 def find_asked(
@@ -79,13 +80,13 @@ def find_asked(
     """Compare questions with facts: by keys ``[E, k]``, and by the words that the values ``[E, L d]`` hold."""
     keys = keys.to(question.keys)
     logits = recall.asked_logits(question, keys, values)
-    return _meant(logits, keys, torch.zeros_like(logits, dtype=torch.long), meaning)
+    return _meant(logits, keys, told_last(keys), torch.zeros_like(logits, dtype=torch.long), meaning)
 
 
-def _meant(logits: torch.Tensor, keys: torch.Tensor, at: torch.Tensor, meaning: Meaning) -> Found:
-    """What log odds ``[B, E]`` as the model gives them mean, among as many facts as count."""
+def _meant(logits: torch.Tensor, keys: torch.Tensor, counts: torch.Tensor, at: torch.Tensor, meaning: Meaning) -> Found:
+    """What log odds ``[B, E]`` as the model gives them mean, among the facts that count, ``[E]``."""
     by_kind = _each_alone if meaning.alike is None else _together
-    logits = logits.nan_to_num(-torch.inf) - math.log(max(1, int(told_last(keys).sum())) / meaning.facts)
+    logits = logits.nan_to_num(-torch.inf) - math.log(max(1, int(counts.sum())) / meaning.facts)
     return Found(by_kind(logits, keys, meaning), at, meaning.sure)
 
 
