@@ -102,7 +102,7 @@ DOORS = pytest.mark.parametrize("made", [of_a_file, of_an_export, of_episodes])
 
 @DOORS
 def test_facts_share_the_probability_of_a_text_and_not_of_a_picture(made: Callable[[], Asked]) -> None:
-    seen, asks = (math.exp(ODDS) * kind.facts / FACTS for kind in (BY_PICTURE, BY_TEXT))
+    seen, asks = math.exp(ODDS) * BY_PICTURE.facts / FACTS, math.exp(ODDS)
     assert asks / (1 + FACTS * asks) < BY_TEXT.sure < asks / (1 + asks) and BY_PICTURE.sure < seen / (1 + seen)
     asked = made()
     for pictured, sure in ((True, seen / (1 + seen)), (False, asks / (1 + FACTS * asks))):
@@ -118,8 +118,7 @@ def test_words_that_a_fact_does_not_hold_count_against_it_and_of_a_picture_there
 ) -> None:
     monkeypatch.setattr(speaking, "_together", lambda logits, keys, meaning: logits.sigmoid())
     asked = made()
-    few = math.log(BY_TEXT.facts / FACTS)  # so many more nats than the model gives
-    for nats, answered in ((ODDS + few - 0.5, True), (ODDS + few + 0.5, False)):  # half a nat is left of them, or lacks
+    for nats, answered in ((ODDS - 0.5, True), (ODDS + 0.5, False)):  # of log odds that half a nat is left of, or lacks
         words_missing(monkeypatch, nats)
         assert all(facts > 0 for facts, _ in asked(True))
         assert all((facts > 0) == answered for facts, _ in asked(False))

@@ -117,7 +117,7 @@ def test_a_name_is_told_from_another_whose_key_is_the_same(recall) -> None:
         questions = recall.questions(*sequences([33, 40, 50], [33, 40, 51], [33, 40, 52]))
         keys = questions.keys[:1].expand(2, -1)
         near = questions._replace(keys=keys[:1].expand(3, -1))
-        apart = BY_TEXT._replace(same=2.0, alike=2.0, facts=2)  # though the keys are equal, both count
+        apart = BY_TEXT._replace(same=2.0, alike=2.0)  # though the keys are equal, both count
         recall.threshold.fill_(0.0)
         recall.log_scale.fill_(torch.tensor(35.0).log())  # six misses are borne, eight are not
         found = find_asked(recall, keys, told, near, apart)
@@ -134,7 +134,7 @@ def test_probabilities_are_those_of_keys_less_what_is_lacking(recall) -> None:
         lost = lacking(questions, told)
         near = recall.log_scale[1].exp() * (questions.keys @ keys.mT - recall.threshold[1])
         odds = (near - lost).exp()
-        found = find_asked(recall, keys, told, questions, BY_TEXT._replace(alike=2.0, facts=3)).confidence
+        found = find_asked(recall, keys, told, questions, BY_TEXT._replace(alike=2.0)).confidence
     torch.testing.assert_close(found, odds / (1 + odds.sum(dim=1, keepdim=True)))
     assert lost.min() > 0
 

@@ -52,7 +52,7 @@ def test_facts_and_nothing_share_one_probability_of_a_text(recall) -> None:
         recall.threshold.fill_(0.2)
         found = means(recall, keys, cues[:, None], BY_TEXT)
         for row, cue in enumerate(cues):
-            odds = [float(recall.logits(cue @ key).exp()) * BY_TEXT.facts / 5 for key in keys]
+            odds = [float(recall.logits(cue @ key).exp()) for key in keys]
             for fact in range(5):
                 assert float(found.confidence[row, fact]) == pytest.approx(odds[fact] / (1 + sum(odds)), rel=1e-5)
                 wanted = F.cross_entropy(torch.tensor([*odds, 1.0]).log()[None], torch.tensor([fact]))
@@ -76,9 +76,8 @@ def test_facts_that_answer_the_same_do_not_take_it_from_each_other(open_model, f
     other = F.normalize(first + 1.5 * torch.eye(128)[4], dim=0)
     keys = torch.stack([*(-torch.eye(128)[20 : 20 + far]), *same, other, same[0]])
     with torch.no_grad():
-        prior = BY_TEXT.facts / (len(keys) - 1)  # the first was told again, and does not count
-        odds = [float(recall.logits(first @ key).exp()) * prior for key in (same[1], other)]
-        nothing = 1 + far * float(recall.logits(torch.zeros(())).exp()) * prior
+        odds = [float(recall.logits(first @ key).exp()) for key in (same[1], other)]
+        nothing = 1 + far * float(recall.logits(torch.zeros(())).exp())
         found = means(recall, keys, first[None, None], BY_TEXT).confidence[0, far:].tolist()
     told = odds[0] / (nothing + odds[0] + odds[1])
     assert found == pytest.approx([0, told, told, odds[1] / (nothing + sum([odds[1], 3 * odds[0]])), told], rel=1e-4)
@@ -133,7 +132,7 @@ def test_what_is_recalled_becomes_tokens_row_by_row(recall) -> None:
 # ---- how many facts there are ----
 
 
-@pytest.mark.parametrize("meaning", [BY_PICTURE, BY_TEXT], ids=["picture", "text"])
+@pytest.mark.parametrize("meaning", [BY_PICTURE, BY_TEXT._replace(facts=64), BY_TEXT])
 def test_twice_as_many_facts_halve_the_odds_of_each(open_model, meaning: Meaning) -> None:
     """The others are so far that they take no probability away; what was told again does not count."""
     recall, odds = open_model(**RECALL | {"recall_dim": 64}).recall, []
@@ -143,7 +142,7 @@ def test_twice_as_many_facts_halve_the_odds_of_each(open_model, meaning: Meaning
         for count in (1, 2, 4, 8, 64):
             keys = torch.eye(64)[[0, *range(1, count), *range(1, count)]]
             sure = float(means(recall, keys, torch.eye(64)[None, :1], meaning).confidence[0, 0])
-            odds.append(sure / (1 - sure) * count / meaning.facts)
+            odds.append(sure / (1 - sure) * (count / meaning.facts if meaning.facts else 1))
     assert odds == pytest.approx([math.exp(3.0)] * 5, rel=2e-3)
 
 

@@ -30,13 +30,14 @@ class Meaning(NamedTuple):
 
     ``sure``: a fact is meant above this probability. ``facts``: the number of facts for which the model's odds hold.
     With N facts the odds are multiplied by ``facts / N``, since among more facts one is more often near by chance.
+    None: the odds do not depend on N.
     ``same``: above this cosine two keys are of the same thing, and only the later counts. ``alike``: above this cosine
     two facts answer the same and do not compete to be what is meant. None: facts never compete, as a cue may mean
     several.
     """
 
     sure: float
-    facts: int
+    facts: int | None
     same: float
     alike: float | None
 
@@ -44,8 +45,9 @@ class Meaning(NamedTuple):
 # Of 399 pairs of pictures of one thing 98% have keys above 0.85, of 8,379 pairs of two things one at most. Sentences
 # that differ in one name come nearer to each other than those, so that these are the same above 0.98 alone. Of 300
 # pairs of sentences that contradict each other 94% are above 0.7. ``sure`` and ``facts`` were chosen on held-out
-# episodes (docs/lab_log.md), because levels that fit the things of training do not fit new ones.
-BY_PICTURE, BY_TEXT = Meaning(0.8, 8, 0.85, None), Meaning(0.6, 64, 0.98, 0.7)
+# episodes (docs/lab_log.md), because levels that fit the things of training do not fit new ones. What questions are
+# taken for by mistake is a fact about a like name or about something else of the same one, however few facts there are.
+BY_PICTURE, BY_TEXT = Meaning(0.8, 8, 0.85, None), Meaning(0.6, None, 0.98, 0.7)
 _AT_ONCE = 256  # keys that are compared with all others together
 _NEAREST = 64  # facts of which it is looked whether they are the same, or alike
 
@@ -86,7 +88,9 @@ def find_asked(
 def _meant(logits: torch.Tensor, keys: torch.Tensor, counts: torch.Tensor, at: torch.Tensor, meaning: Meaning) -> Found:
     """What log odds ``[B, E]`` as the model gives them mean, among the facts that count, ``[E]``."""
     by_kind = _each_alone if meaning.alike is None else _together
-    logits = logits.nan_to_num(-torch.inf) - math.log(max(1, int(counts.sum())) / meaning.facts)
+    logits = logits.nan_to_num(-torch.inf)
+    if meaning.facts is not None:
+        logits = logits - math.log(max(1, int(counts.sum())) / meaning.facts)
     return Found(by_kind(logits, keys, meaning), at, meaning.sure)
 
 
