@@ -13,7 +13,9 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   chained_KIND     the same of questions about people of whom two sentences tell: "Blick belongs to Anna", "Anna lives
                    in Oslo"
   led_in_KIND      the same of questions behind other words ("do you know who owns Blick?"); plain_KIND: of these
-                   without them; led_in_, plain_ and everyday_left_alone: of those about nobody, that recall nothing
+                   without them; led_in_, plain_ and everyday_left_alone: of those about nobody, that recall nothing;
+                   misspelt_, another_relation_left_alone: of those about a name with one letter changed, and about
+                   something else of the same name
   edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one;
                    with `_taught` behind them, of the taught pictures themselves
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those of a memory which never
@@ -56,7 +58,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 from memory_speaks_ablations import reading, without_parts
 from memory_speaks_costs import cost_of_a_token, costs
-from memory_speaks_names import led_in, renamed
+from memory_speaks_names import WAYS
 from memory_speaks_training import teaching_and_tuning
 
 from bitgen.data.dataset import PairDataset
@@ -76,7 +78,6 @@ SEEDS = (11, 12, 13)
 BACK, TAUGHT = "sentence_back", ("taught", "same")
 _FEWEST = 16  # facts of a seed's episodes
 _FEW = 12  # queries about pictures, or about sentences, in an episode of one fact
-_CHAINED = 0.9  # of the sentences, or as many as there are people for
 
 
 def episodes(trained: Trained, data: PairDataset | None, seed: int, count: int, **sizes: Any) -> Iterator[tuple]:
@@ -155,12 +156,11 @@ def _shifted(episode: Episode, first: int) -> Episode:
 
 def other_sentences(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
     """16 sentences about people and places as they are called, where invented names are only like them; sentences that
-    tell of each other's people; and questions behind other words."""
+    tell of each other's people; questions behind other words; and what is nearly, but not, what was taught."""
     found: dict[str, list[float]] = {}
     sizes: dict[str, Any] = dict(pictures=1, sentences=16, picture_queries=1)
     for seed in SEEDS:
-        ways = ("plain", None, None), ("everyday", renamed, None), ("chained", None, _CHAINED), ("led_in", led_in, None)
-        for kind, changed, chained in ways:
+        for kind, changed, chained in WAYS:
             for dataset, made in episodes(trained, data, seed, 2 * count, **sizes, chained=chained):
                 episode, speaker = changed(made) if changed else made, Speaker(objective, dataset)
                 tensors = speaker.tensors(episode)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from memory_speaks_names import EVERYDAY, LED_IN, led_in, renamed
+from memory_speaks_names import EVERYDAY, LED_IN, led_in, misspelt, of_another_relation, renamed
 
 from bitgen.data.episodes.facts import BEFORE_QUESTION, RELATIONS
 from bitgen.data.episodes.names import is_held_out_name
@@ -53,3 +53,32 @@ def test_only_questions_about_sentences_are_led_in_by_what_no_question_of_traini
             assert before == "" if old.picture is not None else before in LED_IN
             led.add(before)
     assert led == {"", *LED_IN}
+
+
+def test_near_misses_are_about_nobody_and_nearly_about_somebody() -> None:
+    seen = {"misspelt": 0, "another": 0}
+    for episode in episodes(6, held_out=True, pictures=2, sentences=6, picture_queries=2, sentence_queries=12):
+        told = [text for text, picture in episode.taught if picture is None]
+        names = {name for text in told for name in re.findall(r"\b[A-Z]\w+", text)}
+        for kind, other in (("misspelt", misspelt(episode)), ("another", of_another_relation(episode))):
+            assert other.taught == episode.taught and other.pictures == episode.pictures
+            for query in other.queries:
+                if query.picture is not None:
+                    assert query in episode.queries
+                    continue
+                assert query.facts == () and query.answer == ""
+                (name,) = re.findall(r"\b[A-Z]\w+", query.prompt)
+                if kind == "misspelt":
+                    assert name not in names
+                    assert any(len(one) == len(name) and sum(map(str.__ne__, one, name)) == 1 for one in names)
+                else:
+                    (text,) = (text for text in told if name in text.split())
+                    (told_of,) = (noun for noun, ways in RELATIONS.items() if _fits(text, ways.told[-1], name))
+                    assert query.prompt != RELATIONS[told_of].asked[-1].format(s=name)
+                    assert query.prompt in {ways.asked[-1].format(s=name) for ways in RELATIONS.values()}
+                seen[kind] += 1
+    assert min(seen.values()) > 10
+
+
+def _fits(text: str, form: str, name: str) -> bool:
+    return any(text == form.format(s=name, o=other) for other in text.split())
