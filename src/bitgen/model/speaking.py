@@ -29,8 +29,8 @@ class Meaning(NamedTuple):
     """When a kind of cue means a fact.
 
     ``sure``: a fact is meant above this probability. ``facts``: the number of facts for which the model's odds hold.
-    With N facts the odds are multiplied by ``facts / N``, since among more facts one is more often near by chance.
-    None: the odds do not depend on N.
+    With N facts a picture's odds are multiplied by ``facts / N``, since among more facts one is more often near by
+    chance. None: the odds do not depend on N, as those of questions never do.
     ``same``: above this cosine two keys are of the same thing, and only the later counts. ``alike``: above this cosine
     two facts answer the same and do not compete to be what is meant. None: facts never compete, as a cue may mean
     several.
@@ -73,7 +73,10 @@ def find(
 
     counts = told_last(keys)
     cosines, at = nearness(picture, keys, counts, looked_for)
-    return _meant(recall.logits(cosines), keys, counts, at, meaning)
+    logits = recall.logits(cosines)
+    if meaning.facts is not None:
+        logits = logits - math.log(max(1, int(counts.sum())) / meaning.facts)
+    return _meant(logits, keys, at, meaning)
 
 
 def find_asked(
@@ -82,16 +85,12 @@ def find_asked(
     """Compare questions with facts: by keys ``[E, k]``, and by the words that the values ``[E, L d]`` hold."""
     keys = keys.to(question.keys)
     logits = recall.asked_logits(question, keys, values)
-    return _meant(logits, keys, told_last(keys), torch.zeros_like(logits, dtype=torch.long), meaning)
+    return _meant(logits, keys, torch.zeros_like(logits, dtype=torch.long), meaning)
 
 
-def _meant(logits: torch.Tensor, keys: torch.Tensor, counts: torch.Tensor, at: torch.Tensor, meaning: Meaning) -> Found:
-    """What log odds ``[B, E]`` as the model gives them mean, among the facts that count, ``[E]``."""
+def _meant(logits: torch.Tensor, keys: torch.Tensor, at: torch.Tensor, meaning: Meaning) -> Found:
     by_kind = _each_alone if meaning.alike is None else _together
-    logits = logits.nan_to_num(-torch.inf)
-    if meaning.facts is not None:
-        logits = logits - math.log(max(1, int(counts.sum())) / meaning.facts)
-    return Found(by_kind(logits, keys, meaning), at, meaning.sure)
+    return Found(by_kind(logits.nan_to_num(-torch.inf), keys, meaning), at, meaning.sure)
 
 
 def _each_alone(logits: torch.Tensor, keys: torch.Tensor, meaning: Meaning) -> torch.Tensor:
