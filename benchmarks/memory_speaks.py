@@ -87,7 +87,7 @@ def episodes(trained: Trained, data: PairDataset | None, seed: int, count: int, 
         maker = SceneEpisodes(trained.processor, seed, held_out=True, **sizes)
     else:
         maker = PhotoEpisodes(data, trained.processor, seed, held_out=True, **sizes)
-    dataset = EpisodeDataset(maker, trained.processor, count, seed)
+    dataset = EpisodeDataset(maker, trained.processor, count, seed, trained.model.config.as_taught)
     for index in range(count):
         yield dataset, maker.episode(SampleKey(index))
 

@@ -203,7 +203,8 @@ def test_what_is_about_nothing_is_about_nothing_that_was_taught(many, held_out: 
     for episode, query in kinds(many[held_out], "sentence_unknown"):
         (subject,) = _NAME.findall(query.prompt)
         told = {name for text, _ in episode.taught for name in _NAME.findall(text)}
-        assert query.facts == () and query.answer == "" and query.picture is None and subject not in told
+        assert query.facts == () and query.answer == "" and query.picture is None
+        assert subject not in told or not held_out, "in training it may be about something else of somebody told of"
 
 
 @BOTH_PARTS

@@ -50,7 +50,8 @@ def test_what_is_asked_shows_what_was_taught_or_a_stranger(photographs, held_out
             if query.picture is None:
                 continue
             view = episode.pictures[query.picture]
-            said = query.answer.partition(": ")
+            assert query.answer.startswith(" ") == (query.kind != "unknown"), "a name stands behind a space"
+            said = query.answer.strip().partition(": ")
             if query.kind == "unknown":
                 assert view.row not in taught and query.facts == () and not query.names
                 assert query.answer in photographs.captions_of(view.row)

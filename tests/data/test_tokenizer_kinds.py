@@ -14,7 +14,7 @@ from bitgen.data.tokenizer import build_tokenizer, check_vocabulary, load_tokeni
 from bitgen.evaluation.generation import generate_texts
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.processing_bitgen import BitGenProcessor, text_ids
-from bitgen.model.token_ids import space_id
+from bitgen.model.token_ids import begins_behind_space, space_id
 from support.tokenizers import KINDS, wordlevel_tokenizer
 
 SPELLING = "a dog </s> the grass <pad> on <s> a [SEP] dog"
@@ -142,3 +142,18 @@ def test_where_a_name_alone_has_other_tokens_than_behind_a_space_there_is_no_suc
     names = train_bpe(["a Bob", "a Bud", "the Bog"] * 20, 270)
     alone, behind, space = text_ids(names, ["Blor", " Blor", " "])
     assert len(space) == 1 and behind != [*space, *alone] and space_id(names) is None
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "names"])
+def test_a_space_goes_before_a_text_where_its_first_word_is_read_otherwise_without(kind):
+    """And where it does, that word has the tokens that it has behind another one; nowhere else would it help."""
+    made = KINDS | {"names": lambda: train_bpe(["a Bob", "a Bud", "the Bog"] * 20, 270)}
+    tokenizer, names = made[kind](), [f"B{vowel}{end}" for vowel in "aeiou" for end in "bdgl"]
+    before = len(text_ids(tokenizer, ["a"])[0])
+    within = [ids[before:] for ids in text_ids(tokenizer, [f"a {name}" for name in names])]
+    needed = begins_behind_space(tokenizer)
+    assert needed == (kind == "names")
+    if needed:
+        assert text_ids(tokenizer, [f" {name}" for name in names]) == within != text_ids(tokenizer, names)
+    elif space_id(tokenizer) is None:
+        assert text_ids(tokenizer, names) == within

@@ -32,7 +32,7 @@ RENAMED = {"feature_cache_pool": "feature_pool"}
 OF_THE_DATA = {"feature_dim", "feature_tokens"}
 # These are said by the encoder, unless image_normalisation says otherwise.
 OF_THE_ENCODER = {"image_mean", "image_std", "image_resample"}
-OF_THE_TOKENIZER = {"recall_space"}  # and bos_token_id, which is no name of the network's own
+OF_THE_TOKENIZER = {"recall_space", "recall_behind_space"}  # and bos_token_id, which is no name of the network's own
 SETTINGS = {name: setting for group in GROUPS for name, setting in settings_of(group).items()}
 REACHING = [name for name in SETTINGS if name not in NOT_THE_NETWORKS | OF_THE_DATA]
 CHOICES = {

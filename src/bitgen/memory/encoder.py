@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -137,21 +137,26 @@ class PairEncoder:
             parts.append(self.model.encode_text(ids, mask, self._reader).double())
         return torch.cat(parts)
 
-    def tokens(self, texts: Sequence[str], say: bool = True) -> tuple[Tensor, Tensor]:
+    def tokens(
+        self, texts: Sequence[str], say: bool = True, written: Callable[[str], str] = str
+    ) -> tuple[Tensor, Tensor]:
         """``input_ids`` and ``attention_mask [B, T]`` of texts, on the model's device.
 
         Args:
             say: warn as :meth:`texts` does.
+            written: how each of them is written before it is encoded.
 
         Raises:
             ValueError: as for :meth:`texts`.
         """
-        return self._padded(self._sequences(texts, say))
+        return self._padded(self._sequences(texts, say, written))
 
-    def _sequences(self, texts: Sequence[str], say: bool = True) -> list[list[int]]:
+    def _sequences(
+        self, texts: Sequence[str], say: bool = True, written: Callable[[str], str] = str
+    ) -> list[list[int]]:
         """``BOS ... EOS`` of each text, cut to what the model reads, which a warning says."""
         check_texts(texts)
-        longest, whole = self.processor.max_length, self.whole_sequences(texts)
+        longest, whole = self.processor.max_length, self.whole_sequences(list(map(written, texts)))
         cut = [position for position, ids in enumerate(whole) if len(ids) > longest]
         if cut and say:
             self._say_cut(texts, whole, cut)

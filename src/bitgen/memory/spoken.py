@@ -77,7 +77,7 @@ class FactEncoder:
         """
         codes, size = [], self.encoder.batch_size
         for part in (slice(first, first + size) for first in range(0, len(texts), size)):
-            ids, mask = self.encoder.tokens(texts[part], say=False)
+            ids, mask = self._tokens(texts[part])
             if image_tokens is None:
                 keys = self.recall.text_keys(ids, mask)
             else:
@@ -89,15 +89,13 @@ class FactEncoder:
     def alike(self, text: str, other: str) -> float:
         """Cosine of what two texts look for in a picture, as far as values hold them."""
         held = slice(self.recall.length + 1)
-        one, another = self.recall.looked_for(
-            *(part[:, held] for part in self.encoder.tokens([text, other], say=False))
-        )
+        one, another = self.recall.looked_for(*(part[:, held] for part in self._tokens([text, other])))
         return torch.cosine_similarity(one, another, dim=0).item()
 
     def say_cut(self, texts: Sequence[str]) -> None:
         """Warn of texts that are longer than a value, and show what would be recalled of one."""
         processor, longest = self.encoder.processor, self.recall.length
-        whole = [ids[1:-1] for ids in self.encoder.whole_sequences(texts)]
+        whole = [ids[1:-1] for ids in self.encoder.whole_sequences(list(map(self.recall.config.as_taught, texts)))]
         cut = [position for position, ids in enumerate(whole) if len(ids) > longest]
         if not cut:
             return
@@ -110,8 +108,11 @@ class FactEncoder:
             printable(texts[first], SHOWN),
             len(whole[first]),
             longest,
-            printable(processor.tokenizer.decode(whole[first][:longest])),
+            printable(processor.tokenizer.decode(whole[first][:longest]).strip()),
         )
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return self.encoder.tokens(texts, say=False, written=self.recall.config.as_taught)
 
     @torch.no_grad()
     def image_cue(self, image: MemoryImage) -> Cue:

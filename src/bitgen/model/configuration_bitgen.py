@@ -80,6 +80,8 @@ class BitGenConfig(PretrainedConfig):
         recall_tokens (L), recall_dim (k), recall_code (d): tokens of a text that can be taught, 0: the network cannot
             speak from a memory; width of a key; and numbers that a token of a value has (``recall.py``).
         recall_space: id of the space before a name, where it is a token of its own (``token_ids.space_id``).
+        recall_behind_space: what is taught is encoded behind a space, so that its first word has the tokens that it has
+            in a question (``token_ids.begins_behind_space``).
 
     Raises:
         ValueError: sizes that cannot fit together, naming the field.
@@ -143,6 +145,7 @@ class BitGenConfig(PretrainedConfig):
         recall_dim: int = 128,
         recall_code: int = 32,
         recall_space: int | None = None,
+        recall_behind_space: bool = False,
         **kwargs: Any,
     ) -> None:
         self.vision_config = dict(vision_config) if vision_config is not None else None
@@ -188,9 +191,13 @@ class BitGenConfig(PretrainedConfig):
         self.pseudoinverse_steps = pseudoinverse_steps
         self.pseudoinverse_tolerance = pseudoinverse_tolerance
         self.recall_tokens, self.recall_dim, self.recall_code = recall_tokens, recall_dim, recall_code
-        self.recall_space = recall_space
+        self.recall_space, self.recall_behind_space = recall_space, recall_behind_space
         super().__init__(**kwargs)
         self._check()
+
+    def as_taught(self, text: str) -> str:
+        """A text as it is encoded to be taught."""
+        return f" {text}" if self.recall_behind_space else text
 
     @classmethod
     def own_names(cls) -> set[str]:

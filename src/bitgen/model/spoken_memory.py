@@ -156,7 +156,7 @@ class SpokenMemory:
         check_text(text)
         if len(self) >= MOST_FACTS:
             raise ValueError(f"a memory holds at most {MOST_FACTS:,} facts: forget some")
-        ids = text_ids(tokenizer, [text])[0]
+        ids = text_ids(tokenizer, [model.config.as_taught(text)])[0]
         if not ids or max(ids) >= model.config.vocab_size:
             raise ValueError(f"the tokenizer makes no ids of this model of {text[:60]!r}: pass the model's own")
         _say_cut(text, ids, min(recall.length, model.config.max_seq_len - 2), tokenizer)

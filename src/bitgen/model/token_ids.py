@@ -37,6 +37,20 @@ def space_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return space[0] if apart and space[0] != tokenizer.unk_token_id else None
 
 
+def begins_behind_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it takes a space before a text that its first word has the tokens that it has within a text.
+
+    No: the tokenizer keeps no spaces, puts one before each text itself, or has a token of its own for one
+    (:func:`space_id`), which is known to stand between words.
+    """
+    if space_id(tokenizer) is not None:
+        return False
+    word, within = text_ids(tokenizer, ["a"])[0], text_ids(tokenizer, [f"a {name}" for name in _NAMES])
+    parted = all(found[: len(word)] == word for found in within)
+    within, behind = [found[len(word) :] for found in within], text_ids(tokenizer, [f" {name}" for name in _NAMES])
+    return parted and behind == within != text_ids(tokenizer, _NAMES)
+
+
 def _spelled(tokenizer: PreTrainedTokenizerBase, ids: list[int], specials: set[int | None]) -> list[int]:
     spelled: list[int] = []
     for token in ids:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from bitgen.config import Config, ConfigError
@@ -16,6 +17,7 @@ from bitgen.data.word_count import WordCounter
 from bitgen.machine.devices import resolve_precision
 from bitgen.machine.ranks import Processes
 from bitgen.memory.answering import Answer, answer_episode, measures
+from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.parameter_roles import MATRIX, READER
 from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.objectives.recall import RecallObjective
@@ -55,7 +57,7 @@ class Episodes:
         processor = pairs.processor
         size = max(1, pairs.image_count // config.episodes.picture_queries)  # about one query a picture
         maker = episodes_of(config, pairs, processor, held_out=False)
-        data = EpisodeDataset(maker, processor, size, config.training.seed)
+        data = EpisodeDataset(maker, processor, size, config.training.seed, parts.model.config.as_taught)
         source = LoaderSource(
             data,
             data.batch_sampler(1, ranks.rank, ranks.world_size),
@@ -66,8 +68,8 @@ class Episodes:
             ranks.device.type == "cuda",
         )
         stage = plan(config, source)
-        validator = _Validator(config, parts.val) if parts.val is not None else None
-        settings, space = config.episodes, parts.model.config.recall_space
+        validator = _Validator(config, parts.val, parts.model.config.as_taught) if parts.val is not None else None
+        settings, network = config.episodes, parts.model.config
         return Run(
             objective,
             source,
@@ -83,7 +85,7 @@ class Episodes:
                 "episode_sentences": settings.episode_sentences,
                 "picture_queries": settings.picture_queries,
                 "sentence_queries": settings.sentence_queries,
-                **({} if space is None else {"recall_space": space}),  # without one, earlier runs go on
+                **_of_the_tokenizer(network),
                 **source.identity(),
             },
             {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(parts.model)},
@@ -176,12 +178,18 @@ def plan(config: Config, source: LoaderSource) -> Stage:
     )
 
 
+def _of_the_tokenizer(network: BitGenConfig) -> dict[str, Any]:
+    """What the network's sizes say of its tokenizer's spaces, but for what earlier runs, which go on, lack."""
+    found = {"recall_space": network.recall_space, "recall_behind_space": network.recall_behind_space or None}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 class _Validator:
     """Teaches held-out episodes and puts their queries."""
 
-    def __init__(self, config: Config, pairs: PairDataset) -> None:
+    def __init__(self, config: Config, pairs: PairDataset, as_taught: Callable[[str], str]) -> None:
         maker = episodes_of(config, pairs, pairs.processor, held_out=True)
-        self.data = EpisodeDataset(maker, pairs.processor, _EPISODES, config.training.seed)
+        self.data = EpisodeDataset(maker, pairs.processor, _EPISODES, config.training.seed, as_taught)
 
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, RecallObjective)

@@ -8,7 +8,7 @@ with what was taught in them, questions in other words, and pictures and questio
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -212,6 +212,9 @@ def sentence_queries(facts: Sequence[Fact], first: int, count: int, rng: random.
 class EpisodeDataset:
     """Episodes as tensors; each sample is one, and so is a batch.
 
+    Args:
+        as_taught: texts as they are encoded to be taught (``BitGenConfig.as_taught``).
+
     ``dataset[SampleKey(index, epoch)]`` gives, for F taught facts of which the first Fi have a picture, and Q queries
     of which the first Qi have one:
 
@@ -224,8 +227,15 @@ class EpisodeDataset:
 
     steady, why_uncached = True, "episodes are drawn anew each time"
 
-    def __init__(self, maker: EpisodeMaker, processor: BitGenProcessor, size: int, seed: int) -> None:
-        self.maker, self.processor, self.size, self.seed = maker, processor, size, seed
+    def __init__(
+        self,
+        maker: EpisodeMaker,
+        processor: BitGenProcessor,
+        size: int,
+        seed: int,
+        as_taught: Callable[[str], str] = str,
+    ) -> None:
+        self.maker, self.processor, self.size, self.seed, self.as_taught = maker, processor, size, seed, as_taught
 
     def __len__(self) -> int:
         return self.size
@@ -256,7 +266,7 @@ class EpisodeDataset:
         pixels = [maker.tensor(picture) for picture in episode.pictures]
         of_taught = [number for _, number in episode.taught if number is not None]
         of_queries = [query.picture for query in episode.queries if query.picture is not None]
-        taught = self._padded(processor.encode([text for text, _ in episode.taught]))
+        taught = self._padded(processor.encode([self.as_taught(text) for text, _ in episode.taught]))
         whole = processor.encode([_whole(query) for query in episode.queries])
         prompts = processor.encode([query.prompt or "x" for query in episode.queries])
         labels = [

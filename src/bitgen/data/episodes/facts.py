@@ -11,18 +11,19 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bitgen.data.episodes.names import invented_name, invented_names
+from bitgen.data.episodes.names import invented_name, invented_names, like_name
 
 
 class Fact(NamedTuple):
     """``told``: a sentence about ``subject``; ``asked``: a question in other words, whose ``answer`` was told;
-    ``asked_back``: one that tells the answer and asks for the subject."""
+    ``asked_back``: one that tells the answer and asks for the subject; ``relation``: by its noun."""
 
     told: str
     asked: str
     answer: str
     asked_back: str
     subject: str
+    relation: str
 
 
 class Wordings(NamedTuple):
@@ -186,6 +187,7 @@ _SCRAMBLED = 0.3
 FILLERS = ("now", "so", "and", "well", "too", "again", "the", "a", "is", "that", "it", "there")
 _ORDER_ALONE = 3  # words, of which nothing but their order tells who does what to whom
 _TIED = re.compile(r"\b(?:by|for|from|in|of|to|with) \{\w*\}")  # a preposition and the name behind it
+_NEAR = 0.5  # of the questions of training that have no answer
 _CHAINED = 0.25  # of the facts of training: what is told is somebody of whom something else is told
 
 
@@ -274,6 +276,7 @@ def invented_facts(count: int, rng: random.Random, held_out: bool, chained: floa
             answer,
             asked(relation, answer, rng, held_out, back=True),
             subject,
+            relation,
         )
         for (subject, relation), answer in zip(chosen, answers, strict=True)
     ]
@@ -295,8 +298,11 @@ def _chained(told_of: list[tuple[str, str]], answers: list[str], share: float, r
 
 
 def question_without_answer(facts: Sequence[Fact], rng: random.Random, held_out: bool) -> str:
-    """A question about somebody whom none of ``facts`` tells of; in training half of them with the initial of one of
-    those."""
+    """A question that none of ``facts`` answers. In evaluation it is about somebody whom they do not tell of; in
+    training half are nearly about one of the facts (:func:`near_miss`), and a quarter about a name of the same initial.
+    """
+    if not held_out and rng.random() < _NEAR:
+        return near_miss(facts, rng)
     known = {name for fact in facts for name in (fact.subject, fact.answer)}
     alike = not held_out and rng.random() < 0.5
     initials = {name[0] for name in known} if alike else set()
@@ -304,3 +310,18 @@ def question_without_answer(facts: Sequence[Fact], rng: random.Random, held_out:
         name = invented_name(rng, held_out)
         if name not in known and (not initials or name[0] in initials):
             return asked(rng.choice(list(RELATIONS)), name, rng, held_out, back=rng.random() < 0.5)
+
+
+def near_miss(facts: Sequence[Fact], rng: random.Random) -> str:
+    """A question of training about something else of somebody whom ``facts`` tell of, or about the same of a name that
+    differs in one letter."""
+    fact, back = rng.choice(facts), rng.random() < 0.5
+    name = fact.answer if back else fact.subject
+    told_of = {one.relation for one in facts if name == (one.answer if back else one.subject)}
+    others = [relation for relation in RELATIONS if relation not in told_of]
+    if others and rng.random() < 0.5:
+        return asked(rng.choice(others), name, rng, held_out=False, back=back)
+    known, other = {name for fact in facts for name in (fact.subject, fact.answer)}, name
+    while other in known:
+        other = like_name(name, rng)
+    return asked(fact.relation, other, rng, held_out=False, back=back)

@@ -18,6 +18,9 @@ _ENDS = (
 )  # fmt: skip
 _HELD_OUT = 5  # one name in five
 _ANY_LETTERS = 0.2
+# The share of the names drawn for training that differ in one letter from one before. Of three initials few are drawn
+# otherwise, so that in such a list half of the names are like another.
+_LIKE_ANOTHER = 0.1
 # The share of training's lists of names that all begin with one of three letters. A model that tells names apart by
 # their initials goes on with the wrong one of two.
 _ALIKE, _INITIALS = 0.25, 3
@@ -41,13 +44,23 @@ def invented_name(rng: random.Random, held_out: bool) -> str:
             return name.capitalize()
 
 
+def like_name(name: str, rng: random.Random) -> str:
+    """A name of training that differs from ``name`` in one letter: another one, one more, or one that is missing."""
+    while True:
+        at, letter = rng.randrange(len(name)), rng.choice(string.ascii_lowercase)
+        written = name[:at] + rng.choice((letter, letter, letter + name[at], "")) + name[at + 1 :]
+        if 3 <= len(written) <= 9 and written.lower() != name.lower() and not is_held_out_name(written):
+            return written.capitalize()
+
+
 def invented_names(count: int, rng: random.Random, held_out: bool) -> list[str]:
-    """``count`` different names, in training often of a few initials."""
+    """``count`` different names, in training often of a few initials, and some like another of them."""
     names: dict[str, None] = {}
     alike = not held_out and rng.random() < _ALIKE
     initials = rng.sample(string.ascii_uppercase, _INITIALS) if alike else string.ascii_uppercase
     while len(names) < count:
-        name = invented_name(rng, held_out)
+        like = not held_out and names and rng.random() < _LIKE_ANOTHER
+        name = like_name(rng.choice(list(names)), rng) if like else invented_name(rng, held_out)
         if name[0] in initials:
             names[name] = None
     return list(names)
