@@ -12,6 +12,7 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    `told_` before it where the right facts are handed over
   chained_KIND     the same of questions about people of whom two sentences tell: "Blick belongs to Anna", "Anna lives
                    in Oslo"
+  written_KIND     the same of sentences and questions that begin with a capital, and end with a full stop or a mark
   led_in_KIND      the same of questions behind other words ("do you know who owns Blick?"); plain_KIND: of these
                    without them; led_in_, plain_ and everyday_left_alone: of those about nobody, that recall nothing;
                    misspelt_, another_relation_left_alone: of those about a name with one letter changed, and about

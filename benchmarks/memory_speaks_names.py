@@ -1,5 +1,5 @@
-"""What people say, in place of what episodes invent: names as people and places have them, questions behind other
-words, and questions that are nearly about what was taught."""
+"""What people say, in place of what episodes invent: names as people and places have them, capitals and full stops,
+questions behind other words, and questions that are nearly about what was taught."""
 
 from __future__ import annotations
 
@@ -41,6 +41,19 @@ def renamed(episode: Episode) -> Episode:
         for query in episode.queries
     )
     return replace(episode, taught=taught, queries=queries)
+
+
+def written(episode: Episode) -> Episode:
+    """The episode whose sentences, and questions about them, begin with a capital; sentences end with a full stop."""
+    taught = tuple((text if picture is not None else f"{_capital(text)}.", picture) for text, picture in episode.taught)
+    queries = tuple(
+        replace(query, prompt=_capital(query.prompt)) if query.picture is None else query for query in episode.queries
+    )
+    return replace(episode, taught=taught, queries=queries)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def led_in(episode: Episode) -> Episode:
@@ -100,6 +113,7 @@ def _with(episode: Episode, queries: list[Query]) -> Episode:
 _CHAINED = 0.9  # of the sentences, or as many as there are people for
 # Kinds of other sentences: what changes an episode, and the share of its sentences that tell of each other's people.
 WAYS: tuple[tuple[str, Callable[[Episode], Episode] | None, float | None], ...] = (
-    ("plain", None, None), ("everyday", renamed, None), ("chained", None, _CHAINED), ("led_in", led_in, None),
+    ("plain", None, None), ("everyday", renamed, None), ("chained", None, _CHAINED), ("written", written, None),
+    ("led_in", led_in, None),
     ("misspelt", misspelt, None), ("another_relation", of_another_relation, None),
 )  # fmt: skip

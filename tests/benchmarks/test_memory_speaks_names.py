@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from memory_speaks_names import EVERYDAY, LED_IN, led_in, misspelt, of_another_relation, renamed
+from memory_speaks_names import EVERYDAY, LED_IN, led_in, misspelt, of_another_relation, renamed, written
 
 from bitgen.data.episodes.facts import BEFORE_QUESTION, RELATIONS
 from bitgen.data.episodes.names import is_held_out_name
@@ -53,6 +53,18 @@ def test_only_questions_about_sentences_are_led_in_by_what_no_question_of_traini
             assert before == "" if old.picture is not None else before in LED_IN
             led.add(before)
     assert led == {"", *LED_IN}
+
+
+def test_what_people_write_begins_with_a_capital_and_is_else_what_it_was() -> None:
+    for episode in episodes(5, held_out=True, sentences=12, sentence_queries=20):
+        other = written(episode)
+        for (old, picture), (new, same) in zip(episode.taught, other.taught, strict=True):
+            assert same == picture and new == (old if picture is not None else f"{old[0].upper()}{old[1:]}.")
+        for asked, new_asked in zip(episode.queries, other.queries, strict=True):
+            assert replace(new_asked, prompt=asked.prompt) == asked
+            assert new_asked.prompt == asked.prompt or asked.picture is None
+            assert asked.picture is not None or new_asked.prompt == asked.prompt[0].upper() + asked.prompt[1:]
+    assert any(written(episode) != episode for episode in episodes(2, held_out=True))
 
 
 def test_near_misses_are_about_nobody_and_nearly_about_somebody() -> None:

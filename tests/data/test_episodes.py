@@ -18,7 +18,19 @@ from bitgen.data.scenes.reading import read_caption
 from bitgen.data.scenes.wording import RELATION_WORDS, opposite
 from bitgen.model.likelihood import IGNORED
 from support.runs import run_code
-from support.speaking import SMALL, dataset, episodes, kinds, led_by, made_of, maker, processor, texts_of
+from support.speaking import (
+    SMALL,
+    dataset,
+    episodes,
+    kinds,
+    led_by,
+    made_of,
+    maker,
+    names_in,
+    processor,
+    small,
+    texts_of,
+)
 
 FULL = dict(pictures=24, sentences=24, picture_queries=32, sentence_queries=24)
 OWN = len(entities(True)) - 4  # what evaluation can teach that training never does, beside what it leaves unknown
@@ -46,7 +58,7 @@ def form_of(text: str, names: list[str], things: bool = False) -> str:
     """A text's wording: its names in their order, and the colours and shapes where it has some, taken out."""
     for number, name in enumerate(names):
         text = re.sub(rf"\b{name}\b", f"<{number}>", text)
-    return _THING.sub("<thing>", text) if things else text
+    return _THING.sub("<thing>", text[:1].lower() + text[1:]) if things else text
 
 
 # ---- what is never in both parts ----
@@ -57,7 +69,7 @@ def test_names_and_things_are_of_one_part(many, held_out: bool) -> None:
     ours = set(entities(held_out))
     for episode in many[held_out]:
         for text in texts_of(episode):
-            for name in _NAME.findall(text):
+            for name in _NAME.findall(small(text)):
                 assert is_held_out_name(name) == held_out, text
         for scene, _ in episode.pictures:
             assert set(things_of(scene)) <= ours, scene
@@ -88,11 +100,11 @@ def test_wordings_are_of_one_part(many, held_out: bool) -> None:
     worded = [] if held_out else episodes(200, **(FULL | {"pictures": 2, "picture_queries": 1}))
     for episode in [*many[held_out], *worded]:
         for text, picture in episode.taught:
-            names = list(dict.fromkeys(_NAME.findall(text)))
+            names = list(dict.fromkeys(names_in(text, 2 if picture is None else 1)))
             form = form_of(text, names, things=picture is not None)
             look(form, tellings if picture is None else namings)
         for query in episode.queries:
-            form = form_of(query.prompt, _NAME.findall(query.prompt), things=True)
+            form = form_of(query.prompt, names_in(query.prompt, int(query.picture is None)), things=True)
             if query.prompt and query.picture is not None:
                 form = _RELATION.sub("<relation> the <thing>", form)
                 look(form, about_pictures, question=True)
@@ -106,7 +118,7 @@ def test_the_parts_wordings_do_not_meet(many) -> None:
     def said(held_out: bool) -> set[str]:
         texts = [text for episode in many[held_out] for text, _ in episode.taught]
         texts += [query.prompt for episode in many[held_out] for query in episode.queries if query.prompt]
-        return {_THING.sub("<thing>", _NAME.sub("<name>", text)) for text in texts}
+        return {_THING.sub("<thing>", _NAME.sub("<name>", small(text))) for text in texts}
 
     assert len(said(False)) > 50 and len(said(True)) > 10 and not said(False) & said(True)
 
@@ -182,14 +194,14 @@ def test_rows_of_facts_are_of_the_text_that_taught_the_answer(many, held_out: bo
         assert len(rows) == len(query.facts)
         for row, (entity, name) in rows.items():
             text, number = episode.taught[row]
-            assert _NAME.findall(text) == [name] and name in _NAME.findall(query.answer)
+            assert names_in(text, 1) == [name] and name in _NAME.findall(query.answer)
             assert number is not None and entity in things_of(episode.pictures[number][0])
             taught_of = _THING.search(text)
             assert taught_of is None or taught_of[0] == " ".join(entity)
     for episode, query in kinds(many[held_out], "sentence", "sentence_back"):
         ((text, number),) = [episode.taught[row] for row in query.facts]
-        assert number is None and {query.answer, *_NAME.findall(query.prompt)} == set(_NAME.findall(text))
-        assert query.answer not in query.prompt
+        assert number is None and {query.answer, *names_in(query.prompt, 1)} == set(names_in(text, 2))
+        assert query.answer not in re.findall(r"\w+", query.prompt)
 
 
 @BOTH_PARTS
@@ -201,8 +213,8 @@ def test_what_is_about_nothing_is_about_nothing_that_was_taught(many, held_out: 
         read = read_caption(query.answer)
         assert read is not None and read.meaning == query.scene.meaning
     for episode, query in kinds(many[held_out], "sentence_unknown"):
-        (subject,) = _NAME.findall(query.prompt)
-        told = {name for text, _ in episode.taught for name in _NAME.findall(text)}
+        (subject,) = names_in(query.prompt, 1)
+        told = {name for text, number in episode.taught for name in names_in(text, 2 if number is None else 1)}
         assert query.facts == () and query.answer == "" and query.picture is None
         assert subject not in told or not held_out, "in training it may be about something else of somebody told of"
 

@@ -21,11 +21,7 @@ from bitgen.data.episodes.facts import (
 )
 from bitgen.data.episodes.names import invented_name, invented_names, is_held_out_name, like_name
 from bitgen.data.scenes.named import ALONE, ONE_OF
-from support.speaking import led_by, made_of
-
-
-def names_in(text: str) -> list[str]:
-    return re.findall(r"\b[A-Z]\w*", text)
+from support.speaking import led_by, made_of, names_in, small
 
 
 def form_of(text: str, *, subject: str, answer: str = "") -> str:
@@ -121,8 +117,8 @@ def test_questions_are_about_their_fact_in_the_wordings_of_its_part(held_out: bo
     for facts, _ in drawn(held_out):
         for fact in facts:
             subject, answer = fact.subject, fact.answer
-            assert names_in(fact.asked) == [subject] and names_in(fact.asked_back) == [answer]
-            assert sorted(names_in(fact.told)) == sorted({subject, answer}), "none is told of itself"
+            assert names_in(fact.asked, 1) == [subject] and names_in(fact.asked_back, 1) == [answer]
+            assert sorted(names_in(fact.told, 2)) == sorted({subject, answer}), "none is told of itself"
             assert all(is_held_out_name(name) == held_out for name in (subject, answer))
             ways = RELATIONS[relation_of(fact, held_out)]
             back = {"subject": "-", "answer": answer}
@@ -174,8 +170,8 @@ def test_no_question_of_training_asks_the_other_way_or_is_held_out(back: bool) -
         theirs = tuple(re.sub(r"\{.\}", "Zq", form) for form in theirs)
         ours = tuple(re.sub(r"\{.\}", "Zq", form) for form in ours)
         for _ in range(400):
-            question = asked(relation, "Zq", rng, False, back)
-            if not any(question.endswith(form) for form in ours[:-1]):
+            question = small(asked(relation, "Zq", rng, False, back)).replace("zq", "Zq")
+            if not any(question.removesuffix("?").endswith(form.removesuffix("?")) for form in ours[:-1]):
                 assert not any(holds(question, form) for form in (*theirs, ours[-1])), question
 
 
@@ -191,18 +187,38 @@ def test_no_wording_tells_or_asks_in_both_directions() -> None:
 def test_training_says_other_words_before_and_behind_and_evaluation_none() -> None:
     for held_out in (False, True):
         facts = [fact for found, _ in drawn(held_out) for fact in found]
-        assert {fact.told.endswith(", they say") for fact in facts} == ({False} if held_out else {False, True})
+        assert {small(fact.told).endswith(", they say") for fact in facts} == ({False} if held_out else {False, True})
         asked_for = [question for fact in facts for question in (fact.asked, fact.asked_back)]
         assert {question.startswith("say: ") for question in asked_for} == ({False} if held_out else {False, True})
-        led = [led_by(question) for question in asked_for]
+        led = [led_by(form_of(question, subject=names_in(question, 1)[0])) for question in asked_for]
         share = sum(map(bool, led)) / len(led)
         assert share == 0 if held_out else 0.17 < share < 0.23, "one in five begins with words that nobody knows"
+
+
+def test_training_writes_as_people_do_and_evaluation_as_its_wordings_are() -> None:
+    """Two in five with a capital, three in ten with a full stop, one in ten without a question mark."""
+    for held_out in (False, True):
+        facts = [fact for found, _ in drawn(held_out, 16, 60) for fact in found]
+        asked_for = [question for fact in facts for question in (fact.asked, fact.asked_back)]
+        told = [form_of(fact.told, subject=fact.subject, answer=fact.answer) for fact in facts]
+        for forms in (told, [form_of(question, subject=names_in(question, 1)[0]) for question in asked_for]):
+            words = [form for form in forms if form[0] != "{"]  # which a name begins
+            capitals = sum(form[0].isupper() for form in words) / max(1, len(words))
+            assert capitals == 0 if held_out else 0.36 < capitals < 0.44
+        stops = sum(fact.told.endswith(".") for fact in facts) / len(facts)
+        assert stops == 0 if held_out else 0.26 < stops < 0.34
+        assert not any(question.endswith(".") for question in asked_for)
+        for found, wanted in ((fact.asked, RELATIONS[fact.relation].asked) for fact in facts if held_out):
+            assert found.endswith("?") == wanted[-1].endswith("?")
+    rng = random.Random(3)
+    marked = [led_in("who owns Rex?", rng).endswith("?") for _ in range(1000)]
+    assert 0.87 < sum(marked) / 1000 < 0.93
 
 
 def test_the_words_before_a_question_are_one_to_three_made_up_ones_of_training_in_small_letters() -> None:
     rng, counts, ends = random.Random(7), Counter(), Counter()
     for _ in range(3000):
-        led = led_in("Q?", rng).removesuffix("Q?")
+        led = small(led_in("{s}?", rng)).removesuffix("?").removesuffix("{s}")
         led = min((led.removesuffix(first) for first in BEFORE_QUESTION), key=len)
         words = re.findall(r"\w+", led)
         assert all(word == word.lower() and not is_held_out_name(word) for word in words)
@@ -248,7 +264,7 @@ def test_no_wording_of_training_is_nearly_how_evaluation_tells_a_fact() -> None:
 
 def asks_for(question: str, held_out: bool) -> tuple[str, set[tuple[str, bool]]]:
     """The name that a question has, and what it may ask for: a relation, and whether from its other end."""
-    (name,) = names_in(question)
+    (name,) = names_in(question, 1)
     found = set()
     for noun, ways in RELATIONS.items():
         if wordings(question, held_out, ways.asked, question=True, subject=name):
@@ -292,7 +308,7 @@ def test_near_misses_are_about_something_else_of_somebody_or_about_a_like_name()
             kinds["like"] += 1
     assert kinds["like"] in range(40, 80) and min(kinds["back"], kinds["direct"]) > 15
     whole = [Fact("", "", f"Zan{'abcdeghij'[at]}a", "", "Zoslo", relation) for at, relation in enumerate(RELATIONS)]
-    direct = [names_in(near_miss(whole, random.Random(seed)))[0] for seed in range(60)]
+    direct = [names_in(near_miss(whole, random.Random(seed)), 1)[0] for seed in range(60)]
     assert "Zoslo" not in direct and any(differs_in_one_letter("Zoslo", name) for name in direct)
 
 
@@ -327,7 +343,7 @@ def test_of_those_whom_nobody_knows_some_have_the_initial_of_somebody_known() ->
     known = [Fact("", "", "Zanna", "", "Zoslo", "owner")]
     for held_out, least, most in ((False, 0.6, 0.85), (True, 0.0, 0.15)):
         rng = random.Random(6)
-        asked_about = [names_in(question_without_answer(known, rng, held_out))[0] for _ in range(300)]
+        asked_about = [names_in(question_without_answer(known, rng, held_out), 1)[0] for _ in range(300)]
         assert least <= sum(name[0] == "Z" for name in asked_about) / 300 <= most
 
 

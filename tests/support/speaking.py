@@ -67,6 +67,18 @@ def texts_of(episode: Episode) -> Iterator[str]:
         yield query.answer
 
 
+def names_in(text: str, count: int) -> list[str]:
+    """The names of a text, so many: its words with a capital, but for one that a text of training may begin with."""
+    found = re.findall(r"\b[A-Z][a-z]*", text)
+    assert len(found) == count or (len(found) == count + 1 and text.startswith(found[0])), text
+    return found[len(found) - count :]
+
+
+def small(text: str) -> str:
+    """A text of training without a capital at its beginning, and without a full stop."""
+    return (text[:1].lower() + text[1:]).removesuffix(".")
+
+
 KNOWN = {
     word
     for forms in (BEFORE_QUESTION, FILLERS, QUESTIONS, *(forms for ways in RELATIONS.values() for forms in ways))
@@ -78,6 +90,7 @@ KNOWN = {
 def led_by(text: str) -> list[str]:
     """What a question of training may begin with that it is not about: of its first three words those up to one that
     no other text has, shortest first."""
+    text = small(text)
     words = re.match(r"(?:[a-z]{3,9}[,!:]? ){0,3}", text)
     assert words is not None
     found: list[str] = []
@@ -97,6 +110,7 @@ def bare(text: str, question: bool = False) -> set[str]:
 def made_of(text: str, forms: set[str], question: bool = False) -> set[str]:
     """Those of ``forms`` that a text of training may be: with words before and behind it, or with its own words in
     another order and a few words between them. What is filled in, ``{s}`` and ``{o}``, keeps its order."""
+    text = small(text)
     for led in ("", *led_by(text)) if question else ("",):
         short = bare(text.removeprefix(led), question)
         found = forms & short or {form for form in forms for one in short if _has_the_words_of(one, form)}

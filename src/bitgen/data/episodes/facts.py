@@ -181,6 +181,9 @@ BEFORE_QUESTION = ("", "", "", "now, ", "well, ", "and ", "so ", "say: ")
 # None has a capital, by which they differ from names: else every word that no fact holds would count like a name.
 _UNHEARD, _MOST_UNHEARD = 0.2, 3
 _BEHIND_UNHEARD = (" ", " ", ", ", "! ", ": ")
+# People begin with a capital and end with a full stop, and some leave out the question mark. Training does so at times:
+# else "Who" would count like a name.
+_CAPITAL, _STOP, _NO_MARK = 0.4, 0.3, 0.1
 # Three in ten wordings of training have their words in another order, with some of these between. A model that learned
 # fixed wordings alone would not know where the name stands in one that it never read.
 _SCRAMBLED = 0.3
@@ -229,7 +232,7 @@ def told(relation: str, subject: str, answer: str, rng: random.Random, held_out:
     """A fact in one of its wordings."""
     forms = RELATIONS[relation].told
     sentence = wording(forms, rng, held_out, _exchanged(forms)).format(s=subject, o=answer)
-    return sentence if held_out else f"{rng.choice(BEFORE)}{sentence}{rng.choice(BEHIND)}"
+    return sentence if held_out else surrounded(sentence, rng)
 
 
 def asked(relation: str, name: str, rng: random.Random, held_out: bool, back: bool = False) -> str:
@@ -244,10 +247,22 @@ def asked(relation: str, name: str, rng: random.Random, held_out: bool, back: bo
 def led_in(question: str, rng: random.Random) -> str:
     """A question of training behind other words, which it is not about."""
     question = f"{rng.choice(BEFORE_QUESTION)}{question}"
-    if rng.random() >= _UNHEARD:
-        return question
-    unheard = [invented_name(rng, held_out=False).lower() for _ in range(rng.randint(1, _MOST_UNHEARD))]
-    return f"{' '.join(unheard)}{rng.choice(_BEHIND_UNHEARD)}{question}"
+    if rng.random() < _UNHEARD:
+        unheard = [invented_name(rng, held_out=False).lower() for _ in range(rng.randint(1, _MOST_UNHEARD))]
+        question = f"{' '.join(unheard)}{rng.choice(_BEHIND_UNHEARD)}{question}"
+    if question.endswith("?") and rng.random() < _NO_MARK:
+        question = question[:-1]
+    return _perhaps_a_capital(question, rng)
+
+
+def surrounded(text: str, rng: random.Random) -> str:
+    """What is taught in training, with other words before and behind it."""
+    text = _perhaps_a_capital(f"{rng.choice(BEFORE)}{text}{rng.choice(BEHIND)}", rng)
+    return f"{text}." if rng.random() < _STOP else text
+
+
+def _perhaps_a_capital(text: str, rng: random.Random) -> str:
+    return text[0].upper() + text[1:] if rng.random() < _CAPITAL else text
 
 
 def invented_facts(count: int, rng: random.Random, held_out: bool, chained: float | None = None) -> list[Fact]:

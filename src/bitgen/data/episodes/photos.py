@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes.dataset import Episode, Query, sentence_queries
-from bitgen.data.episodes.facts import invented_facts, wording
+from bitgen.data.episodes.facts import invented_facts, surrounded, wording
 from bitgen.data.episodes.names import invented_names
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.descriptions import scene_rng
-from bitgen.data.scenes.named import ALONE, surrounded
+from bitgen.data.scenes.named import ALONE
 from bitgen.model.processing_bitgen import BitGenProcessor
 
 STRANGERS = 8  # photographs of an episode that are not taught
@@ -58,10 +58,10 @@ class PhotoEpisodes:
         known, strangers = rows[:count], rows[count:]
         names = invented_names(count, rng, self.held_out)
         pictures: list[View] = [View(row, None) for row in known]
-        taught: list[tuple[str, int | None]] = [
-            (surrounded(wording(ALONE, rng, self.held_out).format(name=name), rng, self.held_out), at)
-            for at, name in enumerate(names)
-        ]
+        taught: list[tuple[str, int | None]] = []
+        for at, name in enumerate(names):
+            text = wording(ALONE, rng, self.held_out).format(name=name)
+            taught.append((text if self.held_out else surrounded(text, rng), at))
         facts = invented_facts(sentences, rng, self.held_out, self.chained) if sentences else []
         taught += [(fact.told, None) for fact in facts]
         queries = []

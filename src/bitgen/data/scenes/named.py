@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bitgen.data.episodes.facts import BEFORE, BEHIND, wording
+from bitgen.data.episodes.facts import surrounded, wording
 from bitgen.data.scenes.descriptions import (
     BACKGROUNDS,
     COLOURS,
@@ -86,12 +86,8 @@ def naming(name: str, entity: Entity, scene: Scene, rng: random.Random, held_out
     """What a picture of the scene is taught with."""
     forms = ALONE if len(scene.things) == 1 else ONE_OF
     form = wording(forms, rng, held_out)
-    return surrounded(form.format(name=name, thing=f"{entity.colour} {entity.shape}"), rng, held_out)
-
-
-def surrounded(text: str, rng: random.Random, held_out: bool) -> str:
-    """What is taught of a picture, in training with other words before and behind it."""
-    return text if held_out else f"{rng.choice(BEFORE)}{text}{rng.choice(BEHIND)}"
+    text = form.format(name=name, thing=f"{entity.colour} {entity.shape}")
+    return text if held_out else surrounded(text, rng)
 
 
 def named_caption(scene: Scene, names: Mapping[Entity, str], rng: random.Random) -> str:
