@@ -371,7 +371,7 @@ def test_each_episode_asks_for_something_that_was_taught() -> None:
 def test_a_long_text_is_cut_and_its_labels_with_it() -> None:
     data = dataset()
     query = Query("sentence", "who owns Blick?", "Rex " * 60, (0,))
-    short = EpisodeDataset(data.maker, processor(), 1, 0)
+    short = EpisodeDataset(data.maker, processor(), 1, 0, str)
     episode = data.maker.episode(SampleKey(0))
     tensors = short.tensors(Episode(episode.taught, (*episode.queries, query), episode.pictures))
     assert tensors["input_ids"].shape == tensors["labels"].shape == (13, processor().max_length)

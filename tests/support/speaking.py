@@ -50,7 +50,7 @@ def episodes(count: int, **options: Any) -> list[Episode]:
 
 def dataset(**options: Any) -> EpisodeDataset:
     """The episodes of :func:`maker` as tensors."""
-    return EpisodeDataset(maker(**options), processor(), 8, seed=5)
+    return EpisodeDataset(maker(**options), processor(), 8, 5, str)
 
 
 def batch(index: int = 0, **options: Any) -> dict[str, Tensor]:

@@ -80,8 +80,8 @@ class BitGenConfig(PretrainedConfig):
         recall_tokens (L), recall_dim (k), recall_code (d): tokens of a text that can be taught, 0: the network cannot
             speak from a memory; width of a key; and numbers that a token of a value has (``recall.py``).
         recall_space: id of the space before a name, where it is a token of its own (``token_ids.space_id``).
-        recall_behind_space: what is taught is encoded behind a space, so that its first word has the tokens that it has
-            in a question (``token_ids.begins_behind_space``).
+        recall_behind_space: a text is encoded behind a space when it is taught. Its first word then has the tokens that
+            it has inside other texts (``token_ids.begins_behind_space``).
 
     Raises:
         ValueError: sizes that cannot fit together, naming the field.

@@ -316,7 +316,7 @@ class Recall(nn.Module):
             present: ``[B, R]``, which of them were recalled.
         """
         codes = values.unflatten(-1, (self.length, self.code_width)).to(self.place.dtype)
-        # An answer begins behind a space, and a fact does not: a space counts as what stands before its first word.
+        # An answer may begin with a token that is a space. It counts as what stands before a fact's first word.
         led = F.pad(codes, (0, 0, _BEFORE, 0))
         if self.space is not None:
             led[..., _BEFORE - 1, :] = F.normalize(self.code_embedding.weight[self.space].float(), dim=0)

@@ -329,7 +329,7 @@ def _say_cut(text: str, ids: list[int], held: int, tokenizer: PreTrainedTokenize
             text[:60],
             len(ids),
             held,
-            tokenizer.decode(ids[:held])[-40:],
+            tokenizer.decode(ids[:held]).strip()[-40:],
         )
 
 

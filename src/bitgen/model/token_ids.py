@@ -38,7 +38,7 @@ def space_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def begins_behind_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it takes a space before a text that its first word has the tokens that it has within a text.
+    """Whether a text's first word has the tokens that it has inside a text only behind a space.
 
     No: the tokenizer keeps no spaces, puts one before each text itself, or has a token of its own for one
     (:func:`space_id`), which is known to stand between words.

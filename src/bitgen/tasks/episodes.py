@@ -179,7 +179,7 @@ def plan(config: Config, source: LoaderSource) -> Stage:
 
 
 def _of_the_tokenizer(network: BitGenConfig) -> dict[str, Any]:
-    """What the network's sizes say of its tokenizer's spaces, but for what earlier runs, which go on, lack."""
+    """What the network's configuration holds of its tokenizer. What is not set is left out: earlier runs can go on."""
     found = {"recall_space": network.recall_space, "recall_behind_space": network.recall_behind_space or None}
     return {name: value for name, value in found.items() if value is not None}
 

@@ -213,7 +213,8 @@ class EpisodeDataset:
     """Episodes as tensors; each sample is one, and so is a batch.
 
     Args:
-        as_taught: texts as they are encoded to be taught (``BitGenConfig.as_taught``).
+        as_taught: texts as they are encoded to be taught (``BitGenConfig.as_taught``), and so captions that name what
+            was taught, which begin with the name in photographs.
 
     ``dataset[SampleKey(index, epoch)]`` gives, for F taught facts of which the first Fi have a picture, and Q queries
     of which the first Qi have one:
@@ -233,7 +234,7 @@ class EpisodeDataset:
         processor: BitGenProcessor,
         size: int,
         seed: int,
-        as_taught: Callable[[str], str] = str,
+        as_taught: Callable[[str], str],
     ) -> None:
         self.maker, self.processor, self.size, self.seed, self.as_taught = maker, processor, size, seed, as_taught
 
@@ -267,7 +268,7 @@ class EpisodeDataset:
         of_taught = [number for _, number in episode.taught if number is not None]
         of_queries = [query.picture for query in episode.queries if query.picture is not None]
         taught = self._padded(processor.encode([self.as_taught(text) for text, _ in episode.taught]))
-        whole = processor.encode([_whole(query) for query in episode.queries])
+        whole = processor.encode([self._whole(query) for query in episode.queries])
         prompts = processor.encode([query.prompt or "x" for query in episode.queries])
         labels = [
             _labels(ids, len(prompt) - 1 if query.prompt else 1, bool(query.facts))
@@ -293,6 +294,11 @@ class EpisodeDataset:
             "facts": facts,
         }
 
+    def _whole(self, query: Query) -> str:
+        if query.prompt:
+            return f"{query.prompt} {query.answer}"
+        return self.as_taught(query.answer) if query.facts else query.answer
+
     def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
         assert self.processor.tokenizer is not None
         pad = self.processor.tokenizer.pad_token_id
@@ -300,10 +306,6 @@ class EpisodeDataset:
             empty = torch.zeros(0, 1, dtype=torch.long)
             return {"input_ids": empty, "attention_mask": empty}
         return pad_tokens([torch.tensor(ids) for ids in sequences], pad)
-
-
-def _whole(query: Query) -> str:
-    return f"{query.prompt} {query.answer}" if query.prompt else query.answer
 
 
 def _labels(ids: list[int], begins: int, counts: bool) -> list[int]:

@@ -314,8 +314,8 @@ def _chained(told_of: list[tuple[str, str]], answers: list[str], share: float, r
 
 def question_without_answer(facts: Sequence[Fact], rng: random.Random, held_out: bool) -> str:
     """A question that none of ``facts`` answers. In evaluation it is about somebody whom they do not tell of; in
-    training half are nearly about one of the facts (:func:`near_miss`), and a quarter about a name of the same initial.
-    """
+    training half differ from a question about a fact in the relation or in a letter (:func:`near_miss`), and a quarter
+    are about a name of the same initial."""
     if not held_out and rng.random() < _NEAR:
         return near_miss(facts, rng)
     known = {name for fact in facts for name in (fact.subject, fact.answer)}

@@ -18,8 +18,8 @@ _ENDS = (
 )  # fmt: skip
 _HELD_OUT = 5  # one name in five
 _ANY_LETTERS = 0.2
-# The share of the names drawn for training that differ in one letter from one before. Of three initials few are drawn
-# otherwise, so that in such a list half of the names are like another.
+# The share of training's names that differ in one letter from an earlier one. Where all names begin with one of three
+# letters, most others are rejected, and about half are like another.
 _LIKE_ANOTHER = 0.1
 # The share of training's lists of names that all begin with one of three letters. A model that tells names apart by
 # their initials goes on with the wrong one of two.

@@ -74,8 +74,7 @@ class PhotoEpisodes:
                 continue
             at = rng.randrange(count)
             pictures.append(View(known[at], rng.getrandbits(62) if kind == "view" else None))
-            # Behind a space a name has the tokens that it has within what was taught.
-            answer = f" {names[at]}: {self._caption(known[at], rng)}"
+            answer = f"{names[at]}: {self._caption(known[at], rng)}"
             queries.append(Query(kind, "", answer, (at,), len(pictures) - 1, {names[at]: names[at]}))
         queries += sentence_queries(facts, count, self.sentence_queries, rng, self.held_out)
         return Episode(tuple(taught), tuple(queries), tuple(pictures))
