@@ -332,8 +332,10 @@ def near_miss(facts: Sequence[Fact], rng: random.Random) -> str:
     differs in one letter."""
     fact, back = rng.choice(facts), rng.random() < 0.5
     name = fact.answer if back else fact.subject
-    told_of = {one.relation for one in facts if name == (one.answer if back else one.subject)}
-    others = [relation for relation in RELATIONS if relation not in told_of]
+    # From neither end: words in another order do not always say which end is asked for. And "who has Blick?" may ask
+    # for any of them.
+    told_of = {one.relation for one in facts if name in (one.subject, one.answer)}
+    others = [relation for relation in RELATIONS if relation not in told_of and relation != "owner"]
     if others and rng.random() < 0.5:
         return asked(rng.choice(others), name, rng, held_out=False, back=back)
     known, other = {name for fact in facts for name in (fact.subject, fact.answer)}, name
