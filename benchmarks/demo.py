@@ -3,8 +3,8 @@ JSON lines {"name": .., "value": ..}:
 
   seconds_to_page        from the start of src/demo.py to the first answer of its address
   seconds_to_load        of that, importing torch and transformers and opening the model, which every command does
-  caption_without, caption_with   seconds of a caption by the command line's function, and through the page's own
-                         address as an open page in a browser asks for it; medians of rounds that take turns
+  caption_without, caption_with   seconds of a caption by the command line's function, and of the same picture through
+                         the page's own address as an open page in a browser asks for it; medians of built-in scenes
   ratio                  of the two
 
   python benchmarks/demo.py --model checkpoints/quickstart"""
@@ -76,7 +76,7 @@ class Visitor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="DIR")
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="captions of each kind (default: 20)")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="pictures (default: 20)")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         started = time.monotonic()
@@ -90,25 +90,26 @@ def main() -> None:
 
 
 def measure(folder: str, address: str, rounds: int, picture: Path) -> None:
-    """Captions of one picture in turn, without the page and with it."""
+    """Captions of the same pictures, without the page and with it in turn: a longer caption takes longer."""
     started = time.monotonic()
     import bitgen
-    from bitgen.demo.scenes import held_out_scenes
 
     model = bitgen.load(folder)
     say("seconds_to_load", time.monotonic() - started)
-    held_out_scenes(1)[0].picture.save(picture)
     visitor = Visitor(address)
-    (given,) = visitor.ask("scene")  # a picture that the page has already, as when a person presses Describe
     without, through = [], []
     for number in range(rounds + 1):
+        (given,) = visitor.ask("scene")  # a picture that the page has already, as when a person presses Describe
+        picture.write_bytes(urllib.request.urlopen(given["url"], timeout=60).read())
         started = time.perf_counter()
-        model.caption(picture)
+        alone = model.caption(picture)
         middle = time.perf_counter()
-        visitor.ask("describe", given, 3, 0)
+        shown, _ = visitor.ask("describe", given, 3, 0)
         if number:  # the first of each prepares
             without.append(middle - started)
             through.append(time.perf_counter() - middle)
+        if shown != alone:
+            raise SystemExit(f"the page says {shown!r}, and the model without it {alone!r}")
     say("caption_without", statistics.median(without))
     say("caption_with", statistics.median(through))
     say("ratio", statistics.median(through) / statistics.median(without))
