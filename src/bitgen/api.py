@@ -38,7 +38,7 @@ from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodes import check_texts
 from bitgen.memory.episodic_memory import EpisodicMemory
 from bitgen.memory.spoken import MUTE
-from bitgen.model.recall import Recalled
+from bitgen.model.recalled import Recalled
 from bitgen.tasks import task_of
 from bitgen.tasks.chain import train_chain
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, Trained, open_model

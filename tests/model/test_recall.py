@@ -10,7 +10,8 @@ from transformers.cache_utils import DynamicCache
 from bitgen.model.configuration_bitgen import FUSION_KINDS
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
 from bitgen.model.parameter_roles import GATE, MATRIX
-from bitgen.model.recall import Beside, Reader, Recall, Recalled
+from bitgen.model.recall import Recall
+from bitgen.model.recalled import Beside, Reader, Recalled
 from support.speaking import RECALL, random_recalled
 
 LENGTH, STILL = 8, dict(dropout=0.0, compressor_dropout=0.0)
@@ -311,15 +312,17 @@ def pointed(
     return recall.pointer(hidden, given)
 
 
-def held_by(recall: Recall, codes: torch.Tensor, one: torch.Tensor, text: list[int]) -> list[float]:
-    """Whether a text holds a recalled token, and it behind the one before it, by the definition, token by token."""
-    held = held_after = 0.0
+def held_by(
+    recall: Recall, codes: torch.Tensor, before: torch.Tensor, behind: torch.Tensor, text: list[int]
+) -> list[float]:
+    """Whether a text holds a recalled token, it behind the one before it, and it before the next, by the definition,
+    token by token."""
+    ways = [0.0, 0.0, 0.0]
     for at, said in enumerate(text):
-        before = recall.codes()[text[at - 1]] if at else torch.zeros(4)
-        is_it = float(recall.codes()[said] @ codes)
-        held = max(held, min(max(2 * is_it - 1, 0), 1))
-        held_after = max(held_after, min(max(2 * is_it * float(before @ one) - 1, 0), 1))
-    return [held, held_after]
+        now, last = recall.codes()[said], recall.codes()[text[at - 1]] if at else torch.zeros(4)
+        found = (now @ codes, (now @ codes) * (last @ before), (now @ behind) * (last @ codes))
+        ways = [max(way, min(max(2 * float(cosine) - 1, 0), 1)) for way, cosine in zip(ways, found, strict=True)]
+    return ways
 
 
 def test_a_reader_against_plain_loops(recall) -> None:
@@ -331,7 +334,7 @@ def test_a_reader_against_plain_loops(recall) -> None:
         recalled = recalled_of(recall, torch.randn(2, 16), torch.tensor([True, True]), ids)
         hidden = torch.randn(1, len(text), 16)
         found = reader(hidden, recall.beside(recalled, torch.tensor([text])))
-        looked_at, code, one = recalled.tokens[0].split([16, 4, 4, 8], dim=-1)[:3]
+        looked_at, code, one, _, _, behind = recalled.tokens[0].split([16, 4, 4, 4, 4, 4], dim=-1)
         for at in range(len(text)):
             state = reader.norm(hidden[0, at])
             query, worth = reader.query(state), reader.held(state)
@@ -341,9 +344,9 @@ def test_a_reader_against_plain_loops(recall) -> None:
                 scores, values = [], []
                 for token in range(len(code)):
                     key, value = reader.key_value(looked_at[token]).chunk(2)
-                    held, held_after = held_by(recall, code[token], one[token], text[: at + 1])
+                    held = held_by(recall, code[token], one[token], behind[token], text[: at + 1])
                     score = query[mine] @ key[mine] / size**0.5
-                    scores.append(score + worth[2 * head] * held + worth[2 * head + 1] * held_after)
+                    scores.append(score + worth[3 * head : 3 * head + 3] @ torch.tensor(held))
                     values.append(value[mine])
                 parts.append(torch.stack(scores).softmax(dim=0) @ torch.stack(values))
             read = reader.output(torch.cat(parts))
@@ -405,7 +408,7 @@ def test_what_stands_before_a_fact_is_a_space_where_the_tokenizer_has_one(speake
             tokens = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), ids).tokens[0]
             codes = {None: torch.zeros(4)} | {token: recall.codes()[token] for token in (5, 6, 9, 40)}
         text = [None, None, space, 5, 6, 9]
-        for number, given in enumerate(tokens[:, -16:].split(4, dim=1)):  # the code of each, and of the three before it
+        for number, given in enumerate(tokens[:, -20:-4].split(4, dim=1)):  # of each, and of the three before it
             expected = torch.stack([codes[text[3 + at - number]] for at in range(3)])
             torch.testing.assert_close(given, expected)
 
@@ -417,7 +420,7 @@ def test_a_fact_is_said_from_its_first_word_in_an_answer(speaker) -> None:
     with torch.no_grad():
         recall.pointer.query.weight.zero_()
         recall.pointer.covered.weight.zero_()
-        recall.pointer.covered.bias.copy_(torch.tensor([0.0, -40.0]))  # what the question holds is not the answer
+        recall.pointer.covered.bias.copy_(torch.tensor([0.0, -40.0, 0.0]))  # what the question holds is not the answer
         recall.pointer.follow.fill_(50.0)
         recalled = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), ids)
         question = [9, space, a, b, e, 11]
@@ -428,21 +431,45 @@ def test_a_fact_is_said_from_its_first_word_in_an_answer(speaker) -> None:
             assert int(recall.said_logits(points)[0, -1].argmax()) == wanted
 
 
+def test_the_first_letters_of_a_name_that_was_asked_about_are_not_the_answer(speaker) -> None:
+    """Of "ab likes cd", asked "who likes cd?": "c" stands behind another word in the fact, but before "d" in both."""
+    recall, (likes, a, b, c, d, e) = speaker(recall_tokens=9, recall_code=64).recall, (40, 7, 8, 20, 21, 22)
+    with torch.no_grad():
+        ids = torch.tensor([[0, a, b, likes, c, d, e]])
+        recalled = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), ids)
+        beside = recall.beside(recalled, torch.tensor([[9, c, d, 11]]))
+    assert beside is not None
+    held = beside.held[0, :, :6] > 0.5
+    assert held[-1, :, 2].nonzero().flatten().tolist() == [3]
+    assert held[-1, :, 0].nonzero().flatten().tolist() == [3, 4]
+    assert not held[1, :, 2].any(), "the next is not said yet"
+
+
+def test_the_next_of_a_facts_last_token_is_none_of_another_fact(speaker) -> None:
+    recall = speaker(recall_code=64).recall
+    two = torch.tensor([[0, 7, 8, 9], [0, 20, 21, 22]])
+    with torch.no_grad():
+        recalled = recalled_of(recall, torch.zeros(2, 16), torch.tensor([True, True]), two)
+        beside = recall.beside(recalled, torch.tensor([[9, 20, 21]]))
+    assert beside is not None
+    assert (beside.held[0, -1, :, 2] > 0.5).nonzero().flatten().tolist() == [3]
+
+
 def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: list[int]) -> torch.Tensor:
     """What the pointer says after the last token of ``text``, by its definition, token by token."""
     pointer, codes = recall.pointer, recall.codes()
     state = pointer.norm(hidden)
-    worth, worth_after = pointer.covered(state)
-    looked_at, code, *before = recalled.tokens[0].split([16, 4, 4, 4, 4], dim=-1)
+    worth = pointer.covered(state)
+    looked_at, code, *before, behind = recalled.tokens[0].split([16, 4, 4, 4, 4, 4], dim=-1)
     scores = []
     for token in range(len(code)):
-        held, held_after = held_by(recall, code[token], before[0][token], text)
+        held = held_by(recall, code[token], before[0][token], behind[token], text)
         score, follows = pointer.query(state) @ pointer.key(looked_at[token]) / 4, 1.0
         for steps, worth_it in enumerate(pointer.follow):
             word = codes[text[-1 - steps]] if steps < len(text) else torch.zeros(4)
             follows = follows * (word @ before[steps][token])
             score = score + worth_it * follows
-        scores.append(score + worth * held + worth_after * held_after)
+        scores.append(score + worth @ torch.tensor(held))
     weights = torch.stack(scores).softmax(dim=0)
     sure = pointer.gate(state) + sum(weights[at] * pointer.sure(looked_at[at]) for at in range(len(code)))
     return sure.sigmoid() * (weights @ code)
@@ -482,7 +509,7 @@ def test_a_name_that_the_text_holds_is_not_begun_again(recall) -> None:
         recall.pointer.query.weight.zero_()
         recall.pointer.follow.zero_()
         recall.pointer.covered.weight.zero_()
-        recall.pointer.covered.bias.copy_(torch.tensor([-50.0, 0.0]))
+        recall.pointer.covered.bias.copy_(torch.tensor([-50.0, 0.0, 0.0]))
         recalled = recalled_of(recall, torch.zeros(2, 16), torch.tensor([True, True]), torch.tensor([[0, 7], [0, 9]]))
         for said, wanted in ((7, 9), (9, 7)):
             points = pointed(recall, torch.randn(1, 2, 16), recalled, torch.tensor([[said, 5]]))

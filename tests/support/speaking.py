@@ -20,7 +20,8 @@ from bitgen.data.tokenizer import train_bpe
 from bitgen.model.factory import random_vision_config
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
-from bitgen.model.recall import Recall, Recalled
+from bitgen.model.recall import Recall
+from bitgen.model.recalled import Recalled
 from bitgen.objectives.recall import RecallObjective
 from support.models import open_gates, tiny_config
 

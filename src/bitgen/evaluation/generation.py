@@ -16,7 +16,7 @@ from bitgen.evaluation.encode import Runner, Split, image_batches, image_input
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import text_ids
-from bitgen.model.recall import Recalled
+from bitgen.model.recalled import Recalled
 from bitgen.trained import Trained
 
 BATCH = 64
@@ -61,7 +61,7 @@ def generate_texts(
         model: in eval mode.
         temperature: 0: what is likeliest; else each token is drawn, from torch's global random state.
         image: ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]``, one for each prompt; none: text alone.
-            And what a memory recalled for them, ``recalled [B, S, D + 4 d]``, ``recalled_mask [B, S]``; none: nothing.
+            And what a memory recalled for them, ``recalled [B, S, D + 5 d]``, ``recalled_mask [B, S]``; none: nothing.
 
     Raises:
         ValueError: a prompt as long as the context, after which nothing can follow, or a search out of its range.

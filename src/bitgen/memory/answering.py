@@ -18,7 +18,7 @@ from bitgen.evaluation.generation import generate_texts, language_model
 from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.model.recall import Recalled
+from bitgen.model.recalled import Recalled
 from bitgen.model.speaking import BY_PICTURE, BY_TEXT, Meaning, chosen, find, find_asked, recalled_for
 from bitgen.objectives.recall import RecallObjective
 

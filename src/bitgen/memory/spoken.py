@@ -23,7 +23,8 @@ from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
 from bitgen.model.picture import Picture
 from bitgen.model.question import Question
-from bitgen.model.recall import Recall, Recalled
+from bitgen.model.recall import Recall
+from bitgen.model.recalled import Recalled
 from bitgen.model.speaking import BY_TEXT, chosen, find, find_asked, recalled_for
 
 logger = logging.getLogger(__name__)

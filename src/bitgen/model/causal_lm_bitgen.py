@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import logging
 
 from .modeling_bitgen import BitGenModel
-from .recall import Recalled
+from .recalled import Recalled
 from .sequence_layout import SequenceLayout, fitting_positions, last_tokens, sequence_layout
 from .speaking import not_empty
 from .spoken_memory import SpokenMemory, checked_memory
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .parameter_roles import ParameterRole as ParameterRole
     from .picture import Picture as Picture
     from .question import Question as Question
+    from .recall import Recall as Recall
     from .rotary import rotate as rotate
     from .spoken_memory_file import read_facts as read_facts
     from .text_decoder import TextDecoder as TextDecoder
@@ -327,8 +328,7 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         """Called by ``generate``, which looks for ``inputs_embeds`` in this signature, before each step; leaves out the
         ``tokenizer``, which ``stop_strings`` need, and what is None."""
         kwargs.pop("tokenizer", None)
-        if inputs_embeds is not None:
-            kwargs["inputs_embeds"] = inputs_embeds
+        kwargs |= {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if inputs.get("recalled") is not None and 0 < (new := inputs["input_ids"].shape[1]) < input_ids.shape[1]:
             mask = inputs.get("attention_mask", torch.ones_like(input_ids))

@@ -20,7 +20,8 @@ from .episodic_memory import MemoryLayer, MemoryReader
 from .feature_compressor import FeatureCompressor, LocalMixing, TokenPooling
 from .likelihood import next_token_labels, sequence_log_probs
 from .parameter_roles import ADAPTER_KINDS, BASE, ParameterRole, role_of
-from .recall import Recall, Recalled
+from .recall import Recall
+from .recalled import Recalled
 from .sequence_layout import SequenceLayout
 from .text_decoder import TextDecoder, TextEmbeddings
 from .vision_encoder import VisionEncoder
@@ -76,9 +77,7 @@ class BitGenModel(PreTrainedModel):
         self.compressor = FeatureCompressor(
             config.vision_feature_dim, config.compressor_dim, width, config.compressor_dropout
         )
-        self.compressor_convolutions = nn.Sequential(
-            *(LocalMixing(width) for _ in range(config.compressor_convolutions))
-        )
+        self.compressor_convolutions = nn.Sequential(*map(LocalMixing, [width] * config.compressor_convolutions))
         self.image_pooling = TokenPooling(width, config.num_heads, config.image_pooling)
         self.embeddings = TextEmbeddings(
             config.vocab_size, config.max_seq_len, width, config.dropout, config.positions == "learned"

@@ -3,9 +3,7 @@
 A fact is a key and a value. The *key* is what a later cue produces too: a token of a picture, or a question. The
 *value* is the text that is to be said, token by token, so that a text of words that no training ever held can be read
 out again. Reading a memory gives values back (``speaking.py``); :meth:`Recall.tokens` makes of each of them tokens to
-look at. Behind each block of the decoder a :class:`Reader` looks at them, as Larimar (arXiv 2403.11901, section 3)
-conditions its decoder on what was read; and a :class:`Pointer` may say them, token by token, as a pointer network does
-(See et al., arXiv 1704.04368): the output head of a trained model cannot tell tokens apart that it has never said.
+look at, and ``recalled.py`` holds what looks at them.
 
 Where nothing was recalled nothing is computed: the network is what it was before, to the last bit.
 Shapes: B rows, T text tokens, P image tokens, R facts recalled a row, L tokens of a value, d numbers a token of it.
@@ -13,137 +11,20 @@ Shapes: B rows, T text tokens, P image tokens, R facts recalled a row, L tokens 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .attention import attend, attending_dtype, split_heads
 from .configuration_bitgen import BitGenConfig
-from .dropout import Dropout
 from .picture import Picture, key_of_the_whole
-from .question import IN_A_ROW, Question, lacking, same_token
+from .question import IN_A_ROW, Question, lacking
+from .recalled import BEFORE, Beside, Pointer, Reader, Recalled, compare
 
 _TEXT_LAYERS = 2
 _LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written
-_BEFORE = 3  # tokens before a recalled one that it is known by: of a name of many letters two are often there twice
 _PICTURES, _QUESTIONS, _KEYS_ALONE = 0, 1, 2  # kinds of cue
 _WORTH = -2.0  # of a word that training has not weighed yet, before the softplus: 0.13 nats
 _TEXT_DROPPED = 0.05  # of a text's tokens, before its key is made, in training
-
-
-class Recalled(NamedTuple):
-    """What was recalled: ``tokens [B, S, D + 4 d]``, to look at, with the code of each and of the three before it;
-    which of them are there, ``present [B, S]``; and the tokens that were written before and are in a cache, ``after
-    [B, T']``, -1 for padding (None: nothing was)."""
-
-    tokens: torch.Tensor
-    present: torch.Tensor
-    after: torch.Tensor | None = None
-
-
-class Beside(NamedTuple):
-    """Recalled tokens beside the text that looks at them, T tokens of it.
-
-    ``looked_at [B, S, D]`` and ``codes [B, S, d]`` of the tokens, and which are there, ``present [B, S]``.
-    ``follows [B, T, S, 3]``: the cosine of the text's last token with the one before a recalled token; that times the
-    cosine of the tokens before these two; and that times the one of those before these. ``held [B, T, S, 2]``: how
-    surely the text has said the recalled token so far, 0 to 1, and how surely right behind the one before it.
-    """
-
-    looked_at: torch.Tensor
-    codes: torch.Tensor
-    present: torch.Tensor
-    follows: torch.Tensor
-    held: torch.Tensor
-
-
-def compare(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
-    """Compare recalled tokens with a text.
-
-    Tokens are compared by codes, since a decoder that never read such tokens hardly knows which it has read.
-
-    Args:
-        text: codes of all tokens so far, ``[B, T' + T, d]``; zeros are no tokens.
-        count: T, how many of them look.
-    """
-    size, here = text.shape[-1], slice(-count, None)
-    sizes = [size] * (1 + _BEFORE)
-    looked_at, codes, *before = recalled.tokens.split([recalled.tokens.shape[-1] - sum(sizes), *sizes], dim=-1)
-    earlier = [F.pad(text, (0, 0, steps, 0))[:, : text.shape[1]] for steps in range(_BEFORE)]
-    with torch.autocast(text.device.type, enabled=False):  # cosines are float32
-        is_it = text @ codes.float().mT
-        after = [words @ code.float().mT for words, code in zip(earlier, before, strict=True)]
-        in_a_row = is_it * (earlier[1] @ before[0].float().mT)
-    follows = torch.stack(after, dim=-1).cumprod(dim=-1)
-    held = same_token(torch.stack([is_it, in_a_row], dim=-1)).cummax(dim=1).values
-    return Beside(looked_at, codes, recalled.present, follows[:, here], held[:, here])
-
-
-class Reader(nn.Module):
-    """Cross-attention from text tokens to recalled tokens; rows that recalled nothing stay as they are.
-
-    What the text holds already is looked at more, or less, so that of two named things it reads the place of the one
-    that the sentence has just named. ``hidden [B, T, D] -> [B, T, D]``.
-    """
-
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.held = nn.Linear(width, 2 * num_heads)  # what a token is worth that the text holds, and two in a row
-        self.output = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-        self.dropout = Dropout(dropout)
-
-    def forward(self, hidden: torch.Tensor, beside: Beside) -> torch.Tensor:
-        key, value = self.key_value(beside.looked_at).chunk(2, dim=-1)
-        normed = self.norm(hidden)
-        query, key, value = (split_heads(part, self.num_heads) for part in (self.query(normed), key, value))
-        worth = torch.einsum("bthn,btsn->bhts", self.held(normed).unflatten(-1, (-1, 2)).float(), beside.held)
-        some = beside.present.any(dim=1)
-        # A row without any looks everywhere, which keeps the softmax finite, and takes nothing from it.
-        visible = (beside.present | ~some[:, None])[:, None, None]
-        read = attend(query, key, value, worth.masked_fill(~visible, -torch.inf).to(attending_dtype(query)))
-        read = self.dropout(self.output(read))
-        read = read + self.dropout(self.mlp(hidden + read))
-        return torch.where(some[:, None, None], hidden + read.to(hidden.dtype), hidden)
-
-
-class Pointer(nn.Module):
-    """Points at the recalled token that is to be said next, or at none.
-
-    Who has just said the token before a recalled one, and before that the one before, goes on with it. What the text
-    holds already is seldom what is to be said: of "Blick belongs to Rex", asked about Blick, Rex; of two names the one
-    that is missing (coverage, in the words of See et al.). The rest is learned: where to begin, and when to stop.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.gate = nn.Linear(width, 1)
-        self.follow = nn.Parameter(torch.full((_BEFORE,), 5.0))  # the worth of a token that goes before, of two, three
-        self.covered = nn.Linear(width, 2)  # the worth of a token that the text holds, and of two in a row
-        self.sure = nn.Linear(width, 1, bias=False)  # whether a recalled token is worth pointing at
-
-    def forward(self, hidden: torch.Tensor, beside: Beside) -> torch.Tensor:
-        """Codes of tokens ``[B, T, d]``, as long as the pointer is sure, of ``hidden [B, T, D]`` after the last block;
-        zeros in rows that recalled nothing."""
-        width, hidden = hidden.shape[-1], self.norm(hidden)
-        scores = self.query(hidden).float() @ self.key(beside.looked_at).float().mT / width**0.5
-        scores = scores + beside.follows @ self.follow.float()
-        scores = scores + (beside.held @ self.covered(hidden).float()[..., None]).squeeze(-1)
-        some = beside.present.any(dim=1)[:, None, None]
-        weights = scores.masked_fill(~(beside.present[:, None] | ~some), -torch.inf).softmax(dim=-1)
-        sure = (self.gate(hidden) + weights.to(hidden.dtype) @ self.sure(beside.looked_at)).float().sigmoid()
-        return torch.where(some, sure * (weights @ beside.codes.float()), 0.0)
 
 
 class Recall(nn.Module):
@@ -317,14 +198,15 @@ class Recall(nn.Module):
         """
         codes = values.unflatten(-1, (self.length, self.code_width)).to(self.place.dtype)
         # An answer may begin with a token that is a space. It counts as what stands before a fact's first word.
-        led = F.pad(codes, (0, 0, _BEFORE, 0))
+        led = F.pad(codes, (0, 0, BEFORE, 0))
         if self.space is not None:
-            led[..., _BEFORE - 1, :] = F.normalize(self.code_embedding.weight[self.space].float(), dim=0)
-        before = [led[..., start : start + self.length, :] for start in reversed(range(_BEFORE))]
+            led[..., BEFORE - 1, :] = F.normalize(self.code_embedding.weight[self.space].float(), dim=0)
+        before = [led[..., start : start + self.length, :] for start in reversed(range(BEFORE))]
+        behind = F.pad(codes, (0, 0, 0, 1))[..., 1:, :]
         looked_at = self.value_out(codes) + self.value_before(before[0]) + self.place + seen[:, :, None].to(codes.dtype)
         # Behind a text's end there is nothing.
         real = codes.square().sum(dim=-1) > _LEAST_CODE
-        tokens = torch.cat([looked_at, codes, *before], dim=-1).flatten(1, 2)
+        tokens = torch.cat([looked_at, codes, *before, behind], dim=-1).flatten(1, 2)
         return Recalled(tokens, (real & present[..., None]).flatten(1, 2))
 
     def beside(

@@ -20,7 +20,8 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from .picture import Picture, nearness
 from .question import Question
-from .recall import Recall, Recalled
+from .recall import Recall
+from .recalled import Recalled
 
 MOST_RECALLED = 2  # facts that one cue may recall, as training has it
 

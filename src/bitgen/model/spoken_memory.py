@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_bitgen import BitGenConfig
 from .modeling_bitgen import BitGenModel
-from .recall import Recall, Recalled
+from .recall import Recall
+from .recalled import Recalled
 from .sequence_layout import last_tokens
 from .speaking import BY_TEXT, chosen, find, find_asked, recalled_for, told_last
 from .spoken_memory_file import MOST_FACTS, Stored, check_text, read_facts, write_facts

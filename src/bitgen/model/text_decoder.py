@@ -15,7 +15,8 @@ from .attention import attend, attending_dtype, attention_weights, split_heads
 from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import GatedCrossAttention
 from .dropout import Dropout
-from .recall import Beside, Recall
+from .recall import Recall
+from .recalled import Beside
 from .rotary import rotate, rotations
 
 

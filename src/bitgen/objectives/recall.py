@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from bitgen.data.episodes.dataset import NOTHING
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.model.recall import Recall, Recalled
+from bitgen.model.recall import Recall
+from bitgen.model.recalled import Recalled
 from bitgen.objectives.stateless import StatelessObjective
 from bitgen.protocols import Output
 from bitgen.stages import Role

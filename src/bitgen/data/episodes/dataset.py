@@ -35,6 +35,9 @@ from bitgen.model.speaking import MOST_RECALLED
 
 NOTHING = -1
 _STRANGERS = 4  # things, at least, that a scene's episode teaches nothing of
+# Of the questions about a fact, those that tell its answer. Half of the questions that no fact answers are such: with
+# fewer here, one of them most likely means nothing.
+_BACK = 0.4
 
 # What is asked about a picture: the one that was taught; a new one of the thing alone, or with another that has no name
 # or has one too; a question about it; and one of nothing that was taught.
@@ -198,7 +201,7 @@ def sentence_queries(facts: Sequence[Fact], first: int, count: int, rng: random.
             return Query("sentence_unknown", question_without_answer(facts, rng, held_out), "", ())
         row = rng.randrange(len(facts))
         fact = facts[row]
-        if rng.random() < 0.25:
+        if rng.random() < _BACK:
             return Query("sentence_back", fact.asked_back, fact.subject, (first + row,))
         return Query("sentence", fact.asked, fact.answer, (first + row,))
 
