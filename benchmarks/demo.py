@@ -4,7 +4,7 @@ JSON lines {"name": .., "value": ..}:
   seconds_to_page        from the start of src/demo.py to the first answer of its address
   seconds_to_load        of that, importing torch and transformers and opening the model, which every command does
   caption_without, caption_with   seconds of a caption by the command line's function, and of the same picture through
-                         the page's own address as an open page in a browser asks for it; medians of built-in scenes
+                         the page's own address as an open page in a browser asks for it; medians over built-in scenes
   ratio                  of the two
 
   python benchmarks/demo.py --model checkpoints/quickstart"""
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def measure(folder: str, address: str, rounds: int, picture: Path) -> None:
-    """Captions of the same pictures, without the page and with it in turn: a longer caption takes longer."""
+    """Captions of the same pictures, in turn without the page and with it: a longer caption takes longer."""
     started = time.monotonic()
     import bitgen
 

@@ -16,7 +16,7 @@ from bitgen.memory.address_space import IMAGE
 from bitgen.memory.answering import facts_space
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.model.modeling_bitgen import BitGenModel
-from bitgen.model.recall import Recalled
+from bitgen.model.recalled import Recalled
 from bitgen.objectives.recall import RecallObjective
 
 

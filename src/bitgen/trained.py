@@ -204,7 +204,17 @@ def _open_export(folder: Path, device: torch.device) -> Trained:
             parts = BitGenAutoProcessor.from_pretrained(folder)
             # Safetensors alone: what else transformers would look for is unpickled.
             model, report = BitGenForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+                folder,
+                dtype=torch.float32,
+                output_loading_info=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+            )
+        if others := sorted(report["mismatched_keys"]):
+            name, there, here = others[0]
+            raise ValueError(
+                f"{name} is {list(there)} there and {list(here)} here: another release of BitGen may have written it, "
+                "and can open it"
             )
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"it lacks {len(missing)} weights, first {missing[0]}, which would be random")

@@ -40,7 +40,7 @@ class Beside(NamedTuple):
     ``follows [B, T, S, 3]``: the cosine of the text's last token with the one before a recalled token; that times the
     cosine of the tokens before these two; and that times the one of those before these. ``held [B, T, S, 3]``: how
     surely the text has said the recalled token so far, 0 to 1, how surely right behind the one before it, and how
-    surely right before the next. A letter alone is there by chance, a name's first letters with the next are not.
+    surely right before the next. A letter alone may be there by chance; a name's first right before its second is not.
     """
 
     looked_at: torch.Tensor

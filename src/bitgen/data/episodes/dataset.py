@@ -35,8 +35,8 @@ from bitgen.model.speaking import MOST_RECALLED
 
 NOTHING = -1
 _STRANGERS = 4  # things, at least, that a scene's episode teaches nothing of
-# Of the questions about a fact, those that tell its answer. Half of the questions that no fact answers are such: with
-# fewer here, one of them most likely means nothing.
+# Share of the questions about a fact that tell its answer and ask for its subject. Half of the questions that no fact
+# answers come from that end: at 0.25, 40% of all that do have no answer, and 18% of the others; at 0.4, 29 and 22%.
 _BACK = 0.4
 
 # What is asked about a picture: the one that was taught; a new one of the thing alone, or with another that has no name
