@@ -10,8 +10,6 @@ from PIL import Image
 from bitgen.api import Model
 from bitgen.memory import EpisodicMemory
 from bitgen.memory.episodes import Episode, Recollection
-from bitgen.memory.picture import draw_memory
-from bitgen.show.inline import as_image
 
 SHOWN = 5
 
@@ -76,4 +74,7 @@ def summary(memory: EpisodicMemory) -> str:
 
 def drawn(memory: EpisodicMemory) -> Image.Image | None:
     """Slots, addresses and recall as a picture; None: there is nothing to draw."""
+    from bitgen.memory.picture import draw_memory  # with matplotlib, half a second: the page is there sooner
+    from bitgen.show.inline import as_image
+
     return as_image(draw_memory(memory)) if len(memory) else None

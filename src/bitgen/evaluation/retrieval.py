@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from bitgen.evaluation.encode import EncodedSplit
@@ -135,6 +134,8 @@ def bootstrap_ci95(
     are drawn with replacement and bring all their captions along. Fewer than two images say
     nothing about their spread: [nan, nan].
     """
+    from scipy import stats  # half a second, for those who want an interval
+
     _, row, counts = np.unique(clusters.numpy(), return_inverse=True, return_counts=True)
     if len(counts) < 2:
         return [math.nan, math.nan]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from bitgen.trained_vlm import TrainedVlm
-from bitgen.vlm.adapters import merge
+from bitgen.vlm.adapters import is_adapted, merge
 from bitgen.vlm.modeling import LANGUAGE, VISION
 
 
@@ -40,7 +39,7 @@ def merged(trained: TrainedVlm) -> TrainedVlm:
 
 
 def _fold(tower: nn.Module) -> None:
-    for name, layer in [pair for pair in tower.named_modules() if isinstance(pair[1], LoraLayer)]:
+    for name, layer in [pair for pair in tower.named_modules() if is_adapted(pair[1])]:
         layer.merge(safe_merge=True)
         parent, _, last = name.rpartition(".")
         setattr(tower.get_submodule(parent), last, layer.get_base_layer())

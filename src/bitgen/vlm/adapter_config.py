@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-from peft import LoraConfig
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bitgen.config import ConfigError
 from bitgen.guards.printable import printable
+
+if TYPE_CHECKING:  # importing peft takes a second, which a model without adapters does not wait for
+    from peft import LoraConfig
 
 ALL_LINEAR = "all-linear"
 Kind = Literal["none", "lora", "dora"]
@@ -71,6 +72,8 @@ class AdapterConfig:
 
     def to_peft(self, target_modules: list[str], fan_in_fan_out: bool = False) -> LoraConfig:
         """peft's configuration for layers of these full names."""
+        from peft import LoraConfig
+
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -97,6 +100,8 @@ def from_peft(settings: Mapping[str, Any]) -> AdapterConfig:
         ValueError: it is no LoRA or DoRA, or one with parts beyond A, B and the magnitude. The message does not name
             the file; the caller does.
     """
+    from peft import LoraConfig
+
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"it is a {printable(settings.get('peft_type'), 40)} adapter; LoRA and DoRA are known")
     defaults = LoraConfig().to_dict()

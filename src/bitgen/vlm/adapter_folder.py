@@ -6,10 +6,9 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +17,9 @@ from bitgen.guards.names import BadName, inside
 from bitgen.guards.printable import printable
 from bitgen.machine.files import apply_umask, digest, replacing_folder
 from bitgen.vlm.adapter_config import AdapterConfig, from_peft
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "bitgen_adapter.json"
 PREFIX = "base_model.model."  # peft's, before the name of a module of the base

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from peft import inject_adapter_in_model
-from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -18,6 +17,9 @@ from bitgen.config import ConfigError
 from bitgen.guards.printable import printable
 from bitgen.vlm.adapter_config import ALL_LINEAR, AdapterConfig, split_targets
 from bitgen.vlm.adapter_folder import PARTS, PREFIX, AdapterFolder, Base, read_adapter, write_adapter
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
 
 _NAME = "default"  # of the adapter, in the names that peft gives to parameters
 _QUANTISED = {"Linear4bit": "4-bit", "Linear8bitLt": "8-bit"}  # classes of bitsandbytes, which need not be installed
@@ -89,9 +91,15 @@ def renorm(lm: PreTrainedModel) -> None:
                 layer.lora_magnitude_vector[_NAME].weight.copy_(norms)
 
 
+def is_adapted(layer: nn.Module) -> TypeGuard[LoraLayer]:
+    """Whether a layer has an adapter of peft. None has one before peft is imported, which takes a second."""
+    peft = sys.modules.get("peft.tuners.lora.layer")
+    return peft is not None and isinstance(layer, peft.LoraLayer)
+
+
 def adapted_layers(lm: PreTrainedModel) -> dict[str, LoraLayer]:
     """The adapted layers of the decoder by their full names."""
-    return {name: layer for name, layer in _linears(lm).items() if isinstance(layer, LoraLayer)}
+    return {name: layer for name, layer in _linears(lm).items() if is_adapted(layer)}
 
 
 def adapter_state(lm: PreTrainedModel, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
@@ -197,7 +205,7 @@ def enable_checkpointing(lm: PreTrainedModel) -> None:
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
     """``(out, in)`` of a linear layer, whatever its weight is stored as."""
-    layer = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+    layer = layer.get_base_layer() if is_adapted(layer) else layer
     if isinstance(layer, Conv1D):
         return layer.weight.shape[1], layer.weight.shape[0]
     return layer.out_features, layer.in_features  # type: ignore[return-value]  # of nn.Linear
@@ -213,8 +221,9 @@ def _linears(lm: PreTrainedModel) -> dict[str, nn.Module]:
     for name, module in decoder.named_modules(prefix=start):
         if within is not None and name.startswith(f"{within}."):
             continue  # A, B and the base of an adapted layer
-        within = name if isinstance(module, LoraLayer) else None
-        if isinstance(module, (nn.Linear, Conv1D, LoraLayer)) and module is not head:
+        adapted: bool = is_adapted(module)
+        within = name if adapted else None
+        if (adapted or isinstance(module, (nn.Linear, Conv1D))) and module is not head:
             found[name] = module
     return found
 
@@ -228,6 +237,8 @@ def _layer_number(name: str) -> int | None:
 
 
 def _inject(lm: PreTrainedModel, config: AdapterConfig, names: list[str]) -> None:
+    from peft import inject_adapter_in_model
+
     linears = _linears(lm)
     if config.kind == "dora" and any(
         _bits(linears[name]) == "8-bit" and linears[name].weight.device.type == "cpu" for name in names
