@@ -56,12 +56,13 @@ class Output(NamedTuple):
 
 class HeldOutResult(NamedTuple):
     """``scalars`` under their ``val/`` names, ``pictures`` and ``texts`` by name, and the ``score`` (more is better)
-    that the best checkpoint is chosen by."""
+    that the best checkpoint is chosen by, with its standard error (see ``Progress.is_best``)."""
 
     scalars: dict[str, float]
     pictures: dict[str, Tensor]
     texts: dict[str, str]
     score: float
+    error: float = 0.0
 
 
 class Objective(Protocol):

@@ -9,7 +9,7 @@ from bitgen.data.episodes.dataset import Query
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.descriptions import Scene, Thing
 from bitgen.data.scenes.named import Entity
-from bitgen.memory.answering import Answer, Speaker, answer_episode, measures, says, whole_caption
+from bitgen.memory.answering import Answer, Speaker, answer_episode, measures, says, score, whole_caption
 from support.speaking import dataset, make_objective
 
 SCENE = Scene("relation", (Thing("red", "star", "small"), Thing("blue", "ring", "large")), "left of")
@@ -73,6 +73,24 @@ def test_shares_are_of_what_they_can_be_asked_of() -> None:
         "unchanged_sentence_unknown": 100,
         "recalled_sentence_unknown": 100,
     }
+
+
+def test_the_score_is_the_mean_over_kinds_and_its_error_that_of_their_shares() -> None:
+    right, wrong = "Rex is left of a large blue ring", "a star"
+    answers = [answer(right)] * 3 + [answer(wrong)]  # 3 of 4
+    answers += [answer(wrong, {}, "unknown", ())] * 9 + [answer("Rex", {}, "unknown", ())]  # 9 of 10 left alone
+    # Of one kind, but one is about nothing that was taught: two shares, 1 of 2 and 1 of 1.
+    answers += [answer("Rex", {}, "sentence", prompt="who?", answer=name, scene=None) for name in ("Rex", "Mia")]
+    answers += [answer("", {}, "sentence", (), prompt="who?", scene=None, plain="")]
+    shares = [(0.75, 4), (0.9, 10), (0.5, 2), (1.0, 1)]
+    mean, error = score(answers)
+    assert mean == pytest.approx(100 * sum(share for share, _ in shares) / 4)
+    # The standard error by drawing each kind's answers anew.
+    generator = torch.Generator().manual_seed(0)
+    drawn = sum(
+        (torch.rand(20_000, count, generator=generator) < share).double().mean(dim=1) for share, count in shares
+    )
+    assert error == pytest.approx(100 * float(drawn.std()) / 4, rel=0.03)
 
 
 @pytest.fixture

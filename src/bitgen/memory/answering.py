@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,21 @@ def whole_caption(answer: Answer) -> bool:
 
 def _said(scene: Scene) -> tuple:
     return scene.kind, scene.where, tuple((thing.colour, thing.shape, thing.count) for thing in scene.things)
+
+
+def score(answers: Sequence[Answer]) -> tuple[float, float]:
+    """The percent of queries that are answered right, as the mean over their kinds, and its standard error.
+
+    Right is an answer that has what was taught, or, where nothing was, the answer without a memory.
+    """
+    right: dict[tuple[str, bool], list[bool]] = {}
+    for answer in answers:
+        was_taught = bool(answer.query.facts)
+        is_right = says(answer) if was_taught else answer.said == answer.plain
+        right.setdefault((answer.query.kind, was_taught), []).append(is_right)
+    shares = [(sum(kind) / len(kind), len(kind)) for kind in right.values()]
+    variance = sum(share * (1 - share) / queries for share, queries in shares)
+    return 100 * sum(share for share, _ in shares) / len(shares), 100 * math.sqrt(variance) / len(shares)
 
 
 def measures(answers: Sequence[Answer]) -> dict[str, float]:

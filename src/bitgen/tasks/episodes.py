@@ -16,7 +16,7 @@ from bitgen.data.scenes.dataset import ScenesDataset
 from bitgen.data.word_count import WordCounter
 from bitgen.machine.devices import resolve_precision
 from bitgen.machine.ranks import Processes
-from bitgen.memory.answering import Answer, answer_episode, measures
+from bitgen.memory.answering import Answer, answer_episode, measures, score
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.parameter_roles import MATRIX, READER
 from bitgen.model.processing_bitgen import BitGenProcessor
@@ -98,7 +98,7 @@ class Episodes:
                 ("checkpoints", config.output.output_dir),
             ],
             table.to_text(),
-            score_text="what was taught is said: {:.1f}%".format,
+            score_text="answered right: {:.1f}%".format,
             next_commands=_next_commands(config),
         )
 
@@ -199,12 +199,11 @@ class _Validator:
             answers += answer_episode(objective, self.data, self.data.maker.episode(SampleKey(index)))
         found = measures(answers)
         rows = [(answer.query.prompt or "(a picture)", answer.query.answer, answer.said) for answer in answers[:_SHOWN]]
-        said = [value for name, value in found.items() if name.startswith("says_")]
         return HeldOutResult(
             {f"val/{name}": value for name, value in found.items()},
             {},
             {"samples/said": format_markdown(("asked", "right", "said"), rows)},
-            sum(said) / len(said),
+            *score(answers),
         )
 
 

@@ -17,6 +17,24 @@ class Progress:
     validated_at: int = -1
     best_score: float | None = None
     best_step: int | None = None
+    highest_score: float | None = None
     milestone: int = 0  # millions of words at the last chck_*M checkpoint, and its step
     milestone_step: int = 0
     bad_records: dict[str, int] = field(default_factory=dict)  # replaced samples by reason
+
+    def is_best(self, score: float, error: float = 0.0) -> bool:
+        """Note this step's held-out score; whether its checkpoint is the best from now on.
+
+        The highest of many uncertain scores is often luck. Of the checkpoints whose score is less than one standard
+        error below the highest, the best is therefore the last, which has been trained the longest. (Breiman et al.,
+        Classification and Regression Trees, 1984, choose the simplest tree in this way.)
+
+        Args:
+            error: the score's standard error; 0: only a higher score is better.
+        """
+        highest = self.best_score if self.highest_score is None else self.highest_score
+        if highest is not None and score <= highest - error:
+            return False
+        self.highest_score = score if highest is None else max(highest, score)
+        self.best_score, self.best_step = score, self.step
+        return True

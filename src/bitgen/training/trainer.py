@@ -230,7 +230,7 @@ class Trainer:
     def _validate(self) -> bool:
         """Validate, where ranks are replicas on rank 0 while the others wait; whether the score is the best so far."""
         progress = self.progress
-        outcome: tuple[float | None, str | None] = (None, None)
+        outcome: tuple[float | None, float, str | None] = (None, 0.0, None)
         if self.ranks.is_main or not self.parallel.replicated:
             weights = self.average.swapped_in(self.objective.model) if self.average else contextlib.nullcontext()
             try:
@@ -240,19 +240,16 @@ class Trainer:
                     assert (validator := self.run.validator) is not None
                     result = self.parallel.call(self.wrapped, lambda: validator(self.objective, phase))
                     self.monitor.held_out(progress.step, phase, *result[:3])
-                    outcome = (result.score, None)
+                    outcome = (result.score, result.error, None)
             except ValueError as error:
-                outcome = (None, str(error))
-        score, message = from_main(outcome, self.ranks)
+                outcome = (None, 0.0, str(error))
+        score, uncertain, message = from_main(outcome, self.ranks)
         if message is not None:
             raise ValueError(message)
         self.objective.train()
         progress.validated_at = progress.step
         self.scores.append({"step": float(progress.step), "score": score})
-        if progress.best_score is not None and score <= progress.best_score:
-            return False
-        progress.best_score, progress.best_step = score, progress.step
-        return True
+        return progress.is_best(score, uncertain)
 
     def _checkpoint_due(self) -> bool:
         """Whether it is time, or a milestone of words was reached."""
