@@ -240,5 +240,6 @@ def test_without_a_model_the_quickstart_is_taken_or_trained(tmp_path: Path, monk
     calls = []
     monkeypatch.setattr(bitgen, "train", lambda config: calls.append(config) or Path("trained"))
     assert demo.model_folder(None) == Path("trained") and calls == [demo.QUICKSTART_CONFIG]
-    (tmp_path / "checkpoints" / "quickstart" / "best").mkdir(parents=True)
+    # Also of a run that was stopped before its first validation, which has no `best`.
+    (tmp_path / "checkpoints" / "quickstart" / "step-00000010").mkdir(parents=True)
     assert demo.model_folder(None) == demo.QUICKSTART and len(calls) == 1

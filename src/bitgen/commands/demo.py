@@ -83,7 +83,9 @@ def model_folder(given: str | None) -> Path:
     """
     if given is not None:
         return Path(given)
-    if any(QUICKSTART.glob("checkpoint-*")) or (QUICKSTART / "best").exists():
+    from bitgen.checkpoint.format import checkpoint_folders  # imports torch, which --help does not wait for
+
+    if checkpoint_folders(QUICKSTART):
         return QUICKSTART
     if not QUICKSTART_CONFIG.is_file():
         raise ConfigError(
