@@ -145,7 +145,9 @@ class Recall(nn.Module):
 
     def asked_logits(self, question: Question, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """The same of questions, ``[B, E]``: by the facts' keys ``[E, k]``, and by the words that their values ``[E, L
-        d]`` hold."""
+        d]`` hold. Before a fact's first word stands a space, as before the same word in the question."""
+        if self.space is not None:
+            values = torch.cat([self._space_code().to(values).expand(len(values), -1), values], dim=1)
         return self._log_odds(question.keys @ keys.mT, _QUESTIONS) - lacking(question, values)
 
     def asked_by_keys(self, question: Question, keys: torch.Tensor) -> torch.Tensor:
@@ -161,6 +163,10 @@ class Recall(nn.Module):
     def codes(self) -> torch.Tensor:
         """The code of each token, ``[V, d]``, of length 1."""
         return F.normalize(self.code_embedding.weight.float(), dim=-1)
+
+    def _space_code(self) -> torch.Tensor:
+        """The code ``[d]`` of the token that a space alone is, where the tokenizer has one."""
+        return F.normalize(self.code_embedding.weight[self.space].float(), dim=0)
 
     def values(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Values of texts BOS ... EOS, ``[B, T] -> [B, L d]``: the codes of their tokens after BOS, and then zeros.
@@ -200,7 +206,7 @@ class Recall(nn.Module):
         # An answer may begin with a token that is a space. It counts as what stands before a fact's first word.
         led = F.pad(codes, (0, 0, BEFORE, 0))
         if self.space is not None:
-            led[..., BEFORE - 1, :] = F.normalize(self.code_embedding.weight[self.space].float(), dim=0)
+            led[..., BEFORE - 1, :] = self._space_code()
         before = [led[..., start : start + self.length, :] for start in reversed(range(BEFORE))]
         behind = F.pad(codes, (0, 0, 0, 1))[..., 1:, :]
         looked_at = self.value_out(codes) + self.value_before(before[0]) + self.place + seen[:, :, None].to(codes.dtype)
