@@ -226,3 +226,28 @@ def test_pictures_questions_and_their_keys_alone_have_thresholds_of_their_own(re
         expected = 3 * (cosines - 0.2) - lacking(questions, told)
         torch.testing.assert_close(recall.asked_logits(questions, keys, told), expected)
         torch.testing.assert_close(recall.asked_by_keys(questions, keys), 5 * (cosines - 0.3))
+
+
+def test_before_a_fact_s_first_word_stands_a_space() -> None:
+    """The name asked for counts as found at a fact's beginning as it does inside another text."""
+    space, name, other = 3, [40, 50], [41, 50]
+    recall = objective_of(**RECALL | {"recall_tokens": 12, "recall_code": 32, "recall_space": space}).eval().recall
+    asked_for = sequences([33, space, *name])
+    with torch.no_grad():
+        recall.word_worth[1].weight.normal_(generator=torch.Generator().manual_seed(4))
+        recall.word_worth[1].bias.fill_(1.0)
+        questions, key = recall.questions(*asked_for), torch.ones(1, RECALL["recall_dim"])
+        lost = {}
+        for label, text in (
+            ("first", [*name, 31, 7]),
+            ("inside", [31, space, *name, 7]),
+            ("without", [31, *name, 7]),  # " name" stands nowhere, as in "Hername" none does
+            ("other", [*other, 31, 7]),
+        ):
+            told = recall.values(*sequences(text))
+            near = recall.log_scale[1].exp() * (questions.keys @ key.mT - recall.threshold[1])
+            lost[label] = (near - recall.asked_logits(questions, key, told)).item()
+            behind = lacking(questions, recall.values(*sequences([space, *text])))
+            assert lost[label] == pytest.approx(behind.item(), abs=1e-4)
+    assert lost["first"] == pytest.approx(lost["inside"], abs=1e-4)
+    assert lost["first"] < min(lost["without"], lost["other"]) - 0.1
