@@ -17,8 +17,10 @@ def test_the_list_names_installed_libraries() -> None:
     assert all(importlib.util.find_spec(name) for name in SLOW if name != "bitsandbytes")
 
 
-@pytest.mark.parametrize("name", ["bitgen.api", "bitgen.commands.caption", "bitgen.demo.tabs.page"])
-def test_a_model_opens_without_libraries_that_it_may_not_need(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["bitgen.api", "bitgen.commands.caption", "bitgen.commands.memory", "bitgen.demo.tabs.page"]
+)
+def test_what_opens_models_is_imported_without_libraries_that_it_may_not_need(name: str) -> None:
     if name.startswith("bitgen.demo"):
         pytest.importorskip("gradio")
     code = f"import sys, {name}\nprint(*(slow for slow in {SLOW} if slow in sys.modules))"

@@ -85,12 +85,21 @@ def test_the_score_is_the_mean_over_kinds_and_its_error_that_of_their_shares() -
     shares = [(0.75, 4), (0.9, 10), (0.5, 2), (1.0, 1)]
     mean, error = score(answers)
     assert mean == pytest.approx(100 * sum(share for share, _ in shares) / 4)
-    # The standard error by drawing each kind's answers anew.
+    # The standard error by drawing each kind's answers anew, with a right and a wrong one more.
     generator = torch.Generator().manual_seed(0)
+    chances = [((share * count + 1) / (count + 2), count) for share, count in shares]
     drawn = sum(
-        (torch.rand(20_000, count, generator=generator) < share).double().mean(dim=1) for share, count in shares
+        (torch.rand(20_000, count, generator=generator) < chance).double().mean(dim=1) for chance, count in chances
     )
     assert error == pytest.approx(100 * float(drawn.std()) / 4, rel=0.03)
+
+
+def test_one_mistake_among_many_right_answers_is_less_than_one_error() -> None:
+    """Chance does not tell 28 of 28 from 27 of 28."""
+    right, wrong = answer("Rex is left of a large blue ring"), answer("a star")
+    perfect, one_less = score([right] * 28), score([right] * 27 + [wrong])
+    assert perfect[0] == 100 and perfect[1] > 0
+    assert perfect[0] - one_less[0] < one_less[1]
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from bitgen.machine.devices import choose_device
 from bitgen.machine.files import check_writable
 from bitgen.memory import EpisodicMemory, training_whitening
 from bitgen.memory.episodes import MOST_CHARACTERS
-from bitgen.memory.picture import write_picture
 from bitgen.trained import Trained, open_model
 
 logger = logging.getLogger(__name__)
@@ -240,6 +239,8 @@ def look(memory: EpisodicMemory, trained: Trained, flags: argparse.Namespace) ->
             file=sys.stderr,
         )
     else:
+        from bitgen.memory.picture import write_picture  # with matplotlib, half a second
+
         write_picture(memory, flags.output)
         print(flags.output)
 

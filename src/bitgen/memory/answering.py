@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,16 +158,19 @@ def _said(scene: Scene) -> tuple:
 def score(answers: Sequence[Answer]) -> tuple[float, float]:
     """The percent of queries that are answered right, as the mean over their kinds, and its standard error.
 
-    Right is an answer that has what was taught, or, where nothing was, the answer without a memory.
+    Right is an answer that has what was taught, or, where nothing was, the answer without a memory. The error takes the
+    queries as independent.
     """
     right: dict[tuple[str, bool], list[bool]] = {}
     for answer in answers:
         was_taught = bool(answer.query.facts)
         is_right = says(answer) if was_taught else answer.said == answer.plain
         right.setdefault((answer.query.kind, was_taught), []).append(is_right)
-    shares = [(sum(kind) / len(kind), len(kind)) for kind in right.values()]
-    variance = sum(share * (1 - share) / queries for share, queries in shares)
-    return 100 * sum(share for share, _ in shares) / len(shares), 100 * math.sqrt(variance) / len(shares)
+    share = statistics.fmean(sum(kind) / len(kind) for kind in right.values())
+    # One right and one wrong answer more (Laplace): where all are right the error is not 0.
+    smoothed = [((sum(kind) + 1) / (len(kind) + 2), len(kind)) for kind in right.values()]
+    variance = sum(chance * (1 - chance) / queries for chance, queries in smoothed)
+    return 100 * share, 100 * math.sqrt(variance) / len(smoothed)
 
 
 def measures(answers: Sequence[Answer]) -> dict[str, float]:

@@ -198,12 +198,14 @@ class _Validator:
         for index in range(_EPISODES):
             answers += answer_episode(objective, self.data, self.data.maker.episode(SampleKey(index)))
         found = measures(answers)
+        right, error = score(answers)
         rows = [(answer.query.prompt or "(a picture)", answer.query.answer, answer.said) for answer in answers[:_SHOWN]]
         return HeldOutResult(
-            {f"val/{name}": value for name, value in found.items()},
+            {f"val/{name}": value for name, value in {**found, "score": right, "score_error": error}.items()},
             {},
             {"samples/said": format_markdown(("asked", "right", "said"), rows)},
-            *score(answers),
+            right,
+            error,
         )
 
 

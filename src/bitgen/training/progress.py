@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -23,17 +24,18 @@ class Progress:
     bad_records: dict[str, int] = field(default_factory=dict)  # replaced samples by reason
 
     def is_best(self, score: float, error: float = 0.0) -> bool:
-        """Note this step's held-out score; whether its checkpoint is the best from now on.
+        """Note this step's held-out score; whether its checkpoint is the best from now on. NaN never is.
 
-        The highest of many uncertain scores is often luck. Of the checkpoints whose score is less than one standard
-        error below the highest, the best is therefore the last, which has been trained the longest. (Breiman et al.,
-        Classification and Regression Trees, 1984, choose the simplest tree in this way.)
+        The highest of many uncertain scores is often luck. Of the checkpoints whose score is less than its own standard
+        error below the highest, the best is therefore the last, which has been trained the longest (after Breiman et
+        al., Classification and Regression Trees, 1984, who choose the simplest tree within one error of the best).
 
         Args:
             error: the score's standard error; 0: only a higher score is better.
         """
-        highest = self.best_score if self.highest_score is None else self.highest_score
-        if highest is not None and score <= highest - error:
+        # A score with an error was counted otherwise before there were errors, so the first one begins anew.
+        highest = self.best_score if self.highest_score is None and not error else self.highest_score
+        if math.isnan(score) or (highest is not None and not score > highest - error):
             return False
         self.highest_score = score if highest is None else max(highest, score)
         self.best_score, self.best_step = score, self.step

@@ -228,7 +228,7 @@ class Trainer:
         return ends or step % self.settings.eval_steps == 0
 
     def _validate(self) -> bool:
-        """Validate, where ranks are replicas on rank 0 while the others wait; whether the score is the best so far."""
+        """Validate, where ranks are replicas on rank 0 while the others wait; whether this checkpoint is now best."""
         progress = self.progress
         outcome: tuple[float | None, float, str | None] = (None, 0.0, None)
         if self.ranks.is_main or not self.parallel.replicated:

@@ -94,7 +94,8 @@ def renorm(lm: PreTrainedModel) -> None:
 def is_adapted(layer: nn.Module) -> TypeGuard[LoraLayer]:
     """Whether a layer has an adapter of peft. None has one before peft is imported, which takes a second."""
     peft = sys.modules.get("peft.tuners.lora.layer")
-    return peft is not None and isinstance(layer, peft.LoraLayer)
+    known = getattr(peft, "LoraLayer", None)  # None, too, while another thread imports it
+    return known is not None and isinstance(layer, known)
 
 
 def adapted_layers(lm: PreTrainedModel) -> dict[str, LoraLayer]:
