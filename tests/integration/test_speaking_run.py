@@ -21,6 +21,7 @@ from bitgen.data.records import Record
 from bitgen.data.scenes.descriptions import COLOURS
 from bitgen.machine.devices import Precision, start_processes
 from bitgen.model.token_ids import space_id
+from bitgen.protocols import HeldOutResult
 from bitgen.run import build_trainer
 from bitgen.tasks import TASKS, task_of
 from bitgen.tasks.chain import split_first_stage, train_chain
@@ -253,10 +254,24 @@ def test_validation_teaches_held_out_episodes_and_scores_by_what_is_said(build, 
         "val/recalled_two",
     } <= set(result.scalars)
     assert all(0 <= value <= 100 for value in result.scalars.values())
-    said = [value for name, value in result.scalars.items() if name.startswith("val/says_")]
-    assert result.score == pytest.approx(sum(said) / len(said))
+    right = [value for name, value in result.scalars.items() if name.startswith(("val/says_", "val/unchanged_"))]
+    assert result.score == result.scalars["val/score"] == pytest.approx(sum(right) / len(right))
+    assert 0 < result.error == result.scalars["val/score_error"] < 50
     assert "samples/said" in result.texts
     assert trainer.fit() and trainer.scores[-1]["step"] == 2
+
+
+def test_best_is_the_last_checkpoint_within_one_error_of_the_highest_score(build) -> None:
+    trainer = build(val_data="scenes", max_steps=4, eval_steps=1)
+    results = iter([(60.0, 2.0), (98.0, 0.5), (97.7, 0.5), (97.4, 0.5)])
+
+    def validator(objective: object, phase: int) -> HeldOutResult:
+        return HeldOutResult({}, {}, {}, *next(results))
+
+    trainer.run = trainer.run._replace(validator=validator)
+    assert trainer.fit()
+    assert [one["score"] for one in trainer.scores] == [60.0, 98.0, 97.7, 97.4]
+    assert trainer.store.best.name == "step-00000003" and trainer.progress.best_score == 97.7
 
 
 # ---- stopping and going on ----
