@@ -155,17 +155,17 @@ def _said(scene: Scene) -> tuple:
     return scene.kind, scene.where, tuple((thing.colour, thing.shape, thing.count) for thing in scene.things)
 
 
-def score(answers: Sequence[Answer]) -> tuple[float, float]:
-    """The percent of queries that are answered right, as the mean over their kinds, and its standard error.
+def is_right(answer: Answer) -> bool:
+    """Whether an answer has what was taught, or, where nothing was, is the one without a memory."""
+    return says(answer) if answer.query.facts else answer.said == answer.plain
 
-    Right is an answer that has what was taught, or, where nothing was, the answer without a memory. The error takes the
-    queries as independent.
-    """
+
+def score(answers: Sequence[Answer]) -> tuple[float, float]:
+    """The percent of queries that are answered right (:func:`is_right`), as the mean over their kinds, and its standard
+    error, which takes the queries as independent."""
     right: dict[tuple[str, bool], list[bool]] = {}
     for answer in answers:
-        was_taught = bool(answer.query.facts)
-        is_right = says(answer) if was_taught else answer.said == answer.plain
-        right.setdefault((answer.query.kind, was_taught), []).append(is_right)
+        right.setdefault((answer.query.kind, bool(answer.query.facts)), []).append(is_right(answer))
     share = statistics.fmean(sum(kind) / len(kind) for kind in right.values())
     # One right and one wrong answer more (Laplace): where all are right the error is not 0.
     smoothed = [((sum(kind) + 1) / (len(kind) + 2), len(kind)) for kind in right.values()]
@@ -184,10 +184,7 @@ def measures(answers: Sequence[Answer]) -> dict[str, float]:
     for answer in answers:
         kind = answer.query.kind
         found.setdefault(f"recalled_{kind}", []).append(set(answer.facts) == set(answer.query.facts))
-        if not answer.query.facts:
-            found.setdefault(f"unchanged_{kind}", []).append(answer.said == answer.plain)
-            continue
-        found.setdefault(f"says_{kind}", []).append(says(answer))
-        if answer.query.scene is not None and not answer.query.prompt:
+        found.setdefault(f"{'says' if answer.query.facts else 'unchanged'}_{kind}", []).append(is_right(answer))
+        if answer.query.facts and answer.query.scene is not None and not answer.query.prompt:
             found.setdefault(f"whole_{kind}", []).append(whole_caption(answer))
     return {name: 100 * sum(values) / len(values) for name, values in sorted(found.items())}
