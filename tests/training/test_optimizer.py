@@ -12,7 +12,8 @@ from bitgen.config.stage1_settings import Stage1TrainingSettings as TrainingSett
 from bitgen.machine.parallel import load_state_by_name, state_by_name
 from bitgen.stages import Phase, Role, Stage
 from bitgen.tasks.stage1 import groups
-from bitgen.training.normuon import NorMuon, orthogonal
+from bitgen.training import muon
+from bitgen.training.muon import Muon, NorMuon, orthogonal
 from bitgen.training.optimizer import (
     build_optimizer,
     check_groups,
@@ -225,6 +226,35 @@ def test_muon_and_adamw_step_as_each_by_itself(weight_decay: float) -> None:
     # In the gradient's own directions; five steps of the iteration leave singular values between 0.5 and 1.5.
     assert ((core.diagonal() > 0.4) & (core.diagonal() < 1.6)).all()
     torch.testing.assert_close(core, core.diagonal().diag(), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+def test_muon_is_torchs_where_bfloat16_is_in_hardware_and_near_it_elsewhere(
+    shape: tuple[int, int], in_hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "has_bf16", lambda device: in_hardware)
+    torch.manual_seed(3)
+    ours = nn.Parameter(torch.randn(shape))
+    theirs, start = nn.Parameter(ours.detach().clone()), ours.detach().clone()
+    one = Muon([{"params": [ours], "weight_decay": 0.1}], lr=0.03)
+    other = torch.optim.Muon([theirs], lr=0.03, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        one.step()
+        other.step()
+    assert torch.equal(ours, theirs) == in_hardware
+    torch.testing.assert_close(ours - start, theirs - start, rtol=0.05, atol=0.003)
+    assert torch.equal(one.state[ours]["momentum_buffer"], other.state[theirs]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_what_is_emulated_is_not_used_to_make_a_matrix_orthogonal(
+    in_hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "has_bf16", lambda device: in_hardware)
+    assert orthogonal(torch.ones(3, 2)).dtype == (torch.bfloat16 if in_hardware else torch.float32)
 
 
 def test_normuon_gives_all_rows_updates_of_one_size() -> None:

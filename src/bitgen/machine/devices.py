@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,8 @@ from bitgen.config.launch import launcher_local_rank, launcher_rank, launcher_wo
 from bitgen.config.values import ConfigError
 from bitgen.guards.printable import printable
 from bitgen.machine.ranks import Processes
+
+logger = logging.getLogger(__name__)
 
 # Rank 0 validates and writes checkpoints while the others wait; the default of 10 minutes (NCCL) would end such a run.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -97,8 +100,10 @@ class Precision:
         return torch.autocast(self.device_type, dtype=self.dtype)
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere it is emulated, and slower than float32."""
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
 
@@ -109,9 +114,11 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     Raises:
         ConfigError: bf16 on a GPU without it.
     """
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
+    in_hardware = has_bf16(device)
     if name == "auto":
-        name = "bf16" if has_bf16 else "fp32"
-    elif name == "bf16" and device.type == "cuda" and not has_bf16:
+        name = "bf16" if in_hardware else "fp32"
+    elif name == "bf16" and device.type == "cuda" and not in_hardware:
         raise ConfigError("precision=bf16: this GPU has no bfloat16. Use --precision fp16 or fp32.")
+    elif name == "bf16" and not in_hardware:
+        logger.warning("precision=bf16: this CPU emulates bfloat16, many times slower than fp32. Use --precision auto.")
     return Precision(name, device.type)

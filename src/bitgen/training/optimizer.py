@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bitgen.stages import Group, Role, Stage
-from bitgen.training.normuon import NorMuon
+from bitgen.training.muon import Muon, NorMuon
 
 BETAS = (0.9, 0.98)
 EPS = 1e-8
@@ -69,7 +69,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def __init__(self, by_muon: list[dict[str, Any]], by_adamw: list[dict[str, Any]]) -> None:
         self.parts: list[torch.optim.Optimizer] = [adamw(by_adamw)] if by_adamw else []
-        for kind, build in (("muon", muon), ("normuon", NorMuon)):
+        for kind, build in (("muon", Muon), ("normuon", NorMuon)):
             if groups := [group for group in by_muon if group["group"].optimizer == kind]:
                 self.parts.append(build(groups, lr=groups[0]["group"].rate))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
@@ -84,10 +84,6 @@ class MuonAndAdamW(torch.optim.Optimizer):
 def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     # One kernel a group instead of one a tensor; the arithmetic is element by element either way.
     return torch.optim.AdamW(groups, lr=groups[0]["group"].rate, betas=BETAS, eps=EPS, fused=True)
-
-
-def muon(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Muon(groups, lr=lr, adjust_lr_fn="match_rms_adamw")
 
 
 def build_optimizer(module: nn.Module, roles: Mapping[str, Role], stage: Stage) -> torch.optim.Optimizer:
