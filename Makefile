@@ -41,7 +41,7 @@ $(SMOLLM2)/config.json: | $(VENV)/.installed
 	rm -r $(@D).download
 
 test: $(VENV)/.installed-dev ## run the tests that need no data (JOBS=2 processes)
-	$(PY) -m pytest -n $(JOBS) -m "not realdata and not realweights and not browser" $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not realdata and not realweights and not browser" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and types: ruff check, ruff format --check, mypy
 	$(PY) -m ruff check .

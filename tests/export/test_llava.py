@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,6 +21,7 @@ from bitgen.vlm.description import SpeechSource
 from bitgen.vlm.vision import StoredFeatures, image_processor
 from support.chat_templates import STYLES, styled
 from support.tiny_vlms import LORA, an_input, language_folder, tiny_vlm, tower_folder
+from support.warm import run_warm
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")
 FAMILIES = ("llama", "qwen2", "phi3")
@@ -61,9 +59,9 @@ def photo(path):
 
 def in_a_fresh_process(folder, picture, tmp_path, question=QUESTION):
     save_file({"picture": picture}, tmp_path / "given")
-    command = [sys.executable, "-c", FRESH, str(folder), str(tmp_path / "given"), str(tmp_path / "out"), question]
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=clean, timeout=300)
+    words = ["-c", FRESH, folder, tmp_path / "given", tmp_path / "out", question]
+    alone = ("transformers.models.llava.modeling_llava", "transformers.models.auto.processing_auto")
+    done = run_warm(words, cwd=tmp_path, modules=alone, without=("PYTHONPATH",))
     assert done.returncode == 0, done.stderr[-2000:]
     return load_file(tmp_path / "out"), done.stdout.strip()
 

@@ -37,10 +37,17 @@ def _recorded(name: str) -> dict:
     return json.loads((golden.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def _counts(name: str) -> bool:
+    """Whether a figure is a share or a rank of few pairs: on another CPU one of them may fall on the other side."""
+    return "acc_" in name or name.endswith(("_acc", "_rank"))
+
+
 def _compare(found: dict, name: str) -> None:
     expected = _recorded(name)
     assert found["losses"].keys() == expected["losses"].keys()
-    assert found["losses"] == pytest.approx(expected["losses"], rel=2e-2, abs=2e-2)
+    near, recorded = ({name: value for name, value in run["losses"].items() if not _counts(name)}
+                      for run in (found, expected))  # fmt: skip
+    assert near == pytest.approx(recorded, rel=2e-2, abs=2e-2)
     if golden.platform() != expected["platform"]:
         pytest.skip(f"bits were recorded on {expected['platform']}: here losses agree to 2% alone")
     assert found["losses"] == expected["losses"]

@@ -18,8 +18,9 @@ from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.training.trainer import Trainer
 from support import toy_task
-from support.runs import execute, metrics, same_checkpoint, torchrun
+from support.runs import metrics, same_checkpoint
 from support.toy_task import Toy, ToyConfig
+from support.warm import run_warm
 
 WORKER = Path(__file__).with_name("toy_worker.py")
 
@@ -115,7 +116,7 @@ def test_sharded_trains_as_replicated_does_and_resumes_exactly(config, tmp_path:
         [config("stopped", **two, **sharded, resume="auto").flat(), None],
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    done = execute(torchrun(WORKER, tmp_path / "jobs.json"))
+    done = run_warm([WORKER, tmp_path / "jobs.json"], processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     replicated, whole, resumed = (held(config(run).output.output_dir) for run in ("replicated", "sharded", "stopped"))
     assert replicated.keys() == whole.keys() and len(replicated) > 20

@@ -14,7 +14,8 @@ from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import task_of
 from support.reasoning import QUESTIONS, REINFORCED, config_of, trained
-from support.runs import command, execute, same_checkpoint, torchrun
+from support.runs import ENTRY, flags_of, same_checkpoint
+from support.warm import run_warm
 
 WORKER = Path(__file__).with_name("watched_worker.py")
 # Nothing is drawn that each rank would draw for itself, and gradients stay what they are.
@@ -27,7 +28,7 @@ def two(folder: Path, stop_at: int = 0, **settings: Any) -> list[dict[str, Any]]
     """What each of two processes held at the end of a run in ``folder``."""
     flat, file = config_of(folder, **settings).flat() | TWO, folder.with_suffix(".json")
     file.write_text(json.dumps(flat))
-    done = execute(torchrun(WORKER, "stage2", file, folder, stop_at))
+    done = run_warm([WORKER, "stage2", file, folder, stop_at], processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(f"{folder}.{rank}", weights_only=True) for rank in (0, 1)]
 
@@ -81,7 +82,8 @@ def test_two_processes_resume_exactly(tmp_path: Path, captioner: str, how: dict[
     two(tmp_path / "whole", **settings)
     stopped = two(tmp_path / "part", stop_at=2, **settings)
     assert [(rank["step"], rank["finished"]) for rank in stopped] == [(2, False)] * 2
-    done = execute(command(config_of(tmp_path / "part", **settings, resume="auto"), processes=2))
+    flags = flags_of(config_of(tmp_path / "part", **settings, resume="auto"), processes=2)
+    done = run_warm([ENTRY, *flags], processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     same_checkpoint(*(tmp_path / name / "checkpoints" for name in ("whole", "part")))
     with pytest.raises(CheckpointError, match="num_gpus was 2 and is 1"):

@@ -39,9 +39,9 @@ from support.runs import (
     metrics,
     same_checkpoint,
     scalars,
-    torchrun,
     wait_for_step,
 )
+from support.warm import run_warm
 
 WORKER = Path(__file__).with_name("watched_worker.py")
 # A captioner: its matching head is never trained, its temperature learned fast enough to see.
@@ -426,7 +426,7 @@ def test_two_processes_learn_from_different_episodes_and_stay_equal(speaking, ca
     small = dict(picture_queries=1, sentence_queries=1, scenes_train=32, max_steps=10, save_steps=5)
     settings = tmp_path / "two.json"
     settings.write_text(json.dumps({**speaking(**small).flat(), "use_ddp": True, "num_gpus": 2}))
-    done = execute(torchrun(WORKER, "stage1", settings, tmp_path / "two", 9))
+    done = run_warm([WORKER, "stage1", settings, tmp_path / "two", 9], processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (torch.load(tmp_path / f"two.{rank}", weights_only=True) for rank in (0, 1))
     # A signal to rank 1 alone is both ranks' affair.

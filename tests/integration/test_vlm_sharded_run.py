@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from bitgen.checkpoint.format import checkpoint_folders
-from support.runs import REPOSITORY, execute, metrics, same_checkpoint, torchrun
+from support.runs import REPOSITORY, metrics, same_checkpoint
 from support.vlm import recipe
+from support.warm import run_warm
 
 ENTRY = REPOSITORY / "src" / "train_vlm.py"
 STAGES = [
@@ -31,7 +32,7 @@ def run(folder: Path, processes: int, **changes: object) -> Path:
     config = recipe(folder, STAGES, learning_rate=3e-3, best_metric="rouge_l")
     settings = {**config.flat(), **changes, "use_ddp": processes > 1, "num_gpus": processes}
     flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", value)]
-    done = execute(torchrun(ENTRY, *flags), timeout=200)
+    done = run_warm([ENTRY, *flags], processes=2, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "all"
 

@@ -20,6 +20,7 @@ from bitgen.machine.devices import start_processes
 from bitgen.machine.ranks import stop_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import task_of
+from support import reasoning  # noqa: F401  # whose runs learn their words from few questions
 
 KIND, SETTINGS, OUTPUT, STOP_AT = sys.argv[1:]
 KINDS = {"stage1": Config, "stage2": Stage2Config}

@@ -15,7 +15,7 @@ from bitgen.machine.parallel import Replicated
 from bitgen.machine.ranks import Processes
 from bitgen.machine.sharded import Sharded
 from support.parallel_runs import MAX_NORM, UNFROZEN_AT, Run, TinyObjective, batch_of
-from support.runs import execute, torchrun
+from support.warm import run_warm
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 ONE, FIRST_OF_TWO = (Processes(0, count, torch.device("cpu")) for count in (1, 2))
@@ -28,7 +28,7 @@ CLOSE = 1e-6
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks found, by case; see parallel_worker.py."""
     folder = tmp_path_factory.mktemp("parallel")
-    done = execute(torchrun(WORKER, folder), timeout=280)
+    done = run_warm([WORKER, folder], processes=2, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 

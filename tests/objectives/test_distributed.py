@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from support.runs import environment
+from support.warm import run_warm
 
 WORKER = Path(__file__).with_name("two_ranks.py")
 
@@ -25,19 +23,8 @@ class Results(NamedTuple):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(folder)], env=environment(), stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    done = run_warm([WORKER, folder], processes=2)
+    assert done.returncode == 0, done.stderr
     return Results(
         [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)],
         torch.load(folder / "alone.pt", weights_only=True),

@@ -1,4 +1,4 @@
-"""Run by ``test_distributed.py`` as one of two processes: ``two_ranks.py RANK FOLDER``.
+"""Run by ``test_distributed.py`` as one of two processes: ``two_ranks.py FOLDER``, whose RANK is the launcher's.
 
 Every case runs in the same two processes, because starting them takes most of the time. What this rank found goes to
 ``FOLDER/RANK.pt``; rank 0 first computes the same alone, with the whole batch, into ``FOLDER/alone.pt``.
@@ -95,4 +95,4 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(os.environ["RANK"]), Path(sys.argv[1]))

@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.text_shards import TextInfo, TextShardWriter, encode_documents, tokenizer_sha256, write_text_info
 from bitgen.data.tokenizer import train_bpe
+from support.warm import run_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENTRY = REPOSITORY / "src" / "train_stage1_vision_language.py"
@@ -145,15 +143,10 @@ def train(name: str, folder: Path, **changes: object) -> None:
     """Run the entry as a person does, in ``folder``; raises ``AssertionError`` with what it said where it fails."""
     settings, processes = RUNS[name]
     settings = {**COMMON, **settings, **changes}
-    launcher = [sys.executable]
     if processes > 1:
         settings = {**settings, "use_ddp": True, "num_gpus": processes}
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     flags = [part for setting, value in settings.items() for part in (f"--{setting}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src")}
-    done = subprocess.run(
-        [*launcher, str(ENTRY), *flags], capture_output=True, text=True, env=environment, timeout=280, cwd=folder
-    )
+    done = run_warm([ENTRY, *flags], processes, timeout=280, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -28,6 +28,7 @@ from bitgen.objectives.feature_queue import FeatureQueue
 from bitgen.training.progress import Progress
 from bitgen.training.trainer import Trainer
 from support.models import FEATURES, tiny_config
+from support.warm import run_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENTRY = REPOSITORY / "src" / "train_stage1_vision_language.py"
@@ -93,10 +94,15 @@ def torchrun(script: Path, *arguments: object) -> list[str]:
 
 def command(config: Config, processes: int = 1, **settings: object) -> list[str]:
     """The command line of a run, on one process or two."""
+    flags = flags_of(config, processes, **settings)
+    return torchrun(ENTRY, *flags) if processes > 1 else [sys.executable, str(ENTRY), *flags]
+
+
+def flags_of(config: Config, processes: int = 1, **settings: object) -> list[str]:
+    """What the command line of a run says."""
     if processes > 1:
         settings = {**settings, "use_ddp": True, "num_gpus": processes}
-    flags = [part for name, value in {**config.flat(), **settings}.items() for part in (f"--{name}", str(value))]
-    return torchrun(ENTRY, *flags) if processes > 1 else [sys.executable, str(ENTRY), *flags]
+    return [part for name, value in {**config.flat(), **settings}.items() for part in (f"--{name}", str(value))]
 
 
 def execute(arguments: list[str], timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
@@ -115,7 +121,7 @@ def two_ranks(config: Config, holds: Path, stop_at: int = 0, nan_at: int = 2) ->
     """Train on two processes, as ``ddp_worker.py`` says; what each of them held at the end, in files ``holds.RANK``."""
     settings = holds.with_suffix(".json")
     settings.write_text(json.dumps({**config.flat(), "use_ddp": True, "num_gpus": 2}))
-    done = execute(torchrun(WORKER, settings, holds, stop_at, nan_at))
+    done = run_warm([WORKER, settings, holds, stop_at, nan_at], processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     return [torch.load(f"{holds}.{rank}", weights_only=True) for rank in (0, 1)]
 

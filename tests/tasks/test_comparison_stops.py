@@ -16,10 +16,12 @@ from bitgen.tasks.recipe import DONE
 from support.runs import REPOSITORY, environment, wait_for_step
 from tasks.test_comparison import write_file
 
+STEPS = 120  # so many that the signal finds it training
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_its_training_stops_with_it_and_goes_on_at_the_same_command(tmp_path, number) -> None:
-    stage = {"name": "tune", "trains": "connector,language", "max_steps": 400}
+    stage = {"name": "tune", "trains": "connector,language", "max_steps": STEPS}
     runs = [{"name": "a", "connector": "mlp", "connector_depth": 2, "stages": [stage]}]
     path = write_file(tmp_path, runs=runs, score="loss")
     command = [sys.executable, str(REPOSITORY / "src" / "compare_vlms.py"), "--config", str(path)]
@@ -35,13 +37,13 @@ def test_its_training_stops_with_it_and_goes_on_at_the_same_command(tmp_path, nu
     assert status == (-number if number == signal.SIGKILL else 128 + number)
     folder = tmp_path / "out" / "a" / "tune"
     assert not (folder / DONE).exists()
-    assert 0 < max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*")) < 400
+    assert 0 < max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*")) < STEPS
 
-    again = subprocess.run([*command, "--max_steps", "400"], env=environment(), capture_output=True, text=True)
+    again = subprocess.run([*command, "--max_steps", str(STEPS)], env=environment(), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     lines = [json.loads(line) for line in (tmp_path / "log" / "a" / "tune" / "metrics.jsonl").open()]
     steps = [line["step"] for line in lines if "train/loss" in line]
-    assert steps == sorted(set(steps)) and steps[-1] == 400  # none twice: it went on, and did not begin anew
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS  # none twice: it went on, and did not begin anew
 
 
 def _trainings_of(pid: int) -> list[int]:
