@@ -1,4 +1,4 @@
-"""The LLaVA layout: a fresh process with transformers alone gives the same logits and the same greedy answers."""
+"""The LLaVA layout: a process of its own with transformers alone gives the same logits and the same greedy answers."""
 
 from __future__ import annotations
 

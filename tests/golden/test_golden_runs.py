@@ -39,7 +39,7 @@ def _recorded(name: str) -> dict:
 
 def _counts(name: str) -> bool:
     """Whether a figure is a share or a rank of few pairs: on another CPU one of them may fall on the other side."""
-    return "acc_" in name or name.endswith(("_acc", "_rank"))
+    return "acc_" in name or "_R@" in name or name.endswith(("_acc", "_rank"))
 
 
 def _compare(found: dict, name: str) -> None:
@@ -49,7 +49,7 @@ def _compare(found: dict, name: str) -> None:
                       for run in (found, expected))  # fmt: skip
     assert near == pytest.approx(recorded, rel=2e-2, abs=2e-2)
     if golden.platform() != expected["platform"]:
-        pytest.skip(f"bits were recorded on {expected['platform']}: here losses agree to 2% alone")
+        pytest.skip(f"bits were recorded on {expected['platform']}: here losses agree to 2% alone, and counts need not")
     assert found["losses"] == expected["losses"]
     assert found["tensors"] == expected["tensors"]
 

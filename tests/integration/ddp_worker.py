@@ -1,4 +1,4 @@
-"""One process of two, started by torchrun: trains, with mishaps on rank 1 alone, and writes what it holds.
+"""One process of two, as torchrun starts them: trains, with mishaps on rank 1 alone, and writes what it holds.
 
 Usage: ddp_worker.py CONFIG_JSON OUTPUT STOP_AT [NAN_AT]. Rank 1 gets SIGTERM in micro-step STOP_AT, and its loss is NaN
 in micro-step NAN_AT (default 2); counted from 1, 0: never.

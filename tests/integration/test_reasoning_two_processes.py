@@ -14,7 +14,7 @@ from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import task_of
 from support.reasoning import QUESTIONS, REINFORCED, config_of, trained
-from support.runs import ENTRY, flags_of, same_checkpoint
+from support.runs import command, execute, same_checkpoint
 from support.warm import run_warm
 
 WORKER = Path(__file__).with_name("watched_worker.py")
@@ -82,8 +82,7 @@ def test_two_processes_resume_exactly(tmp_path: Path, captioner: str, how: dict[
     two(tmp_path / "whole", **settings)
     stopped = two(tmp_path / "part", stop_at=2, **settings)
     assert [(rank["step"], rank["finished"]) for rank in stopped] == [(2, False)] * 2
-    flags = flags_of(config_of(tmp_path / "part", **settings, resume="auto"), processes=2)
-    done = run_warm([ENTRY, *flags], processes=2)
+    done = execute(command(config_of(tmp_path / "part", **settings, resume="auto"), processes=2))
     assert done.returncode == 0, done.stdout + done.stderr
     same_checkpoint(*(tmp_path / name / "checkpoints" for name in ("whole", "part")))
     with pytest.raises(CheckpointError, match="num_gpus was 2 and is 1"):

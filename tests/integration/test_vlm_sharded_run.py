@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from bitgen.checkpoint.format import checkpoint_folders
-from support.runs import REPOSITORY, metrics, same_checkpoint
+from support.runs import REPOSITORY, execute, metrics, same_checkpoint, torchrun
 from support.vlm import recipe
 from support.warm import run_warm
 
@@ -32,7 +32,8 @@ def run(folder: Path, processes: int, **changes: object) -> Path:
     config = recipe(folder, STAGES, learning_rate=3e-3, best_metric="rouge_l")
     settings = {**config.flat(), **changes, "use_ddp": processes > 1, "num_gpus": processes}
     flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", value)]
-    done = run_warm([ENTRY, *flags], processes=2, timeout=200)
+    forked = "parallel" in changes  # the replicated run is started as a person does it
+    done = run_warm([ENTRY, *flags], processes=2) if forked else execute(torchrun(ENTRY, *flags))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "all"
 

@@ -1,4 +1,4 @@
-"""One process of two (started by torchrun) or the only one: trains models of parts on made-up batches.
+"""One process of two (as torchrun starts them) or the only one: trains models of parts on made-up batches.
 
 Usage: vlm_worker.py FOLDER WAY...; the file of rank R and way W is FOLDER/W.R.pt. A lone process trains on the batches
 of both ranks.

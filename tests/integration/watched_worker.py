@@ -1,4 +1,4 @@
-"""One process of two, started by torchrun: trains, and writes what it holds and what it learned from.
+"""One process of two, as torchrun starts them: trains, and writes what it holds and what it learned from.
 
 Usage: watched_worker.py KIND CONFIG_JSON OUTPUT STOP_AT. KIND is that of the configuration, ``stage1`` or ``stage2``.
 Rank 1 alone gets SIGTERM in its forward STOP_AT, counted from 1 (0: never).

@@ -1,4 +1,4 @@
-"""One process of two, started by torchrun: runs every case of test_parallel.py and writes what it found.
+"""One process of two, as torchrun starts them: runs every case of test_parallel.py and writes what it found.
 
 Usage: parallel_worker.py FOLDER. The file of rank R is FOLDER/R.pt.
 """

@@ -33,6 +33,7 @@ def test_a_cpu_that_emulates_bf16_says_so(
     in_hardware: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(devices, "has_bf16", lambda _: in_hardware)
+    devices.warn_of_emulation.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert resolve_precision("bf16", CPU).name == "bf16"
     assert ("--precision auto" in caplog.text) != in_hardware
@@ -42,4 +43,8 @@ def test_a_cpu_that_emulates_bf16_says_so(
 def test_a_cpu_has_bf16_if_either_kind_of_it_is_there(found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: found, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert has_bf16(CPU) == found
+    for name in ("bf16", "sve_bf16"):  # an ARM
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True}, raising=False)  # noqa: B023
+        assert has_bf16(CPU)

@@ -140,7 +140,8 @@ def write_data(folder: Path) -> None:
 
 
 def train(name: str, folder: Path, **changes: object) -> None:
-    """Run the entry as a person does, in ``folder``; raises ``AssertionError`` with what it said where it fails."""
+    """Run the entry in ``folder``, forked from a process that has imported it; raises ``AssertionError``, with what it
+    said, where it fails."""
     settings, processes = RUNS[name]
     settings = {**COMMON, **settings, **changes}
     if processes > 1:

@@ -94,15 +94,10 @@ def torchrun(script: Path, *arguments: object) -> list[str]:
 
 def command(config: Config, processes: int = 1, **settings: object) -> list[str]:
     """The command line of a run, on one process or two."""
-    flags = flags_of(config, processes, **settings)
-    return torchrun(ENTRY, *flags) if processes > 1 else [sys.executable, str(ENTRY), *flags]
-
-
-def flags_of(config: Config, processes: int = 1, **settings: object) -> list[str]:
-    """What the command line of a run says."""
     if processes > 1:
         settings = {**settings, "use_ddp": True, "num_gpus": processes}
-    return [part for name, value in {**config.flat(), **settings}.items() for part in (f"--{name}", str(value))]
+    flags = [part for name, value in {**config.flat(), **settings}.items() for part in (f"--{name}", str(value))]
+    return torchrun(ENTRY, *flags) if processes > 1 else [sys.executable, str(ENTRY), *flags]
 
 
 def execute(arguments: list[str], timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:

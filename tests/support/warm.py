@@ -1,8 +1,9 @@
 """Processes that begin with everything imported: one process imports, and each command is a fork of it.
 
-A new interpreter takes longer to import torch and transformers than most tests take. What a command does is the same
-but for two things: hashes of strings, and so the order of sets, are those of the process that was forked, and the
-modules are there already. Tests of imports, of ``torchrun`` itself and of the order of sets start new interpreters.
+A new interpreter takes longer to import torch and transformers than most tests take. What a command does is the same,
+but hashes of strings and addresses, and so the order of sets, are those of the process that was forked; what modules
+read when they are imported was read there; and the interpreter does not take itself apart at the end. So tests of
+imports, of the order of sets and of signals start new interpreters, and one of each kind of training starts torchrun.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ def run_warm(
     cwd: Path | None = None,
     modules: tuple[str, ...] = OURS,
     without: tuple[str, ...] = (),
-    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGUMENTS`` (a script or ``-c CODE``, and what they are given) to its end.
 
@@ -41,18 +41,21 @@ def run_warm(
         processes: so many of them, which are told of one another as ``torchrun`` tells them.
         modules: imported before.
         without: variables that the environment does not have.
-        more: and what it has beside that of this process.
     """
     from support.runs import REPOSITORY, environment
 
     key = (*modules, *without)
-    if key not in _servers or _servers[key].process.poll() is not None:
-        _servers[key] = _Server(modules, {name: value for name, value in environment().items() if name not in without})
-    variables = {name: value for name, value in environment(**more).items() if name not in without}
+    variables = {name: value for name, value in environment().items() if name not in without}
+    if key not in _servers:
+        _servers[key] = _Server(modules, variables)
     words = [str(part) for part in arguments]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         files = [out.fileno(), errors.fileno()]
-        status = _servers[key].ask(words, processes, timeout, str(cwd or REPOSITORY), variables, files)
+        try:
+            status = _servers[key].ask(words, processes, timeout, str(cwd or REPOSITORY), variables, files)
+        except BaseException:  # the answer that is owed would be taken for the next one
+            _servers.pop(key).close()
+            raise
         for file in (out, errors):
             file.seek(0)
         if status is None:
@@ -72,8 +75,12 @@ class _Server:
         atexit.register(self.close)
 
     def close(self) -> None:
-        self.socket.close()  # at which it ends
-        self.process.wait()
+        self.socket.close()  # at which it ends, with whatever it has forked
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def ask(
         self, words: list[str], processes: int, timeout: float, cwd: str, variables: dict[str, str], files: list[int]
@@ -81,9 +88,13 @@ class _Server:
         """The status at the end, 0 if all processes ended well; None: they took too long, and were killed."""
         request = {"words": words, "processes": processes, "timeout": timeout, "cwd": cwd, "variables": variables}
         content = json.dumps(request).encode()
-        socket.send_fds(self.socket, [len(content).to_bytes(8, "big")], files)
-        self.socket.sendall(content)
-        answer = self.socket.makefile().readline()
+        try:
+            socket.send_fds(self.socket, [len(content).to_bytes(8, "big")], files)
+            self.socket.sendall(content)
+            with self.socket.makefile() as answers:
+                answer = answers.readline()
+        except OSError:
+            answer = ""
         if not answer:
             raise RuntimeError("the process that forks has ended: see what it said above")
         return json.loads(answer)
@@ -104,7 +115,10 @@ def serve(number: int, modules: list[str]) -> None:
                 return
             content = b""
             while len(content) < int.from_bytes(size, "big"):
-                content += asked.recv(1 << 20)
+                part = asked.recv(1 << 20)
+                if not part:
+                    return
+                content += part
             status = _forked(json.loads(content), files, asked)
             for file in files:
                 os.close(file)
@@ -123,26 +137,32 @@ def _forked(request: dict[str, Any], files: list[int], asked: socket.socket) -> 
             told = {name: str(value) for name, value in place.items()} if count > 1 else {}
             _become(request["words"], request["cwd"], request["variables"] | told, files)
         running[child] = os.pidfd_open(child)
-    deadline, status = time.monotonic() + request["timeout"], 0
-    late: int | None = None
+    deadline, status, late = time.monotonic() + request["timeout"], 0, False
     while running:
-        ready, _, _ = select.select(list(running.values()), [], [], max(0.0, deadline - time.monotonic()))
+        watched = [asked, *running.values()]
+        ready, _, _ = select.select(watched, [], [], max(0.0, deadline - time.monotonic()))
+        over = not ready or asked in ready  # it takes too long, or whoever asked is gone
         for child, watch in list(running.items()):
-            if watch in ready or not ready:
-                if not ready:
-                    os.kill(child, signal.SIGKILL)
-                    late = late if status else -1  # of those that wait for one which failed this is no news
-                ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                os.close(running.pop(child))
-                if ended and not status and late is None:
-                    status, deadline = ended, min(deadline, time.monotonic() + FAILED_BESIDE)
-    return None if late is not None and not status else status
+            if over:
+                os.kill(child, signal.SIGKILL)
+                late = True
+            elif watch not in ready:
+                continue
+            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os.close(running.pop(child))
+            if ended and not status and not late:  # the others wait for the one that failed
+                status, deadline = ended, min(deadline, time.monotonic() + FAILED_BESIDE)
+    return None if late and not status else status
 
 
 def _become(words: list[str], cwd: str, variables: dict[str, str], files: list[int]) -> None:
     """What the interpreter would do with these words; it ends the process."""
     import runpy
+    import threading
     import traceback
+
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # as a new process would
 
     os.dup2(files[0], 1)
     os.dup2(files[1], 2)
@@ -167,6 +187,7 @@ def _become(words: list[str], cwd: str, variables: dict[str, str], files: list[i
     except BaseException:
         traceback.print_exc()
     finally:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the end of an interpreter does
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

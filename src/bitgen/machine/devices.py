@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from dataclasses import dataclass
@@ -105,7 +106,17 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+    if any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes):
+        return True
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("bf16") or known.get("sve_bf16"))  # of ARM's CPUs
+
+
+@functools.cache  # once a run, though more than one part of it asks
+def warn_of_emulation(setting: str, remedy: str, device: torch.device) -> None:
+    """Say that what ``setting`` asks for is slow, where the device only emulates bfloat16."""
+    if not has_bf16(device):
+        logger.warning("%s: this device emulates bfloat16, many times slower than float32. Use %s.", setting, remedy)
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
@@ -119,6 +130,6 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
         name = "bf16" if in_hardware else "fp32"
     elif name == "bf16" and device.type == "cuda" and not in_hardware:
         raise ConfigError("precision=bf16: this GPU has no bfloat16. Use --precision fp16 or fp32.")
-    elif name == "bf16" and not in_hardware:
-        logger.warning("precision=bf16: this CPU emulates bfloat16, many times slower than fp32. Use --precision auto.")
+    elif name == "bf16":
+        warn_of_emulation("precision=bf16", "--precision auto", device)
     return Precision(name, device.type)

@@ -13,7 +13,7 @@ from torch import nn
 from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.vlm import ADAPTER, CONNECTOR, LANGUAGE, VISION, VlmConfig
 from bitgen.data.loader_source import LoaderSource
-from bitgen.machine.devices import Precision, resolve_precision
+from bitgen.machine.devices import Precision, resolve_precision, warn_of_emulation
 from bitgen.machine.ranks import Processes
 from bitgen.machine.sharded import elements_of_lists
 from bitgen.objectives.supervised import NextTokens
@@ -38,6 +38,8 @@ class Vlm:
             ValueError: what was asked for cannot be; the message says what to write instead.
         """
         precision = resolve_precision(config.training.precision, ranks.device)
+        if config.language.language_dtype == "bfloat16":
+            warn_of_emulation("language_dtype=bfloat16", "--language_dtype float32", ranks.device)
         parts = build_parts(config, ranks, fresh)
         objective = NextTokens(parts.model)
         kind: Callable[..., LoaderSource] = LoaderSource

@@ -20,8 +20,8 @@ class Muon(torch.optim.Optimizer):
     Nesterov's momentum. The root mean square of an update is about 0.2, times the rate, whatever the matrix's shape.
 
     On a device that multiplies bfloat16 in hardware these are the bits of ``torch.optim.Muon`` with
-    ``match_rms_adamw``, which computes in bfloat16 everywhere. A CPU that has to emulate it multiplies matrices some 60
-    times slower so than in float32, and would spend more time here than on the rest of a training step.
+    ``match_rms_adamw``, which computes in bfloat16 everywhere. A CPU that has to emulate it multiplies matrices far
+    slower so than in float32 (60 times on one with AVX2), and would spend more time here than on the rest of a step.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
