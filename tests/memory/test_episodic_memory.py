@@ -246,3 +246,76 @@ def test_writers_wait_for_one_another(opened) -> None:
     for writer in writers:
         writer.join()
     assert len(memory) == 12 and len({episode.id for episode in memory.episodes}) == 12
+
+
+def test_what_raises_while_a_memory_is_full_leaves_it_as_it_was(memory, monkeypatch) -> None:
+    """The notices look at the new memory, and looking may fail: it needs more room than the write itself."""
+    memory.write([picture(0)], TEXTS[:1])
+    before = contents(memory)
+
+    def fails(held: object) -> None:
+        raise RuntimeError("no room")
+
+    for name in ("warn_when_full", "warn_after_edit"):
+        monkeypatch.setattr(f"bitgen.memory.episodic_memory.{name}", lambda *_: fails(None))
+    changes = (
+        lambda: memory.write([picture(1)], TEXTS[1:2]),
+        lambda: memory.edit("1", "a red dog"),
+        lambda: memory.resize(3),
+        lambda: memory.whiten(None),
+    )
+    for change in changes:
+        with pytest.raises(RuntimeError, match="no room"):
+            change()
+        assert contents(memory) == before and memory.codes.space.slots == 32
+
+
+def test_a_large_memory_is_judged_by_some_of_its_episodes(memory, monkeypatch) -> None:
+    """As many rows of cosines as are asked for at once, never one for each episode."""
+    half, asked = memory.encoder.half, []
+    pairs = torch.randn(40, 2 * half, generator=torch.Generator().manual_seed(0))
+    memory.write_codes(pairs, [f"episode {number}" for number in range(40)])
+    whole = memory.state().expected_recall
+    read = type(memory.codes).read
+
+    def counted(self, cues, part):
+        asked.append(len(cues))
+        return read(self, cues, part)
+
+    monkeypatch.setattr(type(memory.codes), "read", counted)
+    monkeypatch.setattr("bitgen.memory.episodes._ASKED_AT_ONCE", 7)
+    assert memory.state().expected_recall == whole and max(asked) == 7 and sum(asked) == 80
+    asked.clear()
+    monkeypatch.setattr("bitgen.memory.episodes._MOST_ASKED", 10)
+    some = memory.state().expected_recall
+    assert sum(asked) == 20 and all(share * 10 == int(share * 10) for share in some)
+
+
+def test_numbers_that_were_given_as_ids_are_used_once(memory) -> None:
+    memory.write([picture(0)], TEXTS[:1], keys=["7"])
+    memory.forget("7")
+    assert memory.write([picture(1), picture(2)], TEXTS[1:3]) == ["8", "9"]
+
+
+@pytest.mark.parametrize(
+    ("cues", "says"),
+    [
+        ({"texts": "the cat sat"}, "are lists"),
+        ({"images": b"x"}, "are lists"),
+        ({"images": [torch.zeros(3, 10, 10)]}, r"image 0 is a tensor of shape \[3, 10, 10\]; this model takes pixel"),
+        ({"images": [torch.zeros(3)]}, r"image 0 is a tensor of shape \[3\]"),
+    ],
+)
+def test_cues_that_are_no_cues_are_named(taught, cues, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        taught.recall_many(**cues)
+
+
+def test_no_cue_recalls_nothing(taught) -> None:
+    assert taught.recall_many(images=[]) == taught.recall_many(texts=[]) == []
+
+
+@pytest.mark.parametrize("settings", [{"sigma": -0.1}, {"sigma": float("nan")}, {"slots": 2.5}, {"cue_noise": -1.0}])
+def test_settings_that_cannot_be_are_refused_at_once(opened, settings) -> None:
+    with pytest.raises(ValueError):
+        EpisodicMemory(*opened, **settings)

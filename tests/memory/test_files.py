@@ -165,3 +165,12 @@ def test_a_file_of_another_model_or_width_is_refused(taught, tmp_path) -> None:
     with pytest.raises(ValueError, match="another model"), wide.editing(path):
         raise AssertionError("not reached")
     EpisodicMemory(taught.encoder.model, taught.encoder.processor).load(path)
+
+
+def test_saving_removes_what_a_killed_writer_left_and_nothing_of_another_file(taught, tmp_path) -> None:
+    path = tmp_path / "a.memory"
+    own, others = tmp_path / ".a.memory.123.tmp", (tmp_path / ".a.memory.old.123.tmp", tmp_path / ".a.memory.png.9.tmp")
+    for leftover in (own, *others):
+        leftover.write_text("half")
+    taught.save(path)
+    assert not own.exists() and all(other.exists() for other in others)

@@ -263,7 +263,7 @@ def test_a_memory_of_sentences_alone_is_a_memory(speaker, caplog) -> None:
 @pytest.mark.parametrize(
     "texts, ids, message",
     [
-        ("the cat", None, "texts is a list"),
+        ("the cat", None, "are lists"),
         ([], None, "0 texts"),
         (["the cat", " "], None, "text 1 is empty"),
         ([5], None, "not a string"),

@@ -84,7 +84,7 @@ def test_statistics_that_cannot_be_taken_are_refused(bad, message) -> None:
 
 
 def test_a_whitening_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match="of width 24, the codes' is 16"):
+    with pytest.raises(ValueError, match=r"are \[2, 24\] and \[2, 24, 24\]; the codes' width is 16"):
         AddressSpace(16, 8, whitening=Whitening.fit(lifelike(60)))
 
 
@@ -118,3 +118,16 @@ def test_the_queue_of_a_run_gives_the_statistics() -> None:
     filled = torch.cat([queue["image_features"], queue["text_features"]], dim=1)[: queue["filled"]]
     for left, right in zip(training_whitening(written_run()), Whitening.fit(filled), strict=True):
         assert torch.equal(left, right)
+
+
+def test_it_is_taken_in_any_number_format_and_refused_where_it_is_not_finite(memory) -> None:
+    half = memory.encoder.half
+    plain = Whitening(torch.zeros(2, half), torch.eye(half).expand(2, -1, -1))  # float32
+    memory.write_codes(torch.randn(3, 2 * half), ["one", "two", "three"])
+    memory.whiten(plain)
+    assert memory.codes.space.whitening.matrices.dtype == torch.float64 and memory.recall(text="one")
+    with pytest.raises(ValueError, match="NaN or infinity in the whitening"):
+        memory.whiten(plain._replace(means=plain.means * float("nan")))
+    with pytest.raises(ValueError, match=r"matrices are \[\] and"):
+        memory.whiten(plain._replace(means=torch.tensor(0.0)))
+    assert memory.recall(text="one")

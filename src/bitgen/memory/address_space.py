@@ -51,15 +51,21 @@ class AddressSpace:
         whitening: Whitening | None = None,
         value: int | None = None,
     ) -> None:
-        if not 1 <= slots <= MAX_SLOTS:
+        sigma = float(sigma)
+        if slots != int(slots) or not 1 <= slots <= MAX_SLOTS:
             raise ValueError(f"slots is {slots}; a memory has 1 to {MAX_SLOTS:,}")
-        if not (math.isfinite(sigma * sigma) and sigma * sigma >= LEAST_VARIANCE * (1 - 1e-9)):
+        if not (math.isfinite(sigma * sigma) and sigma > 0 and sigma * sigma >= LEAST_VARIANCE * (1 - 1e-9)):
             raise ValueError(f"sigma is {sigma}; it must be at least {math.sqrt(LEAST_VARIANCE)} for exact forgetting")
         if not -(2**63) <= seed < 2**64:
             raise ValueError(f"seed is {seed}; it must be a whole number of 64 bits")
-        if whitening is not None and (whitening.means.shape, whitening.matrices.shape) != ((2, half), (2, half, half)):
-            raise ValueError(f"the whitening is of features of width {whitening.means.shape[-1]}, the codes' is {half}")
-        self.whitening = None if whitening is None else whitening.to(device)
+        if whitening is not None:
+            if (whitening.means.shape, whitening.matrices.shape) != ((2, half), (2, half, half)):
+                shapes = " and ".join(str(list(part.shape)) for part in whitening)
+                raise ValueError(f"the whitening's means and matrices are {shapes}; the codes' width is {half}")
+            if not all(part.isfinite().all() for part in whitening):
+                raise ValueError("NaN or infinity in the whitening")
+            whitening = whitening.to(device)
+        self.whitening = whitening
         self.half, self.slots, self.widen, self.sigma, self.seed = half, slots, widen, sigma, seed
         generator = torch.Generator().manual_seed(seed)
         self.cue_width = half + slots if widen else half

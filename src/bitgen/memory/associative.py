@@ -81,7 +81,8 @@ class AssociativeMemory:
     @classmethod
     def empty(cls, space: AddressSpace, cue_noise: float = 0.1) -> AssociativeMemory:
         """A memory that holds nothing. ``cue_noise``: the noise that a cue which is not exact is read with, > 0."""
-        if not (math.isfinite(cue_noise) and cue_noise > 0):
+        cue_noise = float(cue_noise)
+        if not (math.isfinite(cue_noise * cue_noise) and cue_noise > 0):
             raise ValueError(f"cue_noise is {cue_noise}; it must be positive")
         return cls(space, torch.zeros(0, sum(space.halves), dtype=torch.float64, device=space.device), cue_noise)
 

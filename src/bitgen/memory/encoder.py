@@ -43,6 +43,12 @@ def open_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[Bi
     return opened.model, opened.processor
 
 
+def check_lists(images: object, texts: object) -> None:
+    """Raise ValueError for one image or one text in place of a list: a text would be read as a list of letters."""
+    if isinstance(texts, str) or isinstance(images, (str, bytes, Path, Image.Image)):
+        raise ValueError("images and texts are lists: write images=[image], texts=[text]")
+
+
 class PairEncoder:
     """``image_features`` and ``text_features`` of a model, as float64 on its device.
 
@@ -83,7 +89,8 @@ class PairEncoder:
         Raises:
             ValueError: as for :meth:`images`.
         """
-        seen = [(self.model.pool_image_tokens(tokens), features) for tokens, features in self._encoded(images)]
+        pool, kind = self.model.pool_image_tokens, self.model.dtype
+        seen = [(pool(tokens).to(kind), features) for tokens, features in self._encoded(images)]
         tokens, features = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return ImageEncoding(tokens, features.double())
 
@@ -106,7 +113,7 @@ class PairEncoder:
 
     def _tensor(self, image: MemoryImage, position: int) -> Tensor:
         if isinstance(image, Tensor):
-            return image.float()
+            return self._checked(image, position)
         if self.model.config.takes_features:
             raise ValueError(f"this model {_NO_TOWER}")
         if isinstance(image, (str, Path)):
@@ -120,6 +127,16 @@ class PairEncoder:
         if isinstance(image, (bytes, Image.Image)):
             return self.processor.image(image, f"image {position}")
         raise ValueError(f"image {position} is a {type(image).__name__}; give a file name, bytes, PIL image or tensor")
+
+    def _checked(self, image: Tensor, position: int) -> Tensor:
+        """A tensor that is shaped as the model takes it."""
+        config = self.model.config
+        size = None if config.takes_features else config.image_size
+        wanted = "vision_features [P, C]" if size is None else f"pixel_values [3, {size}, {size}]"
+        fits = image.dim() == 2 if size is None else image.shape == (3, size, size)
+        if not fits:
+            raise ValueError(f"image {position} is a tensor of shape {list(image.shape)}; this model takes {wanted}")
+        return image.float()
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:

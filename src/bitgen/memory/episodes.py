@@ -22,6 +22,7 @@ from bitgen.model.speaking import told_last
 MOST_EPISODES = 100_000
 MOST_CHARACTERS = 10_000  # of a text; a model reads a few hundred tokens of it
 _LONGEST_ID = 200
+_MOST_ASKED, _ASKED_AT_ONCE = 2048, 256  # episodes whose own cues are tried, when there are more
 _SPOKEN_AT_ONCE = 32  # values whose tokens are looked up together, each among all of the vocabulary
 
 # Cosines of what was read differ little between like episodes; this makes shares of them.
@@ -207,6 +208,8 @@ class Held(NamedTuple):
             if key in taken:
                 raise ValueError(f"id '{shown}' is taken: choose another, or edit or forget that episode")
             taken.add(key)
+            if key.isascii() and key.isdecimal():  # once used, it is nobody else's number
+                next_id = max(next_id, int(key) + 1)
         return list(keys), next_id
 
     def row(self, key: str) -> int:
@@ -239,12 +242,18 @@ class Held(NamedTuple):
         return F.normalize(read, dim=1) @ F.normalize(self.memory.seen(part), dim=1).mT
 
     def expected_recall(self) -> tuple[float, float]:
-        """Share of the episodes with an image that their own images, and their own texts, recall first. Episodes whose
-        missing halves are alike count, as nothing that is read can tell them apart."""
+        """Share of the episodes with an image that their own images, and their own texts, recall first; of more than
+        2,048 that of so many, spread evenly. Episodes whose missing halves are alike count, as nothing that is read
+        can tell them apart."""
         shares, rows = [], self.pictured
+        asked = torch.linspace(0, len(rows) - 1, min(len(rows), _MOST_ASKED), dtype=torch.float64).long()
         for part in (IMAGE, TEXT) if len(rows) else ():
-            cosines = self._cosines(self.memory.read(self.memory.halves(part)[rows], part).halves, 1 - part)
-            shares.append(_share_first(cosines[:, rows]))
+            first = 0
+            for own in asked.to(rows.device).split(_ASKED_AT_ONCE):  # a row of cosines is as long as the memory
+                read = self.memory.read(self.memory.halves(part)[rows[own]], part).halves
+                cosines = self._cosines(read, 1 - part)[:, rows]
+                first += int((cosines.gather(1, own[:, None])[:, 0] >= cosines.amax(dim=1) - 1e-6).sum())
+            shares.append(first / len(asked))
         return (shares[0], shares[1]) if shares else (1.0, 1.0)
 
     def expected_speech(self) -> float | None:
@@ -334,11 +343,6 @@ def held_in_file(path: str | Path, probe: Tensor, spoken_probe: SpokenProbe | No
     if len({episode.id for episode in episodes}) < len(episodes):
         raise ValueError(f"{name} is damaged (an id occurs twice): restore it, or name another")
     return held
-
-
-def _share_first(cosines: Tensor) -> float:
-    """Share of the rows ``[E, E]`` in which the own column is the best, or as good."""
-    return (cosines.diagonal() >= cosines.amax(dim=1) - 1e-6).double().mean().item()
 
 
 def _now() -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace, spoken_space
 from bitgen.memory.associative import AssociativeMemory
-from bitgen.memory.encoder import MemoryImage, PairEncoder
+from bitgen.memory.encoder import MemoryImage, PairEncoder, check_lists
 from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
 from bitgen.memory.files import StoredSpoken, exclusive, write_memory
 from bitgen.memory.notices import (
@@ -125,8 +125,7 @@ class EpisodicMemory:
         """
         if images is None or texts is None:
             raise ValueError("an episode is an image with a text: pass both images and texts")
-        if isinstance(texts, str) or isinstance(images, (str, bytes, Path)):
-            raise ValueError("images and texts are lists: write(images=[image], texts=[text])")
+        check_lists(images, texts)
         if not len(images) or len(images) != len(texts):
             raise ValueError(f"{len(images)} images and {len(texts)} texts: pass one or more, a text for each image")
         check_texts(texts)
@@ -151,8 +150,7 @@ class EpisodicMemory:
         """
         if self._facts is None:
             raise ValueError(f"a sentence without an image can only be said, and {MUTE}")
-        if isinstance(texts, str):
-            raise ValueError("texts is a list: tell(texts=[text])")
+        check_lists(None, texts)
         if not len(texts):
             raise ValueError("0 texts: pass one or more")
         features = self.encoder.texts(texts)
@@ -178,10 +176,11 @@ class EpisodicMemory:
         if spoken is not None and self._facts is None:
             raise ValueError(MUTE)
         with self._writing:
-            self._held, ids = self._held.added(pairs, texts, keys, spoken)
-            warn_of_like_texts(self._held, len(ids))
-            warn_of_contradictions(self._held, len(ids))
-            warn_when_full(self._held)
+            held, ids = self._held.added(pairs, texts, keys, spoken)
+            warn_of_like_texts(held, len(ids))
+            warn_of_contradictions(held, len(ids))
+            warn_when_full(held)
+            self._held = held  # last: whatever raises above leaves the memory as it was
         if self._facts is not None and spoken is not None:
             self._facts.say_cut(texts)
         return ids
@@ -200,8 +199,9 @@ class EpisodicMemory:
         with self._writing:
             row = self._held.row(id)
             before, pictured = self._held.episodes[row].text, bool(self._held.memory.halves(IMAGE)[row].any())
-            self._held = self._held.edited(id, text, feature, fact)
-            warn_after_edit(self._held, id)
+            held = self._held.edited(id, text, feature, fact)
+            warn_after_edit(held, id)
+            self._held = held
         if self._facts is not None:
             if pictured:
                 warn_of_another_thing(id, text, self._facts.alike(before, text))
@@ -243,8 +243,9 @@ class EpisodicMemory:
     def _rewrite(self, slots: int, widen: bool, whitening: Whitening | None) -> None:
         old = self._held.memory.space
         space = AddressSpace(old.half, slots, widen, old.sigma, old.seed, old.device, whitening)
-        self._held = self._held.rewritten(space)
-        warn_when_full(self._held)
+        held = self._held.rewritten(space)
+        warn_when_full(held)
+        self._held = held
 
     # ---------------------------------------------------------------- reading
 
@@ -267,12 +268,12 @@ class EpisodicMemory:
         """:meth:`recall` for many images, or many texts, at once."""
         if (images is None) == (texts is None):
             raise ValueError("recall takes an image or a text: pass one of them")
+        check_lists(images, texts)
         if not len(self):
             raise ValueError("the memory is empty: teach it something before recalling")
         if images is not None:
-            return self.recall_codes(self.encoder.images(images), IMAGE, top_k)
-        assert texts is not None
-        return self.recall_codes(self.encoder.texts(texts), TEXT, top_k)
+            return self.recall_codes(self.encoder.images(images), IMAGE, top_k) if len(images) else []
+        return self.recall_codes(self.encoder.texts(texts), TEXT, top_k) if texts else []
 
     def recall_codes(self, cues: Tensor, part: int, top_k: int = 5) -> list[list[Recollection]]:
         """:meth:`recall` for features computed earlier, ``[B, D]`` of images (``part`` IMAGE) or texts (TEXT)."""

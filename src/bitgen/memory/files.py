@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,8 +114,10 @@ def write_memory(
             f"{MOST_BYTES:,}; nothing was written: forget some episodes, or teach others in another file"
         )
     path = behind_link(path)
+    own = re.compile(rf"\.{re.escape(path.name)}\.[0-9]+\.tmp")  # not those of a longer name
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a writer that was killed
-        leftover.unlink(missing_ok=True)
+        if own.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
     write_whole(path, content.replace(_SEAL + _UNSEALED, _SEAL + hashlib.sha256(content).hexdigest().encode(), 1))
 
 
@@ -239,3 +242,7 @@ def _check_episode(episode: object) -> None:
     if not isinstance(episode, dict) or episode.keys() != _EPISODE.keys():
         raise BadJson("an episode in it has other parts than id, text and times")
     check_keys(episode, _EPISODE)
+    try:
+        json.dumps(episode, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # it could be held, and never saved again
+        raise BadJson("a text in it is not valid Unicode") from error

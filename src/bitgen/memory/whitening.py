@@ -54,8 +54,8 @@ class Whitening(NamedTuple):
         return F.normalize((features - self.means[part]) @ self.matrices[part], dim=1)
 
     def to(self, device: torch.device | str) -> Whitening:
-        """On another device."""
-        return Whitening(self.means.to(device), self.matrices.to(device))
+        """On another device, in float64."""
+        return Whitening(self.means.to(device, torch.float64), self.matrices.to(device, torch.float64))
 
 
 def training_whitening(path: str | Path) -> Whitening:
