@@ -74,7 +74,7 @@ def ours(trained, picture, question=QUESTION):
     sample = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "pixel_values": picture, "frames": [1]}
     collate = VisualCollator(trained.tokenizer.pad_token_id, "left")
     decoding = Decoding(max_new_tokens=12)
-    [answer] = write_answers(trained.model, trained.tokenizer, [sample | rest], collate, decoding)
+    [answer] = write_answers(trained.model, trained.speech, [sample | rest], collate, decoding)
     start = labels.index(next(label for label in labels if label != -100))
     given = torch.tensor([ids[:start]])
     with torch.no_grad():

@@ -39,9 +39,14 @@ TRAINS = {
 
 
 class EndOnly:
-    """What ``write_answers`` asks of a tokenizer."""
+    """What ``write_answers`` asks of a ``Speech``, and of its tokenizer."""
 
     eos_token_id = 2
+    ends = (2,)
+
+    @property
+    def tokenizer(self) -> EndOnly:
+        return self
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return " ".join(map(str, ids))

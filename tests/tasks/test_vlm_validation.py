@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from bitgen.config.values import ConfigError
 from bitgen.config.vlm import stages_of
+from bitgen.data.bad_records import BadRecord
+from bitgen.data.conversations.dataset import ConversationDataset
+from bitgen.data.conversations.records import IMAGE_MARKER, Turn
+from bitgen.data.conversations.writer import writing_conversations
 from bitgen.machine.devices import resolve_precision
 from bitgen.machine.ranks import Processes
 from bitgen.objectives.supervised import NextTokens
@@ -15,6 +21,7 @@ from bitgen.show.drawing import canvas, draw_tile, render
 from bitgen.tasks.vlm_parts import build_parts
 from bitgen.tasks.vlm_validation import HeldOutAnswers
 from support.vlm import recipe
+from support.vlm_runs import encoded
 
 
 def test_answers_are_shown_below_their_pictures_in_their_own_colours(tmp_path: Path) -> None:
@@ -32,3 +39,52 @@ def test_answers_are_shown_below_their_pictures_in_their_own_colours(tmp_path: P
     draw_tile(axes, 22, 44, 260, np.asarray(reader.picture(0, 28)), "")
     tile = (slice(None), slice(60, 290), slice(40, 260))
     assert (sheet[tile].int() - render(figure)[tile].int()).abs().float().mean() < 2.0
+
+
+def held_out_of(tmp_path: Path, answers: list[str], **changes: object) -> HeldOutAnswers:
+    """Validates on one question for each answer, of pictures of one colour."""
+    with writing_conversations(tmp_path / "val", "a test") as writer:
+        row = writer.picture("a.png", encoded("red"))
+        for number, answer in enumerate(answers):
+            turns = [Turn("user", f"{IMAGE_MARKER}\nit?"), Turn("assistant", answer)]
+            writer.add(f"q{number}", [[row]], turns, [])
+    stage = {"name": "align", "trains": "connector"}
+    settings = {"val_data": str(tmp_path / "val"), "val_generated": 9, "image_size": 28, "template": "libra_v1"}
+    settings |= {"max_length": 200, "language_positions": 400}
+    config = stages_of(recipe(tmp_path, [stage], **{**settings, **changes}))[0].config
+    ranks = Processes(0, 1, torch.device("cpu"))
+    parts = build_parts(config, ranks, fresh=True)
+    held_out = HeldOutAnswers(config, parts, ranks, resolve_precision("fp32", ranks.device))
+    held_out.model = parts.model  # type: ignore[attr-defined]
+    return held_out
+
+
+def test_what_cannot_be_asked_is_left_out_and_said(tmp_path: Path, caplog) -> None:
+    held_out = held_out_of(tmp_path, ["red", "?!", "red"])
+    assert held_out.rows == [0, 2]
+    assert "1 of the 3 held-out conversations that val_generated asks are left out" in caplog.text
+    assert "record 1 (q1): what is to be said has no word" in caplog.text
+
+
+@pytest.mark.parametrize(("best", "answers"), [("cider", ["red"]), ("right", ["?!"])])
+def test_a_measure_that_will_never_be_there_is_refused_before_the_run(tmp_path: Path, best, answers) -> None:
+    with pytest.raises(ConfigError, match=f"best_metric {best} needs . held-out .* Write best_metric loss"):
+        held_out_of(tmp_path, answers, best_metric=best)
+
+
+def test_a_picture_that_cannot_be_read_ends_no_validation(tmp_path: Path, monkeypatch, caplog) -> None:
+    held_out = held_out_of(tmp_path, ["red", "green", "blue"])
+    objective = NextTokens(held_out.model)  # type: ignore[attr-defined]
+    whole = held_out(objective).scalars
+    sample = ConversationDataset._sample
+
+    def broken(self, index: int, epoch: int) -> dict:
+        if index == 1:
+            raise BadRecord("record 1 cannot be read")
+        return sample(self, index, epoch)
+
+    monkeypatch.setattr(ConversationDataset, "_sample", broken)
+    scalars = held_out(objective).scalars
+    assert scalars.keys() == whole.keys() and scalars["val/loss"] != whole["val/loss"]
+    held_out(objective)
+    assert caplog.text.count("validation leaves out record 1 cannot be read") == 1

@@ -50,6 +50,6 @@ def test_a_frozen_language_model_memorises_two_captions_through_its_connector(sm
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[0] > 2.0 and losses[-1] < 0.2, losses
-    written = write_answers(model, tokenizer, samples, collate, Decoding(max_new_tokens=24))
+    written = write_answers(model, speech, samples, collate, Decoding(max_new_tokens=24))
     assert written == list(CAPTIONS)
     assert all(torch.equal(parameter, before[name]) for name, parameter in lm.named_parameters())

@@ -13,10 +13,11 @@ import torch
 from bitgen.config import ConfigError
 from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.vlm import VlmConfig
+from bitgen.data.conversations.dataset import ConversationDataset
 from bitgen.data.conversations.opening import one_an_image, open_conversations
 from bitgen.data.conversations.pairs import PairConversations
 from bitgen.data.conversations.records import Conversations
-from bitgen.evaluation.answers import Decoding
+from bitgen.evaluation.answers import Decoding, askable
 from bitgen.evaluation.flags import CAPTIONING, RETRIEVAL, VQA
 from bitgen.evaluation.other_pictures import OtherPictures, partners
 from bitgen.evaluation.tables import captions_that_are_right, likelihood_table
@@ -120,12 +121,25 @@ def _opened(flags: argparse.Namespace, trained: TrainedVlm, tasks: list[str], de
                 raise ConfigError(f"--shuffle_images: {flags.data} has no second image of the same layout.")
             rows, shown = list(others), OtherPictures(source, others)
         dataset = dataset_of(config, trained.tokenizer, trained.model, shown, is_training=False)
+        if tasks != [RETRIEVAL]:
+            rows = _asked(dataset, rows, flags, trained)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"--data {error}") from error
     precision = resolve_precision(flags.precision, device)
     return VlmEvaluation(trained, dataset, source, rows, flags.batch_size, precision.autocast)
+
+
+def _asked(dataset: ConversationDataset, rows: list[int], flags: argparse.Namespace, trained: TrainedVlm) -> list[int]:
+    """The rows that can be asked; the others are counted, and the first of them is named."""
+    positions = trained.model.language.config.max_position_embeddings
+    found, left_out = askable(dataset, rows, flags.max_new_tokens, positions)
+    if not found:
+        raise ConfigError(f"--data {flags.data}: nothing in it can be asked, the first: {left_out[0]}")
+    if left_out:
+        logger.warning("%d of %d are left out, the first: %s", len(left_out), len(rows), left_out[0])
+    return found
 
 
 def _config(folder: Path) -> VlmConfig:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.model.likelihood import IGNORED
+from bitgen.data.bad_records import BadRecord
+from bitgen.data.conversations.dataset import ConversationDataset, start_of_last_answer
+from bitgen.data.conversations.speech import Speech
+from bitgen.data.scripts import split_words
 from bitgen.vlm.language import generate
 from bitgen.vlm.modeling import VisionLanguageModel
 
@@ -43,17 +46,47 @@ def up_to_the_answer(sample: dict[str, Any]) -> dict[str, Any]:
     would ask for an answer.
     """
     labels: Tensor = sample["labels"]
-    supervised = (labels != IGNORED).nonzero().flatten().tolist()
-    start = supervised[-1]
-    known = set(supervised)
-    while start - 1 in known:
-        start -= 1
+    start = start_of_last_answer(labels)
     return {**sample, "input_ids": sample["input_ids"][:start], "labels": labels[:start]}
+
+
+def askable(
+    dataset: ConversationDataset, rows: Sequence[int], max_new_tokens: int, positions: int
+) -> tuple[list[int], list[str]]:
+    """Rows whose last question can be asked, and of each of the others its name and why it cannot. No picture is read.
+
+    Args:
+        max_new_tokens: of an answer.
+        positions: of the language model, for question and answer together.
+    """
+    found, left_out = [], []
+    for row in rows:
+        name = dataset.record_name(row)
+        try:
+            sample = dataset.text(row)
+        except BadRecord as error:
+            left_out.append(str(error))
+            continue
+        asked = len(up_to_the_answer(sample)["input_ids"])
+        if sample["lost_answer"]:
+            left_out.append(f"{name}: its last answer begins behind the {dataset.max_length} tokens that are read")
+        elif not asked:
+            left_out.append(f"{name}: nothing stands before its answer")
+        elif not any(split_words(text) for text in dataset.conversations.references(row)):
+            left_out.append(f"{name}: what is to be said has no word")
+        elif asked + max_new_tokens > positions:
+            left_out.append(
+                f"{name}: a question of {asked} tokens and an answer of up to {max_new_tokens} are more than the "
+                f"{positions} positions of the language model"
+            )
+        else:
+            found.append(row)
+    return found, left_out
 
 
 def write_answers(
     model: VisionLanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
+    speech: Speech,
     samples: Sequence[dict[str, Any]] | Iterator[dict[str, Any]],
     collate: Callable[[Sequence[dict]], dict[str, Any]],
     decoding: Decoding,
@@ -67,6 +100,7 @@ def write_answers(
 
     Args:
         model: on its device; gets its train or eval mode back.
+        speech: decodes what is written, and says what ends an answer: a template may have an end of its own.
         samples: as the dataset gives them for training; their last answers are cut off.
         collate: pads, on either side.
         shared: ranks hold pieces of one model, and all write the same answers.
@@ -75,8 +109,6 @@ def write_answers(
     bar = tqdm(total=total, desc="answers", leave=False, disable=None if show_progress else True)
     with bar, evaluating(model):
         for batch in _batches(samples, batch_size):
-            # Templates have ends of their own, which need not be the tokenizer's EOS.
-            ends = {int(sample["labels"][-1 - _after(sample)]) for sample in batch if not sample["truncated"]}
             inputs = collate([up_to_the_answer(sample) for sample in batch])
             inputs = {name: t.to(model.device) for name, t in inputs.items() if isinstance(t, Tensor)}
             with torch.no_grad(), autocast():
@@ -87,16 +119,12 @@ def write_answers(
                     inputs["attention_mask"],
                     decoding.max_new_tokens,
                     synced_gpus=shared,
-                    **decoding.settings(tokenizer) | {"eos_token_id": sorted({tokenizer.eos_token_id, *ends})},
+                    **decoding.settings(speech.tokenizer) | {"eos_token_id": speech.ends},
                 )
-            answers += [" ".join(tokenizer.decode(ids, skip_special_tokens=True).split()) for ids in written.tolist()]
+            texts = (speech.tokenizer.decode(ids, skip_special_tokens=True) for ids in written.tolist())
+            answers += [" ".join(text.split()) for text in texts]
             bar.update(len(batch))
     return answers
-
-
-def _after(sample: dict[str, Any]) -> int:
-    """Positions after the last supervised one."""
-    return int((sample["labels"].flip(0) != IGNORED).nonzero()[0])
 
 
 def _batches(samples: Any, size: int) -> Iterator[list[dict[str, Any]]]:

@@ -57,7 +57,7 @@ class Talk:
             **({"pixel_values": torch.cat(self.visuals)} if frames else {}),
         }
         collate = VisualCollator(trained.tokenizer.pad_token_id, "left")
-        [answer] = write_answers(trained.model, trained.tokenizer, [sample], collate, self.decoding)
+        [answer] = write_answers(trained.model, trained.speech, [sample], collate, self.decoding)
         # An answer without a word could not be written into the next prompt.
         self.turns = [*asked, Turn("assistant", answer or "...")]
         return answer

@@ -47,7 +47,7 @@ class VlmEvaluation:
         """What the model answers, in the order of ``rows``. Raises ``ValueError`` naming a record of no use."""
         return write_answers(
             self.trained.model,
-            self.trained.tokenizer,
+            self.trained.speech,
             (self.dataset[row] for row in self.rows),
             self._collate,
             decoding,

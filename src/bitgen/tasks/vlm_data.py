@@ -78,7 +78,7 @@ def dataset_of(
         picture = Picture(image_processor(tower.spec, config.data.max_image_pixels))
     return ConversationDataset(
         source,
-        Speech(tokenizer, language.template, language.system_prompt),
+        speech_of(config, tokenizer),
         connector.tokens if connector is not None else _no_tokens,
         picture,
         language.max_length,
@@ -89,6 +89,11 @@ def dataset_of(
 def _no_tokens(frames: int) -> int:
     """Of a language model alone: pictures are left out."""
     return 0
+
+
+def speech_of(config: VlmConfig, tokenizer: PreTrainedTokenizerBase) -> Speech:
+    """How this run writes conversations."""
+    return Speech(tokenizer, config.language.template, config.language.system_prompt)
 
 
 def _none(picture: Any, name: str) -> torch.Tensor:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.nn import functional as F
 
+from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig
+from bitgen.data.bad_records import BadRecord
 from bitgen.data.conversations.dataset import ConversationDataset, VisualCollator
 from bitgen.data.conversations.pairs import PairConversations
 from bitgen.data.scenes.dataset import SceneReader
-from bitgen.evaluation.answers import Decoding, evaluating, up_to_the_answer, write_answers
+from bitgen.evaluation.answers import Decoding, askable, evaluating, write_answers
 from bitgen.evaluation.scene_captions import scene_caption_metrics
 from bitgen.evaluation.text_metrics import score_texts
 from bitgen.guards.markdown import markdown
 from bitgen.machine.devices import Precision
 from bitgen.machine.ranks import Processes
 from bitgen.protocols import HeldOutResult, Objective
+from bitgen.tasks.vlm_data import speech_of
 from bitgen.tasks.vlm_parts import VlmParts
 from bitgen.vlm.modeling import VisionLanguageModel
+
+logger = logging.getLogger(__name__)
 
 LOSS = "loss"
 _SHOWN = 8  # answers in TensorBoard
@@ -35,16 +42,29 @@ class HeldOutAnswers:
     def __init__(self, config: VlmConfig, parts: VlmParts, ranks: Processes, precision: Precision) -> None:
         assert parts.val is not None
         validation = config.validation
-        self.data, self.tokenizer = parts.val, parts.tokenizer
+        self.data, self.speech = parts.val, speech_of(config, parts.tokenizer)
         self.collate = VisualCollator(parts.tokenizer.pad_token_id)  # one sample a row
         self.device, self.precision, self.batch_size = ranks.device, precision, config.training.batch_size
         self.shared = config.training.parallel == "sharded"
         self.best = validation.best_metric
         self.decoding = Decoding(validation.val_beams, validation.val_max_new_tokens)
         self.samples = min(len(self.data), validation.val_samples or len(self.data))
-        self.rows = parts.val_rows[: validation.val_generated]
-        if self.rows and not len(up_to_the_answer(self.data[self.rows[0]])["input_ids"]):
-            self.rows = []  # text alone, written without prompts, has no question to be asked
+        positions = parts.model.language.config.max_position_embeddings
+        self.rows, left_out = askable(
+            self.data, parts.val_rows[: validation.val_generated], self.decoding.max_new_tokens, positions
+        )
+        if left_out:
+            message = "%d of the %d held-out conversations that val_generated asks are left out, the first: %s"
+            # Text alone, written without prompts, has no question to be asked: nothing to warn of.
+            level = logging.INFO if config.language.template == "plain" and not self.rows else logging.WARNING
+            logger.log(level, message, len(left_out), len(left_out) + len(self.rows), left_out[0])
+        if self.best != LOSS and len(self.rows) < (fewest := 2 if self.best == "cider" else 1):
+            raise ConfigError(
+                f"best_metric {self.best} needs {fewest} held-out conversations that can be asked, and val_data "
+                f"{config.data.val_data} has {len(self.rows)}. Write best_metric loss, a smaller val_max_new_tokens, "
+                "or other val_data."
+            )
+        self._unreadable: set[str] = set()
 
     def __call__(self, objective: Objective, cached: ConversationDataset | None = None) -> HeldOutResult:
         """Scalars under ``val/``, and a table of answers beside what was to be said."""
@@ -53,32 +73,46 @@ class HeldOutAnswers:
         self.data = self.data if cached is None else cached  # the same samples, with features for pictures
         scalars, texts, pictures = {"val/loss": self._loss(model)}, {}, {}
         if self.rows:
-            samples = (self.data[row] for row in self.rows)
+            asked: list[int] = []
             answers = write_answers(
                 model,
-                self.tokenizer,
-                samples,
+                self.speech,
+                self._readable(self.rows, asked),
                 self.collate,
                 self.decoding,
                 self.batch_size,
                 self.precision.autocast,
                 shared=self.shared,
             )
-            references = [self.data.conversations.references(row) for row in self.rows]
+        if self.rows and asked:
+            references = [self.data.conversations.references(row) for row in asked]
             found = score_texts(answers, references, temporal=self.best == "temporal_f1").to_dict()
-            found["right"] = self._right(answers, references)
+            found["right"] = self._right(asked, answers, references)
             scalars |= {f"val/{name}": value for name, value in found.items() if isinstance(value, float)}
             texts["samples/answers"] = _table(answers[:_SHOWN], references[:_SHOWN])
-            if (sheet := self._sheet(model, answers[:_SHOWN], references[:_SHOWN])) is not None:
+            if (sheet := self._sheet(model, asked, answers[:_SHOWN], references[:_SHOWN])) is not None:
                 pictures["samples/answers"] = sheet
-        score = -scalars["val/loss"] if self.best == LOSS else scalars[f"val/{self.best}"]
+        score = -scalars["val/loss"] if self.best == LOSS else scalars.get(f"val/{self.best}", math.nan)
         return HeldOutResult(scalars, pictures, texts, -math.inf if math.isnan(score) else score)
 
+    def _readable(self, rows: Iterable[int], read: list[int]) -> Iterator[dict]:
+        """Samples of the rows that can be read, which are added to ``read``; the others are named once."""
+        for row in rows:
+            try:
+                sample = self.data[row]
+            except BadRecord as error:
+                if str(error) not in self._unreadable:
+                    self._unreadable.add(str(error))
+                    logger.warning("validation leaves out %s", error)
+                continue
+            read.append(row)
+            yield sample
+
     def _sheet(
-        self, model: VisionLanguageModel, answers: list[str], references: list[list[str]]
+        self, model: VisionLanguageModel, rows: list[int], answers: list[str], references: list[list[str]]
     ) -> torch.Tensor | None:
         """The first answers below their pictures, uint8 ``[3, H, W]``; None: there are features instead."""
-        shown = [(row, self.data[row]) for row in self.rows[: len(answers)]]
+        shown = [(row, self.data[row]) for row in rows[: len(answers)]]
         if model.tower is None or not all("pixel_values" in sample for _, sample in shown):
             return None
         from bitgen.evaluation.contact_sheet import SheetPicture, draw_contact_sheet  # drawing takes a second to import
@@ -91,21 +125,23 @@ class HeldOutAnswers:
         title = "the first picture of each question; below it the answer, in grey what was to be said"
         return draw_contact_sheet(tiles, answers, [listed[0] for listed in references], title)
 
-    def _right(self, answers: list[str], references: list[list[str]]) -> float:
+    def _right(self, rows: list[int], answers: list[str], references: list[list[str]]) -> float:
         """Percent of the answers that describe their scene rightly; of other data, that are one of the references."""
         source = self.data.conversations
         if isinstance(source, PairConversations) and isinstance(source.reader, SceneReader):
-            # One row an image, in the order of the images.
-            return scene_caption_metrics(answers, source.reader.scenes[: len(answers)])["right"]
+            scenes = [source.reader.scenes[source.text(row).image] for row in rows]
+            return scene_caption_metrics(answers, scenes)["right"]
         return 100 * sum(a in listed for a, listed in zip(answers, references, strict=True)) / len(answers)
 
     def _loss(self, model: VisionLanguageModel) -> float:
-        """Mean loss of a supervised token over all samples."""
+        """Mean loss of a supervised token over all samples that can be read."""
         total, count = 0.0, 0
         with evaluating(model), torch.no_grad():
             for start in range(0, self.samples, self.batch_size):
                 rows = range(start, min(start + self.batch_size, self.samples))
-                batch = self.collate([self.data[row] for row in rows])
+                if not (samples := list(self._readable(rows, []))):
+                    continue
+                batch = self.collate(samples)
                 inputs = {name: t.to(self.device) for name, t in batch.items() if isinstance(t, torch.Tensor)}
                 with self.precision.autocast():
                     logits, targets = model(inputs)

@@ -48,9 +48,9 @@ class ConversationDataset(Dataset):
 
     ``dataset[SampleKey(index, epoch)]`` gives ``input_ids``, ``labels`` int64 ``[T]``; where there are visuals
     ``pixel_values [K, 3, S, S]`` or ``vision_features [K, N, C]`` float32 of all K pictures in reading order;
-    ``frames``, the pictures of each visual; ``index``, ``image_id`` (-1: no picture), ``words`` of the answers, and
-    whether it is ``truncated``. Raises ``BadRecord`` naming a record that cannot be used; one without a token to learn
-    from is named with its text.
+    ``frames``, the pictures of each visual; ``index``, ``image_id`` (-1: no picture), ``words`` of the answers, whether
+    it is ``truncated``, and whether ``lost_answer``: its last answer begins behind what is read. Raises ``BadRecord``
+    naming a record that cannot be used; one without a token to learn from is named with its text.
 
     Some conversations, spread evenly, are encoded at once: it is logged how many are truncated and how many of no use.
 
@@ -83,7 +83,7 @@ class ConversationDataset(Dataset):
         for number in range(count):
             index = number * len(self) // count
             try:
-                if self._encoded(self.conversations.text(index), index)["truncated"]:
+                if self.text(index)["truncated"]:
                     truncated.append(self.record_name(index))
             except BadRecord as error:
                 bad.append(str(error))
@@ -137,10 +137,14 @@ class ConversationDataset(Dataset):
         found = []
         for index in range(len(self)):
             try:
-                found.append(len(self._encoded(self.conversations.text(index), index)["input_ids"]))
+                found.append(len(self.text(index)["input_ids"]))
             except BadRecord:  # what stands in for it is known when it is read
                 found.append(0)
         return found
+
+    def text(self, index: int) -> dict:
+        """A sample without its pictures, as the first epoch has it. Errors as of ``dataset[index]``."""
+        return self._encoded(self.conversations.text(index), index)
 
     # ---------------------------------------------------------------- tensors
 
@@ -186,7 +190,7 @@ class ConversationDataset(Dataset):
         assert ids.shape == labels.shape and int((ids < 0).sum()) == sum(counts), (
             "ids, labels and visuals belong together"
         )
-        truncated = len(ids) > self.max_length
+        truncated, last = len(ids) > self.max_length, start_of_last_answer(labels)
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         if int((ids < 0).sum()) < sum(counts):
             raise BadRecord(
@@ -202,12 +206,20 @@ class ConversationDataset(Dataset):
             )
         words = sum(len(answer.split()) for answer in conversation.answers)
         sample = {"input_ids": ids, "labels": labels, "frames": frames, "index": index, "image_id": conversation.image}
-        return {**sample, "words": words, "truncated": truncated}
+        return {**sample, "words": words, "truncated": truncated, "lost_answer": last >= self.max_length}
 
 
 def count_supervised(labels: torch.Tensor) -> int:
     """Positions of ``[..., T]`` whose label is predicted; nothing stands before the first, so that never is."""
     return int((labels[..., 1:] != IGNORED).sum())
+
+
+def start_of_last_answer(labels: torch.Tensor) -> int:
+    """Where the last run of supervised positions of ``[T]`` begins; their number where there is none."""
+    supervised = labels != IGNORED
+    begins = supervised & ~torch.cat([supervised.new_zeros(1), supervised[:-1]])
+    found = begins.nonzero()
+    return int(found[-1]) if len(found) else len(labels)
 
 
 class VisualCollator:

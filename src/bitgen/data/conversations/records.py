@@ -269,7 +269,7 @@ class ConversationReader:
     def references(self, index: int) -> list[str]:
         """The last answer, and the further ones that the source gives."""
         further = self._columns["references"][index].as_py() or []
-        return [*self[index].answers[-1:], *further]
+        return [*self.text(index).answers[-1:], *further]
 
     def mean_words(self) -> float:
         """Words of a conversation's answers, on average; one chunk of texts in memory at a time."""
