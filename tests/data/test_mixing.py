@@ -13,6 +13,9 @@ from bitgen.data.quotas import quotas
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.sampler import SampleKey
+from bitgen.data.word_count import WordCounter
+from bitgen.model.processing_bitgen import BitGenProcessor
+from support.data import write_features
 
 
 @pytest.mark.parametrize(
@@ -107,3 +110,21 @@ def test_sources_of_different_kinds_are_refused(image_folder, feature_folder, pr
     datasets = [PairDataset(folder, processor) for folder in (image_folder, feature_folder)]
     with pytest.raises(ValueError, match=r"mixes images .* with features \[4, 3\]"):
         MixedDataset(datasets, [None, None])
+
+
+@pytest.mark.parametrize(
+    ("weights", "max_length"), [([None, None], 64), ([1.0, 9.0], 64), ([99.0, 1.0], 64), ([1.0, 1.0], 8)]
+)
+def test_words_are_estimated_as_they_are_shown(tmp_path, processor, weights, max_length) -> None:
+    """Each source by its share, and captions as far as they are seen: a budget of words plans its run by this."""
+    short = write_features(tmp_path / "short", [["a dog"]] * 60)
+    long = write_features(tmp_path / "long", [["a dog " * 6, "a dog"]] * 20)
+    cut = BitGenProcessor(processor.tokenizer, image_size=14, max_length=max_length)
+    datasets = [PairDataset(f, cut, caption_sampling=c) for f, c in ((short, "all"), (long, "one"))]
+    mixed, count = MixedDataset(datasets, weights), WordCounter(processor.tokenizer)
+    sampler = mixed.batch_sampler(4)
+    shown = []
+    for epoch in range(6):  # which caption of an image is drawn differs
+        for batch in build_loader(mixed, sampler.epoch(epoch), 0, Collator(2)):
+            shown.append(count(batch["input_ids"], batch["attention_mask"]))
+    assert mixed.words_per_batch(sampler) == pytest.approx(sum(shown) / len(shown), rel=0.08)

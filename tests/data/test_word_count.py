@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bitgen.data.scripts import count_words
 from bitgen.data.tokenizer import train_bpe
-from bitgen.data.word_count import WordCounter, caption_words_per_batch
+from bitgen.data.word_count import WordCounter, words_of
 from bitgen.model.processing_bitgen import BitGenProcessor
 
 CAPTIONS = ["a dog runs.", "the brown dog , wet , jumps over two fences", "dog"]
@@ -51,7 +51,8 @@ def test_words_of_any_script(caption: str, count: int) -> None:
     assert COUNTER(*tokens([caption])) == count == count_words(caption)
     # Among other captions, padded; and as batches are estimated before any is read.
     assert COUNTER(*tokens([*CAPTIONS, caption])) == count + sum(len(text.split()) for text in CAPTIONS)
-    assert caption_words_per_batch([caption], 3) == 3 * count
+    several = [ids[mask.bool()].tolist() for ids, mask in zip(*tokens([caption, *CAPTIONS]), strict=True)]
+    assert words_of(several, TOKENIZER).tolist() == [count, *(len(text.split()) for text in CAPTIONS)]
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", max_codepoint=0xDFF)), min_size=1, max_size=3))

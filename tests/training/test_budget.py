@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 
 import pytest
 from hypothesis import given
@@ -13,9 +13,9 @@ from bitgen.data.loader_source import LoaderSource
 from bitgen.data.mixing import MixedBatchSampler
 from bitgen.data.sampler import ResumableBatchSampler
 from bitgen.data.text_and_pairs import TextAndPairs, TextAndPairsSampler, TextKey
-from bitgen.data.word_count import caption_words_per_batch
-from bitgen.stages import Stage
+from bitgen.stages import Group, Stage
 from bitgen.tasks.stage1 import plan_stage
+from bitgen.training import budget
 from bitgen.training.budget import MILLION, milestone
 
 SCHEDULE = [*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100)]
@@ -45,10 +45,7 @@ class Rows:
         return ResumableBatchSampler(self.size, batch_size, rank, world_size)
 
     def words_per_batch(self, sampler: ResumableBatchSampler) -> float:
-        return caption_words_per_batch(self.iter_captions(), sampler.batch_size)
-
-    def iter_captions(self):
-        return (" ".join(["word"] * self.each) for _ in range(self.size))
+        return self.each * sampler.batch_size
 
 
 def shown(sampler, plan: Stage, accumulate: int) -> Counter:
@@ -160,3 +157,38 @@ def test_a_budget_of_no_step_is_refused(settings: dict) -> None:
     config = Config().replace(batch_size=4, **settings)
     with pytest.raises(ValueError, match="max_words_seen .* allows no step at all: raise it"):
         planned(config, data, data.batch_sampler(4))
+
+
+def test_every_kind_of_run_is_cut_by_max_epochs() -> None:
+    """One function plans them all; here as a stage 2 run asks it."""
+    data = Rows(40, 5)
+    training = Config().replace(grad_accum_steps=1, num_epochs=7, max_epochs=2, warmup_steps=0).training
+    stage = budget.planned("any", (), LoaderSource(data, data.batch_sampler(4), None, None), training)
+    assert stage.steps == 20
+
+
+def test_a_budget_of_words_that_nobody_can_count_before_is_said(caplog) -> None:
+    class Unknown(Rows):
+        def words_per_batch(self, sampler: ResumableBatchSampler) -> None:
+            return None
+
+    data = Unknown(40, 5)
+    training = Config().replace(grad_accum_steps=1, num_epochs=3, max_words_seen=100, warmup_steps=0).training
+    stage = budget.planned("any", (), LoaderSource(data, data.batch_sampler(4), None, None), training)
+    assert stage.steps == 30 and "max_words_seen 100 ends the run, but nobody knows when" in caplog.text
+
+
+def test_a_warm_up_that_is_no_shorter_than_the_run_is_said_and_the_cooldown_begins_behind_it(caplog) -> None:
+    data = Rows(400, 5)
+
+    def rates(**settings: object) -> list[float]:
+        training = Config().replace(grad_accum_steps=1, batch_size=4, num_epochs=1, **settings).training
+        group = Group("new", ("*",), 1.0)
+        stage = budget.planned("any", (group,), LoaderSource(data, data.batch_sampler(4), None, None), training)
+        return [stage.rate_at(group, step) for step in range(stage.steps)]
+
+    found = rates(warmup_steps=80, cooldown_ratio=0.5)
+    assert not caplog.records and max(found) == 1.0
+    assert max(abs(a - b) for a, b in pairwise(found)) < 0.06  # no jump
+    rates(warmup_steps=1000)
+    assert "the warm-up of 1000 steps is no shorter than the run, of 100" in caplog.text

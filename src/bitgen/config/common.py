@@ -80,6 +80,10 @@ class TrainingSettings:
         0.0, "Decay of the averaged weights that evaluation and the best checkpoint use, as 0.999; 0: off."
     )
 
+    def warmup_of(self, steps: int) -> int:
+        """Steps of the warm-up of a run of ``steps``."""
+        return self.warmup_steps
+
     def cooldown_of(self, steps: int) -> int | None:
         """Steps of the linear fall at the end of a run of ``steps``; None: a cosine over all of them."""
         return None if self.cooldown_ratio is None else round(self.cooldown_ratio * steps)

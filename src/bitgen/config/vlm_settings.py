@@ -203,6 +203,10 @@ class VlmTrainingSettings(TrainingSettings):
         None, "Train this stage of the recipe alone, from the stage before it as it stands in output_dir; none: all."
     )
 
+    def warmup_of(self, steps: int) -> int:
+        """Steps of the warm-up: a share of the run's where one is set."""
+        return self.warmup_steps if self.warmup_ratio is None else round(self.warmup_ratio * steps)
+
 
 @dataclass
 class ConversationSettings:

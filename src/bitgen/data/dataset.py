@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from bitgen.data.bad_records import NOT_FINITE, WRONG_SIZE, BadRecord, load_or_r
 from bitgen.data.records import DatasetInfo, RecordReader
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.views import random_view
-from bitgen.data.word_count import caption_words_per_batch
+from bitgen.data.word_count import words_of
 from bitgen.guards.printable import printable
 from bitgen.model.image_decoding import ImageError
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor, View
@@ -191,7 +191,15 @@ class PairDataset(Dataset):
 
     def words_per_batch(self, sampler: ResumableBatchSampler) -> float:
         """Mean words of a batch."""
-        return caption_words_per_batch(self.iter_captions(), sampler.batch_size)
+        return self.mean_words() * sampler.batch_size
+
+    def mean_words(self) -> float:
+        """Words of a sample's caption on average, as far as it is seen."""
+        assert self.processor.tokenizer is not None
+        words = words_of((self._tokens[a:b] for a, b in pairwise(self._token_start)), self.processor.tokenizer)
+        if self.caption_sampling == "one":
+            words = np.add.reduceat(words, self.first_caption[:-1]) / np.diff(self.first_caption)
+        return float(words.mean())
 
     def iter_captions(self) -> Iterator[str]:
         """All captions, image by image."""

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 from bitgen.data.dataset import PairDataset
 from bitgen.data.quotas import most_passes, quotas, source_passes
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
-from bitgen.data.word_count import caption_words_per_batch
 from bitgen.model.processing_bitgen import WHOLE, View
 
 logger = logging.getLogger(__name__)
@@ -160,8 +159,9 @@ class MixedDataset(Dataset):
         return self.datasets[source].captions_of(own)
 
     def words_per_batch(self, sampler: ResumableBatchSampler) -> float:
-        """Mean words of a batch."""
-        return caption_words_per_batch(self.iter_captions(), sampler.batch_size)
+        """Mean words of a batch, which holds each source's share."""
+        shares = sampler.quotas if isinstance(sampler, MixedBatchSampler) else [len(each) for each in self.datasets]
+        return float(np.average([each.mean_words() for each in self.datasets], weights=shares)) * sampler.batch_size
 
     def iter_captions(self) -> Iterator[str]:
         """All captions, source by source."""

@@ -20,12 +20,13 @@ from bitgen.data.sampler import SampleKey
 from bitgen.data.shards import Shards
 from bitgen.data.stream_order import StreamBatchSampler
 from bitgen.data.views import random_view
-from bitgen.data.word_count import caption_words_per_batch
+from bitgen.data.word_count import words_of
 from bitgen.guards.printable import printable
 from bitgen.model.processing_bitgen import WHOLE, BitGenProcessor
 
 # Captions that a tokenizer is trained on: those of the first shards, as many as its training profits from.
 CAPTIONS_FOR_TOKENIZER = 2_000_000
+_COUNTED = 100_000  # captions of each source whose words are counted
 _ROWS_LOOKED_AT = 1000
 
 logger = logging.getLogger(__name__)
@@ -151,8 +152,14 @@ class StreamDataset(Dataset):
         )
 
     def words_per_batch(self, sampler: StreamBatchSampler) -> float:
-        """Mean words of a batch, by the captions that a tokenizer would be trained on."""
-        return caption_words_per_batch(self.iter_captions(), sampler.batch_size)
+        """Mean words of a batch, by the first captions of each source as far as they are seen."""
+        assert self.processor.tokenizer is not None
+        truncated, means = self.processor.truncated, []
+        for source in self.sources:
+            encoded = self.processor.encode(list(islice(source.iter_captions(), _COUNTED)))
+            means.append(words_of(encoded, self.processor.tokenizer).mean())
+        self.processor.truncated = truncated  # which counts what is trained on
+        return float(np.average(means, weights=sampler.quotas)) * sampler.batch_size
 
     def iter_captions(self) -> Iterator[str]:
         """Captions to train a tokenizer on; see :func:`stream_captions`."""

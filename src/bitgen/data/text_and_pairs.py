@@ -11,7 +11,6 @@ from bitgen.data.dataset import PairDataset
 from bitgen.data.mixing import MixedDataset
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.data.text_blocks import TextBlocks
-from bitgen.data.word_count import caption_words_per_batch
 
 
 class TextKey(NamedTuple):
@@ -124,7 +123,7 @@ class TextAndPairs(Dataset):
         words = share * self.text.num_words / len(self.text) * self.text_batch_size
         if self.pairs is not None:
             assert sampler.pairs is not None
-            words += (1 - share) * caption_words_per_batch(self.pairs.iter_captions(), sampler.pairs.batch_size)
+            words += (1 - share) * self.pairs.words_per_batch(sampler.pairs)
         return words
 
     def __getitem__(self, key: TextKey | SampleKey) -> dict:

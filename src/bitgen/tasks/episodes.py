@@ -28,6 +28,7 @@ from bitgen.stages import Group, Stage
 from bitgen.tasks.stage1 import banner_rows, fingerprints, model_config_text
 from bitgen.tasks.stage1_parts import FEATURES, build_parts
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, open_model
+from bitgen.training.budget import planned
 
 # Held-out episodes of a validation, and what each teaches.
 _EPISODES, _TAUGHT, _SHOWN = 8, 16, 12
@@ -164,7 +165,6 @@ def episodes_of(config: Config, data: PairDataset, processor: BitGenProcessor, h
 def plan(config: Config, source: LoaderSource) -> Stage:
     """One phase, in which recall trains."""
     training = config.training
-    steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
     rate, decay = training.learning_rate, training.weight_decay
     groups = [Group("new", ("recall/*",), rate, decay=decay)]
     if training.optimizer != "adamw":
@@ -173,9 +173,7 @@ def plan(config: Config, source: LoaderSource) -> Stage:
             Group("matrix", (f"recall/{MATRIX}",), peak, decay=decay, optimizer=kind),
             Group("reader", (f"recall/{READER}",), peak, config.episodes.reader_lr_factor, decay=decay, optimizer=kind),
         ]
-    return Stage(
-        "episodes", tuple(groups), steps, source.steps_per_epoch, training.warmup_steps, training.cooldown_of(steps)
-    )
+    return planned("episodes", tuple(groups), source, training)
 
 
 def _of_the_tokenizer(network: BitGenConfig) -> dict[str, Any]:

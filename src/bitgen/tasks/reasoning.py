@@ -24,13 +24,13 @@ from bitgen.objectives.policy_gradient import PolicyGradientObjective
 from bitgen.objectives.reasoning import ReasoningObjective
 from bitgen.protocols import Run
 from bitgen.show.parameters import count_parameters
-from bitgen.stages import Stage
 from bitgen.tasks.reasoning_data import asked_pictures, fingerprints_of, validator_of
 from bitgen.tasks.rollouts import RolloutSettings, RolloutSource, reward_of
 from bitgen.tasks.stage1 import banner_rows, groups, model_config_text
 from bitgen.tasks.stage1_parts import build_untrained, model_config_of, normalisation_of, vision_config_of
 from bitgen.tasks.start_from import start_from, trained_tokenizer
 from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER
+from bitgen.training.budget import planned
 
 _TEXTS = 4000  # pictures of scenes whose questions a tokenizer learns its new words from
 # What a run that goes on may change.
@@ -89,11 +89,8 @@ class Reasoning:
                 ranks.device.type == "cuda",
                 config.data.max_bad_fraction,
             )
-        steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
-        stage = Stage(
-            "reasoning", groups(config, 0 if model.vision_encoder is not None else None), steps,
-            source.steps_per_epoch, training.warmup_steps, training.cooldown_of(steps),
-        )  # fmt: skip
+        adapted = 0 if model.vision_encoder is not None else None
+        stage = planned("reasoning", groups(config, adapted), source, training)
         return Run(
             objective,
             source,

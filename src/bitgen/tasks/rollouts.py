@@ -115,6 +115,13 @@ class RolloutSource:
         """How messages call a prompt."""
         return f"prompt {index}"
 
+    def words_per_step(self, world_size: int) -> None:
+        """Nobody knows before the model has written them."""
+
+    def steps_per_pass(self) -> float:
+        """An epoch's, though every question is new."""
+        return self.steps_per_epoch
+
     def describe(self) -> str:
         """How much there is."""
         return f"{self.settings.group} replies to each of {self.settings.prompts} new questions a step"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from bitgen.tasks.fingerprints import fingerprint_of, shard_fingerprints
 from bitgen.tasks.stage1_parts import RunParts, build_parts
 from bitgen.tasks.stage1_validation import HeldOut, score_text
 from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER
-from bitgen.training.budget import within_budget
+from bitgen.training.budget import planned
 
 logger = logging.getLogger(__name__)
 
@@ -99,14 +98,9 @@ class Stage1:
 
 def plan_stage(config: Config, source: LoaderSource) -> tuple[Stage, str]:
     """The schedule that a configuration asks for, within its budgets; and why it has one phase, else nothing."""
-    training, boundary, reason = config.training, *_boundary(config, source.steps_per_epoch)
-    steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
-    stage = Stage(
-        "stage1", groups(config, boundary), steps, source.steps_per_epoch, training.warmup_steps,
-        phases=_phases(config, boundary, reason),
-    )  # fmt: skip
-    stage = within_budget(stage, source, training.num_gpus, training.max_epochs, training.max_words_seen)
-    return replace(stage, cooldown=training.cooldown_of(stage.steps)), reason
+    boundary, reason = _boundary(config, source.steps_per_epoch)
+    stage = planned("stage1", groups(config, boundary), source, config.training, _phases(config, boundary, reason))
+    return stage, reason
 
 
 def groups(config: Config, boundary: int | None) -> tuple[Group, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from bitgen.stages import Group, Phase, Stage
 from bitgen.tasks.vlm_cache import CachedVisuals, is_cached
 from bitgen.tasks.vlm_parts import VlmParts, build_parts
 from bitgen.tasks.vlm_validation import HeldOutAnswers, score_text
-from bitgen.training.budget import within_budget
+from bitgen.training.budget import planned
 from bitgen.vlm.modeling import MATRIX
 
 MODEL_FILE = "config.json"
@@ -89,14 +88,8 @@ def validated_every(config: VlmConfig, stage: Stage) -> int | None:
 
 def plan_stage(config: VlmConfig, source: LoaderSource) -> Stage:
     """The schedule that a configuration asks for, within its budgets."""
-    training = config.training
-    steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
     says = f"{', '.join(config.trained_parts)} trains" if config.trained_parts else "nothing trains"
-    stage = Stage("vlm", groups(config), steps, source.steps_per_epoch, phases=(Phase(0, says),))
-    stage = within_budget(stage, source, training.num_gpus, training.max_epochs, training.max_words_seen)
-    share = training.warmup_ratio
-    warmup = training.warmup_steps if share is None else round(share * stage.steps)
-    return replace(stage, warmup=warmup, cooldown=training.cooldown_of(stage.steps))
+    return planned("vlm", groups(config), source, config.training, (Phase(0, says),))
 
 
 def groups(config: VlmConfig) -> tuple[Group, ...]:

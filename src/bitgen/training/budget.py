@@ -1,4 +1,4 @@
-"""Budgets of a run: passes through the data and words seen, as challenges limit them."""
+"""How long a run is: the steps that are asked for, within budgets of passes and words as challenges limit them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from bitgen.machine.ranks import Processes, gather_objects
 from bitgen.protocols import Batch
-from bitgen.stages import Stage
+from bitgen.stages import Group, Phase, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -19,35 +19,66 @@ REVISION_PREFIX = "chck_"  # of folders and Hub revisions, as BabyLM's evaluatio
 class Measured(Protocol):
     """A source of batches that can say how much it shows."""
 
+    @property
+    def steps_per_epoch(self) -> int: ...
+
     def words_per_step(self, world_size: int) -> float | None: ...
 
     def steps_per_pass(self) -> float: ...
 
 
-def within_budget(
-    stage: Stage, source: Measured, world_size: int, max_epochs: int | None, max_words_seen: int | None
+class Length(Protocol):
+    """What a configuration says of a run's length: fields of ``TrainingSettings``."""
+
+    max_steps: int | None
+    num_epochs: int
+    num_gpus: int
+    max_epochs: int | None
+    max_words_seen: int | None
+
+    def warmup_of(self, steps: int) -> int: ...
+
+    def cooldown_of(self, steps: int) -> int | None: ...
+
+
+def planned(
+    name: str, groups: tuple[Group, ...], source: Measured, training: Length, phases: tuple[Phase, ...] = (Phase(),)
 ) -> Stage:
-    """The stage, cut to what its budgets allow, so that the schedule ends with the run.
+    """The schedule that a configuration asks for, within its budgets, so that it ends with the run.
 
     Words are estimated from the captions and the corpus; :meth:`Trainer.fit` counts what batches really hold.
 
     Raises:
         ValueError: a budget allows no step.
     """
-    limits = {}
-    if max_epochs is not None:
-        limits[f"max_epochs {max_epochs}"] = int(max_epochs * source.steps_per_pass())
-    if max_words_seen is not None:
-        words = source.words_per_step(world_size)
+    steps = training.max_steps if training.max_steps is not None else training.num_epochs * source.steps_per_epoch
+    for budget, most in _budgets(source, training).items():
+        if most < 1:
+            raise ValueError(f"{budget} allows no step at all: raise it, or use a smaller --batch_size.")
+        if most < steps:
+            logger.info("%s: the run is planned for %d steps instead of %d", budget, most, steps)
+            steps = most
+    warmup, cooldown = training.warmup_of(steps), training.cooldown_of(steps)
+    if warmup >= steps:
+        says = "the warm-up of %d steps is no shorter than the run, of %d: the rate never falls. Write fewer."
+        logger.warning(says, warmup, steps)
+    elif cooldown is not None:
+        cooldown = min(cooldown, steps - warmup)  # which the rate would else begin with a jump
+    return Stage(name, groups, steps, source.steps_per_epoch, warmup, cooldown, phases=phases)
+
+
+def _budgets(source: Measured, training: Length) -> dict[str, int]:
+    """Steps that each budget allows."""
+    found = {}
+    if training.max_epochs is not None:
+        found[f"max_epochs {training.max_epochs}"] = int(training.max_epochs * source.steps_per_pass())
+    if training.max_words_seen is not None:
+        words, budget = source.words_per_step(training.num_gpus), f"max_words_seen {training.max_words_seen:,}"
         if words:
-            limits[f"max_words_seen {max_words_seen:,}"] = int(max_words_seen / words)
-    for name, steps in limits.items():
-        if steps < 1:
-            raise ValueError(f"{name} allows no step at all: raise it, or use a smaller --batch_size.")
-        if steps < stage.steps:
-            logger.info("%s: the run is planned for %d steps instead of %d", name, steps, stage.steps)
-            stage = stage.cut(steps)
-    return stage
+            found[budget] = int(training.max_words_seen / words)
+        else:
+            logger.warning("%s ends the run, but nobody knows when: the rate falls as if it did not.", budget)
+    return found
 
 
 def exceeds(max_words_seen: int | None, words_seen: int, drawn: Sequence[Batch], ranks: Processes) -> bool:
