@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,33 @@ def test_a_milestone_is_made_up_for_after_a_kill_and_resuming_elsewhere_needs_no
 
     moved = build("moved", **settings | dict(max_steps=4), resume=str(first.store.folder / "step-00000003"))
     assert moved.fit() and moved.progress.step == 4
+
+
+def test_a_stop_in_the_step_that_reaches_a_milestone_keeps_it(build, both, small_millions) -> None:
+    settings = both | NO_VALIDATION | dict(words_seen_checkpoints=True, max_steps=8, save_steps=1000)
+    whole = build("whole", **settings)
+    steps: list[int] = []
+    keep = whole.store.keep_as
+    whole.store.keep_as = lambda step, name: (steps.append(step), keep(step, name))[1]
+    whole.fit()
+    for at in (steps[0], steps[-1]):
+        stopped = build(f"stopped{at}", **settings)
+        draw = stopped.source.draw
+
+        def signalled(draw=draw, trainer=stopped, at=at):
+            if trainer.progress.step == at - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return draw()
+
+        stopped.source.draw = signalled
+        stopped.fit()
+        assert stopped.progress.step == at
+        again = build(f"stopped{at}", **settings, resume="auto")
+        again.fit()
+        assert milestones(again.store.folder) == milestones(whole.store.folder)
+        for name in milestones(whole.store.folder):
+            found = [
+                torch.load(trainer.store.folder / name / "training_state.pt", weights_only=True)["step"]
+                for trainer in (again, whole)
+            ]
+            assert found[0] == found[1], name

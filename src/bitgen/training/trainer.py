@@ -125,12 +125,14 @@ class Trainer:
                     self.save(self._validate())
                 self.save()
                 return
-            if self._step(drawn, stop):
+            stopped, reached = self._step(drawn, stop), self._milestone_reached()
+            if stopped:
                 self.save()
+                self._keep_milestone()
                 logger.info("Stopped after step %d. Go on with:\n  %s", progress.step, self.resume_command)
                 return
             is_best = self._validate() if self._validation_due() else False
-            if any((progress.step == self.stage.steps, is_best, self._checkpoint_due())):
+            if any((progress.step == self.stage.steps, is_best, reached, self._checkpoint_due())):
                 self.save(is_best)
                 self._keep_milestone()
             if progress.step % self.stage.steps_per_epoch == 0 and progress.step < self.stage.steps:
@@ -252,15 +254,16 @@ class Trainer:
         return progress.is_best(score, uncertain)
 
     def _checkpoint_due(self) -> bool:
-        """Whether it is time, or a milestone of words was reached."""
-        progress = self.progress
         # Not amid skipped steps: retention must not push out the checkpoints from before them.
-        is_due = progress.step % self.settings.save_steps == 0 and not progress.nonfinite_in_row
+        return self.progress.step % self.settings.save_steps == 0 and not self.progress.nonfinite_in_row
+
+    def _milestone_reached(self) -> bool:
+        """Whether the step just taken reached a milestone of words; each is reached once."""
+        progress = self.progress
         reached = milestone(progress.words_seen) if self.settings.words_seen_checkpoints else 0
-        if reached > progress.milestone:
+        if is_new := reached > progress.milestone:
             progress.milestone, progress.milestone_step = reached, progress.step
-            return True
-        return is_due
+        return is_new
 
     def _keep_milestone(self) -> None:
         """Keep the checkpoint of a milestone just reached; also on resume, for a kill may have come in between."""
