@@ -172,12 +172,11 @@ def write_captions(
 ) -> list[str]:
     """Greedy captions, in words, of all images; each reads from the memory of its image's first caption."""
     generator, texts = language_model(loaded.model, loaded.tokenizer), []
-    for rows, batch in zip(
-        torch.arange(len(first)).split(BATCH), image_batches(dataset, range(len(first)), BATCH), strict=True
-    ):
-        with reading_from(loaded.model.memory, readers(first[rows], rows)):
-            image = {image_input(dataset): batch}
-            texts += generate_texts(generator, loaded.tokenizer, [""] * len(batch), 1, LONGEST, **image)
+    with image_batches(dataset, range(len(first)), BATCH) as batches:
+        for rows, batch in zip(torch.arange(len(first)).split(BATCH), batches, strict=True):
+            with reading_from(loaded.model.memory, readers(first[rows], rows)):
+                image = {image_input(dataset): batch}
+                texts += generate_texts(generator, loaded.tokenizer, [""] * len(batch), 1, LONGEST, **image)
     return [words(text) for text in texts]
 
 

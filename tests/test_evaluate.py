@@ -12,11 +12,14 @@ from bitgen.checkpoint.manifest import read_manifest, write_manifest
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.commands import evaluate
 from bitgen.config import Config
+from bitgen.data.records import Record
 from bitgen.data.tokenizer import build_tokenizer
 from bitgen.evaluation.flags import parse_flags
 from bitgen.evaluation.results import write_results
-from support.data import write_features
+from support.data import encode, noise, write_features, write_images
 from support.models import tiny_model
+from support.runs import REPOSITORY, written_run
+from support.warm import run_warm
 
 FEATURES = (4, 6)
 CAPTIONS = [
@@ -175,6 +178,20 @@ def test_features_of_another_width_are_refused(run, capsys, tmp_path):
     with pytest.raises(SystemExit):
         run_evaluate(run, data=write_features(tmp_path / "wide", CAPTIONS, (4, 7)))
     assert "holds features of 4 x 7, and this checkpoint takes features of 4 x 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("content", [b"junk", encode(noise(5))[:400]], ids=["no image", "cut short"])
+def test_an_image_that_cannot_be_read_is_named_and_the_program_ends(tmp_path, content, workers):
+    """Workers outlive the exception that names it, and the end of the program must not wait for them."""
+    records = [Record(f"{n}.png", encode(noise(n)), ["a dog"]) for n in range(3)]
+    data = write_images(tmp_path / "data", [*records, Record("holiday.jpg", content, ["a dog"])])
+    flags = ["--checkpoint", written_run(), "--data", data, "--task", "retrieval", "--bootstrap", 0, "--batch_size", 2]
+    flags += ["--num_workers", workers, "--device", "cpu", "--output", tmp_path / "results.json"]
+    done = run_warm([REPOSITORY / "src" / "evaluate.py", *flags], timeout=120)
+    assert done.returncode == 2, done.stderr
+    error = done.stderr[done.stderr.index("error: ") :].strip()
+    assert "record 3 (holiday.jpg) cannot be read as an image" in error and "\n" not in error
 
 
 def test_cuda_where_there_is_none(run, capsys, monkeypatch):

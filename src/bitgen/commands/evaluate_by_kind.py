@@ -21,11 +21,13 @@ Files = dict[str, str | None]
 
 @contextmanager
 def naming_bad_records() -> Iterator[None]:
-    """A record that cannot be read ends the evaluation; a worker's error carries its traceback before the message."""
+    """A record that cannot be read ends the evaluation with its message."""
     try:
         yield
+    except ConfigError:
+        raise
     except ValueError as error:
-        raise ConfigError(str(error).rsplit("Error: ", 1)[-1].strip()) from error
+        raise ConfigError(str(error)) from error
 
 
 def say_and_write(text: str, files: Files, writers: dict[str, Callable[[str], None]]) -> None:

@@ -1,16 +1,16 @@
 """Encode a split once: everything that retrieval, matching and the memory's figures read afterwards."""
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from bitgen.machine.stopping import outlast_stop_signals
 from bitgen.model.episodic_memory import MemoryReader
 from bitgen.model.modeling_bitgen import BitGenModel, StackOutput
 
@@ -80,8 +80,16 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.dataset.image_tensor(self.rows[index])
+    def __getitem__(self, index: int) -> Tensor | ValueError:
+        try:
+            return self.dataset.image_tensor(self.rows[index])
+        except ValueError as error:  # returned, since what a worker raises comes with its traceback in the message
+            return error
+
+
+def _stacked(images: list[Tensor | ValueError]) -> Tensor | ValueError:
+    bad = next((image for image in images if isinstance(image, ValueError)), None)
+    return bad if bad is not None else torch.stack(cast(list[Tensor], images))
 
 
 def image_input(dataset: Split) -> str:
@@ -89,23 +97,36 @@ def image_input(dataset: Split) -> str:
     return "pixel_values" if dataset.kind == "images" else "vision_features"
 
 
-def image_batches(dataset: Split, rows: Sequence[int], batch_size: int, num_workers: int = 0) -> DataLoader:
-    """The tensors of these images in their order, `[b, ...]` a batch. Iterating raises ValueError for a bad record."""
-    # A generator of its own: a DataLoader without one draws from the global one, and validating in the middle of a
-    # run would change what comes after.
-    return DataLoader(
+@contextmanager
+def image_batches(
+    dataset: Split, rows: Sequence[int], batch_size: int, num_workers: int = 0
+) -> Iterator[Iterator[Tensor]]:
+    """The tensors of these images in their order, ``[b, ...]`` a batch, while the block runs.
+
+    Iterating raises ``ValueError`` for a bad record.
+    """
+    loader = DataLoader(
         _Images(dataset, rows),
         batch_size,
         num_workers=num_workers,
-        worker_init_fn=_leave_signals_to_main,
+        collate_fn=_stacked,
+        worker_init_fn=outlast_stop_signals,
+        # One of its own: a DataLoader without one draws from the global one, and validating in the middle of a run
+        # would change what comes after.
         generator=torch.Generator(),
     )
+    batches = iter(loader)
+    try:
+        yield map(_checked, batches)
+    finally:
+        # By hand: an exception's traceback would keep the iterator, and the program's end would wait for the workers.
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
-def _leave_signals_to_main(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; a training run that finishes its step needs these to live on."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _checked(batch: Tensor | ValueError) -> Tensor:
+    if isinstance(batch, ValueError):
+        raise batch
+    return batch
 
 
 class Runner:
@@ -159,15 +180,15 @@ class Runner:
 
     def _encode_images(self, dataset: Split, count: int) -> tuple[Tensor, Tensor]:
         name = image_input(dataset)
-        loader = image_batches(dataset, range(count), self.batch_size, self.num_workers)
         config = self.model.config
         features = torch.empty(count, config.embed_dim)
         tokens = torch.empty(count, config.pooled_tokens, config.embed_dim, dtype=torch.bfloat16)
         rows = torch.arange(count).split(self.batch_size)
-        for part, batch in zip(rows, loader, strict=True):
-            encoding = self.model.encode_image(**{name: batch.to(self.device)})
-            features[part] = encoding.image_features.float().cpu()
-            tokens[part] = self.model.pool_image_tokens(encoding.image_tokens).to(torch.bfloat16).cpu()
+        with image_batches(dataset, range(count), self.batch_size, self.num_workers) as batches:
+            for part, batch in zip(rows, batches, strict=True):
+                encoding = self.model.encode_image(**{name: batch.to(self.device)})
+                features[part] = encoding.image_features.float().cpu()
+                tokens[part] = self.model.pool_image_tokens(encoding.image_tokens).to(torch.bfloat16).cpu()
         return features, tokens
 
     def _encode_texts(self, input_ids: Tensor, lengths: Tensor) -> Tensor:

@@ -143,10 +143,11 @@ def sample_captions(
     captions: list[str] = []
     name = image_input(dataset)
     bar = tqdm(total=len(rows), desc="captions", unit=" images", leave=False, disable=None if show_progress else True)
-    with bar, Runner(model, batch_size, device, autocast).evaluating():
+    read = image_batches(dataset, rows, batch_size, num_workers)
+    with bar, Runner(model, batch_size, device, autocast).evaluating(), read as batches:
         generator = language_model(model, tokenizer)
-        for batch in image_batches(dataset, rows, batch_size, num_workers):
-            image = {name: batch.to(device)}
+        for batch in batches:
+            image: dict[str, Any] = {name: batch.to(device)}
             texts = generate_texts(generator, tokenizer, [""] * len(batch), num_beams, max_new_tokens, **image)
             captions += [" ".join(text.split()) for text in texts]
             bar.update(len(batch))
