@@ -111,18 +111,6 @@ def _is_question(word: str) -> bool:
     return asks and not os.path.exists(word) and not Path(word).suffix[1:].isalnum()
 
 
-def device_of(name: str) -> torch.device:
-    """Where to answer.
-
-    Raises:
-        ConfigError: a GPU is asked for where there is none.
-    """
-    device = choose_device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch finds no CUDA device here. Write --device auto or cpu.")
-    return device
-
-
 Answers = Callable[[str], list[str]]
 """A question to the lines of its answer."""
 
@@ -157,8 +145,9 @@ def talker(flags: argparse.Namespace) -> Answers:
     """
     refuse_memory(flags.memory)
     _refuse_flags_of_stage2(flags)
+    device = choose_device(flags.device)
     try:
-        trained = open_vlm(flags.model, device_of(flags.device))
+        trained = open_vlm(flags.model, device)
     except ValueError as error:
         raise ConfigError(f"--model {error}") from error
     try:
@@ -175,8 +164,9 @@ def speaker(flags: argparse.Namespace) -> Answers:
     Raises:
         ConfigError: the model does not speak from a memory, or it or a file cannot be used.
     """
+    device = choose_device(flags.device)
     try:
-        trained = open_model(flags.model, device_of(flags.device))
+        trained = open_model(flags.model, device)
         trained.require(CAPTIONS)
     except ValueError as error:
         raise ConfigError(f"--model {error}") from error

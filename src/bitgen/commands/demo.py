@@ -110,8 +110,10 @@ def main(argv: list[str] | None = None) -> None:
         _prepare_gradio(Path(scratch) / "gradio")
         import bitgen
         from bitgen.demo.tabs.page import build
+        from bitgen.machine.devices import choose_device
         from bitgen.trained_vlm import is_vlm
 
+        choose_device(flags.device)  # before the quickstart is trained for it
         folder = model_folder(flags.model)
         try:
             load = bitgen.load_vlm if is_vlm(folder) else bitgen.load

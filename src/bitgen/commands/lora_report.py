@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if wrong := [rank for rank in flags.rank if not 1 <= rank <= _MOST_RANK]:
         parser.error(f"--rank {wrong[0]}: it must be 1 to {_MOST_RANK:,}")
-    if flags.output is not None and Path(flags.output).exists() and not _empty(Path(flags.output)):
-        parser.error(f"--output {flags.output}: it is there already; name a folder that is empty or not there yet")
+    if flags.output is not None:
+        try:
+            is_free = not os.path.lexists(flags.output) or _empty(Path(flags.output))
+        except OSError as error:
+            parser.error(f"--output {flags.output}: cannot write there ({error.strerror or error})")
+        if not is_free:
+            parser.error(f"--output {flags.output}: it is there already; name a folder that is empty or not there yet")
     return flags
 
 

@@ -39,6 +39,7 @@ class Report(NamedTuple):
 
 def report(flags: argparse.Namespace) -> Report:
     """All that the flags ask for. ValueError for what a person can mend."""
+    device = choose_device(flags.device)
     lm = empty_model(flags.model)
     layers = None if flags.layers is None else tuple(flags.layers)
     names = targets_of(lm, flags.targets, layers)
@@ -59,7 +60,7 @@ def report(flags: argparse.Namespace) -> Report:
     texts = [_layers_table(chosen), _cost_table(flags.kind, costs, base, held)]
     pictures: dict[str, Image] = {}
     if flags.spectra and _has_weights(flags.model):
-        groups = by_name(base_spectra(flags.model, names, choose_device(flags.device)))
+        groups = by_name(base_spectra(flags.model, names, device))
         _add(texts, figures, pictures, "base_spectra", "Weights of the base", groups, ranks, gaussian=True)
     if adapter is not None:
         _check(adapter, flags, lm)

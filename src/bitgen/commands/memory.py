@@ -164,8 +164,9 @@ def opened(flags: argparse.Namespace) -> Trained:
     Raises:
         ConfigError: there is none, or it is damaged.
     """
+    device = choose_device(flags.device)
     try:
-        return open_model(flags.model, choose_device(flags.device))
+        return open_model(flags.model, device)
     except ValueError as error:
         raise ConfigError(f"--model {error}") from error
 

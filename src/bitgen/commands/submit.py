@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_config_error():
         try:
             folder = checked_output(flags.output, {"model": flags.model, "eval_dir": flags.eval_dir})
-            device = _device(flags.device)
+            device = choose_device(flags.device)
             model = read_submission_model(flags.model)
             data = read_submission_data(flags.eval_dir)
             if flags.finetune and data.glue is None:
@@ -222,10 +222,3 @@ def _make(folder: Path) -> None:
         raise ValueError(
             f"--output {folder}: cannot make it ({error.strerror or error}). Name another folder"
         ) from error
-
-
-def _device(name: str) -> torch.device:
-    device = choose_device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch finds no CUDA device here. Write --device auto or cpu")
-    return device

@@ -76,9 +76,23 @@ def _meet(rank: int, world_size: int) -> dist.Store:
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device of this process: its own GPU, or the CPU."""
+    """The device of this process: its own GPU, or the CPU.
+
+    Args:
+        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: another word, or ``cuda`` where there is no GPU.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            f"device is {printable(repr(device), 40)}. Write auto, cpu or cuda; of several GPUs CUDA_VISIBLE_DEVICES "
+            "chooses."
+        )
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but PyTorch finds no CUDA device here. Write device auto or cpu.")
     return torch.device("cuda", local_rank)
 
 
