@@ -343,3 +343,9 @@ def test_a_disk_that_fails_a_milestone_is_a_clear_error(
     monkeypatch.undo()
     assert "chck_1M" in str(caught.value) and "--resume auto" in str(caught.value)
     assert names(store.folder) == ["latest", step_folder(1)]
+
+
+@pytest.mark.parametrize("name", ["step-²", "step-٣", "step-", "step-1x", "step-00000001.old"])
+def test_other_folders_are_no_checkpoints(tmp_path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert checkpoint_folders(tmp_path) == []

@@ -13,15 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
+from bitgen.config import Config
 from bitgen.data.questions.boxes import intersection_over_union
 from bitgen.data.questions.marked_text import Asked
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes import sort_of_clevr
 from bitgen.data.scenes.drawing import Placed, box_of
 from bitgen.data.scenes.rationales import read_rationale
-from bitgen.data.scenes.sort_of_clevr import SortOfClevr, draw_objects
+from bitgen.data.scenes.sort_of_clevr import PICTURES, SortOfClevr, draw_objects
 from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.tasks.reasoning_data import validator_of
 
 SEED, SIDE = 3, 150
 RGB = {
@@ -260,3 +263,14 @@ def test_wrong_settings_say_so() -> None:
     for per_picture in (0, 21):
         with pytest.raises(ValueError, match=f"per_picture is {per_picture}"):
             SortOfClevr(PROCESSOR, SEED, "train", per_picture)
+
+
+def test_training_is_validated_on_none_of_the_test_and_none_of_training() -> None:
+    ranges = [set(numbers) for numbers in PICTURES.values()]
+    assert set(PICTURES) == {"train", "test", "validation"}
+    assert all(not one & other for one, other in itertools.combinations(ranges, 2))
+    config = Config().replace(question_val_data="sort_of_clevr", question_data="sort_of_clevr")
+    validator = validator_of(config, PROCESSOR)
+    test, own = (SortOfClevr(PROCESSOR, config.training.seed, split) for split in ("test", "validation"))
+    assert torch.equal(validator.pictures[0].pixels, own[SampleKey(0)].pixels)
+    assert not torch.equal(validator.pictures[0].pixels, test[SampleKey(0)].pixels)

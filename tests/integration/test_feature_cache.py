@@ -21,7 +21,9 @@ from bitgen.data.dataset import PairDataset
 from bitgen.data.records import Record
 from bitgen.feature_cache import description
 from bitgen.feature_cache import store as feature_cache
-from bitgen.feature_cache.store import CacheError
+from bitgen.feature_cache.description import CacheDescription
+from bitgen.feature_cache.source import _no_room
+from bitgen.feature_cache.store import CacheError, FeatureCache
 from bitgen.tasks.stage1_validation import HeldOut
 from bitgen.trained import open_model
 from support.data import encode, write_images
@@ -348,3 +350,15 @@ def test_the_script_computes_what_a_run_then_finds(build, cached, tiny_config, m
         script.main([*flags, "--feature_cache", "off"])
     with pytest.raises(ConfigError, match="nothing to cache: the built-in scenes"):
         script.main([*flags, "--train_data", "scenes"])
+
+
+def test_the_caches_of_a_run_have_to_fit_together(tmp_path, monkeypatch) -> None:
+    """Each alone would fit: the disk would be full when hours of the second one are done."""
+    monkeypatch.setattr(feature_cache, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=10**6)))
+    train, val, whole = (
+        FeatureCache(tmp_path, CacheDescription(name, "p", name, "fp32", "float32", (images, 1, 1000)))
+        for name, images in (("train", 175), ("val", 175), ("whole", 350))
+    )
+    assert _no_room([train]) is None and _no_room([val]) is None
+    assert "feature cache" in str(_no_room([whole]))
+    assert "go into others of this run" in str(_no_room([train, val]))

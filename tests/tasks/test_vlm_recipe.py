@@ -26,6 +26,7 @@ from bitgen.training.trainer import Trainer
 from bitgen.vlm.adapters import adapted_layers, linear_shape
 from bitgen.vlm.modeling import VisionLanguageModel
 from support.runs import metrics, run_code, same_checkpoint
+from support.tiny_vlms import tower_folder
 from support.vlm import RECIPE, TINY, recipe
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -266,3 +267,22 @@ def test_what_gives_weights_their_meaning_stays_on_resume(trained: Path, setting
 def test_the_end_of_a_stage_is_marked(trained: Path) -> None:
     assert all((trained / "runs" / stage["name"] / DONE).is_file() for stage in RECIPE)
     assert open_vlm(trained / "runs" / "tune").description.adapter is not None
+
+
+def test_a_stage_goes_on_from_a_folder_elsewhere_though_an_earlier_one_tuned_the_encoder(tmp_path) -> None:
+    """What the earlier stage changed in a published encoder is in the checkpoint, and not where this run writes."""
+    stages = [
+        {"name": "see", "trains": "connector,vision", "vision_tuning": "full"},
+        {"name": "tune", "trains": "connector,adapter", "adapter": "lora", "adapter_rank": 4},
+    ]
+    settings = {"vision_encoder": str(tower_folder(tmp_path / "tower")), "select_layer": "-1", "image_size": None}
+    settings |= {"max_steps": 2, "save_steps": 1, "val_data": None}
+    config = recipe(tmp_path, stages, **settings)
+    assert train_recipe(stages_of(config), resume=False) == 0
+    places = {"output_dir": str(tmp_path / "other"), "log_dir": str(tmp_path / "other_log")}
+    first = tmp_path / "runs" / "tune" / "step-00000001"
+    tune = stages_of(config)[1].config.replace(**places, resume=str(first))
+    going_on = build_trainer(Vlm(), tune, ALONE)
+    assert going_on.fit() and going_on.progress.step == 2
+    going_on.monitor.close()
+    same_checkpoint(tmp_path / "other", tmp_path / "runs" / "tune")

@@ -75,7 +75,7 @@ def checkpoint_folders(output_dir: str | Path) -> list[Path]:
 def step_of(path: Path) -> int | None:
     """The step of a checkpoint folder by its name; None for any other folder."""
     digits = path.name.removeprefix(STEP_PREFIX)
-    return int(digits) if path.name.startswith(STEP_PREFIX) and digits.isdigit() else None
+    return int(digits) if path.name.startswith(STEP_PREFIX) and digits.isascii() and digits.isdecimal() else None
 
 
 # ---- what of a model goes where ----
@@ -265,6 +265,30 @@ def upgrade(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def resume_candidates(resume: str, output_dir: str | Path) -> list[Path]:
+    """The folders that ``--resume`` means, the first that is whole before the others; none: ``auto`` finds none.
+
+    Raises:
+        CheckpointError: the path holds no checkpoint.
+    """
+    if resume == "auto":
+        return checkpoint_folders(output_dir)
+    given = Path(resume)
+    if not given.exists():
+        raise CheckpointError(
+            f"--resume {resume}: there is no such folder. Write --resume auto for the newest checkpoint."
+        )
+    given = given.resolve()
+    step = step_of(given)
+    if step is None:
+        candidates = checkpoint_folders(given)
+    else:
+        candidates = [p for p in checkpoint_folders(given.parent) if (step_of(p) or 0) <= step]
+    if not candidates:
+        raise CheckpointError(f"--resume {resume}: no checkpoint (a folder {STEP_PREFIX}NNNNNNNN) in there.")
+    return candidates
+
+
 def find_checkpoint(resume: str, output_dir: str | Path) -> Checkpoint | None:
     """The checkpoint that ``--resume`` means: the newest whole one of ``output_dir`` (``auto``) or of a given folder.
 
@@ -274,24 +298,9 @@ def find_checkpoint(resume: str, output_dir: str | Path) -> Checkpoint | None:
     Raises:
         CheckpointError: the path holds no checkpoint, or every one is damaged.
     """
-    if resume == "auto":
-        candidates = checkpoint_folders(output_dir)
-        if not candidates:
-            return None
-    else:
-        given = Path(resume)
-        if not given.exists():
-            raise CheckpointError(
-                f"--resume {resume}: there is no such folder. Write --resume auto for the newest checkpoint."
-            )
-        given = given.resolve()
-        step = step_of(given)
-        if step is None:
-            candidates = checkpoint_folders(given)
-        else:
-            candidates = [p for p in checkpoint_folders(given.parent) if (step_of(p) or 0) <= step]
-        if not candidates:
-            raise CheckpointError(f"--resume {resume}: no checkpoint (a folder {STEP_PREFIX}NNNNNNNN) in there.")
+    candidates = resume_candidates(resume, output_dir)
+    if not candidates:
+        return None
     damaged: dict[Path, str] = {}
     for folder in candidates:
         try:

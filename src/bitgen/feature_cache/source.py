@@ -107,9 +107,11 @@ class RunCaches:
 
 
 def _no_room(caches: list[FeatureCache]) -> str | None:
+    beside = 0
     try:
         for cache in caches:
-            cache.check_space()
+            cache.check_space(beside)
+            beside += cache.missing_bytes()
     except CacheError as error:
         return str(error)
     return None

@@ -82,8 +82,11 @@ class FeatureCache:
         rows = sum(len(self.description.rows_of(shard)) for shard in self.missing_shards())
         return self.description.total_bytes * rows // self.description.shape[0]
 
-    def check_space(self) -> None:
+    def check_space(self, beside: int = 0) -> None:
         """Refuse a cache that the disk cannot hold.
+
+        Args:
+            beside: bytes that other caches of the run will take there.
 
         Raises:
             CacheError: with the bytes that are needed and those that are free.
@@ -91,12 +94,13 @@ class FeatureCache:
         need = self.missing_bytes()
         existing = next(path for path in (self.parent.absolute(), *self.parent.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
-        if need > _USABLE_SHARE * free:
+        if need + beside > _USABLE_SHARE * free:
             count, tokens, width = self.description.shape
+            others = f", {gigabytes(beside)} more go into others of this run," if beside else ""
             raise CacheError(
                 f"the feature cache {self.folder} needs {gigabytes(need)} ({count:,} images x {tokens} x {width} x "
-                f"{self.description.dtype}) and {existing} has {gigabytes(free)} free. Write {self.smaller}, point "
-                "--feature_cache to another disk, or write --feature_cache off."
+                f"{self.description.dtype}){others} and {existing} has {gigabytes(free)} free. Write {self.smaller}, "
+                "point --feature_cache to another disk, or write --feature_cache off."
             )
 
     @property

@@ -80,7 +80,7 @@ def validator_of(config: Config, processor: BitGenProcessor) -> Validator | None
         split = Split("validation", objects=(FEWEST, settings.max_objects), hops=(0, settings.max_hops))
         return SceneValidator(split, config.training.seed, processor, thinks)
     if source == SORT_OF_CLEVR:
-        pictures = SortOfClevr(processor, config.training.seed, "test")
+        pictures = SortOfClevr(processor, config.training.seed, "validation")
         return _AskedValidator([pictures[SampleKey(index)] for index in range(_VALIDATED // 20)], processor, thinks)
     return _FolderValidator(QuestionFolder(source), processor, thinks)
 

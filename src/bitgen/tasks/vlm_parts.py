@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.checkpoint.format import checkpoint_folders, split_state
+from bitgen.checkpoint.format import resume_candidates, split_state
 from bitgen.config.sources import SCENES
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
@@ -133,7 +133,7 @@ def _folder_before(config: VlmConfig, fresh: bool) -> Path | None:
         ConfigError: ``init_from`` names no model of this kind.
     """
     if not fresh:
-        return next(iter(checkpoint_folders(config.output.output_dir)), None)
+        return next(iter(resume_candidates(config.training.resume or "auto", config.output.output_dir)), None)
     if config.training.init_from is None:
         return None
     try:

@@ -27,7 +27,8 @@ from bitgen.model.processing_bitgen import BitGenProcessor
 
 COLOURS = ("red", "green", "blue", "orange", "grey", "yellow")
 SHAPES = ("square", "circle")
-PICTURES = {"train": range(9_800), "test": range(9_800, 10_000)}
+# Training is validated on pictures behind these 10,000, so that the best checkpoint is not chosen on the test.
+PICTURES = {"train": range(9_800), "test": range(9_800, 10_000), "validation": range(10_000, 10_200)}
 NON_RELATIONAL, RELATIONAL = "non-relational", "relational"
 SHAPE, LEFT, UPPER = "shape", "left", "upper"
 CLOSEST, FURTHEST, COUNT = "closest", "furthest", "count"
@@ -122,10 +123,10 @@ class SortOfClevr:
     """The pictures of a split with what is asked of them.
 
     Pictures and questions are the same in each epoch. Of a picture of training, the epoch draws which questions are
-    shown, in which words, and which of them with a rationale; a picture of the test shows all, always alike.
+    shown, in which words, and which of them with a rationale; any other picture shows all, always alike.
 
     Args:
-        split: ``train`` or ``test``.
+        split: ``train``, ``test`` or ``validation``.
         per_picture: questions of a picture of training that a sample shows, 1 to 20.
         rationale_share: share of the questions that are answered with a rationale.
 
@@ -174,9 +175,9 @@ class SortOfClevr:
 
     def _asked(self, objects: Objects, number: int, epoch: int) -> tuple[Asked, ...]:
         questions: Sequence[Question] = draw_questions(self.seed, number)
-        is_test = self.split == "test"
-        rng = scene_rng("sort of clevr asked", self.seed, number, 0 if is_test else epoch)
-        if not is_test:
+        trains = self.split == "train"
+        rng = scene_rng("sort of clevr asked", self.seed, number, epoch if trains else 0)
+        if trains:
             questions = rng.sample(questions, self.per_picture)
         return tuple(self._in_words(objects, question, rng) for question in questions)
 
