@@ -82,6 +82,8 @@ def test_what_cannot_be_reported_is_one_message(model, tmp_path, capsys) -> None
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     assert "it is there already" in refused(capsys, "--model", model, "--output", tmp_path / "full")
+    too_long = refused(capsys, "--model", model, "--output", tmp_path / ("x" * 300))
+    assert "cannot write there (File name too long)" in too_long
     assert "--rank 0" in refused(capsys, "--model", model, "--rank", 0)
     assert "no linear layer named 'query'" in refused(capsys, "--model", model, "--targets", "query")
     assert "no layer 7" in refused(capsys, "--model", model, "--layers", 7)

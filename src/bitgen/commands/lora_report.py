@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--rank {wrong[0]}: it must be 1 to {_MOST_RANK:,}")
     if flags.output is not None:
         try:
-            is_free = not os.path.lexists(flags.output) or _empty(Path(flags.output))
+            is_free = not Path(flags.output).exists() or _empty(Path(flags.output))
         except OSError as error:
             parser.error(f"--output {flags.output}: cannot write there ({error.strerror or error})")
         if not is_free:
