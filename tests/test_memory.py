@@ -161,6 +161,16 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(run, refused, photos, t
     assert (tmp_path / "m").read_bytes() != before
 
 
+def test_a_memory_is_not_drawn_over_itself(run, refused, photos, tmp_path):
+    named = ("--memory", tmp_path / "m.png")
+    run(*named, "teach", photos[0], "the cat")
+    before = (tmp_path / "m.png").read_bytes()
+    (tmp_path / "link.png").symlink_to(tmp_path / "m.png")
+    for name in ("m.png", "link.png"):
+        assert "is the memory itself" in refused(*named, "show", "--output", tmp_path / name)
+    assert (tmp_path / "m.png").read_bytes() == before
+
+
 def test_a_file_held_by_another_process_is_left_alone(run, refused, photos, tmp_path):
     run("teach", photos[0], "the cat")
     before = (tmp_path / "m").read_bytes()

@@ -261,6 +261,8 @@ def main(argv: list[str] | None = None) -> None:
             if changes:
                 check_writable(str(path))
             if flags.command == "show":
+                if os.path.exists(flags.output) and os.path.samefile(path, flags.output):
+                    raise ConfigError(f"--output {printable(flags.output)} is the memory itself. Give another name.")
                 check_writable(flags.output)
             trained = opened(flags)
             memory = EpisodicMemory(trained.model, trained.processor)

@@ -151,7 +151,7 @@ def warn_of_unsaid(held: Held) -> None:
         logger.warning(
             "the model cannot say %d of %d episodes, which were taught to one that did not speak: they are recalled as "
             "before. Teach them again (python src/memory.py --model DIR --memory FILE teach IMAGE TEXT), and it says "
-            "them.",
+            "them; then forget the old ones.",
             held.unsaid,
             len(held.episodes),
         )

@@ -30,8 +30,8 @@ from bitgen.model.speaking import BY_TEXT, chosen, find, find_asked, recalled_fo
 logger = logging.getLogger(__name__)
 
 MUTE = (
-    "this model does not speak from a memory. To train one that does, start from this one: configs/memory_scenes.yaml, "
-    "with init_from set to its folder"
+    "this model does not speak from a memory. To train one that does, start from this one: configs/memory_scenes.yaml "
+    "(features: memory_flickr8k.yaml), with init_from set to its folder"
 )
 
 
