@@ -52,7 +52,7 @@ class AddressSpace:
         value: int | None = None,
     ) -> None:
         sigma = float(sigma)
-        if slots != int(slots) or not 1 <= slots <= MAX_SLOTS:
+        if isinstance(slots, float) or not 1 <= slots <= MAX_SLOTS:
             raise ValueError(f"slots is {slots}; a memory has 1 to {MAX_SLOTS:,}")
         if not (math.isfinite(sigma * sigma) and sigma > 0 and sigma * sigma >= LEAST_VARIANCE * (1 - 1e-9)):
             raise ValueError(f"sigma is {sigma}; it must be at least {math.sqrt(LEAST_VARIANCE)} for exact forgetting")

@@ -208,7 +208,7 @@ class Held(NamedTuple):
             if key in taken:
                 raise ValueError(f"id '{shown}' is taken: choose another, or edit or forget that episode")
             taken.add(key)
-            if key.isascii() and key.isdecimal():  # once used, it is nobody else's number
+            if key.isascii() and key.isdecimal() and len(key) < 16:  # once used, it is nobody else's number
                 next_id = max(next_id, int(key) + 1)
         return list(keys), next_id
 

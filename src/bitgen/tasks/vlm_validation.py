@@ -72,8 +72,8 @@ class HeldOutAnswers:
         assert isinstance(model, VisionLanguageModel)
         self.data = self.data if cached is None else cached  # the same samples, with features for pictures
         scalars, texts, pictures = {"val/loss": self._loss(model)}, {}, {}
+        asked: list[int] = []
         if self.rows:
-            asked: list[int] = []
             answers = write_answers(
                 model,
                 self.speech,
@@ -84,7 +84,7 @@ class HeldOutAnswers:
                 self.precision.autocast,
                 shared=self.shared,
             )
-        if self.rows and asked:
+        if asked:
             references = [self.data.conversations.references(row) for row in asked]
             found = score_texts(answers, references, temporal=self.best == "temporal_f1").to_dict()
             found["right"] = self._right(asked, answers, references)

@@ -63,7 +63,7 @@ def planned(
         says = "the warm-up of %d steps is no shorter than the run, of %d: the rate never falls. Write fewer."
         logger.warning(says, warmup, steps)
     elif cooldown is not None:
-        cooldown = min(cooldown, steps - warmup)  # which the rate would else begin with a jump
+        cooldown = min(cooldown, steps - warmup)  # else the rate would jump where the warm-up ends
     return Stage(name, groups, steps, source.steps_per_epoch, warmup, cooldown, phases=phases)
 
 
