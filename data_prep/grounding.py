@@ -27,6 +27,7 @@ from _common.grounding_json import Phrase, question_about
 from _common.problems import Problems, Unusable
 from _common.question_json import name_of, text_of
 from _common.reading import need_file, need_folder, read_json, read_lines, read_names
+from _common.several_files import Ids, file_labels
 from bitgen.data.captions import tidy
 from bitgen.data.questions.boxes import box_text
 from bitgen.data.questions.records import NO_PICTURE, Question
@@ -37,7 +38,7 @@ from bitgen.guards.flags import boolean
 from bitgen.guards.names import BadName, inside
 from bitgen.guards.regular_files import BadFile, read_regular_file
 from localized_narratives import file_name
-from questions import Pictures, check_usable, line_entries, write_summary
+from questions import Pictures, line_entries, usable, write_summary
 
 logger = logging.getLogger("data_prep")
 
@@ -69,7 +70,7 @@ def read_mdetr(path: Path) -> Iterator[Record]:
 def read_plain(path: Path, normalised: bool) -> Iterator[Record]:
     """Expressions, one a line."""
     for where, entry in line_entries(path, "--records"):
-        yield where, partial(grounding_json.plain, entry, where, normalised)
+        yield f"{path.name}{where}", partial(grounding_json.plain, entry, f"{path.name}{where}", normalised)
 
 
 def read_narratives(path: Path) -> Iterator[Record]:
@@ -85,7 +86,7 @@ def read_narratives(path: Path) -> Iterator[Record]:
         yield from grounding_json.narrative(entry, name, where)
 
     for where, entry in line_entries(path, "--records"):
-        yield where, partial(phrases, entry, where)
+        yield f"{path.name}{where}", partial(phrases, entry, f"{path.name}{where}")
 
 
 def read_entities(folder: Path, split: Path | None) -> Iterator[Record]:
@@ -131,20 +132,20 @@ def question_of(phrase: Phrase, pictures: Pictures) -> Question:
 
 
 def write_phrases(
-    phrases: list[tuple[str, Phrase]], pictures: Pictures, writer: QuestionWriter, problems: Problems
+    phrases: list[tuple[str, str, Phrase]], pictures: Pictures, writer: QuestionWriter, problems: Problems
 ) -> None:
-    """Writes every phrase that can be used, and counts the others. Raises ``ValueError`` when those are too many."""
+    """Writes every phrase (of a file, from where in it) that can be used, and counts the others. Raises ``ValueError``
+    when those are too many."""
     from tqdm import tqdm
 
-    seen: set[str] = set()
+    ids = Ids()
     total = len(phrases) + problems.lost
     problems.stop_if_too_many(total)
-    for where, phrase in tqdm(phrases, desc="writing", unit="expression", disable=None):
+    for file, where, phrase in tqdm(phrases, desc="writing", unit="expression", disable=None):
         try:
-            question = question_of(phrase, pictures)
-            check_usable(question, seen)
+            question = usable(question_of(phrase, pictures), ids, file)
             writer.add(question._replace(picture=pictures.row((phrase.file,))))
-            seen.add(question.id)
+            ids.take(question.id, file)
         except Unusable as error:
             detail = "; ".join(filter(None, (phrase.expression, error.detail)))
             problems.add(error.reason, f"{where} ({detail})", lost=True)
@@ -183,13 +184,14 @@ def main(argv: list[str] | None = None) -> None:
         "jsonl": partial(read_plain, normalised=args.normalised),
     }
     problems = Problems(args.max_failed_fraction, "expressions")
-    phrases: list[tuple[str, Phrase]] = []
-    for path in args.records:
+    phrases: list[tuple[str, str, Phrase]] = []
+    for file, path in zip(file_labels(args.records), args.records, strict=True):
         if args.source != "flickr30k_entities":
             need_file(path, "--records")
         before = len(phrases) + problems.lost
         left = None if args.limit is None else args.limit - len(phrases)
-        phrases += islice(read_phrases(readers[args.source](path), problems), left)
+        own = islice(read_phrases(readers[args.source](path), problems), left)
+        phrases += [(file, where, phrase) for where, phrase in own]
         if len(phrases) + problems.lost == before and left != 0:
             raise ValueError(f"--records {path} holds no expression with a box")
     named = f"{args.source}: {', '.join(path.name for path in args.records)}"

@@ -30,6 +30,7 @@ from _common.images import check_image, decode, read_image
 from _common.problems import Problems, Unusable
 from _common.question_json import Parsed
 from _common.reading import need_folder, read_json, read_json_lines, shown
+from _common.several_files import Ids, file_labels
 from bitgen.data.captions import tidy, valid_unicode
 from bitgen.data.questions.records import NO_PICTURE, Question
 from bitgen.data.questions.writer import QuestionWriter, writing_questions
@@ -151,7 +152,7 @@ def _listed(key: str | None, kind: str) -> Callable[[object, str], Entries]:
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
             what = "a list of objects" if key is None else f"an object with a list of objects `{key}`"
             raise ValueError(f"{where} is not {what}: is it a file of {kind}?")
-        return [(f"{Path(where).name}[{position}]", entry) for position, entry in enumerate(found)]
+        return [(f"[{position}]", entry) for position, entry in enumerate(found)]
 
     return entries
 
@@ -159,7 +160,7 @@ def _listed(key: str | None, kind: str) -> Callable[[object, str], Entries]:
 def _by_id(content: object, where: str) -> Entries:
     if not isinstance(content, dict) or not all(isinstance(each, dict) for each in content.values()):
         raise ValueError(f"{where} is not an object with an object a question: is it a file of GQA?")
-    return [(f"{Path(where).name} {name}", {**entry, "id": name}) for name, entry in content.items()]
+    return [(f" {name}", {**entry, "id": name}) for name, entry in content.items()]
 
 
 def _keyed(key: str, inside: str, kind: str) -> Callable[[object, str], dict[str, Any]]:
@@ -196,22 +197,22 @@ SOURCES = {
 
 
 def line_entries(path: Path, flag: str) -> Iterator[tuple[str, dict]]:
-    """``(where, entry)`` of a file that has an object a line."""
+    """``(where, entry)`` of a file that has an object a line; where: in the file."""
     for number, entry in read_json_lines(path, flag):
-        yield f"{path.name} line {number}", entry
+        yield f" line {number}", entry
 
 
-def read_entries(source: Source, paths: list[Path]) -> Entries:
-    """``(where, entry)`` of every record. Raises ``ValueError`` naming a file that is of another kind, or empty."""
-    found: Entries = []
-    for path in paths:
+def read_entries(source: Source, paths: list[Path]) -> list[tuple[str, str, dict]]:
+    """``(file, where, entry)`` of every record. Raises ``ValueError`` naming a file of another kind, or empty."""
+    found: list[tuple[str, str, dict]] = []
+    for file, path in zip(file_labels(paths), paths, strict=True):
         if source.entries is None:
             own = list(line_entries(path, "--questions"))
         else:
             own = source.entries(read_json(path, "--questions"), f"--questions {path}")
         if not own:
             raise ValueError(f"--questions {path} holds no question")
-        found += own
+        found += [(file, f"{file}{where}", entry) for where, entry in own]
     return found
 
 
@@ -239,14 +240,14 @@ def question_of(parsed: Parsed, picture: int, most_words: int, where: str, probl
     )
 
 
-def check_usable(question: Question, seen: set[str]) -> None:
-    """Raises ``Unusable`` for a question without words or answer, or with the id of one that was ``seen``."""
+def usable(question: Question, ids: Ids, file: str) -> Question:
+    """The question with an id that no other has. ``Unusable``: it has no words or answer, or the id of another of its
+    file."""
     if not question.question:
         raise Unusable("empty question")
     if not question.answers:
         raise Unusable("question without an answer")
-    if question.id in seen:
-        raise Unusable("question with the id of an earlier one", question.id)
+    return question._replace(id=ids.free(question.id, file))
 
 
 def write_summary(writer: QuestionWriter, output: Path, problems: Problems, total: int) -> None:
@@ -288,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
     for folder in args.images:
         need_folder(folder, "--images")
 
-    problems, seen = Problems(args.max_failed_fraction, "questions"), set[str]()
+    problems, ids = Problems(args.max_failed_fraction, "questions"), Ids()
     entries = read_entries(source, args.questions)[: args.limit]
     second: dict[str, Any] = {}
     path = getattr(args, source.second) if source.second else None
@@ -297,13 +298,13 @@ def main(argv: list[str] | None = None) -> None:
     named = f"{args.source}: {', '.join(path.name for path in args.questions)}"
     with writing_questions(args.output, named, args.overwrite) as writer:
         pictures = Pictures(args.images, args.check_images, args.max_image_pixels, writer)
-        for where, entry in tqdm(entries, desc="writing", unit="question", disable=None):
+        for file, where, entry in tqdm(entries, desc="writing", unit="question", disable=None):
             try:
                 parsed = source.parse(entry, where, second)
                 question = question_of(parsed, NO_PICTURE, args.max_rationale_words, where, problems)
-                check_usable(question, seen)
+                question = usable(question, ids, file)
                 writer.add(question._replace(picture=pictures.row(parsed.files)))
-                seen.add(question.id)
+                ids.take(question.id, file)
             except Unusable as error:
                 problems.add(error.reason, f"{where} ({error.detail})" if error.detail else where, lost=True)
                 problems.stop_if_too_many(len(entries))

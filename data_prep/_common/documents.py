@@ -22,7 +22,7 @@ _MARK = ["=", "=", "="]
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$""")
 _SENTENCE_START = re.compile(r"""["'“‘(\[\-–—*]*[A-Z0-9*]|["“‘\[-]""")
 _ABBREVIATION = re.compile(r"[(\[\"'“‘]*(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Rev|Gen|Col|Capt|Lt|Sgt|Hon|Jr|Sr|vs|No|Vol)\.")
-_CHILDES_SPEAKER = re.compile(r"\*[A-Z0-9]{2,4}:")
+_CHILDES_SPEAKER = re.compile(r"\*[A-Z0-9]{1,4}:")
 _LETTER_SPEAKERS = ("A:", "B:")
 # What neither shows nor says anything: control characters, soft hyphens, marks of direction, byte-order marks.
 # Not the joiners \u200c and \u200d: they are letters' business in Persian and Hindi, and hold emoji together.

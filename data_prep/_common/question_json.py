@@ -295,7 +295,7 @@ def _graph_boxes(graph: Any) -> dict[str, Box]:
 
 def _ids(argument: str) -> tuple[str, list[str]]:
     """The words of a step and the objects that they name; ``(-)``: there is none."""
-    match = _WITH_IDS.fullmatch(argument)
+    match = _WITH_IDS.fullmatch(argument.strip())  # the published files have a space behind some
     ids = re.findall(r"\d+", match[2]) if match else []
     return (match[1] if match else argument).strip(), ids
 

@@ -9,8 +9,16 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bitgen.checkpoint.format import Checkpoint, checkpoint_folders, find_checkpoint, read_checkpoint, step_of
-from bitgen.checkpoint.manifest import CheckpointError
+from bitgen.checkpoint.format import (
+    REVISION_PREFIX,
+    Checkpoint,
+    checkpoint_folders,
+    find_checkpoint,
+    read_checkpoint,
+    revision_folders,
+    step_of,
+)
+from bitgen.checkpoint.manifest import CheckpointError, read_manifest
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.values import ConfigError
@@ -27,7 +35,6 @@ from bitgen.machine.threads import threads_of_this_process
 from bitgen.protocols import Run, Task
 from bitgen.show.monitor import Monitor
 from bitgen.show.run_logging import FILE_ONLY
-from bitgen.training.budget import REVISION_PREFIX
 from bitgen.training.loop_settings import LoopSettings
 from bitgen.training.reporting import TrainingDiverged, message_of
 from bitgen.training.trainer import Trainer
@@ -139,7 +146,7 @@ def find_resume(config: Config, processes: Processes) -> Checkpoint | None:
     """
     output_dir = config.output.output_dir
     if config.training.resume is None:
-        if checkpoint_folders(output_dir):
+        if checkpoint_folders(output_dir) or revision_folders(output_dir):
             raise ConfigError(
                 f"output_dir {output_dir} holds checkpoints of another run: write --resume auto to go on with it, or "
                 "another --output_dir (and --log_dir) for a new run."
@@ -159,13 +166,32 @@ def find_resume(config: Config, processes: Processes) -> Checkpoint | None:
 
 def _refuse_newer(found: Checkpoint, config: Config) -> None:
     """Going back in a run would leave checkpoints of its abandoned future, which ``auto`` would take up later."""
+    output_dir = config.output.output_dir
     damaged = {folder.resolve() for folder in found.damaged}
-    for folder in checkpoint_folders(config.output.output_dir):
-        if (step_of(folder) or 0) > found.step and folder.resolve() not in damaged:
-            raise ConfigError(
-                f"--resume {config.training.resume}: output_dir {config.output.output_dir} holds newer checkpoints "
-                f"({folder.name}). Write --resume auto to go on from there, give another --output_dir, or remove them."
-            )
+    newer = [
+        folder
+        for folder in checkpoint_folders(output_dir)
+        if (step_of(folder) or 0) > found.step and folder.resolve() not in damaged
+    ]
+    if newer:
+        raise ConfigError(
+            f"--resume {config.training.resume}: output_dir {output_dir} holds newer checkpoints "
+            f"({newer[0].name}). Write --resume auto to go on from there, give another --output_dir, or remove them."
+        )
+    # A damaged checkpoint is passed over, and the same steps reach the same milestones again.
+    last = max([found.step, *(step_of(folder) or 0 for folder in found.damaged)])
+    if later := [folder.name for folder in revision_folders(output_dir) if _manifest_step(folder) > last]:
+        raise ConfigError(
+            f"--resume {config.training.resume}: output_dir {output_dir} holds {', '.join(later)} of later steps, "
+            "which would stand beside this run's own checkpoints. Give another --output_dir, or remove them."
+        )
+
+
+def _manifest_step(folder: Path) -> int:
+    try:
+        return int(read_manifest(folder)["step"])
+    except CheckpointError:
+        return 0  # damaged: whoever exports it is told so
 
 
 def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore, config: Config) -> None:

@@ -131,6 +131,7 @@ def test_letters_are_speakers_only_where_two_of_them_speak(scripts_on_path):
     from _common.documents import clean
 
     assert clean("A: Yes. B: No.".split(), keep_speakers=False) == "Yes. No."
+    assert clean("*A: Yes. *CHI: No.".split(), keep_speakers=False) == "Yes. No."
     assert clean("Vitamin A: good for the eyes.".split(), keep_speakers=False) == "Vitamin A: good for the eyes."
 
 

@@ -420,3 +420,17 @@ def test_flags_that_do_not_go_together_and_files_that_are_not_there(prepare, tmp
         prepare("jsonl", [line()], "--split", "x")
     with pytest.raises(ValueError, match="--records .*gone does not exist"):
         prepare("jsonl", tmp_path / "gone")
+
+
+def test_files_that_count_from_0_each_are_read_together(script, images, tmp_path) -> None:
+    """As RefCOCO's and RefCOCO+'s do."""
+    content = {
+        "images": [{"id": 0, "file_name": "a.png", "width": WIDTH, "height": HEIGHT, "caption": "the dot"}],
+        "annotations": [{"image_id": 0, "bbox": [0, 0, 20, 10]}],
+    }
+    paths = [tmp_path / name for name in ("refcoco.json", "refcoco+.json")]
+    for path in paths:
+        path.write_text(json.dumps(content))
+    given = ["--source", "mdetr", "--records", *map(str, paths), "--images", str(images)]
+    script("grounding")([*given, "--output", str(tmp_path / "out")])
+    assert [one.id for one in QuestionFolder(tmp_path / "out")] == ["0", "refcoco+.json: 0"]

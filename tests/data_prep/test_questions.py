@@ -311,6 +311,7 @@ def test_gqa(prepare) -> None:
     ("operation", "argument", "clause"),
     [
         ("select", "folding chair (-)", "folding chair"),
+        ("select", "farmers (-) ", "farmers"),  # as published, of questions with two branches
         ("relate", "girl,to the left of,s (12)", "girl to the left of it"),
         ("relate", "shirt,wearing,o (12,13)", "it wearing shirt"),
         ("verify rel", "cup,holding,o (4)", "is it it holding cup"),
@@ -460,6 +461,24 @@ def test_a_record_that_cannot_be_used_is_counted_and_named(prepare, images, capl
     (said,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("1 x")]
     assert said.startswith(f"1 x {reason}") and "it.jsonl line 2" in said and said.isprintable()
     assert "1 of 2 questions could not be used" in caplog.text
+
+
+def test_files_that_count_from_0_each_are_read_together(script, images, tmp_path) -> None:
+    paths = [tmp_path / folder / "q.jsonl" for folder in ("train", "val")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        entries = [line(id="0", answer=f"first {number}"), {**line(answer=f"second {number}")}]
+        entries[1].pop("id", None)
+        path.write_text("\n".join(map(json.dumps, [*entries, entries[0]][: 2 + number])))
+    given = ["--source", "jsonl", "--questions", *map(str, paths), "--images", str(images), *allow(1, 5)]
+    script("questions")([*given, "--output", str(tmp_path / "out")])
+    found = [(one.id, one.answers[0]) for one in QuestionFolder(tmp_path / "out")]
+    assert found == [
+        ("0", "first 0"),
+        ("train/q.jsonl line 2", "second 0"),
+        ("val/q.jsonl: 0", "first 1"),
+        ("val/q.jsonl line 2", "second 1"),
+    ]
 
 
 def test_too_many_of_them_stop_it_and_a_limit_leaves_them_out(prepare, tmp_path) -> None:

@@ -67,6 +67,15 @@ def test_what_is_missing_is_named():
     assert "GLUE: boolq, mnli, mrpc, multirc, qqp, wsc" in report({FAST: ["reading"]}, parts=done).missing()
 
 
+def test_the_last_checkpoint_of_a_budget_is_asked_for_and_is_none_too_many():
+    milestones = (*range(1, 10), *range(10, 101, 10))
+    so_near = report({FAST: []}, milestones, words=99_989_246)
+    assert so_near.wanted_checkpoints() == [f"chck_{millions}M" for millions in milestones]
+    assert not [line for line in so_near.remarks() if "chck" in line or "collate script" in line]
+    assert "chck_100M" in "".join(report({FAST: []}, milestones[:-1], words=99_989_246).missing())
+    assert "chck_100M" not in "".join(report({FAST: []}, milestones[:-1], words=98_900_000).missing())
+
+
 def test_what_is_odd_is_named():
     found = report({FULL: ["blimp"], FAST: ["blimp_fast", "wug_past_tense"]}, (1, 4), unknown=("full_eval/x",))
     said = "\n".join(found.remarks())

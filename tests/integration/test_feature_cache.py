@@ -17,11 +17,13 @@ from PIL import Image
 
 from bitgen.checkpoint.format import CheckpointError
 from bitgen.config import ConfigError
+from bitgen.data.bad_records import BadRecord
 from bitgen.data.dataset import PairDataset
 from bitgen.data.records import Record
 from bitgen.feature_cache import description
 from bitgen.feature_cache import store as feature_cache
 from bitgen.feature_cache.description import CacheDescription
+from bitgen.feature_cache.pairs import CachedSplit
 from bitgen.feature_cache.source import _no_room
 from bitgen.feature_cache.store import CacheError, FeatureCache
 from bitgen.tasks.stage1_validation import HeldOut
@@ -32,12 +34,14 @@ from support.runs import REPOSITORY, command, fit_until, same_checkpoint, scalar
 COLOURS = ("red", "green", "blue", "grey")
 
 
-def write_noise(folder: Path, count: int, seed: int, overwrite: bool = False, damaged: int | None = None) -> None:
-    """Noise over a colour, one or two captions an image; the file of image ``damaged`` is cut short."""
+def write_noise(
+    folder: Path, count: int, seed: int, overwrite: bool = False, damaged: int | None = None, wide: int | None = None
+) -> None:
+    """Noise over a colour, one or two captions an image; the file of image ``damaged`` is cut short, ``wide`` large."""
     random = np.random.default_rng(seed)
     records = []
     for number in range(count):
-        pixels = random.integers(0, 128, (30, 40, 3), dtype=np.uint8)
+        pixels = random.integers(0, 128, (30, 400 if number == wide else 40, 3), dtype=np.uint8)
         pixels[..., number % 3] += 127
         captions = [f"a {COLOURS[number % 3]} image number {number}", f"noise over {COLOURS[number % 3]}"]
         payload = encode(Image.fromarray(pixels))[: 200 if number == damaged else None]
@@ -96,6 +100,25 @@ def test_an_image_that_cannot_be_read_is_replaced_as_in_a_live_run(build, images
     met = sum(live.progress.bad_records.values())
     assert met > 0 and sum(from_cache.progress.bad_records.values()) == met
     assert "record 7 (7.png) cannot be read, so it gets no features" in caplog.text
+
+
+def test_a_raised_limit_of_pixels_reads_what_was_refused(build, cached) -> None:
+    write_noise(Path(str(cached["train_data"])), 30, seed=1, overwrite=True, wide=7)
+    for limit, bad in ((2_000, [7]), (20_000, [])):
+        run = build(f"limit{limit}", **cached, max_steps=1, max_bad_fraction=0.5, max_image_pixels=limit)
+        run.fit()
+        cache = run.source.caches.pairs.cache
+        assert [row for row in range(30) if cache.is_bad(row)] == bad
+
+
+def test_a_held_out_image_without_features_is_never_read(cached, tmp_path) -> None:
+    """Not even where it can be read by now: its features are those of a grey picture."""
+    dataset = SimpleNamespace(
+        image_tensor=lambda row: torch.zeros(3, 2, 2), record_of_image=str, captions_of=None, tokens=None
+    )
+    cache = SimpleNamespace(is_bad=bool, folder=tmp_path, description=SimpleNamespace(shape=(2, 1, 1)))
+    with pytest.raises(BadRecord, match=f"1 could not be read when .* remove {tmp_path}"):
+        CachedSplit(dataset, cache).image_tensor(1)
 
 
 def test_validation_reads_a_cache_too_and_phase_2_goes_on_from_the_same_place(build, images, cached, held_out) -> None:

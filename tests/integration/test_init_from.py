@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ from bitgen.checkpoint.format import checkpoint_folders, step_of
 from bitgen.config import ConfigError
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import load_tokenizer
+from bitgen.evaluation.babylm.submission.model import read_submission_model
+from bitgen.export.revisions import export_run
 from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
 from bitgen.tasks import TASKS
@@ -39,6 +42,19 @@ def test_weights_are_the_trained_ones_and_counters_start_anew(build, first_stage
     assert second.progress.step == 0 and second.progress.words_seen == 0
     assert second.fit()
     assert not torch.equal(second.objective.model.state_dict()["final_norm.weight"], trained["final_norm.weight"])
+
+
+def test_an_export_does_not_call_the_words_of_the_second_run_all_that_it_has_seen(
+    build, first_stage: str, tmp_path
+) -> None:
+    second = build("second", init_from=first_stage, max_steps=2)
+    second.fit()
+    for run, known in ((first_stage, True), (second.config.output.output_dir, False)):
+        export = export_run(str(run), str(tmp_path / f"export{known}"), False, False, {})
+        kept = json.loads((export / "config.json").read_text())["trained_with"]
+        assert ({"words_seen", "passes"} <= set(kept)) == known == bool({"words_seen", "passes"} & set(kept))
+        assert ("since it started from another run" in (export / "README.md").read_text()) != known
+        assert (read_submission_model(export).words_seen is not None) == known
 
 
 def test_a_resumed_second_stage_goes_on_from_its_own_checkpoint(build, first_stage: str) -> None:

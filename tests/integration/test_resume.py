@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitgen.checkpoint.format import checkpoint_folders, find_checkpoint
+from bitgen.checkpoint.format import checkpoint_folders, find_checkpoint, step_of
 from bitgen.checkpoint.manifest import CheckpointError, read_manifest, write_manifest
 from bitgen.config import ConfigError
 from bitgen.machine.randomness import random_state, random_state_kept, set_random_state
@@ -164,6 +165,26 @@ def test_going_back_below_newer_checkpoints_is_refused(build) -> None:
     first.fit()
     with pytest.raises(ConfigError, match="newer checkpoints .*step-00000008"):
         build(resume=str(first.store.folder / "step-00000006"))
+
+
+def test_checkpoints_by_words_of_an_abandoned_future_are_refused(build) -> None:
+    """Otherwise an export would have the checkpoints of two runs."""
+    first = build("first", save_steps=2)
+    first.fit()
+    store = first.store
+    store.keep_as(first.progress.step, "chck_2M")
+    back = next(folder for folder in checkpoint_folders(store.folder) if step_of(folder) < first.progress.step)
+    for folder in checkpoint_folders(store.folder):
+        if step_of(folder) > step_of(back):
+            shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match="holds chck_2M of later steps.*another --output_dir, or remove them"):
+        build("first", save_steps=2, resume=str(back))
+    for folder in checkpoint_folders(store.folder):
+        shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match="holds checkpoints of another run"):
+        build("first", save_steps=2)
+    shutil.rmtree(store.folder / "chck_2M")
+    assert build("first", save_steps=2).progress.step == 0
 
 
 def test_a_run_continues_in_another_folder(build) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import export
 from bitgen.checkpoint.format import checkpoint_folders
 from bitgen.data.loader_source import LoaderSource
+from bitgen.export.revisions import seen_in_training
 from bitgen.protocols import Batch
 from bitgen.run import finish
 from bitgen.trained import open_model
@@ -73,6 +74,8 @@ def test_max_epochs_cuts_at_the_part_that_is_seen_most_often(build, both, ratio:
     assert trainer.fit()
     assert max(seen.values()) == 2
     assert trainer.progress.step == trainer.stage.steps < 50 * trainer.stage.steps_per_epoch
+    state = torch.load(trainer.store.newest / "training_state.pt", weights_only=True)
+    assert seen_in_training(state)["passes"] == 2  # though an epoch is one through the text
 
 
 # ---- checkpoints by words ----
@@ -124,6 +127,20 @@ def test_checkpoints_by_words_fall_on_schedule_stay_and_can_be_exported(
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export" / last, trust_remote_code=True)
     found, wanted = exported.state_dict(), open_model(few.store.folder / last).model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("estimated", [True, False], ids=["planned", "by counting alone"])
+def test_a_budget_of_a_milestone_reaches_it_though_no_step_may(build, both, monkeypatch, estimated) -> None:
+    monkeypatch.setattr(budget, "MILLION", 2000)  # of which a step's words are less than a hundredth
+    if not estimated:
+        monkeypatch.setattr(LoaderSource, "words_per_step", lambda *_: 0)
+    settings = both | NO_VALIDATION | dict(words_seen_checkpoints=True, save_steps=1000, max_steps=1000)
+    trainer = build(**settings | dict(max_words_seen=2000, text_batch_size=1, batch_size=2, grad_accum_steps=1))
+    assert trainer.fit()
+    progress, folder = trainer.progress, trainer.store.folder
+    assert 1980 <= progress.words_seen < 2000 and milestones(folder) == ["chck_1M"]
+    kept = torch.load(folder / "chck_1M" / "training_state.pt", weights_only=True)
+    assert kept["step"] == progress.step and kept["progress"]["milestone"] == 1
 
 
 def test_a_milestone_is_made_up_for_after_a_kill_and_resuming_elsewhere_needs_none(build, both, small_millions) -> None:

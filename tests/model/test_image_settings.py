@@ -171,7 +171,9 @@ def test_models_from_before_see_as_they_did():
     assert torch.equal(as_now.image(picture), as_then.image(picture))
 
 
-@pytest.mark.parametrize("change", [{"image_mean": HALF}, {"image_resample": "bilinear"}, {"image_fit": "crop"}])
+@pytest.mark.parametrize(
+    "change", [{"image_mean": HALF}, {"image_resample": "bilinear"}, {"image_fit": "crop"}, {"max_image_pixels": 10**9}]
+)
 def test_features_of_other_pictures_are_other_features(change):
     """A feature cache is found by this."""
     assert BitGenProcessor(None, 28, **change).image_fingerprint != BitGenProcessor(None, 28).image_fingerprint

@@ -32,6 +32,12 @@ def test_milestones_at_their_edges() -> None:
         assert milestone(millions * MILLION - 1) < millions
 
 
+def test_a_run_that_ends_has_reached_what_it_nearly_has() -> None:
+    for millions in SCHEDULE:
+        assert milestone(millions * MILLION * 99 // 100, at_end=True) == millions
+        assert milestone(millions * MILLION * 99 // 100 - 1, at_end=True) < millions
+
+
 class Rows:
     """Stands for text and for pairs: so many samples of so many words."""
 

@@ -9,6 +9,7 @@ A run's folder::
                               config.json           BitGenConfig
                               manifest.json         sizes and SHA-256 of the files above, and its own
     vision_base-<hash>.safetensors   the frozen base, once for all checkpoints
+    chck_1M/, chck_10M/ ...   checkpoints as above, after so many million words; with words_seen_checkpoints
     latest, best              relative links
     tokenizer/
 """
@@ -16,6 +17,7 @@ A run's folder::
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,8 @@ from bitgen.guards.printable import printable
 from bitgen.machine.files import digest
 
 STEP_PREFIX = "step-"
+REVISION_PREFIX = "chck_"  # of folders and Hub revisions, as BabyLM's evaluation names them
+_REVISION = re.compile(rf"{REVISION_PREFIX}(\d+)M")
 
 
 @dataclass
@@ -70,6 +74,15 @@ def checkpoint_folders(output_dir: str | Path) -> list[Path]:
         return []
     found = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and step_of(p) is not None]
     return sorted(found, key=lambda p: -(step_of(p) or 0))
+
+
+def revision_folders(folder: str | Path) -> list[Path]:
+    """Folders ``chck_1M``, ``chck_2M`` ... of a run or an export, fewest words first."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _REVISION.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if path.is_dir()]
 
 
 def step_of(path: Path) -> int | None:

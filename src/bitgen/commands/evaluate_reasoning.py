@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from bitgen.evaluation.reasoning import (
 from bitgen.evaluation.results import Results
 from bitgen.show.tables import format_table
 from bitgen.trained import Trained
+
+logger = logging.getLogger(__name__)
 
 _QUESTIONS = 1000  # of each kind; one standard error is at most 1.6 points
 DIRECT, RATIONALE = "direct", "rationale"
@@ -168,6 +171,9 @@ def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> _Found
         folder = QuestionFolder(flags.data)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if flags.max_images is None and len(folder) > count:
+        says = "of the %d questions of %s the first %d of each kind are asked; --max_images takes more"
+        logger.info(says, len(folder), flags.data, count)
     model = Model(loaded.model, loaded.processor)
     results: Results = {}
     answers: list[dict[str, Any]] = []

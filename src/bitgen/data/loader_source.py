@@ -147,10 +147,11 @@ class LoaderSource:
         return self.sampler.identity()
 
     def state(self, stage: Stage, step: int) -> State:
-        """Epoch, and micro-batch in it, that ``step`` starts at."""
+        """Epoch, and micro-batch in it, that ``step`` starts at; and passes through what was seen most often."""
         return {
             "epoch": stage.epoch_at(step),
             "batch": step % stage.steps_per_epoch * self.batches_per_step,
+            "passes": step / self.steps_per_pass(),
         }
 
     def load_state(self, state: State) -> None:

@@ -52,7 +52,8 @@ tasks, separated by commas:
   reasoning  of models of stage 2 (src/train_stage2_reasoning.py), with --data scenes: percent of questions about new
              scenes that are answered right at once (direct) and after a rationale, by hops and by what training never
              had; the same with another scene's picture; clauses of right answers that hold. On a folder of
-             data_prep/questions.py: accuracy by the rules of VQA v2. --max_images: questions of each kind.
+             data_prep/questions.py: accuracy by the rules of VQA v2. --max_images: the first N
+             questions of each kind (default: 1,000).
   grounding  of such models: boxes of things in scenes with others, or of a folder of data_prep/grounding.py.
 
 A vision-language model of parts (src/train_vlm.py) has other tasks; without --task its captions are scored:

@@ -66,32 +66,28 @@ def normalize_answer(text: str) -> str:
     return " ".join(lacking.get(word, word) for word in kept if word not in _ARTICLES)
 
 
-def vqa_accuracy(answer: str, people: Sequence[str], leave_one_out: bool = False) -> float:
-    """How right an answer is, in [0, 1]: ``min(n / 3, 1)`` where n people of several gave it, after normalisation.
+def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
+    """How right an answer is, in [0, 1], after normalisation: ``min(n / 3, 1)`` where n people gave it, and of this the
+    mean over the sets that lack one person's answer, as the published code counts: of ten people 1, 2, 3, 4 who agree
+    give 0.3, 0.6, 0.9 and 1.
 
-    Of one or two people's answers all are needed: a single one makes this exact match.
-
-    Args:
-        leave_one_out: the mean over the sets that lack one person's answer, as the published code counts: of ten
-            people 1, 2, 3, 4 who agree give 0.3, 0.6, 0.9 and 1.
+    Up to three people's answers make one set, and all are needed: a single one makes this exact match.
 
     Raises:
-        ValueError: no people's answers, or one alone with ``leave_one_out``.
+        ValueError: no people's answers.
     """
     count = len(people)
-    if count < 1 + leave_one_out:
-        raise ValueError(f"{count} people's answers are too few; give at least {1 + leave_one_out}")
+    if not count:
+        raise ValueError("no answer to compare it with; give at least one")
     said = normalize_answer(answer)
     agreed = sum(normalize_answer(one) == said for one in people)
-    if not leave_one_out:
-        return min(agreed / min(count, 3), 1.0)
+    if count <= 3:
+        return agreed / count
     without, full = min(max(agreed - 1, 0) / 3, 1.0), min(agreed / 3, 1.0)
     return (agreed * without + (count - agreed) * full) / count
 
 
-def vqa_scores(
-    answers: Sequence[str], people: Sequence[str | Sequence[str]], leave_one_out: bool = False
-) -> dict[str, float]:
+def vqa_scores(answers: Sequence[str], people: Sequence[str | Sequence[str]]) -> dict[str, float]:
     """``vqa_accuracy`` and ``exact_match`` (with any of the people's answers) in percent; ``questions``, ``no_answer``.
 
     Raises:
@@ -105,7 +101,7 @@ def vqa_scores(
     for row, (answer, found) in enumerate(zip(answers, people, strict=True)):
         given = [found] if isinstance(found, str) else list(found)
         try:
-            accuracy += vqa_accuracy(answer, given, leave_one_out)
+            accuracy += vqa_accuracy(answer, given)
         except ValueError as error:
             raise ValueError(f"question {row} (answered {printable(answer, 80)}): {error}") from None
         exact += normalize_answer(answer) in map(normalize_answer, given)

@@ -116,10 +116,11 @@ def _training(loaded: Trained, state: dict[str, Any]) -> str:
     sources = parse_sources(data.train_data) if data.train_data is not None else []
     pairs = ", ".join("built-in rendered scenes" if path == SCENES else _folder_name(path) for path, _ in sources)
     tokenizer = "trained on the corpus" if data.tokenizer == "train" else Path(data.tokenizer).name
+    since = "" if loaded.config.training.init_from is None else " since it started from another run"
     rows = [
         ("image-caption pairs", pairs or "none"),
         ("text", _folder_name(data.text_data) if data.text_data is not None else "none"),
-        ("words seen, all epochs counted", f"{progress.get('words_seen', 0):,}"),
+        (f"words seen{since}, all epochs counted", f"{progress.get('words_seen', 0):,}"),
         ("samples seen (pairs, sequences of text)", f"{progress.get('samples_seen', 0):,}"),
         ("optimizer steps", f"{state.get('step', 0):,}"),
         ("tokenizer", f"{tokenizer}, {len(loaded.tokenizer):,} tokens"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from bitgen.export.revisions import REVISION_PREFIX, revision_folders
+from bitgen.checkpoint.format import REVISION_PREFIX, revision_folders
 
 logger = logging.getLogger(__name__)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import math
 from pathlib import Path
 from typing import Any
 
-from bitgen.checkpoint.format import MANIFEST_FILE, read_state
+from bitgen.checkpoint.format import MANIFEST_FILE, REVISION_PREFIX, read_state, revision_folders
 from bitgen.checkpoint.manifest import CheckpointFiles
 from bitgen.config import ConfigError
 from bitgen.export.card import model_card
@@ -16,15 +16,6 @@ from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing_folder
 from bitgen.trained import Trained, is_export, open_model
-from bitgen.training.budget import REVISION_PREFIX
-
-_REVISION = re.compile(rf"{REVISION_PREFIX}(\d+)M")
-
-
-def revision_folders(folder: Path) -> list[Path]:
-    """Folders ``chck_1M``, ``chck_2M`` ... in ``folder``, fewest words first."""
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _REVISION.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if path.is_dir()]
 
 
 def read_results(path: str | None) -> dict[str, Any]:
@@ -91,14 +82,18 @@ def _opened(checkpoint: str | Path) -> Trained:
 
 def _export_one(trained: Trained, folder: Path, merge_lora: bool, metrics: dict[str, Any]) -> None:
     state = read_state(CheckpointFiles(trained.folder)).state
-    write_folder(trained, folder, model_card(trained, state, metrics, merge_lora), merge_lora, seen_in_training(state))
+    # What a run saw before, from which this one started, is not in its state.
+    seen = seen_in_training(state) if trained.config.training.init_from is None else {}
+    write_folder(trained, folder, model_card(trained, state, metrics, merge_lora), merge_lora, seen)
 
 
 def seen_in_training(state: dict[str, Any]) -> dict[str, int]:
     """What challenges limit, as a checkpoint's training state knows it: ``words_seen``, all passes counted, and
-    ``passes`` through the data that were begun."""
+    ``passes`` that were begun through that part of the data (text, captions, a source of a mixture) seen most often."""
     progress, source = state.get("progress", {}), state.get("source", {})
     seen = {"words_seen": int(progress["words_seen"])} if progress.get("words_seen") else {}
     if isinstance(source.get("epoch"), int):
-        seen["passes"] = source["epoch"] + bool(source.get("batch"))
+        # Checkpoints from before passes were counted know epochs alone: passes through the text.
+        passes = source.get("passes", source["epoch"] + bool(source.get("batch")))
+        seen["passes"] = math.ceil(passes - 1e-9)  # a quotient of steps may miss a whole number by rounding
     return seen

@@ -60,4 +60,10 @@ class CachedSplit:
         """``[P, C]`` of an image. Raises ``ValueError`` where it could not be read."""
         if self.cache.is_bad(row):
             self.dataset.image_tensor(row)  # says what is wrong with it, and what to do
+            name, folder = self.dataset.record_of_image(row), self.cache.folder
+            raise BadRecord(
+                f"{name} could not be read when its features were computed, and can be now: remove {folder}, and "
+                "they are computed again",
+                NO_FEATURES,
+            )
         return self.cache.read(torch.tensor([row]))[0]

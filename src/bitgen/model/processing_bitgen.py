@@ -95,11 +95,15 @@ class BitGenProcessor:
 
     @property
     def image_fingerprint(self) -> str:
-        """All that decides how an image becomes a tensor, for stored features: change it with :meth:`image`."""
+        """All that decides how an image becomes a tensor, for stored features: change it with :meth:`image`.
+
+        Which images are refused belongs to it, for their features are missing.
+        """
+        most = "" if self.max_image_pixels == MAX_IMAGE_PIXELS else f", at most {self.max_image_pixels} pixels"
         shape = {SQUASH: "whole", CROP: f"middle of {self.image_shortest}", PAD: "padded"}[self.image_fit]
         return (
             f"upright RGB by {DECODER}, {shape}, {self.image_resample}, {self.image_size}, mean {self.image_mean}, "
-            f"std {self.image_std}"
+            f"std {self.image_std}{most}"
         )
 
     # ---------------------------------------------------------------- images

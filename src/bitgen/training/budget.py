@@ -13,7 +13,6 @@ from bitgen.stages import Group, Phase, Stage
 logger = logging.getLogger(__name__)
 
 MILLION = 1_000_000
-REVISION_PREFIX = "chck_"  # of folders and Hub revisions, as BabyLM's evaluation names them
 
 
 class Measured(Protocol):
@@ -89,8 +88,13 @@ def exceeds(max_words_seen: int | None, words_seen: int, drawn: Sequence[Batch],
     return words_seen + words > max_words_seen
 
 
-def milestone(words: int) -> int:
-    """The last of 1, 2 ... 10, 20 ... 100, 200 ... 1000 million words that is reached, in millions; 0: none yet."""
-    millions = min(words // MILLION, 1000)
+def milestone(words: int, at_end: bool = False) -> int:
+    """The last of 1, 2 ... 10, 20 ... 100, 200 ... 1000 million words that is reached, in millions; 0: none yet.
+
+    Args:
+        at_end: the run ends here. A budget of words ends it before the step that would exceed it, so a milestone of
+            which less than a hundredth is missing counts as reached, or no run would ever reach its budget's.
+    """
+    millions = min(words * (100 if at_end else 99) // 99 // MILLION, 1000)
     unit = 1 if millions < 10 else 10 if millions < 100 else 100
     return millions // unit * unit

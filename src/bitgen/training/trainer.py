@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitgen.checkpoint.format import Checkpoint
+from bitgen.checkpoint.format import REVISION_PREFIX, Checkpoint
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.machine.devices import Precision
 from bitgen.machine.parallel import Parallel
@@ -21,7 +21,7 @@ from bitgen.protocols import Batch, Output, Run
 from bitgen.show.monitor import Monitor
 from bitgen.training.accumulation import Share, loss_shares
 from bitgen.training.averaging import WeightAverage
-from bitgen.training.budget import REVISION_PREFIX, exceeds, milestone
+from bitgen.training.budget import exceeds, milestone
 from bitgen.training.loop_settings import LoopSettings
 from bitgen.training.optimizer import build_optimizer, freeze_and_unfreeze, set_learning_rates
 from bitgen.training.progress import Progress
@@ -121,9 +121,9 @@ class Trainer:
             self.throughput.waited_for_data()
             if exceeds(self.settings.max_words_seen, progress.words_seen, drawn, self.ranks):
                 self.stage, self.throughput.began = self.stage.cut(progress.step), None
-                if self.run.validator is not None and progress.validated_at < progress.step:
-                    self.save(self._validate())
-                self.save()
+                self._milestone_reached()
+                self.save(progress.validated_at < progress.step and self._validation_due() and self._validate())
+                self._keep_milestone()
                 return
             stopped, reached = self._step(drawn, stop), self._milestone_reached()
             if stopped:
@@ -260,8 +260,8 @@ class Trainer:
     def _milestone_reached(self) -> bool:
         """Whether the step just taken reached a milestone of words; each is reached once."""
         progress = self.progress
-        reached = milestone(progress.words_seen) if self.settings.words_seen_checkpoints else 0
-        if is_new := reached > progress.milestone:
+        reached = milestone(progress.words_seen, at_end=progress.step == self.stage.steps)
+        if is_new := self.settings.words_seen_checkpoints and reached > progress.milestone:
             progress.milestone, progress.milestone_step = reached, progress.step
         return is_new
 

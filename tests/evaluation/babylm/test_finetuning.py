@@ -214,6 +214,23 @@ def test_an_interrupted_task_goes_on_after_its_last_epoch(folder, tmp_path, monk
     assert len(counted) == 12 and not list(state.parent.iterdir())
 
 
+def test_a_state_kept_on_a_cpu_goes_on_on_a_gpu(tmp_path, monkeypatch):
+    """Without a GPU: tensors stay here, and CUDA's generator is only to be left alone."""
+    training = object.__new__(finetuning._Training)
+    training.device, training.name, training.settings = CPU, "rte (seed 0)", QUICK
+    training.classifier = torch.nn.Linear(2, 2)
+    training.optimizer = torch.optim.AdamW(training.classifier.parameters())
+    training.order = torch.Generator().manual_seed(1)
+    for name in finetuning._PROGRESS:
+        setattr(training, name, [50.0] if name == "by_epoch" else 3)
+    training.keep(tmp_path / "state.pt")
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda path, map_location, **others: load(path, map_location=CPU, **others))
+    training.device, training.by_epoch = torch.device("cuda"), []
+    training.go_on(tmp_path / "state.pt")
+    assert training.by_epoch == [50.0]
+
+
 def test_a_damaged_state_is_named(folder, tmp_path):
     model, encoder = opened("gpt2")
     (tmp_path / "state.pt").write_bytes(b"PK")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from bitgen.evaluation.babylm import scoring
 from bitgen.evaluation.babylm.models import as_language_model
@@ -49,13 +49,14 @@ def assert_equal(answers, expected):
 
 def test_packed_rows_score_as_single_passes(model, monkeypatch):
     monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 900)  # chunks of three rows
+    monkeypatch.setattr("bitgen.evaluation.babylm.packing.SHORTEST", 20)  # many rows
     plain = []
     language_model = as_language_model(model)
     read = language_model.logits
     monkeypatch.setattr(language_model, "logits", lambda *inputs: plain.append(1) or read(*inputs))
     sequences = some_sequences()
     assert_equal(Scorer(language_model, CPU, batch_tokens=64).score(sequences), one_by_one(model, sequences))
-    assert len(plain) <= 8  # those of the trial
+    assert len(plain) < len(sequences) / 2  # those of the trial
 
 
 @pytest.mark.parametrize("refusal", ["raises", "ignores"])
@@ -75,6 +76,23 @@ def test_a_model_that_cannot_read_packed_rows_is_read_plainly(model, monkeypatch
     assert "does not read packed rows" in caplog.text
 
 
+def test_a_model_that_attends_within_a_window_of_places_is_read_plainly(caplog):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=24, num_layers=2, num_heads=2, intermediate_size=48, vocab_size=99, initializer_range=0.3)
+    config = GPTNeoConfig(attention_types=[[["global", "local"], 1]], window_size=32, **sizes)
+    model = GPTNeoForCausalLM(config).eval()
+    draw = np.random.default_rng(0)
+    # Short texts, whose rows are shorter than the window, and eight endings of one beginning, of which none is.
+    short = [TokenSequence(draw.integers(3, 9, 5).tolist(), [3, 4], "here") for _ in range(40)]
+    begun = draw.integers(9, 99, 10).tolist()
+    ended = [TokenSequence([*begun, 10 + n, *draw.integers(9, 99, 5).tolist()], [11, 15], "here") for n in range(8)]
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO"):
+        patch.setattr("bitgen.evaluation.babylm.packing.SHORTEST", 12)
+        found = Scorer(as_language_model(model), CPU).score([*short, *ended])
+    assert_equal(found, one_by_one(model, [*short, *ended]))
+    assert "does not read packed rows" in caplog.text
+
+
 def test_a_sequence_beyond_the_context_is_read_whole_or_refused():
     long = TokenSequence([5, 6, 7] * 20, [1, 30, 59], "set.jsonl line 7")
     short = TokenSequence([5, 6, 7], [1, 2], "set.jsonl line 8")
@@ -89,7 +107,7 @@ def test_a_sequence_beyond_the_context_is_read_whole_or_refused():
 def test_a_model_whose_probabilities_are_nan_gets_no_score(monkeypatch, packed):
     model = AutoModelForCausalLM.from_pretrained(model_folder()).eval()
     scorer = Scorer(as_language_model(model), CPU)
-    monkeypatch.setattr(scorer, "_reads_packed", lambda sequences: packed)
+    monkeypatch.setattr(scorer, "_reads_packed", lambda *_: packed)
     with torch.no_grad():
         model.get_input_embeddings().weight[6] = torch.nan  # tied: the logits of token 6, everywhere
     with pytest.raises(ValueError, match="set.jsonl line 2: the model's probabilities are NaN"):

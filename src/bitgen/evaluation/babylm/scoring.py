@@ -51,8 +51,9 @@ class Scorer:
         long = [index for index, fit in enumerate(fits) if not fit]
 
         chosen = [sequences[index] for index in short]
-        score = self._packed if self._reads_packed(chosen) else self._plain
-        for index, answer in zip(short, _split(score(chosen), chosen), strict=True):
+        rows = pack(chosen)
+        found = self._packed(chosen, rows) if self._reads_packed(chosen, rows) else self._plain(chosen)
+        for index, answer in zip(short, _split(found, chosen), strict=True):
             answers[starts[index] : starts[index + 1]] = answer
         for index in long:  # one by one, so that a refusal names the text
             answers[starts[index] : starts[index + 1]] = self._too_long(sequences[index])
@@ -66,21 +67,32 @@ class Scorer:
                 )
         return by_sequence
 
-    def _reads_packed(self, sequences: Sequence[TokenSequence]) -> bool:
-        """Whether packed rows give what plain passes give, tried on neighbours in the tree."""
+    def _reads_packed(self, sequences: Sequence[TokenSequence], rows: Sequence[Row]) -> bool:
+        """Whether packed rows give what plain passes give, tried on neighbours in the tree and on the longest row.
+
+        The long one shows a model that attends by places in the row: within a window, for instance (GPT-Neo).
+        """
         ordered = sorted((sequence for sequence in sequences if sequence.wanted), key=lambda sequence: sequence.ids)
         last = max(len(ordered) - 2, 0)
         firsts: Iterable[int] = np.linspace(0, last, _SAMPLES // 2).astype(int) if ordered else []
-        samples = [sequence for first in firsts for sequence in ordered[first : first + 2]]
-        expected = self._plain(samples, quiet=True)
-        try:
-            difference = np.abs(self._packed(samples, quiet=True) - expected).max(initial=0)
-        except Exception as error:  # what a model raises at arguments that it does not know is its own affair
-            reason = f"{type(error).__name__}: {error}"
-        else:
-            if difference <= TOLERANCE or np.isnan(expected).any():
+        neighbours = [sequence for first in firsts for sequence in ordered[first : first + 2]]
+        longest = max(rows, key=len, default=Row())
+        together = np.unique(np.searchsorted(slots_of(sequences), longest.slots, side="right") - 1)
+        for samples in (neighbours, [sequences[index] for index in together]):
+            expected = self._plain(samples, quiet=True)
+            try:
+                packed = self._packed(samples, pack(samples), quiet=True)
+            except Exception as error:  # what a model raises at arguments that it does not know is its own affair
+                reason = f"{type(error).__name__}: {error}"
+                break
+            if np.isnan(expected).any():
                 return True
-            reason = f"log-probabilities differ by {difference:.2g}"
+            difference = np.abs(packed - expected).max(initial=0)
+            if difference > TOLERANCE:
+                reason = f"log-probabilities differ by {difference:.2g}"
+                break
+        else:
+            return True
         logger.info("the model does not read packed rows (%s): plain passes, slower", reason)
         return False
 
@@ -99,9 +111,9 @@ class Scorer:
 
     # ---- packed rows ----
 
-    def _packed(self, sequences: Sequence[TokenSequence], quiet: bool = False) -> np.ndarray:
+    def _packed(self, sequences: Sequence[TokenSequence], rows: Sequence[Row], quiet: bool = False) -> np.ndarray:
         answers = np.zeros(slots_of(sequences)[-1], dtype=np.float32)
-        rows = sorted(pack(sequences), key=len, reverse=True)
+        rows = sorted(rows, key=len, reverse=True)
         for batch in self._batches(rows, [len(row) for row in rows], quiet):
             hidden = self.model.hidden_states(self._inputs(batch)).flatten(0, 1)  # (B * N, D)
             size = len(batch[0])

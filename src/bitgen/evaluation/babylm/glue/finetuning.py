@@ -221,7 +221,7 @@ class _Training:
             setattr(self, name, progress[name])
         self.order.set_state(generators[0])
         torch.set_rng_state(generators[1])
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and len(generators) > 2:  # not of a state that a CPU kept
             torch.cuda.set_rng_state(generators[2], self.device)
         logger.info("%s goes on after epoch %d of %d", self.name, len(self.by_epoch), self.settings.epochs)
 

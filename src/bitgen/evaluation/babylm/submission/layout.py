@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bitgen.training.budget import MILLION, REVISION_PREFIX
+from bitgen.checkpoint.format import REVISION_PREFIX
+from bitgen.training.budget import MILLION
 
 FULL, FAST = "full_eval", "fast_eval"
 PARTS = (FULL, FAST)

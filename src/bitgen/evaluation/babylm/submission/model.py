@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bitgen.checkpoint.format import REVISION_PREFIX
 from bitgen.evaluation.babylm.kept import fingerprint
 from bitgen.evaluation.babylm.submission.layout import FINAL
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.machine.files import file_hash
 from bitgen.trained import is_model_folder
-from bitgen.training.budget import MILLION, REVISION_PREFIX
+from bitgen.training.budget import MILLION
 
 _EXPORT = "python src/export.py --checkpoint RUN --output EXPORT --words_seen_checkpoints True"
 _REVISION = re.compile(rf"{REVISION_PREFIX}(\d{{1,6}})M")

@@ -25,7 +25,7 @@ from bitgen.evaluation.babylm.submission.run import KEPT, RESULTS, Parts, Submis
 from bitgen.evaluation.babylm.submission.scores import CORRELATIONS, component_of, formatted, scores_of
 from bitgen.guards.markdown import markdown
 from bitgen.show.tables import format_markdown, format_table
-from bitgen.training.budget import MILLION
+from bitgen.training.budget import MILLION, milestone
 
 CURVE = "learning_curve.png"
 
@@ -78,8 +78,13 @@ class Report(NamedTuple):
 
     def wanted_checkpoints(self) -> list[str]:
         """The names of the checkpoints that the track asks for, up to the words that the model has seen."""
+        reached = self._reached()
+        return [revision_name(m) for m in self.track.milestones if reached is None or m <= reached]
+
+    def _reached(self) -> int | None:
+        """Millions of words at the last checkpoint that the run could keep; None: the export does not say."""
         seen = self.model.words_seen
-        return [revision_name(m) for m in self.track.milestones if seen is None or m * MILLION <= seen]
+        return None if seen is None else milestone(seen, at_end=True)
 
     def missing(self) -> list[str]:
         """What the track asks for and is not there, a sentence each."""
@@ -124,10 +129,12 @@ class Report(NamedTuple):
                 "the pipeline's own collate script (July 2026) gives every checkpoint 0 on ewok_fast, for it compares "
                 f"whole sentences with their ends; {COLLATED} has the shares that are right"
             )
-        seen = self.model.words_seen
-        if seen and (late := [one.name for one in self.model.checkpoints if (one.millions or 0) * MILLION > seen]):
+        seen, reached = self.model.words_seen, self._reached()
+        if reached is not None and (
+            late := [one.name for one in self.model.checkpoints if (one.millions or 0) > reached]
+        ):
             found.append(f"{_shortened(late)}: after more words than the {seen:,} that the final model has seen")
-        if seen is not None and seen < self.track.words_seen:
+        if reached is not None and reached < self.track.milestones[-1]:
             found.append(
                 f"the pipeline's collate script expects all checkpoints up to {self.track.words_seen // MILLION}M; "
                 "those beyond the words that this model has seen are null in the collated file, as the rules allow"
