@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
@@ -59,6 +60,32 @@ def photo():
 def test_a_pipeline_writes(exported, photo, task, call, begins):
     [found] = call(pipeline(task, model=exported, trust_remote_code=True, device="cpu"), photo)
     assert found["generated_text"].startswith(begins)
+
+
+def test_a_pipeline_opens_the_files_that_it_is_given(exported, photo, tmp_path):
+    pipe = pipeline("image-text-to-text", model=exported, trust_remote_code=True, device="cpu")
+    path = tmp_path / "photo.png"
+    photo.save(path)
+    [found] = pipe(photo, max_new_tokens=3)
+    for one in (pipe(str(path), max_new_tokens=3), pipe(images=path, max_new_tokens=3)):
+        assert one[0]["generated_text"] == found["generated_text"]
+    several = pipe([str(path), path], max_new_tokens=3)
+    flat = [one[0] if isinstance(one, list) else one for one in several]
+    assert [one["generated_text"] for one in flat] == [found["generated_text"]] * 2
+    with pytest.raises(ValueError, match="nowhere.png"):
+        pipe(str(tmp_path / "nowhere.png"))
+
+
+def test_the_processor_gives_arrays_and_names_what_is_no_image(exported, photo):
+    processor = AutoProcessor.from_pretrained(exported, trust_remote_code=True)
+    tensors = processor(images=[photo] * 2, text=["the cat", "a mat"], return_tensors="pt")
+    arrays = processor(images=[photo] * 2, text=["the cat", "a mat"], return_tensors="np")
+    assert set(arrays) == set(tensors) > {"token_type_ids", "pixel_values"}
+    for name, tensor in tensors.items():
+        assert isinstance(arrays[name], np.ndarray) and (arrays[name] == tensor.numpy()).all(), name
+    for wrong in ("photo.jpg", arrays["pixel_values"][0]):
+        with pytest.raises(ValueError, match="image 0 is a (str|ndarray), not an image: open it with PIL.Image first"):
+            processor(images=wrong)
 
 
 def test_prompts_of_different_lengths_are_written_on_as_each_alone(exported, photo):

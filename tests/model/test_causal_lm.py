@@ -247,6 +247,27 @@ def test_the_table_of_tokens_is_where_transformers_looks_for_it(model_of):
     assert torch.equal(after[..., :size], before) and model.get_input_embeddings() is model.embeddings.token
 
 
+def test_generation_from_embeddings_ends_at_the_context_as_from_ids(model_of):
+    model, ids = model_of(), sequence()[:1]
+    limit, embeddings = model.config.max_seq_len, model.get_input_embeddings()
+    from_ids = model.generate(ids, max_new_tokens=100, eos_token_id=None)
+    written = model.generate(inputs_embeds=embeddings(ids), max_new_tokens=100, eos_token_id=None)
+    assert from_ids.shape[1] == limit and torch.equal(written, from_ids[:, ids.shape[1] :])
+    assert model.generate(inputs_embeds=embeddings(ids), max_new_tokens=2, eos_token_id=None).shape == (1, 2)
+    with pytest.raises(ValueError, match=f"The prompt has {limit} tokens .* nothing can follow"):
+        model.generate(inputs_embeds=torch.zeros(1, limit, model.config.embed_dim))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_one_picture_stands_for_all_prompts_and_other_numbers_are_named(model_of, beams):
+    model, ids, image = model_of(), sequence(), features()
+    asked = {"max_new_tokens": 3, "num_beams": beams, "eos_token_id": None}
+    repeated = model.generate(ids, vision_features=image[:1].expand(len(ids), *image.shape[1:]), **asked)
+    assert torch.equal(model.generate(ids, vision_features=image[:1], **asked), repeated)
+    with pytest.raises(ValueError, match="2 pictures and 1 prompts: give one prompt for each picture"):
+        model.generate(ids[:1], vision_features=image[:2], **asked)
+
+
 def test_generation_stops_at_a_string(model_of):
     tokenizer = train_bpe(["the cat sat on the mat"] * 3, 268)
     model = model_of(vocab_size=len(tokenizer))

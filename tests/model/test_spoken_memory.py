@@ -325,6 +325,20 @@ def test_a_model_without_recall_says_which_training_gives_it(model):
             call()
 
 
+def test_a_model_with_more_tokens_speaks_as_before_and_is_opened_again(model, tmp_path):
+    size = model.config.vocab_size
+    before = model.generate(**prompts("who"), memory=taught(model), max_new_tokens=5)
+    codes = model.recall.code_embedding.weight.clone()
+    model.resize_token_embeddings(size + 3)
+    assert torch.equal(model.recall.code_embedding.weight[:size], codes)
+    unused = list(range(size, size + 3))
+    after = model.generate(**prompts("who"), memory=taught(model), max_new_tokens=5, suppress_tokens=unused)
+    assert torch.equal(after, before)
+    model.save_pretrained(tmp_path)
+    again = BitGenForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+
+
 # ---------------------------------------------------------------- files
 
 

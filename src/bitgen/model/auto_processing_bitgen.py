@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_processing_base import ImageProcessingMixin
@@ -111,7 +110,7 @@ class BitGenAutoProcessor(ProcessorMixin):
                 )
             if text is not None:
                 inputs["token_type_ids"] = _zeros_like(inputs["input_ids"])
-            inputs["pixel_values"] = self.image_processor(images)["pixel_values"]
+            inputs["pixel_values"] = self.image_processor(images, return_tensors or "pt")["pixel_values"]
         return BatchFeature(inputs, tensor_type=None)
 
     @property
@@ -195,6 +194,6 @@ def _without_image_token(text: Any) -> Any:
 
 
 def _zeros_like(input_ids: Any) -> Any:
-    if isinstance(input_ids, torch.Tensor):
-        return torch.zeros_like(input_ids)
+    if hasattr(input_ids, "shape"):  # a tensor or an array
+        return input_ids * 0
     return [_zeros_like(part) if isinstance(part, list) else 0 for part in input_ids]

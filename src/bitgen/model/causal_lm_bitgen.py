@@ -17,6 +17,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 
+from .generation import one_for_each, prompts_of, within_context
+from .likelihood import shifted_loss
 from .modeling_bitgen import BitGenModel
 from .recalled import Recalled
 from .sequence_layout import SequenceLayout, fitting_positions, last_tokens, sequence_layout
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from .feature_compressor import FeatureCompressor as FeatureCompressor
     from .frozen_tower import FrozenTower as FrozenTower
     from .image_settings import ImageSettings as ImageSettings
-    from .likelihood import sequence_log_probs as sequence_log_probs
     from .parameter_roles import ParameterRole as ParameterRole
     from .picture import Picture as Picture
     from .question import Question as Question
@@ -80,8 +81,10 @@ class BitGenTextModel(BitGenModel):
         return self.embeddings.token
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the token table."""
+        """Replace the token table, and of a model that speaks from a memory its own tables by ones of as many rows."""
         self.embeddings.token = value
+        if self.recall is not None:
+            self.recall.resize(value.num_embeddings)
         self.config.tokenizer_size = None  # what an export recorded: another table is for another tokenizer
 
     def forward(  # type: ignore[override]  # what transformers calls, unlike the network's own
@@ -271,15 +274,8 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         elif logits_to_keep and labels is None:
             hidden = hidden[:, -logits_to_keep:]
         logits = self.lm_logits(hidden).float()
-        loss = None
-        if labels is not None:
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            predicted, following = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-            loss = F.cross_entropy(predicted, following, ignore_index=-100, reduction=reduction)
-            if num_items_in_batch is not None:
-                loss = loss / num_items_in_batch
         result = CausalLMOutputWithPast(
-            loss=loss,
+            loss=None if labels is None else shifted_loss(logits, labels, num_items_in_batch),
             logits=logits,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
@@ -308,17 +304,19 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
     ) -> Any:
         """``GenerationMixin.generate``, with an image encoded once for all steps. Without a prompt it starts at BOS.
 
-        Prompts of different lengths are padded on the left. Generation ends at EOS, at the length asked for, or at
-        ``max_seq_len``. What a ``memory`` holds is said where the picture or, without one, the prompt means it.
+        Prompts of different lengths are padded on the left; one picture may stand for all. Generation ends at EOS, at
+        the length asked for, or at ``max_seq_len``. What a ``memory`` holds is said where the picture or, without one,
+        the prompt means it. ``ValueError``: other numbers of pictures and prompts, or a prompt that fills the context.
         """
         kwargs.pop("token_type_ids", None)
-        image_tokens = self.image_context(pixel_values, vision_features)
+        image_tokens, prompts = self.image_context(pixel_values, vision_features), prompts_of(inputs, kwargs)
         if image_tokens is not None:
-            kwargs["image_tokens"] = image_tokens
-            if inputs is None and kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
+            kwargs["image_tokens"] = image_tokens = one_for_each(image_tokens, prompts)
+            if prompts is None:
                 inputs = torch.full((len(image_tokens), 1), self.config.bos_token_id, device=image_tokens.device)
         if memory is not None:
             kwargs.update(checked_memory(memory).answering(self, inputs, kwargs))
+        kwargs = within_context(inputs, kwargs, self.config.max_seq_len)
         kwargs = not_empty(kwargs, (generation_config, self.generation_config), self.config.recall_space)
         return super().generate(inputs, generation_config, **kwargs)
 

@@ -80,6 +80,9 @@ def decode_image(
     Raises ``ImageError`` for a truncated or damaged file, a format that is not read, too many pixels, or floating-point
     pixels (which have no defined range).
     """
+    if not isinstance(image, (bytes, Image.Image)):
+        kind = type(image).__name__
+        raise ImageError(f"{name} is a {kind}, not an image: open it with PIL.Image first", UNDECODABLE, kind)
     try:
         if not isinstance(image, bytes):
             return _by_pillow(image)

@@ -17,6 +17,15 @@ def next_token_labels(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> 
     return labels
 
 
+def shifted_loss(logits: torch.Tensor, labels: torch.Tensor, count: int | torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy of ``logits [B, T, V]`` with the labels ``[B, T]`` one place further on, -100 left out: their mean,
+    or their sum divided by ``count``."""
+    predicted, following = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    if count is None:
+        return F.cross_entropy(predicted, following, ignore_index=IGNORED)
+    return F.cross_entropy(predicted, following, ignore_index=IGNORED, reduction="sum") / count
+
+
 @torch.no_grad()
 def sequence_log_probs(hidden_states: torch.Tensor, output_weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum over the tokens of log p(label), ``[B]`` float32, of ``hidden_states [B, T, D]`` and ``labels [B, T]``."""

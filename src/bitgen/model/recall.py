@@ -69,6 +69,17 @@ class Recall(nn.Module):
         # Of a cosine of codes: nats that a token which is pointed at gains.
         self.log_say = nn.Parameter(torch.tensor(20.0).log())
 
+    def resize(self, tokens: int) -> None:
+        """Give both token tables so many rows: those that stay as they are, new ones as at the beginning."""
+        for name in ("token_embedding", "code_embedding"):
+            old: nn.Embedding = getattr(self, name)
+            new = nn.Embedding(tokens, old.embedding_dim).to(old.weight)
+            kept = min(tokens, old.num_embeddings)
+            with torch.no_grad():
+                new.weight[:kept] = old.weight[:kept]
+            new.weight.requires_grad_(old.weight.requires_grad)
+            setattr(self, name, new)
+
     @property
     def value_width(self) -> int:
         """Numbers of a value, L x d."""
