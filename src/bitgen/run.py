@@ -156,22 +156,22 @@ def find_resume(config: Config, processes: Processes) -> Checkpoint | None:
     with main_first(processes):
         if processes.is_main:
             found = find_checkpoint(config.training.resume, output_dir)
-            if found is not None:
-                _refuse_newer(found, config)
+            _refuse_newer(found, config)
     path = from_main(found.path if found is not None else None, processes)
     if path is None:
         return None
     return found if processes.is_main else read_checkpoint(path)
 
 
-def _refuse_newer(found: Checkpoint, config: Config) -> None:
+def _refuse_newer(found: Checkpoint | None, config: Config) -> None:
     """Going back in a run would leave checkpoints of its abandoned future, which ``auto`` would take up later."""
     output_dir = config.output.output_dir
-    damaged = {folder.resolve() for folder in found.damaged}
+    step, passed_over = (found.step, found.damaged) if found is not None else (0, {})
+    damaged = {folder.resolve() for folder in passed_over}
     newer = [
         folder
         for folder in checkpoint_folders(output_dir)
-        if (step_of(folder) or 0) > found.step and folder.resolve() not in damaged
+        if (step_of(folder) or 0) > step and folder.resolve() not in damaged
     ]
     if newer:
         raise ConfigError(
@@ -179,7 +179,7 @@ def _refuse_newer(found: Checkpoint, config: Config) -> None:
             f"({newer[0].name}). Write --resume auto to go on from there, give another --output_dir, or remove them."
         )
     # A damaged checkpoint is passed over, and the same steps reach the same milestones again.
-    last = max([found.step, *(step_of(folder) or 0 for folder in found.damaged)])
+    last = max([step, *(step_of(folder) or 0 for folder in passed_over)])
     if later := [folder.name for folder in revision_folders(output_dir) if _manifest_step(folder) > last]:
         raise ConfigError(
             f"--resume {config.training.resume}: output_dir {output_dir} holds {', '.join(later)} of later steps, "

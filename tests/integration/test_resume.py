@@ -183,6 +183,8 @@ def test_checkpoints_by_words_of_an_abandoned_future_are_refused(build) -> None:
         shutil.rmtree(folder)
     with pytest.raises(ConfigError, match="holds checkpoints of another run"):
         build("first", save_steps=2)
+    with pytest.raises(ConfigError, match="--resume auto: .* holds chck_2M of later steps"):
+        build("first", save_steps=2, resume="auto")
     shutil.rmtree(store.folder / "chck_2M")
     assert build("first", save_steps=2).progress.step == 0
 
