@@ -10,7 +10,8 @@ a 95% interval, "questions": count}:
   one, pass, majority_of_8   of 8 sampled replies: right ones; problems with some right one; the majority's answer
   follows, stays   answers that follow an edit of the rationale's last object; that stay as they were
   truncated_none, _half, _all, pasted   right after a part of the own rationale, and after another question's
-  where_*          boxes of things in scenes with others (evaluation/reasoning.py, box_measures)
+  where_*          boxes of things in scenes with others (evaluation/reasoning.py, box_measures); where_mean IoU is no
+                   percentage, but a mean from 0 to 1, without an interval
 
 Train the arms first (docs/reasoning.md has the commands), then
   python benchmarks/reasoning.py --arm rationale=checkpoints/stage2_scenes --arm direct=checkpoints/stage2_direct"""
@@ -43,6 +44,7 @@ from bitgen.evaluation.reasoning import (
     clause_measures,
     judged,
     problems,
+    things_asked,
 )
 from bitgen.evaluation.replies import Decoding
 from bitgen.trained import Trained, open_model
@@ -51,10 +53,10 @@ SEED = 77
 _TRAINED_ON = 20_000  # questions that the majority is taken of
 
 
-def report(arm: str, way: str, split: str, name: str, value: float, count: int) -> None:
-    """One line; the interval is that of a share of ``count``."""
-    share = min(max(value / 100, 0.0), 1.0)
-    interval = 196 * (share * (1 - share) / max(count, 1)) ** 0.5
+def report(arm: str, way: str, split: str, name: str, value: float, count: int, share: bool = True) -> None:
+    """One line; the interval is that of a share of ``count`` in percent, and null where the value is no such share."""
+    part = min(max(value / 100, 0.0), 1.0)
+    interval = 196 * (part * (1 - part) / max(count, 1)) ** 0.5 if share else None
     line = {"arm": arm, "way": way, "split": split, "name": name, "value": value, "interval": interval}
     print(json.dumps(line | {"questions": count}), flush=True)
 
@@ -128,7 +130,8 @@ def measure(arm: str, trained: Trained, count: int, samples: int) -> None:
     for pair in (False, True):
         name = "held-out pairs" if pair else "in distribution"
         for measure_name, value in answerer.where(count, SEED, pair).items():
-            report(arm, "direct", name, f"where_{measure_name}", value, count)
+            asked, share = things_asked(measure_name, count), measure_name != "mean IoU"
+            report(arm, "direct", name, f"where_{measure_name}", value, asked, share)
 
 
 def _rationales(

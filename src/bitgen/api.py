@@ -6,13 +6,13 @@
 
     run = bitgen.train("configs/quickstart.yaml")  # minutes on two CPU cores; returns the run's folder
     model = bitgen.load(run)  # or a checkpoint, or an export
-    photos = ["rex.jpg", "beach.jpg"]  # files, bytes or PIL images
-    print(model.search("a red circle", photos)[0])  # the image that fits best, and its cosine
-    print(model.rank(photos, ["a dog", "the sea"])[0])  # the captions of the first image, best first
+    pictures = ["scenes/1.png", "scenes/2.png"]  # of data_prep/scenes.py; or your own files, bytes or PIL images
+    print(model.search("a red circle", pictures)[0])  # the image that fits best, and its cosine
+    print(model.rank(pictures, ["a red star", "two blue rings"])[0])  # the captions of the first image, best first
     memory = model.memory()
-    memory.write([photos[0]], ["this is Rex, our dog"])  # one shot, no training
-    print(memory.recall(photos[0])[0].text)
-    print(model.caption(photos[0]))
+    memory.write([pictures[0]], ["this is Rex"])  # one shot, no training
+    print(memory.recall(pictures[0])[0].text)
+    print(model.caption(pictures[0]))
 
 Each call is one of the package's own functions; look there for more control.
 """

@@ -135,6 +135,20 @@ def test_another_base_is_refused(tmp_path, capsys) -> None:
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("revision", ["main", "v1.0", 5])
+def test_a_branch_or_tag_is_not_compared_with_a_commit(tmp_path, revision) -> None:
+    """peft writes what it was given; which commit that was it does not say. The weights are compared all the same."""
+    written(tmp_path, CONFIGS["lora"])
+    snapshot = tmp_path / "snapshots" / ("a" * 40)
+    shutil.copytree(tmp_path / "base", snapshot)
+    record = tmp_path / "adapter" / "bitgen_adapter.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"revision": revision}))
+    merge_folder(snapshot, tmp_path / "adapter", tmp_path / "merged")
+    tiny_lm(seed=3).save_pretrained(other := tmp_path / "other" / "snapshots" / ("a" * 40))
+    with pytest.raises(ValueError, match="holds others"):
+        merge_folder(other, tmp_path / "adapter", tmp_path / "again")
+
+
 def test_quantised_bases_are_refused_with_the_reason(tmp_path, capsys) -> None:
     written(tmp_path, CONFIGS["dora"])
     path = tmp_path / "base" / "config.json"

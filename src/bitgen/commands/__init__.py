@@ -41,15 +41,17 @@ examples:
       train on built-in scenes in minutes: no data, no GPU, no download
   bitgen evaluate --checkpoint checkpoints/quickstart --data scenes
       how well it finds images by captions, and captions by images
-  bitgen memory --model checkpoints/quickstart teach rex.jpg "this is Rex, our dog"
-  bitgen memory --model checkpoints/quickstart recall another_photo.jpg
+  bitgen memory --model checkpoints/quickstart teach scenes/1.png "this is Rex"
+  bitgen memory --model checkpoints/quickstart recall scenes/1.png
+      the quickstart's model knows scenes alone; the repository's data_prep/scenes.py draws some as files
   bitgen ask --model checkpoints/vlm_quick/tune photo.jpg --question "What is it?"
   bitgen export --checkpoint checkpoints/quickstart --output my-model
   torchrun --nproc_per_node=8 -m bitgen train --use_ddp True --num_gpus 8 ...
       on eight GPUs
 
-Wherever a trained model is asked for, the folder of a run, of one of its checkpoints, or of an export will do; only
-`export` needs a run. `bitgen COMMAND --help` explains each command. `python -m bitgen` is the same."""
+Wherever a trained model is asked for, the folder of a run, of one of its checkpoints, or of an export will do.
+(`export` itself takes an export only of a model of parts.) `bitgen COMMAND --help` explains each command. `python -m
+bitgen` is the same."""
 
 
 def help_text() -> str:

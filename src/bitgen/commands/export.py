@@ -81,8 +81,8 @@ def _export(flags: argparse.Namespace, metrics: dict[str, Any]) -> Path:
         return export_run(flags.checkpoint, flags.output, flags.merge_lora, flags.words_seen_checkpoints, metrics)
     if flags.words_seen_checkpoints:
         raise ConfigError(
-            f"--words_seen_checkpoints True: {flags.checkpoint} is a vision-language model of parts, whose runs keep "
-            "no such checkpoints. Leave the flag out."
+            f"--words_seen_checkpoints True: {flags.checkpoint} is a vision-language model of parts, whose checkpoints "
+            "are exported one by one. Leave the flag out, and name one as --checkpoint RUN/chck_1M."
         )
     return export_vlm(flags.checkpoint, flags.output, flags.merge_lora, flags.format, metrics)
 

@@ -47,14 +47,16 @@ slots. Beyond that it warns and says what to expect; --slots with teach makes a 
 
 _EXAMPLES = """\
 examples:
-  python src/memory.py --model checkpoints/quickstart teach rex.jpg "this is Rex, our dog"
+  python data_prep/scenes.py --output scenes
+      draws pictures of the kind that the quickstart's model knows
+  python src/memory.py --model checkpoints/quickstart teach scenes/1.png "this is Rex"
       prints the id of the new episode; the memory is in checkpoints/quickstart.memory
-  python src/memory.py --model checkpoints/quickstart recall another_photo.jpg
-  python src/memory.py --model checkpoints/quickstart recall --text "our dog"
+  python src/memory.py --model checkpoints/quickstart recall scenes/1.png
+  python src/memory.py --model checkpoints/quickstart recall --text "this is Rex"
   python src/memory.py --model my-run teach --text "Blick belongs to Anna"
   python src/memory.py --model my-run recall --text "who owns Blick?"
       a model that speaks answers; `python src/caption.py photo.jpg --model my-run --memory my-run.memory` says Rex
-  python src/memory.py --model checkpoints/quickstart edit 1 "this is Rex, who is five now"
+  python src/memory.py --model checkpoints/quickstart edit 1 "this is Rex, who is five"
   python src/memory.py --model checkpoints/quickstart --memory pets.memory list
   python src/memory.py --model checkpoints/quickstart show --output memory.png
       the slots, the address of each episode, and how well the memory tells them apart

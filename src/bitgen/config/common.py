@@ -70,8 +70,8 @@ class TrainingSettings:
     init_from: str | None = setting(
         None,
         "A run's folder, or one of its checkpoints, whose weights this run starts from (averaged ones where it has "
-        "them): a second stage with other data or losses. The same sizes and tokenizer; counters start at 0. Or a YAML "
-        "file: its objective, training and checkpoint settings are run first, on this run's data and network and "
+        "them): a second stage with other data or losses. The same sizes and tokenizer; counters start at 0. Or, of "
+        "stages 1 and 2, a YAML file: its objective, training and checkpoint settings are run first, on this run's data and network and "
         "whatever flags say of this run's training, into first/ of output_dir.",
     )
     resume: str | None = setting(None, "'auto': go on from the newest whole checkpoint of output_dir; or a folder.")

@@ -102,8 +102,8 @@ class ConnectorSettings:
     )
     connector_heads: Size | None = setting(
         None,
-        "Attention heads of resampler, perceiver (8) and tac (as many as the language model has, where they "
-        "divide the encoder's width).",
+        "Attention heads of resampler, perceiver (8) and tac (the largest divisor of the encoder's width that is not "
+        "above the language model's heads).",
     )
     connector_width: Size = setting(1024, "Width of the convolutions of c_abstractor.")
     connector_prenorm: bool = setting(

@@ -143,8 +143,8 @@ class Answerer:
             found.append((boxes[0] if boxes else None, scene.box(index), others))
         measures = box_measures(found)
         if not pair:
-            measures["absent"] = self._absent(max(count // 4, 1), seed)
-            measures["named"] = self._named(max(count // 4, 1), seed)
+            measures["absent"] = self._absent(things_asked("absent", count), seed)
+            measures["named"] = self._named(things_asked("named", count), seed)
         return measures
 
     def _named(self, count: int, seed: int) -> float:
@@ -182,6 +182,11 @@ def _where_problems(count: int, seed: int, pair: bool) -> Iterator[tuple[Problem
         ]  # fmt: skip
         index = rng.choice(indices)
         yield problem, index, where(scene, index, rng).question
+
+
+def things_asked(measure: str, count: int) -> int:
+    """How many things a measure of :meth:`Answerer.where` is of, which was asked for ``count``."""
+    return max(count // 4, 1) if measure in ("absent", "named") else count
 
 
 def box_measures(found: Sequence[tuple[Box | None, Box, Sequence[Box]]]) -> dict[str, float]:

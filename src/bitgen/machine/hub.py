@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,8 @@ from urllib.request import getproxies
 from huggingface_hub import constants, snapshot_download
 
 from bitgen.guards.printable import printable
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def hub_answers() -> bool:
@@ -67,6 +70,12 @@ def hub_folder(
         ) from error
 
 
-def revision_of(folder: Path) -> str | None:
-    """The commit of a folder in the hub's cache; None of any other folder."""
-    return folder.name if folder.parent.name == "snapshots" else None
+def is_commit(revision: object) -> bool:
+    """Whether a revision is a commit, which is the same for ever, and no branch or tag, which may move."""
+    return isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
+
+
+def revision_of(folder: str | Path) -> str | None:
+    """The commit that a folder of the hub's cache (``.../snapshots/COMMIT``) holds; None of any other folder."""
+    path = Path(folder).absolute()
+    return path.name if path.parent.name == "snapshots" and is_commit(path.name) else None

@@ -23,8 +23,8 @@ NEW_PARTS = ("compressor", FUSION, "memory", "recall", "decoder", "embeddings", 
 # Kinds. BASE: pretrained and frozen. TOWER, and of its matrices TOWER_MATRIX: pretrained and tuned (`full`). FIXED:
 # what then still gets no gradient.
 BASE, TOWER, TOWER_MATRIX, FIXED, LORA_A, LORA_B = "base", "tower", "tower_matrix", "fixed", "a", "b"
-# GATE: starts at 0 and opens what is behind it. MATRIX: maps one space to another. WEIGHT: any other.
-# READER: a matrix that reads what was recalled.
+# GATE: a factor of what is behind it. MATRIX: maps one space to another. WEIGHT: any other. READER: a matrix that reads
+# what was recalled.
 GATE, MATRIX, WEIGHT, READER = "gate", "matrix", "weight", "reader"
 
 # No weight decay beside every tensor of fewer than two dimensions (norms, biases, gates, temperature). Decay is

@@ -71,8 +71,9 @@ def wrong_pairs(own: Pairs, partner: Pairs) -> Pairs:
 def accuracy_on_hardest(
     model: BitGenModel, own: Pairs, local: QueueEntries, past: QueueEntries, reader: MemoryReader | None
 ) -> torch.Tensor:
-    """The head's balanced accuracy on the first true pairs of a batch and as many wrong ones, the most similar of batch
-    and queue: pairs as hard as those that an evaluation is made of, judged in eval mode as there.
+    """The head's balanced accuracy on the first true pairs of a batch and as many wrong ones, whose partners are the
+    most similar among those first pairs and in the queue: pairs about as hard as those of an evaluation, judged in eval
+    mode as there.
 
     The pairs that the loss is over are drawn, and can be far easier.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +15,7 @@ from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.names import BadName, inside
 from bitgen.guards.printable import printable
 from bitgen.machine.files import apply_umask, digest, replacing_folder
+from bitgen.machine.hub import revision_of
 from bitgen.vlm.adapter_config import AdapterConfig, from_peft
 
 if TYPE_CHECKING:
@@ -26,13 +26,12 @@ PREFIX = "base_model.model."  # peft's, before the name of a module of the base
 # Parts of an adapted layer: the attribute that peft keeps each in, and the end of its name in a file.
 PARTS = {"lora_A": ".lora_A.weight", "lora_B": ".lora_B.weight", "lora_magnitude_vector": ".lora_magnitude_vector"}
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Base(NamedTuple):
     """The language model that an adapter belongs to.
 
-    ``name``: folder or name on the Hub. ``revision``: commit on the Hub, where known. ``sha256``: of its weights
+    ``name``: folder or name on the Hub. ``revision``: on the Hub, where known. ``sha256``: of its weights
     (:func:`weights_hash`), where known.
     """
 
@@ -91,7 +90,11 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
         config,
         targets if isinstance(targets, str) else [str(target) for target in targets],
         _layers(settings.get("layers_to_transform")),
-        Base(str(settings.get("base_model_name_or_path") or ""), revision, record.get("base_sha256")),
+        Base(
+            str(settings.get("base_model_name_or_path") or ""),
+            revision if isinstance(revision, str) else None,
+            record.get("base_sha256"),
+        ),
         tensors,
         bool(settings.get("fan_in_fan_out")),
     )
@@ -127,12 +130,6 @@ def base_of(folder: str | Path, name: str | None = None) -> Base:
         ValueError: there are no weights in safetensors files, or they are damaged.
     """
     return Base(name or str(folder), revision_of(folder), weights_hash(folder))
-
-
-def revision_of(folder: str | Path) -> str | None:
-    """The commit that a folder of the Hub's cache (``.../snapshots/COMMIT``) holds; None of any other folder."""
-    path = Path(folder).absolute()
-    return path.name if path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name) else None
 
 
 def weights_hash(folder: str | Path) -> str:

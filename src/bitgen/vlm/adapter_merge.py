@@ -19,8 +19,9 @@ from torch import Tensor
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
 from bitgen.machine.files import apply_umask, file_hash, replacing_folder
+from bitgen.machine.hub import is_commit, revision_of
 from bitgen.model.causal_lm_bitgen import CHECKSUMS
-from bitgen.vlm.adapter_folder import WEIGHTS, AdapterFolder, read_adapter, revision_of, weight_files, weights_hash
+from bitgen.vlm.adapter_folder import WEIGHTS, AdapterFolder, read_adapter, weight_files, weights_hash
 
 logger = logging.getLogger(__name__)
 RECORD, NORMS = "bitgen_merge.json", "bitgen_merge_norms.safetensors"
@@ -109,8 +110,11 @@ def _check_base(base: Path, found: AdapterFolder, adapter: Path) -> None:
     """Refuse another model than the adapter was trained on, as far as the adapter's own record tells."""
     known, revision = found.base, revision_of(base)
     trained = f"the adapter {adapter} was trained on {printable(known.name, 200) or 'a model without a name'}"
-    if known.revision and revision and known.revision != revision:
-        raise ValueError(f"{trained} at revision {printable(known.revision, 60)}; {base} holds {revision}. Name it")
+    # Where peft wrote a branch or a tag it does not say which commit that was.
+    if is_commit(known.revision) and revision and known.revision != revision:
+        raise ValueError(
+            f"{trained} at revision {known.revision}; {base} holds {revision}. Name the folder of that one"
+        )
     if known.sha256 is None:
         logger.warning("%s, whose weights it does not record: whether %s holds them is not checked", trained, base)
     elif (has := weights_hash(base)) != known.sha256:

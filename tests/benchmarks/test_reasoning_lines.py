@@ -1,0 +1,42 @@
+"""The lines of the benchmark of reasoning say of how many things each figure is, and its interval is of so many."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "reasoning.py"
+
+
+class Finder:
+    """Answers nothing but where things are, with one figure for all; the mean overlap is from 0 to 1."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def where(self, count: int, seed: int, pair: bool) -> dict[str, float]:
+        more = {} if pair else {"absent": 90.0, "named": 90.0}
+        return {"acc@.5": 90.0, "mean IoU": 0.9, **more}
+
+
+class OfNothing:
+    model = processor = None
+
+
+def test_a_figure_of_fewer_things_has_a_wider_interval(capsys, monkeypatch) -> None:
+    measure = runpy.run_path(str(SCRIPT))["measure"]
+    monkeypatch.setitem(measure.__globals__, "SPLITS", ())
+    monkeypatch.setitem(measure.__globals__, "Answerer", Finder)
+    measure("an arm", OfNothing(), 400, 60)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = {(line["split"], line["name"]): line for line in lines}
+    assert len(found) == len(lines) == 6
+    of_all, of_fewer = found["in distribution", "where_acc@.5"], found["in distribution", "where_absent"]
+    assert (of_all["questions"], of_fewer["questions"]) == (400, 100)
+    assert found["in distribution", "where_named"]["questions"] == 100
+    assert of_all["interval"] == pytest.approx(196 * (0.9 * 0.1 / 400) ** 0.5)
+    assert of_fewer["interval"] == pytest.approx(2 * of_all["interval"])
+    for split in ("in distribution", "held-out pairs"):
+        assert found[split, "where_mean IoU"]["interval"] is None  # a mean, and no share of things
