@@ -193,7 +193,8 @@ class ModelSettings:
     itm_likelihood: bool = setting(
         False,
         "Match by how much likelier the image makes the caption, and by the cosine that hard pairs are picked by, "
-        "instead of by the words of the fused pass. Needs text_loss_weight; captions are then learned without their image too.",
+        "instead of by the words of the fused pass. Needs text_loss_weight; captions are then learned without their "
+        "image too.",
     )
     itm_pooling: Literal["mean", "last"] = setting(
         "mean",
