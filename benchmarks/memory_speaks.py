@@ -208,8 +208,8 @@ def _about(answers: list[Answer], rows: range) -> list[Answer]:
 def _edited(
     speaker: Speaker, memory: AssociativeMemory, episode: Episode, tensors: dict[str, torch.Tensor], rows: range
 ) -> dict[str, float]:
-    """Each of these facts that is asked about is taught anew with another name, in its place. Questions from the other
-    end are left out, since they tell the old name."""
+    """Each of these facts that is asked about gets another name, as an edit gives it: a picture's key stays. Questions
+    from the other end are left out, since they tell the old name."""
     rng, old, new = random.Random(0), {}, {}
     asked = [query for query in episode.queries if query.kind != BACK]
     for query in asked:
@@ -224,7 +224,8 @@ def _edited(
         pairs = torch.cat(speaker.objective.write(speaker.tensors(replace(episode, taught=tuple(taught)))), dim=1)
     changed = memory
     for row in new:
-        changed = changed.replaced(row, pairs[row])
+        own = len(memory.halves(0)[row]) if taught[row][1] is not None else 0
+        changed = changed.replaced(row, torch.cat([memory.pairs[row, :own], pairs[row, own:].to(memory.pairs)]))
     answers = _about(speaker.ask(changed, episode, tensors, plain=False), rows)
     answers = [answer for answer in answers if len(answer.query.facts) == 1 and answer.query.kind != BACK]
     said: dict[str, list[bool]] = {}

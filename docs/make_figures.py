@@ -204,10 +204,10 @@ def draw_result(run: Path, path: Path, captions: int = 3, taught: int = 3, scene
         for column, row in enumerate(scores.topk(COLUMNS).indices.tolist()):
             colour, mark = (RIGHT, "✓") if row == target else (WRONG, "✗")
             x = TEXT_WIDTH + column * (TILE + GAP)
-            draw_tile(axes, x, top, TILE, to_picture(dataset.image_tensor(row)), "", colour)
+            draw_tile(axes, x, top, TILE, to_picture(dataset.picture(row)), "", colour)
             draw_text(axes, x, top + TILE + 16, f"{float(scores[row]):.2f} {mark}", colour)
         rank = int((scores >= scores[target]).sum())
-        draw_tile(axes, RIGHT_COLUMN, top, TILE, to_picture(dataset.image_tensor(target)), "")
+        draw_tile(axes, RIGHT_COLUMN, top, TILE, to_picture(dataset.picture(target)), "")
         draw_text(axes, RIGHT_COLUMN, top + TILE + 16, f"rank {rank}", RIGHT if rank <= COLUMNS else QUIET)
     _draw_memory(axes, EpisodicMemory(model, processor), dataset, retrieval, TAUGHT[:taught])
     pixels = render(figure).permute(1, 2, 0).numpy()
@@ -229,9 +229,9 @@ def _draw_memory(axes: Axes, memory: EpisodicMemory, dataset: ScenesDataset, top
         y = top + 46 + number * (TILE + 22)
         draw_rule(axes, y - 8, WIDTH)
         other = _another_picture(dataset, row)
-        draw_tile(axes, GAP, y, TILE, to_picture(dataset.image_tensor(row)), "")
+        draw_tile(axes, GAP, y, TILE, to_picture(dataset.picture(row)), "")
         draw_folded(axes, 2 * GAP + TILE, y + 40, f"“{text}”", 30, lines=4)
-        draw_tile(axes, cue, y, TILE, to_picture(other), "")
+        draw_tile(axes, cue, y, TILE, to_picture(dataset.processor.picture(other)), "")
         for place, episode in enumerate(memory.recall(image=other, top_k=len(texts))):
             first = place == 0
             colour = QUIET if not first else RIGHT if episode.text == text else WRONG
@@ -275,7 +275,7 @@ def draw_speaks(run: Path, path: Path, names: tuple[str, ...] = ("Rex", "Blick",
             draw_folded(axes, 2 * GAP + TILE, y + 40, f"“{texts[number]}”", 24, lines=3)
         else:
             draw_folded(axes, GAP, y + 40, f"nothing more: {names[0]} and {names[1]} in one picture", 34, lines=3)
-        draw_tile(axes, cue, y, TILE, to_picture(other), "")
+        draw_tile(axes, cue, y, TILE, to_picture(processor.picture(other)), "")
         said = memory.recalled(image=other)
         draw_text(axes, answer, y + 40, caption_of(trained, other[None]), QUIET)
         with_it = caption_of(trained, other[None], recalled=said.tokens)

@@ -87,9 +87,10 @@ def test_arguments_reach_the_command(capsys, monkeypatch) -> None:
     assert stopped.value.code == 2 and "batch_size is 0" in capsys.readouterr().err
 
 
-def test_a_run_of_the_command_is_resumed_by_the_command(monkeypatch) -> None:
-    given = ["bitgen train", "--config", "a b.yaml", "--resume", "auto"]
-    assert resume_command(given) == "bitgen train --config 'a b.yaml' --resume auto"
+@pytest.mark.parametrize("command", ["train", "train-reasoning", "train-vlm"])
+def test_a_run_of_the_command_is_resumed_by_the_command(monkeypatch, command) -> None:
+    given = [f"bitgen {command}", "--config", "a b.yaml", "--resume", "auto"]
+    assert resume_command(given) == f"bitgen {command} --config 'a b.yaml' --resume auto"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    expected = "torchrun --nproc_per_node=2 -m bitgen train --config 'a b.yaml' --resume auto"
+    expected = f"torchrun --nproc_per_node=2 -m bitgen {command} --config 'a b.yaml' --resume auto"
     assert resume_command(given, world_size=2) == expected

@@ -80,7 +80,7 @@ def train(task: Task, config: Config, purpose: str | None = None) -> int:
         if _fit(trainer):
             finish(trainer)
             if trainer.stopped and purpose is not None:
-                logger.info("Stopped between the two runs. Go on with:\n  %s", trainer.resume_command)
+                logger.info("Stopped at this run's end. To go on with what follows it:\n  %s", trainer.resume_command)
     return trainer.stopped
 
 

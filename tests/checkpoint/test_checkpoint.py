@@ -16,10 +16,11 @@ from bitgen.checkpoint.format import (
     find_checkpoint,
     load_tensors,
     read_checkpoint,
+    read_tensors,
     resolve_checkpoint,
     step_folder,
 )
-from bitgen.checkpoint.manifest import MODEL_FILE, STATE_FILE, CheckpointError, verify
+from bitgen.checkpoint.manifest import EMA_FILE, MODEL_FILE, STATE_FILE, CheckpointError, CheckpointFiles, verify
 from bitgen.checkpoint.store import CheckpointStore
 from bitgen.config import Config
 from bitgen.machine import files
@@ -290,6 +291,30 @@ def test_a_milestone_takes_no_room_and_is_kept_once(store: CheckpointStore) -> N
     assert (store.folder / "chck_1M" / MODEL_FILE).samefile(store.folder / step_folder(1) / MODEL_FILE)
     store.keep_as(2, "chck_1M")
     assert read_checkpoint(store.folder / "chck_1M").step == 1
+
+
+def test_a_milestone_that_shared_damage_with_its_checkpoint_is_kept_anew(store: CheckpointStore) -> None:
+    save(store, 1)
+    store.keep_as(1, "chck_1M")
+    with open(store.folder / "chck_1M" / MODEL_FILE, "r+b") as file:  # the same file, for both are links to it
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(CheckpointError):
+        verify(store.folder / step_folder(1))
+    (store.folder / step_folder(1)).rename(store.folder / "aside")
+    saved = contents(save(store, 1))
+    store.keep_as(1, "chck_1M")
+    assert contents(store.folder / "chck_1M") == saved
+
+
+def test_averages_of_no_step_yet_are_averages(store: CheckpointStore) -> None:
+    """A run that diverged at its start is no run without averages, and can be resumed."""
+    folder = store.save(1, {"w": torch.zeros(2)}, {"step": 1}, {}, averaged={})
+    assert EMA_FILE in CheckpointFiles(folder)
+    with read_tensors(CheckpointFiles(folder), EMA_FILE) as found:
+        assert not found
 
 
 def test_a_milestone_without_hard_links_is_a_copy_on_disk(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,3 +78,19 @@ def test_answers_do_not_depend_on_those_beside_them(trained, tmp_path, monkeypat
         for size in (1, 2)
     ]
     assert said[0] == said[1] and asked == [trained.speech.ends] * 3 and len(trained.speech.ends) == 2
+
+
+def test_an_answer_ends_before_the_token_that_ends_it_though_that_is_not_special(
+    trained, tmp_path, monkeypatch
+) -> None:
+    """An added token that a tokenizer does not call special is decoded as text."""
+    dataset = dataset_of(trained, tmp_path / "data", 130, (WHAT, "red"))
+    words = trained.tokenizer("red dog", add_special_tokens=False).input_ids
+    special = {*trained.tokenizer.all_special_ids, *words}
+    plain = next(id for id in range(len(trained.tokenizer)) if id not in special and trained.tokenizer.decode([id]))
+    speech = SimpleNamespace(tokenizer=trained.tokenizer, ends=[plain])
+    written = torch.tensor([[*words, plain, plain]])
+    monkeypatch.setattr(answers, "generate", lambda *arguments, **settings: written)
+    collate = VisualCollator(trained.tokenizer.pad_token_id)
+    said = write_answers(trained.model, speech, [dataset[0]], collate, Decoding(max_new_tokens=8), 1)
+    assert said == [trained.tokenizer.decode(words)]

@@ -93,6 +93,17 @@ def test_it_resumes_exactly(tmp_path: Path, captioner: str, how: dict[str, objec
     same_checkpoint(Path(whole.output.output_dir), Path(part.output.output_dir))
 
 
+def test_it_goes_on_in_another_folder_with_its_tokenizer(tmp_path: Path, captioner: str) -> None:
+    first = config_of(tmp_path / "first", init_from=captioner, **{**QUESTIONS, "max_steps": 2})
+    trained(first)
+    run = Path(first.output.output_dir)
+    [checkpoint] = run.glob("step-*")
+    then = config_of(tmp_path / "then", init_from=captioner, **{**QUESTIONS, "max_steps": 3, "resume": str(checkpoint)})
+    trained(then)
+    assert [path.name for path in Path(then.output.output_dir).glob("step-*")] == ["step-00000003"]
+    assert open_model(then.output.output_dir).tokenizer.get_vocab() == open_model(run).tokenizer.get_vocab()
+
+
 def test_replies_are_weighed_against_their_group(tmp_path: Path, captioner: str) -> None:
     config = config_of(tmp_path, init_from=captioner, **{**QUESTIONS, **REINFORCED})
     trainer = build_trainer(task_of(config), config, start_processes("cpu", False))

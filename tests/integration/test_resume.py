@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitgen.checkpoint.format import checkpoint_folders, find_checkpoint, step_of
+from bitgen.checkpoint.format import checkpoint_folders, find_checkpoint, read_checkpoint, step_of
 from bitgen.checkpoint.manifest import CheckpointError, read_manifest, write_manifest
 from bitgen.config import ConfigError
 from bitgen.machine.randomness import random_state, random_state_kept, set_random_state
@@ -72,6 +72,35 @@ def test_resuming_a_finished_run_trains_no_further(build) -> None:
     again.fit()
     assert again.progress.step == 8
     assert len(checkpoint_folders(again.store.folder)) == 1
+
+
+def test_a_run_that_has_had_more_steps_than_it_is_to_have_is_at_its_end(build) -> None:
+    build().fit()
+    again = build(resume="auto", max_steps=6)
+    assert again.fit() and again.progress.step == 8
+
+
+def test_a_validation_that_cannot_be_costs_no_step(build) -> None:
+    """Held-out data that is damaged ends a run, which goes on behind its last step once the data is mended."""
+    settings = dict(val_data="scenes", eval_steps=3, save_steps=100)
+    first = build(**settings)
+
+    def damaged(objective: object, phase: int) -> None:
+        raise ValueError("val: record 3 cannot be read")
+
+    first.run = first.run._replace(validator=damaged)
+    with pytest.raises(ValueError, match="record 3"):
+        first.fit()
+    assert [read_checkpoint(path).step for path in checkpoint_folders(first.store.folder)] == [first.progress.step]
+    second = build(resume="auto", **settings)
+    assert second.fit() and second.scores[0]["step"] == first.progress.step
+
+
+def test_another_optimizer_of_a_tower_that_is_trained_whole_is_refused(build) -> None:
+    """Its moments are of another kind."""
+    build(vision_tuning="full", tower_optimizer="muon", max_steps=6).fit()
+    with pytest.raises(CheckpointError, match="tower_optimizer is not the one that it was trained with"):
+        build(vision_tuning="full", resume="auto")
 
 
 def test_auto_without_a_checkpoint_starts_afresh_and_says_so(build, caplog) -> None:

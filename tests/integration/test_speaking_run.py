@@ -440,3 +440,10 @@ def test_two_processes_learn_from_different_episodes_and_stay_equal(speaking, ca
     for one, other in zip(first["seen"], second["seen"], strict=True):
         one, other = one["input_ids"], other["input_ids"]
         assert one.shape != other.shape or not torch.equal(one, other)
+
+
+def test_a_fresh_run_without_a_captioner_is_refused(speaking) -> None:
+    """Also where `resume: auto` would go on, and there is nothing to go on with."""
+    config = speaking("nothing", init_from=None, resume="auto")
+    with pytest.raises(ConfigError, match="init_from is none"):
+        build_trainer(task_of(config), config, start_processes("cpu", False))

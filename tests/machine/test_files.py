@@ -100,3 +100,18 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="it is not a regular file"):
             write()
     assert pipe.is_fifo() and os.listdir(tmp_path) == ["pipe"]
+
+
+def test_leftovers_of_a_process_that_lives_are_spared(tmp_path: Path) -> None:
+    """An export into a run's folder, while the run starts and clears what killed ones left."""
+    names = (f"{os.getppid()}-abcdefgh", "4194305-abcdefgh", "abcdefgh")
+    living, dead, old = (tmp_path / f".export.partial-{name}" for name in names)
+    for folder in (living, dead, old):
+        folder.mkdir()
+    files.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [living]
+
+
+def test_a_folder_under_way_is_named_for_its_process(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "export"):
+        assert [path.name.startswith(f".export.partial-{os.getpid()}-") for path in tmp_path.iterdir()] == [True]

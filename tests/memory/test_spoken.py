@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -308,3 +309,24 @@ def test_a_cue_is_one_image_or_one_text(taught) -> None:
         taught.recalled(text=" ")
     with pytest.raises(ValueError, match="nowhere.png cannot be read"):
         taught.recalled(image="nowhere.png")
+
+
+def test_an_episode_of_an_earlier_release_is_edited_however_long_it_is(taught, monkeypatch) -> None:
+    """Files may hold texts that are longer than what is taken today."""
+    episode = taught.episodes[0]
+    long = replace(episode, text=episode.text + " red" * 4_000)
+    monkeypatch.setattr(taught, "_held", taught._held._replace(episodes=(long, *taught.episodes[1:])))
+    taught.edit(episode.id, TEXTS[-1])
+    assert taught.episodes[0].text == TEXTS[-1]
+
+
+def test_what_raises_while_an_edit_is_looked_at_leaves_the_memory_as_it_was(taught, monkeypatch) -> None:
+    before = taught.episodes
+
+    def broken(*_: object) -> None:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr("bitgen.memory.episodic_memory.warn_of_another_thing", broken)
+    with pytest.raises(ValueError, match="a fault"):
+        taught.edit(before[0].id, TEXTS[-1])
+    assert taught.episodes == before

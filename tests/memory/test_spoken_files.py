@@ -123,6 +123,17 @@ def test_a_file_of_before_is_recalled_and_not_said_until_it_is_taught_again(
     assert keys(speaker)[0].eq(0).all() and speaker.state().expected_speech == 1.0
 
 
+def test_where_nothing_can_be_said_nothing_of_it_can(taught) -> None:
+    """As of a memory that was taught to a model that does not speak."""
+    held = taught._held
+    assert taught.state().expected_speech == 1.0
+    spoken = held.spoken
+    for row in range(len(spoken)):
+        spoken = spoken.replaced(row, torch.zeros_like(spoken.pairs[row]))
+    taught._held = held._replace(spoken=spoken)
+    assert taught.state().expected_speech == 0.0
+
+
 def test_nothing_is_warned_of_where_all_can_be_said(taught, tmp_path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         taught.save(tmp_path / "a.memory")

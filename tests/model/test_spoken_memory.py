@@ -274,6 +274,18 @@ def test_more_facts_than_can_be_read_exactly_are_warned_of_once(caplog):
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
 
 
+def test_who_teaches_a_full_memory_of_a_file_is_warned_too(caplog, tmp_path):
+    model = speaking_model(recall_dim=2)
+    memory = model.new_memory()
+    for text in TOLD + ["red"]:
+        memory.teach(text, tiny_tokenizer())
+    memory.save(tmp_path / "facts.safetensors")
+    caplog.clear()
+    loaded = model.load_memory(tmp_path / "facts.safetensors")
+    loaded.teach("blue", tiny_tokenizer())
+    assert [message for message in caplog.messages if "5 facts are taught, and this memory reads 2 exactly" in message]
+
+
 # ---------------------------------------------------------------- mistakes
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from PIL import Image
 
-from bitgen.model.processing_bitgen import IMAGENET_MEAN, IMAGENET_STD
+from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.show import pictures
 from bitgen.show.drawing import RIGHT, WRONG, to_picture
 
@@ -83,13 +84,14 @@ def test_right_rank_counts_ties_against_the_model():
     assert pictures._rank(torch.tensor([0.9, 0.5, 0.5, 0.1]), 2) == 3
 
 
-def test_normalised_images_come_back_as_they_were():
-    pixels = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    normalised = (pixels.float() / 255 - mean) / std
-    expected = pixels.permute(1, 2, 0).numpy()
-    assert (to_picture(normalised) == expected).all()
-    assert (to_picture(pixels) == expected).all()
+@pytest.mark.parametrize("normalised_by", [{}, {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}])
+def test_what_the_model_sees_is_shown_in_the_colours_of_the_file(normalised_by):
+    """Whatever the encoder was trained on: CLIP's and SigLIP's means are not ImageNet's."""
+    pixels = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    processor = BitGenProcessor(None, image_size=8, **normalised_by)
+    shown = to_picture(processor.picture(processor.image(Image.fromarray(pixels.permute(1, 2, 0).numpy()))))
+    assert (shown == pixels.permute(1, 2, 0).numpy()).all()
+    assert (to_picture(pixels) == shown).all()
     assert to_picture(torch.randn(49, 320)) is None
 
 

@@ -21,6 +21,7 @@ from bitgen.feature_cache import store
 from bitgen.feature_cache.conversations import tower_fingerprint
 from bitgen.run import RunFailed
 from bitgen.tasks.recipe import train_recipe
+from bitgen.trained_vlm import open_vlm, own_weights, vlm_folder
 from bitgen.vlm.vision import VisionTower, build_tower
 from support.vlm_runs import tiny_flags
 
@@ -100,6 +101,31 @@ def test_cached_and_live_training_have_the_same_losses(language, talk, tmp_path,
     run(settings_of(language, talk, tmp_path / "second", **cached))
     assert losses(tmp_path / "second") == live
     assert len(list((tmp_path / "cache").glob("*/features.bin"))) == 2  # of both splits
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_features_kept_in_fewer_bits_train_in_float32(language, talk, tmp_path, dtype) -> None:
+    cached = dict(feature_cache=str(tmp_path / "cache"), feature_cache_dtype=dtype, precision="fp32")
+    run(settings_of(language, talk, tmp_path, max_steps=2, connector="linear", **cached))
+    assert all(value == value for _, value in losses(tmp_path))
+
+
+def test_adapters_of_a_cached_encoder_stay_in_the_checkpoints(language, talk, tmp_path) -> None:
+    """Its base weights are not needed any more, and are in no checkpoint; its adapters are."""
+    tuned = dict(vision_tuning="lora", max_steps=2, eval_steps=100)
+    run(settings_of(language, talk, tmp_path / "first", trains="connector,vision", adapter="none", **tuned))
+    log = (tmp_path / "first" / "log" / "training.log").read_text()
+    [in_table] = re.findall(r"^ *total +[\d,]+ +([\d,]+)$", log, re.MULTILINE)
+    assert in_table in re.findall(r"Trainable params: ([\d,]+)", log)  # of the encoder its adapters alone
+    more = dict(init_from=str(tmp_path / "first" / "out"), feature_cache=str(tmp_path / "cache"), precision="fp32")
+    run(settings_of(language, talk, tmp_path / "then", trains="connector", adapter="none", **tuned, **more))
+    before, after = (
+        {name: tensor for name, tensor in own_weights(vlm_folder(tmp_path / part / "out")).items() if ".lora_" in name}
+        for part in ("first", "then")
+    )
+    assert before and before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    open_vlm(tmp_path / "then" / "out")
 
 
 def test_what_cannot_be_seen_stands_back_as_it_does_live(language, talk, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -286,3 +287,24 @@ def test_a_stage_goes_on_from_a_folder_elsewhere_though_an_earlier_one_tuned_the
     assert going_on.fit() and going_on.progress.step == 2
     going_on.monitor.close()
     same_checkpoint(tmp_path / "other", tmp_path / "runs" / "tune")
+
+
+def test_a_mark_without_checkpoints_is_of_an_earlier_run(tmp_path, monkeypatch, caplog) -> None:
+    stages = stages_of(recipe(tmp_path))
+    trained: list[str] = []
+
+    def train(task: object, config: VlmConfig, purpose: str | None) -> int:
+        folder = Path(config.output.output_dir)
+        assert not (folder / DONE).exists()  # or a stop in this training would leave it as finished
+        (folder / "step-00000001").mkdir(parents=True)
+        trained.append(folder.name)
+        return 0
+
+    monkeypatch.setattr("bitgen.tasks.recipe.train", train)
+    left = Path(stages[0].config.output.output_dir)
+    left.mkdir(parents=True)
+    (left / DONE).touch()
+    assert train_recipe(stages, resume=True) == 0 and trained == [stage.name for stage in stages]
+    with caplog.at_level(logging.INFO):
+        assert train_recipe(stages, resume=True) == 0 and len(trained) == len(stages)
+    assert "is finished, and passed over" in caplog.text

@@ -198,3 +198,18 @@ def test_a_warm_up_that_is_no_shorter_than_the_run_is_said_and_the_cooldown_begi
     assert max(abs(a - b) for a, b in pairwise(found)) < 0.06  # no jump
     rates(warmup_steps=1000)
     assert "the warm-up of 1000 steps is no shorter than the run, of 100" in caplog.text
+
+
+class Rounded:
+    """A pass of 2.7 steps, whose product with 10 is a little less than 27."""
+
+    steps_per_epoch = 9
+
+    def steps_per_pass(self) -> float:
+        return 9 / (10 / 3)
+
+
+def test_passes_that_are_a_whole_number_of_steps_lose_none_to_rounding() -> None:
+    assert 10 * Rounded().steps_per_pass() < 27
+    training = Config.parse(["--max_epochs", "10", "--num_epochs", "99"]).training
+    assert budget.planned("run", (), Rounded(), training).steps == 27  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from bitgen.checkpoint.format import checkpoint_folders, short_hash, step_folder
-from bitgen.checkpoint.manifest import EMA_FILE, MODEL_FILE, STATE_FILE, CheckpointError, base_path, write_manifest
+from bitgen.checkpoint.manifest import (
+    EMA_FILE,
+    MODEL_FILE,
+    STATE_FILE,
+    CheckpointError,
+    base_path,
+    verify,
+    write_manifest,
+)
 from bitgen.guards.failures import is_disk_full
 from bitgen.guards.printable import printable
 from bitgen.machine.files import apply_umask, fsync, remove, remove_leftovers, replacing, replacing_folder
@@ -105,7 +114,7 @@ class CheckpointStore:
         try:
             with replacing_folder(target, prefix=f"{_TEMPORARY}{target.name}-") as new:
                 _save_tensors(model, new / MODEL_FILE)
-                if averaged:
+                if averaged is not None:  # also of no step yet, so that a run with averages is known for one
                     _save_tensors(averaged, new / EMA_FILE)
                 with open(new / STATE_FILE, "wb") as file:
                     torch.save(state, file)
@@ -132,18 +141,19 @@ class CheckpointStore:
         self._link("best", self.folder / step_folder(step))
 
     def keep_as(self, step: int, name: str) -> None:
-        """Keep the checkpoint of ``step`` under ``name`` besides, whatever becomes of it; nothing where it is kept.
+        """Keep the checkpoint of ``step`` under ``name`` besides, whatever becomes of it; nothing if it is there whole.
 
-        Its files are linked, not copied, where the file system can.
+        Its files are linked, not copied, where the file system can. So damage to the one is damage to the other.
 
         Raises:
             CheckpointError: it could not be written.
         """
         target = self.folder / name
-        if target.exists():
+        with suppress(CheckpointError):
+            verify(target)
             return
         try:
-            with replacing_folder(target, replace=False, prefix=f"{_TEMPORARY}{name}-") as new:
+            with replacing_folder(target, prefix=f"{_TEMPORARY}{name}-") as new:
                 source = self.folder / step_folder(step)
                 shutil.copytree(source, new, copy_function=_link_or_copy, dirs_exist_ok=True)
         except OSError as error:

@@ -185,16 +185,16 @@ def _sheet(work: VlmEvaluation, answers: list[str], flags: argparse.Namespace) -
 def _pictures(work: VlmEvaluation) -> list[SheetPicture]:
     """Some of the rows, spread evenly, each with its first picture as the model sees it."""
     from bitgen.evaluation.contact_sheet import PICTURES, SheetPicture
+    from bitgen.model.processing_bitgen import as_picture
     from bitgen.show.drawing import spread, to_picture
 
     assert work.trained.model.tower is not None
     spec, found = work.trained.model.tower.spec, []
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     for place in spread(len(work.rows), PICTURES):
         row = work.rows[place]
         seen = work.dataset[row].get("pixel_values")
         pixels = None
         if seen is not None:
-            pixels = to_picture(((seen[0] * std + mean).clamp(0, 1) * 255).round().to(torch.uint8))
+            pixels = to_picture(as_picture(seen[0], spec.mean, spec.std))
         found.append(SheetPicture(row, work.dataset.conversations[row].id, pixels))
     return found

@@ -276,6 +276,10 @@ class PairDataset(Dataset):
         sample = {"input_ids": self.tokens(caption_index), "image_id": image_index, "index": index}
         return sample, caption_index, random
 
+    def picture(self, image_index: int) -> torch.Tensor | None:
+        """An image as the model sees it, uint8 ``[3, H, W]``; None of features, which are no picture."""
+        return self.processor.picture(self.image_tensor(image_index)) if self.kind == "images" else None
+
     def image_tensor(self, image_index: int, view: View = WHOLE) -> torch.Tensor:
         """``pixel_values [3, H, W]`` or ``vision_features [P, C]`` of an image, float32."""
         name = self.record_of_image(image_index)

@@ -50,7 +50,10 @@ def said(model: Model, memory: EpisodicMemory, picture: str | Path | None, text:
         return None
     if picture is None:
         facts = memory.recalled(text=text).facts
-        return Said(model.answer(text), model.answer(text, memory=memory), facts)
+        try:
+            return Said(model.answer(text), model.answer(text, memory=memory), facts)
+        except ValueError as error:  # it is too long to be answered, and recalls what it recalls
+            return Said(f"({error})", f"({error})", facts)
     facts = memory.recalled(image=picture).facts
     return Said(model.caption(picture), model.caption(picture, memory=memory), facts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -121,7 +122,9 @@ def write_answers(
                     synced_gpus=shared,
                     **decoding.settings(speech.tokenizer) | {"eos_token_id": speech.ends},
                 )
-            texts = (speech.tokenizer.decode(ids, skip_special_tokens=True) for ids in written.tolist())
+            # Up to the token that ends it: not every tokenizer calls that token special.
+            said = (takewhile(lambda id: id not in speech.ends, ids) for ids in written.tolist())
+            texts = (speech.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in said)
             answers += [" ".join(text.split()) for text in texts]
             bar.update(len(batch))
     return answers

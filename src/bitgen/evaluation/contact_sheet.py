@@ -61,9 +61,8 @@ def choose_pictures(
     image_id = dataset.reader.image_id
     if images is None:
         rows = spread(dataset.image_count, wanted)
-        has_pixels = dataset.kind == "images"
-        pixels = [to_picture(dataset.image_tensor(row)) if has_pixels else None for row in rows]
-        return [SheetPicture(row, image_id(row), picture) for row, picture in zip(rows, pixels, strict=True)]
+        seen = [(row, dataset.picture(row)) for row in rows]
+        return [SheetPicture(row, image_id(row), None if one is None else to_picture(one)) for row, one in seen]
     folder = Path(images)
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")

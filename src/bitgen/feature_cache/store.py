@@ -77,7 +77,7 @@ class FeatureCache:
 
     def missing_bytes(self) -> int:
         """Bytes that are still to be written."""
-        if not ((self.folder / SIDECAR).exists() and (self.folder / MARKS).exists()):
+        if not ((self.folder / SIDECAR).exists() and (self.folder / MARKS).exists()) or not self.description.shape[0]:
             return self.description.total_bytes
         rows = sum(len(self.description.rows_of(shard)) for shard in self.missing_shards())
         return self.description.total_bytes * rows // self.description.shape[0]

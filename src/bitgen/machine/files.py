@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-_LEFTOVER = re.compile(r"\..+\.(?:(?P<process>\d+)\.tmp|partial-\w{8})")
+_LEFTOVER = re.compile(r"\..+\.(?:(?P<of_file>\d+)\.tmp|partial-(?:(?P<of_folder>\d+)-)?\w{8})")
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -87,7 +87,7 @@ def replacing_folder(path: str | Path, replace: bool = True, prefix: str | None 
     """
     target = Path(os.path.abspath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix or f".{target.name}.partial-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=prefix or f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
     try:
         new = temporary / target.name  # inside the temporary folder, which only its owner may read
         new.mkdir()
@@ -111,7 +111,7 @@ def remove_leftovers(folder: str | Path) -> None:
     """
     for path in Path(folder).iterdir():
         found = _LEFTOVER.fullmatch(path.name)
-        if found is not None and not _lives(int(found["process"] or 0)):
+        if found is not None and not _lives(int(found["of_file"] or found["of_folder"] or 0)):
             remove(path)
 
 

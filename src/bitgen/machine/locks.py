@@ -9,8 +9,20 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
+_held: set[BinaryIO] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked process, as a data worker is, would hold its parent's locks for as long as it outlives a killed one."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class InUse(ValueError):
@@ -34,7 +46,7 @@ def exclusive(lock: str | Path, what: str, remedy: str) -> Iterator[None]:
         file = open(lock, "a+b")  # noqa: SIM115 (closed below, which also lets the lock go)
     except OSError as error:
         raise ValueError(f"{what}: cannot write there ({error.strerror or error})") from error
-    with file:
+    with file, _of_this_process(file):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -49,3 +61,12 @@ def exclusive(lock: str | Path, what: str, remedy: str) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def _of_this_process(file: BinaryIO) -> Iterator[None]:
+    _held.add(file)
+    try:
+        yield
+    finally:
+        _held.discard(file)

@@ -91,12 +91,14 @@ def sum_over_ranks(processes: Processes, value: int) -> int:
 
 
 def mean_over_ranks(processes: Processes, scalars: dict[str, float]) -> dict[str, float]:
-    """Mean of each scalar over the ranks, which must all give the same names in the same order."""
-    if not processes.is_distributed or not scalars:
+    """Mean of each scalar over the ranks that give it: one whose batches held nothing to learn from may give none."""
+    if not processes.is_distributed:
         return scalars
-    values = torch.tensor(list(scalars.values()), dtype=torch.float64, device=processes.device)
-    dist.all_reduce(values)
-    return dict(zip(scalars, (values / processes.world_size).tolist(), strict=True))
+    found: dict[str, list[float]] = {}
+    for given in gather_objects(scalars, processes):
+        for name, value in given.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def gather_objects(value: Any, processes: Processes) -> list[Any]:

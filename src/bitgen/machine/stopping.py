@@ -80,8 +80,8 @@ def resume_command(arguments: list[str] | None = None, world_size: int = 1) -> s
             skip = True
         elif not argument.startswith("--resume="):
             kept.append(argument)
-    if script == "bitgen train":  # the command, which is no file that python could run
-        command, module = ["bitgen", "train"], ["-m", "bitgen", "train"]
+    if script.startswith("bitgen "):  # `bitgen train` and others, which are no file that python could run
+        command, module = script.split(), ["-m", *script.split()]
     else:
         command, module = ["python", script], [script]
     if world_size > 1:

@@ -265,8 +265,8 @@ class Held(NamedTuple):
         keys, values = memory.halves(IMAGE), memory.halves(TEXT)
         counts = told_last(keys)
         rows = counts.nonzero()[:, 0]
-        if not len(rows):
-            return 1.0
+        if not len(rows):  # nothing was taught, or a model that does not speak was taught it
+            return float(not self.episodes)
         if not counts.all():
             memory = AssociativeMemory.holding(memory.space, memory.pairs[counts], memory.cue_noise)
         assert self.tokens_of is not None

@@ -201,11 +201,11 @@ class EpisodicMemory:
             before, pictured = self._held.episodes[row].text, bool(self._held.memory.halves(IMAGE)[row].any())
             held = self._held.edited(id, text, feature, fact)
             warn_after_edit(held, id)
+            if self._facts is not None:
+                if pictured:
+                    warn_of_another_thing(id, text, self._facts.alike(before, text))
+                self._facts.say_cut([text])
             self._held = held
-        if self._facts is not None:
-            if pictured:
-                warn_of_another_thing(id, text, self._facts.alike(before, text))
-            self._facts.say_cut([text])
 
     def forget(self, id: str) -> None:
         """Take an episode out; the memory is then as if it had never been written.

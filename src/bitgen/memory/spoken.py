@@ -19,7 +19,7 @@ from bitgen.guards.printable import printable
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
-from bitgen.memory.episodes import Episode
+from bitgen.memory.episodes import MOST_CHARACTERS, Episode
 from bitgen.memory.files import SpokenProbe
 from bitgen.model.picture import Picture
 from bitgen.model.question import Question
@@ -89,8 +89,8 @@ class FactEncoder:
     @torch.no_grad()
     def alike(self, text: str, other: str) -> float:
         """Cosine of what two texts look for in a picture, as far as values hold them."""
-        held = slice(self.recall.length + 1)
-        one, another = self.recall.looked_for(*(part[:, held] for part in self._tokens([text, other])))
+        held, texts = slice(self.recall.length + 1), [part[:MOST_CHARACTERS] for part in (text, other)]
+        one, another = self.recall.looked_for(*(part[:, held] for part in self._tokens(texts)))
         return torch.cosine_similarity(one, another, dim=0).item()
 
     def say_cut(self, texts: Sequence[str]) -> None:

@@ -124,6 +124,10 @@ class BitGenProcessor:
             tensors.append(self.image(image, name, views[position] if views is not None else WHOLE))
         return torch.stack(tensors)
 
+    def picture(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``pixel_values [3, H, W]`` as a picture again, uint8: what the model sees, for a person."""
+        return as_picture(pixel_values, self.image_mean, self.image_std)
+
     def image(self, image: ImageSource, name: str = "image", view: View = WHOLE) -> torch.Tensor:
         """One image to float32 ``[3, image_size, image_size]``; errors as in :meth:`images`."""
         left, top, right, bottom = view.box
@@ -192,3 +196,9 @@ class BitGenProcessor:
         """Token sequences ``[T_i]`` to ``input_ids`` and ``attention_mask``, int64 ``[B, T]``, padded right."""
         assert self.tokenizer is not None, "this processor was built without a tokenizer"
         return pad_tokens(sequences, self.tokenizer.pad_token_id)
+
+
+def as_picture(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Normalised pixels ``[3, H, W]`` as uint8."""
+    offset, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return ((pixel_values.detach().float().cpu() * scale + offset).clamp(0, 1) * 255).round().to(torch.uint8)

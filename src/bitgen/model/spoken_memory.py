@@ -116,6 +116,7 @@ class SpokenMemory:
         recall = recall_of(model)
         self.model = model
         self._facts = _Facts((), torch.zeros(0, recall.key_width), torch.zeros(0, recall.value_width))
+        self._warned = False  # that there are more facts than can be read exactly
 
     def __len__(self) -> int:
         return len(self._facts.texts)
@@ -170,7 +171,8 @@ class SpokenMemory:
         if not (key.isfinite().all() and value.isfinite().all()):
             raise ValueError("NaN or infinity in the picture, or in the model: nothing was taught")
         self._facts = self._facts.added(text, key, value)
-        if len(self) == self.capacity + 1:
+        if len(self) > self.capacity and not self._warned:
+            self._warned = True
             logger.warning(
                 "%d facts are taught, and this memory reads %d exactly: the more there are, the less right is what is "
                 "read of any of them. Forget some, or teach others in another memory.",

@@ -14,23 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from bitgen.model.processing_bitgen import IMAGENET_MEAN, IMAGENET_STD
-
 DPI = 100
 RIGHT, WRONG, QUIET = "#1a8f3c", "#d0342c", "#6b7280"
 FONT = "DejaVu Sans"  # comes with matplotlib, so every machine draws the same picture
 
 
 def to_picture(image: Tensor) -> np.ndarray | None:
-    """`[3, H, W]` to `[H, W, 3]` uint8. uint8 stays as it is, floats are taken as normalised with ImageNet's mean
-    and deviation. Anything else (features) has no picture: None."""
-    if image.ndim != 3 or image.shape[0] != 3:
+    """uint8 `[3, H, W]` to `[H, W, 3]`. Anything else (features) has no picture: None. Who has normalised pixels makes
+    a picture of them by `BitGenProcessor.picture`, which knows how they were normalised."""
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         return None
-    if image.dtype == torch.uint8:
-        return image.permute(1, 2, 0).cpu().numpy()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = (image.detach().float().cpu() * std + mean).clamp(0, 1) * 255
-    return pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return image.permute(1, 2, 0).cpu().numpy()
 
 
 def canvas(width: int, height: int) -> tuple[Figure, Axes]:

@@ -46,6 +46,11 @@ class Episodes:
         """
         if config.data.train_data is None:
             raise ConfigError("train_data is not set. Write scenes, or the folder that the model of init_from saw.")
+        if fresh and config.training.init_from is None:  # nor is there a checkpoint to resume
+            raise ConfigError(
+                "init_from is none: a model learns to speak from a memory when it can describe pictures already. Train "
+                "configs/scenes_captions.yaml, and write init_from checkpoints/scenes_captions."
+            )
         parts = build_parts(config if fresh else config.replace(init_from=None), ranks, fresh)
         objective = RecallObjective(parts.model, _temperature(config, fresh), config.episodes.recall_weight)
         precision = resolve_precision(config.training.precision, ranks.device)

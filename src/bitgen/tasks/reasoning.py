@@ -26,8 +26,14 @@ from bitgen.protocols import Run
 from bitgen.show.parameters import count_parameters
 from bitgen.tasks.reasoning_data import asked_pictures, fingerprints_of, validator_of
 from bitgen.tasks.rollouts import RolloutSettings, RolloutSource, reward_of
-from bitgen.tasks.stage1 import banner_rows, groups, model_config_text
-from bitgen.tasks.stage1_parts import build_untrained, model_config_of, normalisation_of, vision_config_of
+from bitgen.tasks.stage1 import banner_rows, groups, model_config_text, tower_optimizer
+from bitgen.tasks.stage1_parts import (
+    build_untrained,
+    model_config_of,
+    normalisation_of,
+    tokenizer_beside,
+    vision_config_of,
+)
 from bitgen.tasks.start_from import start_from, trained_tokenizer
 from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER
 from bitgen.training.budget import planned
@@ -109,6 +115,7 @@ class Reasoning:
             {
                 TOKENIZER: tokenizer_sha256(load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER)),
                 **fingerprints_of(data.pictures),
+                **tower_optimizer(config),
             },
             [
                 *banner_rows(ranks, precision),
@@ -152,6 +159,9 @@ def build_stage2_tokenizer(config: Config, ranks: Processes, fresh: bool) -> Pre
     folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
     with main_first(ranks):
         if not fresh:
+            beside = None if folder.is_dir() else tokenizer_beside(config.training.resume)
+            if beside is not None:  # the run goes on in another folder
+                keep_tokenizer(load_tokenizer(beside), folder, kept_meta(beside) or {})
             return load_tokenizer(folder)
         if config.training.init_from is None:
             raise ConfigError("init_from is none, but stage 2 goes on from a model of stage 1. Name its run.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bitgen.machine.ranks import stop_processes
 from bitgen.run import train
 from bitgen.tasks.vlm import Vlm
 
+logger = logging.getLogger(__name__)
 DONE = "finished"  # in a stage's folder, once it is
 
 
@@ -30,11 +32,14 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
     try:
         for number, (name, config) in enumerate(stages, 1):
             folder = Path(config.output.output_dir)
-            if resume and (folder / DONE).is_file():
+            done, begun = folder / DONE, bool(checkpoint_folders(folder))
+            if not begun:  # of an earlier run, whose checkpoints were removed
+                done.unlink(missing_ok=True)
+            if resume and done.is_file():
+                logger.info("%s is finished, and passed over. Remove %s to train it for longer.", folder, done)
                 continue
             if resume and config.training.resume is None:
                 config = config.replace(resume="auto")
-            begun = bool(checkpoint_folders(folder))
             if begun and not resume:
                 raise ConfigError(
                     f"{folder} holds checkpoints of an earlier run: write --resume auto to go on with it, or another "
@@ -44,7 +49,7 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
             stopped = train(task, config, purpose)
             if stopped:
                 return stopped
-            with replacing(folder / DONE) as temporary:
+            with replacing(done) as temporary:
                 temporary.write_text("This stage is at its end.\n", encoding="utf-8")
     finally:
         stop_processes()

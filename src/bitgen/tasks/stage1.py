@@ -250,8 +250,13 @@ def fingerprints(config: Config, parts: RunParts) -> dict[str, str]:
     # As it is kept, which is what evaluation and export will read.
     tokenizer = load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER)
     data = fingerprint_of(parts.train)
-    mapped = {"training data": data} if data is not None else {}
+    mapped = ({"training data": data} if data is not None else {}) | tower_optimizer(config)
     return {TOKENIZER: tokenizer_sha256(tokenizer), **mapped, **shard_fingerprints(parts.train)}
+
+
+def tower_optimizer(config: Config) -> dict[str, str]:
+    """What updates a tower that is trained whole: another optimizer could not go on from its moments."""
+    return {"tower_optimizer": config.training.tower_optimizer} if config.vision.vision_tuning == "full" else {}
 
 
 def model_config_text(model: BitGenModel) -> str:

@@ -83,7 +83,7 @@ def build_run_tokenizer(config: Config, processes: Processes, fresh: bool = True
         if captions is not None and fresh and start is not None:
             return _taken_over(tokenizer_to_take_over(start), config, folder)
         if captions is not None and not fresh and not folder.is_dir():
-            if (kept := _beside(config.training.resume)) is not None:
+            if (kept := tokenizer_beside(config.training.resume)) is not None:
                 return _taken_over(load_tokenizer(kept), config, folder)
         if not fresh and captions is None and folder.is_dir() and not is_kept(config.data.tokenizer, folder):
             raise ConfigError(
@@ -101,7 +101,7 @@ def _taken_over(tokenizer: PreTrainedTokenizerBase, config: Config, folder: Path
         raise ConfigError(str(error)) from error
 
 
-def _beside(resumed: str | None) -> Path | None:
+def tokenizer_beside(resumed: str | None) -> Path | None:
     """The tokenizer that the run of a checkpoint keeps, for a run that goes on in another folder."""
     places = [] if resumed is None else [Path(resumed) / TOKENIZER_FOLDER, Path(resumed).parent / TOKENIZER_FOLDER]
     return next((place for place in places if place.is_dir()), None)

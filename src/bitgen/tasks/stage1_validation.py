@@ -158,13 +158,12 @@ class HeldOut:
         dataset = self.dataset
         assert dataset is not None
         captions = [caption for row in range(encoded.num_images) for caption in dataset.captions_of(row)]
-        has_pixels = dataset.kind == "images"
         return retrieval_pictures(
             encoded.image_features,
             encoded.text_features,
             encoded.caption_image,
             captions,
-            image_of=dataset.image_tensor if has_pixels else lambda row: None,
+            image_of=dataset.picture,
             name_of=dataset.reader.image_id,
         )
 
@@ -189,9 +188,7 @@ class HeldOut:
             (captions[one.caption], one.by_cosine, one.reranked, scores)
             for one, scores in zip(examples, cosines, strict=True)
         ]
-        has_pixels = dataset.kind == "images"
-        image_of = dataset.image_tensor if has_pixels else lambda row: None
-        return {"retrieval/reranked": reranking_panel(shown, image_of, dataset.reader.image_id)}
+        return {"retrieval/reranked": reranking_panel(shown, dataset.picture, dataset.reader.image_id)}
 
     def _slot_weights(self, model: BitGenModel, encoded: EncodedSplit) -> torch.Tensor:
         """Mean squared read weights ``[n, K]`` of n true pairs spread over the split."""

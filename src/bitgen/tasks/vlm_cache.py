@@ -66,9 +66,8 @@ class CachedVisuals(LoaderSource):
         if self.parts.val is not None:
             self._held_out = self._from_cache(self.parts.val)
         model = self.parts.model
-        if VISION not in model.own_parts:
-            assert model.tower is not None
-            for parameter in model.tower.parameters():
+        for name, parameter in model.named_parameters():
+            if model.part_of(name) == VISION and not model.owns(name):  # its adapters are in the checkpoints
                 parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
 
     def _from_cache(self, data: ConversationDataset) -> ConversationDataset:

@@ -245,9 +245,9 @@ def _parameters(model: VisionLanguageModel, trained: tuple[str, ...]) -> str:
     total: dict[str, int] = {}
     training: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        part = model.role_of(name, parameter).part
+        part, reached = (role := model.role_of(name, parameter)).part, role.reached
         total[part] = total.get(part, 0) + parameter.numel()
-        training[part] = training.get(part, 0) + (parameter.numel() if part in trained else 0)
+        training[part] = training.get(part, 0) + (parameter.numel() if part in trained and reached else 0)
     rows = [(part, f"{count:,}", f"{training[part]:,}") for part, count in total.items()]
     rows.append(("total", f"{sum(total.values()):,}", f"{sum(training.values()):,}"))
     return format_table(("part", "parameters", "trained"), rows, title="Parameters")

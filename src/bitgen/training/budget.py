@@ -40,6 +40,9 @@ class Length(Protocol):
     def cooldown_of(self, steps: int) -> int | None: ...
 
 
+_ROUNDING = 1e-9  # by which a product may fall short of the whole number that it is
+
+
 def planned(
     name: str, groups: tuple[Group, ...], source: Measured, training: Length, phases: tuple[Phase, ...] = (Phase(),)
 ) -> Stage:
@@ -70,7 +73,7 @@ def _budgets(source: Measured, training: Length) -> dict[str, int]:
     """Steps that each budget allows."""
     found = {}
     if training.max_epochs is not None:
-        found[f"max_epochs {training.max_epochs}"] = int(training.max_epochs * source.steps_per_pass())
+        found[f"max_epochs {training.max_epochs}"] = int(training.max_epochs * source.steps_per_pass() + _ROUNDING)
     if training.max_words_seen is not None:
         words, budget = source.words_per_step(training.num_gpus), f"max_words_seen {training.max_words_seen:,}"
         if words:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import torch
 
 from bitgen.machine.memory import peak_resident_bytes
 
-# Dense bf16/fp16 peaks of the vendors' data sheets, FLOP/s, by a part of the device's name; first match counts.
+# Dense bf16/fp16 peaks of the vendors' data sheets, FLOP/s, by words of the device's name; first match counts.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    *(("H200", 989e12), ("H100 PCIe", 756e12), ("H100", 989e12), ("A100", 312e12), ("L40S", 362e12)),
-    *(("L4", 121e12), ("A10", 125e12), ("V100", 125e12), ("T4", 65e12), ("4090", 165e12), ("3090", 71e12)),
+    *(("H200", 989e12), ("H100 PCIe", 756e12), ("H100 NVL", 835e12), ("H100", 989e12), ("A100", 312e12)),
+    *(("L40S", 362e12), ("L40", 181e12), ("L4", 121e12), ("A10", 125e12), ("V100", 125e12), ("T4", 65e12)),
+    *(("RTX 4090", 165e12), ("RTX 3090", 71e12)),
 )
 
 
@@ -20,7 +22,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS if part in name), None)
+    return next((peak for part, peak in PEAK_FLOPS if re.search(rf"\b{part}\b", name)), None)
 
 
 class Throughput:

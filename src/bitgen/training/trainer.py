@@ -108,7 +108,7 @@ class Trainer:
             finally:
                 self.source.stop()
             self.stopped = max(gather_objects(int(stop.received or 0), self.ranks))
-        return progress.step == self.stage.steps  # which a budget may have cut
+        return progress.step >= self.stage.steps  # which a budget may have cut
 
     def _train(self, stop: StopSignals) -> None:
         """All remaining steps, with what is due between them."""
@@ -180,7 +180,6 @@ class Trainer:
         words, samples = (sum(getattr(batch.counts, name) for batch in drawn) for name in ("words", "samples"))
         skipped = [record for batch in drawn for record in batch.skipped]
         report = agree(self.ranks, stop.received is not None, not all(finite), words, samples, len(skipped))
-
         if report.nonfinite:
             progress.skipped_steps += 1
             progress.nonfinite_in_row += 1
@@ -246,7 +245,8 @@ class Trainer:
             except ValueError as error:
                 outcome = (None, 0.0, str(error))
         score, uncertain, message = from_main(outcome, self.ranks)
-        if message is not None:
+        if message is not None:  # held-out data that cannot be read must not cost the steps since the last checkpoint
+            self.save()
             raise ValueError(message)
         self.objective.train()
         progress.validated_at = progress.step
