@@ -163,3 +163,22 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     tokens = np.load(tmp_path / "a.tokens.npy")
     assert tokens.dtype == np.uint32 and tokens.tolist() == [0, 2**16, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.documents.npy", "a.tokens.npy"]
+
+
+def test_the_fingerprint_is_of_content_and_order(tmp_path, tokenizer) -> None:
+    documents = [(made_up(number, 5 + number), 3) for number in range(6)]
+    other = [(ids, words) for ids, words in documents]
+    other[2] = ([BOS, *reversed(documents[2][0][1:-1]), EOS], 3)  # as many tokens and words
+
+    def fingerprint(name: str, sources: dict, seq_len: int = 8) -> str:
+        return TextBlocks(write_text_corpus(tmp_path / name, tokenizer, sources), tokenizer, seq_len).fingerprint()
+
+    first = fingerprint("first", {"a": documents[:3], "b": documents[3:]})
+    assert fingerprint("again", {"a": documents[:3], "b": documents[3:]}, 16) == first
+    found = [
+        fingerprint("turned", {"b": documents[3:], "a": documents[:3]}),
+        fingerprint("joined", {"a": documents}),
+        fingerprint("moved", {"a": documents[2::-1], "b": documents[3:]}),
+        fingerprint("said otherwise", {"a": other[:3], "b": other[3:]}),
+    ]
+    assert len({first, *found}) == 5

@@ -196,6 +196,8 @@ def test_a_model_that_speaks_says_what_it_was_taught(speaker: bitgen.Model, phot
     told = remembering.teach(memory, None, "blue mat")
     answered = remembering.said(speaker, memory, None, "the cat")
     assert answered is not None and told in {episode.id for episode, _ in answered.facts}
+    long = remembering.said(speaker, memory, None, "the cat " * 200)  # recalls, though nothing can follow it
+    assert long is not None and "nothing can follow" in long.after and long.facts
 
 
 def test_visitors_have_memories_of_their_own(model: bitgen.Model, photo: str) -> None:

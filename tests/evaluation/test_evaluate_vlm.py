@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from bitgen.commands import evaluate
+from bitgen.commands import evaluate, export
 from bitgen.commands.evaluate_vlm import evaluate_vlm
 from bitgen.data.conversations.opening import open_conversations
 from bitgen.data.conversations.records import ConversationReader
@@ -159,3 +160,22 @@ def test_a_language_model_alone_sees_nothing(stage, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         run(stage.parent / "language", tmp_path, "--data", "scenes")
     assert "without pictures: take a later stage" in capsys.readouterr().err
+
+
+def test_an_export_is_asked_as_its_run_is(stage, tmp_path) -> None:
+    """With the template, the system's text and the length that it was trained with."""
+    export.main(["--checkpoint", str(stage), "--output", str(tmp_path / "export")])
+    flags = ("--data", "scenes", "--max_images", "6", "--task", "captioning,retrieval")
+    said = []
+    for number, model in enumerate((stage, tmp_path / "export")):
+        (folder := tmp_path / str(number)).mkdir()
+        found = run(model, folder, *flags, "--predictions", str(folder / "p.json"))
+        said.append((found["captioning"], found["retrieval"], json.loads((folder / "p.json").read_text())))
+    assert said[0] == said[1]
+
+
+def test_numbers_of_questions_are_numbers_again() -> None:
+    """As VQA's tools have them; names stay names."""
+    source = [SimpleNamespace(id=name) for name in ("458752000", "q1", "\u0664")]
+    work = VlmEvaluation(None, None, source, [0, 1, 2], 1, None)  # type: ignore[arg-type]
+    assert [entry["question_id"] for entry in work.predictions(["a", "b", "c"])] == [458752000, "q1", "\u0664"]

@@ -375,6 +375,14 @@ def test_the_script_computes_what_a_run_then_finds(build, cached, tiny_config, m
         script.main([*flags, "--train_data", "scenes"])
 
 
+def test_a_cache_of_no_pictures_is_whole_at_once(tmp_path) -> None:
+    """Of conversations that are text alone; also when it is opened again."""
+    for _ in range(2):
+        cache = FeatureCache(tmp_path, CacheDescription("e", "p", "d", "fp32", "float32", (0, 1, 4)))
+        cache.create()
+        assert cache.missing_bytes() == 0 and not cache.missing_shards()
+
+
 def test_the_caches_of_a_run_have_to_fit_together(tmp_path, monkeypatch) -> None:
     """Each alone would fit: the disk would be full when hours of the second one are done."""
     monkeypatch.setattr(feature_cache, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=10**6)))

@@ -23,6 +23,7 @@ from bitgen.run import RunFailed
 from bitgen.tasks.recipe import train_recipe
 from bitgen.trained_vlm import open_vlm, own_weights, vlm_folder
 from bitgen.vlm.vision import VisionTower, build_tower
+from support.tiny_vlms import tower_folder
 from support.vlm_runs import tiny_flags
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -126,6 +127,17 @@ def test_adapters_of_a_cached_encoder_stay_in_the_checkpoints(language, talk, tm
     assert before and before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     open_vlm(tmp_path / "then" / "out")
+
+
+def test_what_an_encoder_has_learned_is_not_left_behind(language, talk, tmp_path) -> None:
+    """Its adapters: the next stage would see with the published encoder, and its connector would not know it."""
+    settings = dict(vision_encoder=str(tower_folder(tmp_path / "tower")), image_size=None, select_layer="-1")
+    settings |= dict(adapter="none", max_steps=1, eval_steps=100)
+    tuned = dict(trains="connector,vision", vision_tuning="lora", **settings)
+    run(settings_of(language, talk, tmp_path / "first", **tuned))
+    places = dict(init_from=str(tmp_path / "first" / "out"), trains="connector", **settings)
+    with pytest.raises(ConfigError, match="has changed the encoder, and this stage takes it as it was"):
+        run(settings_of(language, talk, tmp_path / "then", vision_tuning="frozen", **places))
 
 
 def test_what_cannot_be_seen_stands_back_as_it_does_live(language, talk, tmp_path) -> None:

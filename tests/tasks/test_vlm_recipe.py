@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bitgen.machine.devices import start_processes
 from bitgen.machine.ranks import Processes
 from bitgen.protocols import Batch
 from bitgen.run import build_trainer
+from bitgen.tasks import vlm_parts
 from bitgen.tasks.recipe import DONE, train_recipe
 from bitgen.tasks.vlm import Vlm, validated_every
 from bitgen.trained_vlm import open_vlm, vlm_folder
@@ -308,3 +310,35 @@ def test_a_mark_without_checkpoints_is_of_an_earlier_run(tmp_path, monkeypatch, 
     with caplog.at_level(logging.INFO):
         assert train_recipe(stages, resume=True) == 0 and len(trained) == len(stages)
     assert "is finished, and passed over" in caplog.text
+
+
+def test_a_checkpoint_that_is_named_is_of_one_stage(tmp_path, monkeypatch) -> None:
+    """The others go on with their own, or begin."""
+    stages = stages_of(recipe(tmp_path))
+    asked: dict[str, str | None] = {}
+
+    def train(task: object, config: VlmConfig, purpose: str | None) -> int:
+        (folder := Path(config.output.output_dir)).mkdir(parents=True, exist_ok=True)
+        asked[folder.name] = config.training.resume
+        return 0
+
+    monkeypatch.setattr("bitgen.tasks.recipe.train", train)
+    for named in (tmp_path / "runs" / "align" / "step-00000002", tmp_path / "elsewhere"):
+        given = [stage._replace(config=stage.config.replace(resume=str(named))) for stage in stages]
+        assert train_recipe(given, resume=True) == 0
+        for stage in stages:
+            (Path(stage.config.output.output_dir) / DONE).unlink()
+        own = [str(named) if named.name == "elsewhere" or name == "align" else "auto" for name, _ in stages]
+        assert list(asked.values()) == own
+        asked.clear()
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_for_what_a_stage_is_built_from(trained: Path, tmp_path) -> None:
+    source = trained / "runs" / RECIPE[-1]["name"]
+    [whole] = checkpoint_folders(source)[:1]
+    run = tmp_path / "run"
+    for step in (1, 2):
+        shutil.copytree(whole, run / f"step-{step:08d}")
+    (run / "step-00000002" / "manifest.json").write_text("{")
+    config = stages_of(recipe(trained))[-1].config.replace(resume=str(run))
+    assert vlm_parts._folder_before(config, fresh=False) == (run / "step-00000001").resolve()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,7 +87,7 @@ def evaluate_vlm(flags: argparse.Namespace, device: torch.device) -> tuple[dict[
 
 def _opened(flags: argparse.Namespace, trained: TrainedVlm, tasks: list[str], device: torch.device) -> VlmEvaluation:
     """The data as this model takes it, and the rows that are asked about."""
-    config = _config(trained.folder)
+    config = _config(trained)
     tower = trained.model.tower
     assert tower is not None and trained.model.connector is not None
     try:
@@ -142,9 +141,12 @@ def _asked(dataset: ConversationDataset, rows: list[int], flags: argparse.Namesp
     return found
 
 
-def _config(folder: Path) -> VlmConfig:
+def _config(trained: TrainedVlm) -> VlmConfig:
     """A run's settings; of an export what its description says, and defaults."""
-    return VlmConfig.load(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else VlmConfig()
+    if (trained.folder / CONFIG_FILE).is_file():
+        return VlmConfig.load(trained.folder / CONFIG_FILE)
+    said = trained.description.speech
+    return VlmConfig().replace(template=said.template, system_prompt=said.system_prompt, max_length=said.max_length)
 
 
 def _check_kind(source: Conversations, trained: TrainedVlm, data: str, tasks: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from bitgen.data.tokenizer import vocabulary_size
 from bitgen.model.likelihood import IGNORED
 
 PADDING_DOCUMENT = -1
+_HASHED = 32_768  # tokens at each end of a source
 
 
 class _Packing:
@@ -98,6 +101,17 @@ class TextBlocks(Dataset):
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._map()
+
+    def fingerprint(self) -> str:
+        """A hash of what the corpus is by its content, cheap for a large one: its sources, the tokens and words of each
+        document in their order, and each source's first and last tokens."""
+        sha = hashlib.sha256(json.dumps([source._asdict() for source in self.sources], sort_keys=True).encode())
+        for counts in (self._lengths, self._words):
+            sha.update(counts.astype("<i8").tobytes())
+        for tokens in self._tokens:
+            for part in (tokens[:_HASHED], tokens[-_HASHED:]):
+                sha.update(np.ascontiguousarray(part).tobytes())
+        return sha.hexdigest()
 
     def __len__(self) -> int:
         return -(-self.num_tokens // self.seq_len)

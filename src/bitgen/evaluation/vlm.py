@@ -92,7 +92,9 @@ class VlmEvaluation:
         source = self.conversations
         if not isinstance(source, PairConversations):
             names = [source[row].id for row in self.rows]
-            return [{"question_id": name, "answer": text} for name, text in zip(names, answers, strict=True)]
+            # VQA's numbers are numbers in its own files.
+            ids = [int(name) if name.isascii() and name.isdigit() else name for name in names]
+            return [{"question_id": id, "answer": text} for id, text in zip(ids, answers, strict=True)]
         numbers = read_source_ids(source.reader.folder) if isinstance(source.reader, RecordReader) else {}
         names = [source.reader.image_id(source[row].image) for row in self.rows]
         return [

@@ -46,6 +46,11 @@ def fingerprint_of(train: Any) -> str | None:
     return sha.hexdigest()
 
 
+def text_fingerprint(train: Any) -> dict[str, str]:
+    """That of the text corpus that training reads (``TextBlocks.fingerprint``); none where there is none."""
+    return {"text": train.text.fingerprint()} if isinstance(train, TextAndPairs) else {}
+
+
 def shard_fingerprints(train: Any) -> dict[str, str]:
     """A hash of each shard that training streams from, under its number and name; none where nothing is streamed.
 

@@ -38,7 +38,7 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
             if resume and done.is_file():
                 logger.info("%s is finished, and passed over. Remove %s to train it for longer.", folder, done)
                 continue
-            if resume and config.training.resume is None:
+            if resume and (config.training.resume is None or not _is_of(config.training.resume, folder, stages)):
                 config = config.replace(resume="auto")
             if begun and not resume:
                 raise ConfigError(
@@ -54,3 +54,11 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
     finally:
         stop_processes()
     return 0
+
+
+def _is_of(resume: str, folder: Path, stages: Sequence[StageRun]) -> bool:
+    """Whether a stage is what ``--resume`` names: of several, the one whose checkpoint that is, or none of them."""
+    folders = [Path(stage.config.output.output_dir).resolve() for stage in stages]
+    named = Path(resume).resolve()
+    owners = [one for one in folders if one in (named, *named.parents)]
+    return not owners or folder.resolve() in owners

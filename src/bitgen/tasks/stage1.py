@@ -28,7 +28,7 @@ from bitgen.objectives.stage1 import Stage1Objective
 from bitgen.protocols import HeldOutResult, Objective, Run
 from bitgen.show.parameters import count_parameters
 from bitgen.stages import Group, Phase, Stage
-from bitgen.tasks.fingerprints import fingerprint_of, shard_fingerprints
+from bitgen.tasks.fingerprints import fingerprint_of, shard_fingerprints, text_fingerprint
 from bitgen.tasks.stage1_parts import RunParts, build_parts
 from bitgen.tasks.stage1_validation import HeldOut, score_text
 from bitgen.trained import TOKENIZER, TOKENIZER_FOLDER
@@ -251,6 +251,7 @@ def fingerprints(config: Config, parts: RunParts) -> dict[str, str]:
     tokenizer = load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER)
     data = fingerprint_of(parts.train)
     mapped = ({"training data": data} if data is not None else {}) | tower_optimizer(config)
+    mapped |= text_fingerprint(parts.train)
     return {TOKENIZER: tokenizer_sha256(tokenizer), **mapped, **shard_fingerprints(parts.train)}
 
 

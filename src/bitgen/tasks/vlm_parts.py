@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.checkpoint.format import resume_candidates, split_state
+from bitgen.checkpoint.manifest import CheckpointError
 from bitgen.config.sources import SCENES
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
@@ -133,7 +135,11 @@ def _folder_before(config: VlmConfig, fresh: bool) -> Path | None:
         ConfigError: ``init_from`` names no model of this kind.
     """
     if not fresh:
-        return next(iter(resume_candidates(config.training.resume or "auto", config.output.output_dir)), None)
+        for folder in resume_candidates(config.training.resume or "auto", config.output.output_dir):
+            with suppress(CheckpointError):  # the run passes over what is damaged, and so does this
+                read_description(folder)
+                return folder
+        return None
     if config.training.init_from is None:
         return None
     try:
@@ -175,6 +181,11 @@ def start_from(made: Assembled, folder: Path) -> None:
     for part in sorted({made.model.part_of(name) for name in theirs}):
         there = {name: tensor for name, tensor in theirs.items() if made.model.part_of(name) == part}
         here = {name: tensor for name, tensor in ours.items() if made.model.part_of(name) == part}
+        if not here and part == VISION and made.model.tower is not None:
+            raise ConfigError(
+                f"init_from {folder} has changed the encoder, and this stage takes it as it was, which would lose what "
+                "was learned. Keep the vision_tuning of that run: what trains is chosen by trains."
+            )
         if not here:
             continue  # a stage without a connector, say
         differing = [n for n in {**there, **here} if n not in there or n not in here or there[n].shape != here[n].shape]
