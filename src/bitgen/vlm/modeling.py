@@ -121,8 +121,9 @@ class VisionLanguageModel(nn.Module):
         given = inputs.get("features")
         if given is None:
             return self.tower(inputs["pictures"])
-        if self.connector is not None:  # a cache may keep half precision for a run in float32
-            given = given.to(next(self.connector.parameters()).dtype)
+        parameter = next(self.connector.parameters(), None) if self.connector is not None else None
+        if parameter is not None:  # a cache may keep half precision for a run in float32
+            given = given.to(parameter.dtype)
         return given if given.dim() == 4 else given.unsqueeze(1)
 
     def _without_a_picture(self) -> Tensor:
