@@ -271,7 +271,7 @@ def draw_speaks(run: Path, path: Path, names: tuple[str, ...] = ("Rex", "Blick",
         y = 46 + number * (TILE + 22)
         draw_rule(axes, y - 8, WIDTH)
         if number < len(names):
-            draw_tile(axes, GAP, y, TILE, to_picture(taught[number]), "")
+            draw_tile(axes, GAP, y, TILE, to_picture(processor.picture(taught[number])), "")
             draw_folded(axes, 2 * GAP + TILE, y + 40, f"“{texts[number]}”", 24, lines=3)
         else:
             draw_folded(axes, GAP, y + 40, f"nothing more: {names[0]} and {names[1]} in one picture", 34, lines=3)
