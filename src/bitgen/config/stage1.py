@@ -310,6 +310,12 @@ def _check_parallel(config: Config) -> None:
         )
 
 
+NO_CAPTIONER = (
+    "recall_weight is on, but init_from is none: a model learns to speak from a memory when it can describe pictures "
+    "already. Train configs/scenes_captions.yaml, and write init_from checkpoints/scenes_captions."
+)
+
+
 def _check_episodes(config: Config) -> None:
     episodes = config.episodes
     if not episodes.recall_weight:
@@ -317,10 +323,7 @@ def _check_episodes(config: Config) -> None:
     if not episodes.recall_tokens:
         raise ConfigError("recall_weight is on, but recall_tokens is 0: nothing could be said. Write recall_tokens 32.")
     if config.training.init_from is None and config.training.resume is None:
-        raise ConfigError(
-            "recall_weight is on, but init_from is none: a model learns to speak from a memory when it can describe "
-            "pictures already. Train configs/scenes_captions.yaml, and write init_from checkpoints/scenes_captions."
-        )
+        raise ConfigError(NO_CAPTIONER)
     if not config.objective.text_loss_weight:
         raise ConfigError(
             "recall_weight is on, but text_loss_weight is 0, as of a model that never learned to write. Write the "

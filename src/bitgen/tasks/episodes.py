@@ -7,6 +7,7 @@ from typing import Any
 
 from bitgen.config import Config, ConfigError
 from bitgen.config.schema import CONFIG_FILE
+from bitgen.config.stage1 import NO_CAPTIONER
 from bitgen.data.dataset import PairDataset
 from bitgen.data.episodes.dataset import EpisodeDataset, EpisodeMaker, SceneEpisodes, collate_episode
 from bitgen.data.episodes.photos import STRANGERS, PhotoEpisodes
@@ -47,10 +48,7 @@ class Episodes:
         if config.data.train_data is None:
             raise ConfigError("train_data is not set. Write scenes, or the folder that the model of init_from saw.")
         if fresh and config.training.init_from is None:  # nor is there a checkpoint to resume
-            raise ConfigError(
-                "init_from is none: a model learns to speak from a memory when it can describe pictures already. Train "
-                "configs/scenes_captions.yaml, and write init_from checkpoints/scenes_captions."
-            )
+            raise ConfigError(NO_CAPTIONER)
         parts = build_parts(config if fresh else config.replace(init_from=None), ranks, fresh)
         objective = RecallObjective(parts.model, _temperature(config, fresh), config.episodes.recall_weight)
         precision = resolve_precision(config.training.precision, ranks.device)
