@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -54,10 +55,13 @@ _TRAINED_ON = 20_000  # questions that the majority is taken of
 
 
 def report(arm: str, way: str, split: str, name: str, value: float, count: int, share: bool = True) -> None:
-    """One line; the interval is that of a share of ``count`` in percent, and null where the value is no such share."""
-    part = min(max(value / 100, 0.0), 1.0)
-    interval = 196 * (part * (1 - part) / max(count, 1)) ** 0.5 if share else None
-    line = {"arm": arm, "way": way, "split": split, "name": name, "value": value, "interval": interval}
+    """One line; the interval is that of a share of ``count`` in percent, and null where the value is no such share.
+    The value is null where there was nothing to measure."""
+    known = math.isfinite(value)
+    part = min(max(value / 100, 0.0), 1.0) if known else 0.0
+    interval = 196 * (part * (1 - part) / max(count, 1)) ** 0.5 if share and known else None
+    line = {"arm": arm, "way": way, "split": split, "name": name, "value": value if known else None}
+    line |= {"interval": interval}
     print(json.dumps(line | {"questions": count}), flush=True)
 
 
@@ -164,7 +168,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=200, help="questions with 8 sampled replies (default: 200)")
     flags = parser.parse_args(argv)
     for arm in flags.arm:
-        name, _, path = arm.partition("=")
+        name, named, path = arm.partition("=")
+        if not named:
+            parser.error(f"--arm {arm}: write NAME=DIR, as longer=checkpoints/stage2_longer")
         measure(name, open_model(path), flags.questions, flags.samples)
 
 

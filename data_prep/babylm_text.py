@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterator
@@ -206,8 +207,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if (args.val_output is None) != (args.val_fraction == 0):
         parser.error("--val_output and --val_fraction belong together: give both, or neither")
-    if args.val_output and args.val_output.absolute() == args.output.absolute():
-        parser.error("--val_output and --output are the same folder")
+    if args.val_output:  # each is written beside its place and then put there: one inside the other would be lost
+        one, other = (Path(os.path.realpath(folder)) for folder in (args.output, args.val_output))
+        if one == other or one in other.parents or other in one.parents:
+            parser.error("--val_output and --output are the same folder, or one is inside the other: name two beside")
     for folder in filter(None, (args.output, args.val_output)):
         check_output(folder, args.overwrite, TEXT_SIDECAR, "text corpus")
     prepare(args)

@@ -30,12 +30,12 @@ from torch import Tensor
 
 from bitgen.config import parse_config
 from bitgen.evaluation.answers import Decoding
-from bitgen.evaluation.asking import Answered, ask
+from bitgen.evaluation.asking import Answered, ask, thinks_by_default
 from bitgen.evaluation.generation import LONGEST, answer_of, caption_of
 from bitgen.evaluation.talking import Talk, read_visuals
+from bitgen.guards.texts import check_texts
 from bitgen.machine.devices import choose_device
 from bitgen.memory.encoder import MemoryImage, PairEncoder
-from bitgen.memory.episodes import check_texts
 from bitgen.memory.episodic_memory import EpisodicMemory
 from bitgen.memory.spoken import MUTE
 from bitgen.model.recalled import Recalled
@@ -261,11 +261,11 @@ class Model:
         return answer_of(self.trained, question, tensor, max_new_tokens=max_new_tokens, recalled=recalled)
 
     @torch.no_grad()
-    def ask(self, question: str, image: MemoryImage, think: bool = True) -> Answered:
+    def ask(self, question: str, image: MemoryImage, think: bool | None = None) -> Answered:
         """What a model of stage 2 answers to a question about an image: why, the answer, and boxes.
 
         Args:
-            think: say why before the answer.
+            think: say why before the answer; None: if the model was trained to.
 
         Raises:
             ValueError: the model was not trained to answer, an image that cannot be read, or an empty question or one
@@ -273,7 +273,7 @@ class Model:
         """
         check_texts([question])
         tensor = self.pixels(image)
-        return ask(self.trained, tensor, question, think)
+        return ask(self.trained, tensor, question, thinks_by_default(self.trained) if think is None else think)
 
     def _recalled(self, memory: EpisodicMemory | None, **cue: Any) -> Recalled | None:
         if memory is None:

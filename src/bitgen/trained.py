@@ -38,7 +38,11 @@ _MOST = 10_000_000
 _MOST_OF = {"num_layers": 1000, "num_hidden_layers": 1000, "compressor_convolutions": 1000, "image_size": 16_384}
 # What an export keeps of the settings of its training: enough to say what the model never learned, and what evaluation
 # weighs its scores by.
-_KEPT_SETTINGS = ("contrastive_weight", "itm_weight", "text_loss_weight", "temperature", "itm_temperature")
+# The last say which built-in scenes it never saw, and how it was taught to answer about them.
+_KEPT_SETTINGS = (
+    *("contrastive_weight", "itm_weight", "text_loss_weight", "temperature", "itm_temperature"),
+    *("seed", "scenes_val", "rationale", "max_objects", "max_hops"),
+)
 
 
 class Trained(NamedTuple):
@@ -113,8 +117,13 @@ def kept_of_training(config: Config, temperature: float) -> dict[str, Any]:
     """What an export records of its training, in its ``config.json``; :func:`open_model` reads it."""
     flat = config.flat()
     kept = {name: flat[name] for name in _KEPT_SETTINGS}
-    saw = config.data.train_data is not None or config.reasoning.question_data is not None
-    return kept | {"images": saw, "learned_temperature": temperature}
+    return kept | {"images": saw_pictures(config), "learned_temperature": temperature}
+
+
+def saw_pictures(config: Config) -> bool:
+    """Whether a model has seen pictures, with captions or with questions; what it started from may have."""
+    asked = config.data.train_data is not None or config.reasoning.question_data is not None
+    return asked or config.training.init_from is not None
 
 
 # ---- runs and checkpoints ----
@@ -183,7 +192,7 @@ def _run_tokenizer(
             "Put that one back."
         )
     has, needs = vocabulary_size(tokenizer), model_config.vocab_size
-    if has > needs or (has < needs and (spec == "train" or kept_spec(where) != spec)):
+    if has > needs or (fingerprint is None and has < needs and (spec == "train" or kept_spec(where) != spec)):
         raise ConfigError(
             f"the tokenizer in {where} has {has:,} tokens and the checkpoint's vocabulary {needs:,}: it is not "
             "the one that the model was trained with. Put that one back."

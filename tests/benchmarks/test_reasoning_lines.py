@@ -25,6 +25,13 @@ class OfNothing:
     model = processor = None
 
 
+def test_what_nothing_was_measured_of_is_null(capsys) -> None:
+    """NaN is no JSON, and no number that other models' could be averaged with."""
+    runpy.run_path(str(SCRIPT))["report"]("an arm", "direct", "chains", "follows", float("nan"), 0)
+    line = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert line["value"] is line["interval"] is None
+
+
 def test_a_figure_of_fewer_things_has_a_wider_interval(capsys, monkeypatch) -> None:
     measure = runpy.run_path(str(SCRIPT))["measure"]
     monkeypatch.setitem(measure.__globals__, "SPLITS", ())

@@ -16,7 +16,7 @@ from bitgen.config import Config, ConfigError, load_config, parse_config, save_c
 from bitgen.config.stage1_settings import VisionSettings
 from bitgen.config.values import coerce
 from bitgen.config.vlm import VlmConfig, stages_of
-from support.runs import run_code
+from support.warm import run_warm
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -323,8 +323,8 @@ def test_an_entry_ends_with_one_clean_message() -> None:
         "with exit_on_config_error():\n"
         "    parse_config()\n"
     )
-    done = run_code(code, "--num_heads", "5")
+    done = run_warm(["-c", code, "--num_heads", "5"])
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("error: num_heads is 5") and "Traceback" not in done.stderr
-    second = run_code(code, "--num_heads", "5", LOCAL_RANK="1")
+    second = run_warm(["-c", f"import os\nos.environ['LOCAL_RANK'] = '1'\n{code}", "--num_heads", "5"])
     assert second.returncode == 2 and not second.stderr

@@ -156,6 +156,17 @@ def test_tokenizers_of_other_kinds_get_the_marks(kind: str) -> None:
     assert [token for token in found if token in MARKS] == ["<b3>", "<none>"]
 
 
+def test_tokens_behind_the_models_own_vocabulary_keep_their_ids() -> None:
+    """As those of Qwen's and Llama 3's tokenizers stand; new words would take the ids behind the vocabulary."""
+    base = BASES["some merges"]()
+    base.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    more = extended_tokenizer(base, MARKS, TEXTS, 600)
+    vocabulary = more.get_vocab()
+    assert {token: vocabulary[token] for token in base.get_vocab()} == base.get_vocab()
+    assert set(vocabulary) == {*base.get_vocab(), *MARKS} and len(set(vocabulary.values())) == len(vocabulary)
+    pieces_of_new_tokens(base, more)
+
+
 def test_ids_with_gaps_are_refused_or_stay_apart() -> None:
     """Two tokens of one id would have one embedding."""
     base = wordlevel_tokenizer(2)

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import pytest
@@ -13,6 +14,9 @@ from bitgen.data.quotas import quotas
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record
 from bitgen.data.sampler import SampleKey
+from bitgen.data.shards import open_shards
+from bitgen.data.sidecar import SIDECAR
+from bitgen.data.stream import StreamDataset
 from bitgen.data.word_count import WordCounter
 from bitgen.model.processing_bitgen import BitGenProcessor
 from support.data import write_features
@@ -68,6 +72,19 @@ def test_a_weighted_epoch_and_its_continuation():
     assert sorted(key for key in seen if key.index >= 30) == [SampleKey(i, e) for i in range(30, 40) for e in range(18)]
 
 
+@given(st.lists(st.integers(4, 40), min_size=1, max_size=4), st.data())
+def test_no_pass_begins_before_the_one_before_it_is_at_its_end(sizes, data):
+    weights = data.draw(st.lists(st.sampled_from([1.0, 2.0, 5.0]), min_size=len(sizes), max_size=len(sizes)))
+    sampler = MixedBatchSampler(sizes, weights, 1, seed=3)
+    keys = [key for epoch in range(4) for batch in sampler.epoch(epoch) for key in batch]
+    first = 0
+    for size in sizes:
+        own = [key for key in keys if first <= key.index < first + size]
+        assert [key.epoch for key in own] == [place // size for place in range(len(own))]
+        assert len(set(own)) == len(own)
+        first += size
+
+
 @pytest.fixture
 def two_folders(tmp_path, image_folder, processor):
     payload = PairDataset(image_folder, processor).reader.payload(3)
@@ -104,6 +121,22 @@ def test_a_weighted_loader_resumes_with_other_workers(two_folders, processor):
     assert len(whole) == 5 and len(rest) == 3
     for one, other in zip(whole[2:], rest, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_features_of_two_encoders_are_refused(tmp_path, processor):
+    """One would be noise to what learns to read the other."""
+    folders = {name: write_features(tmp_path / name, [["a cat"], ["a dog"]]) for name in ("one", "other", "unknown")}
+    for name in ("one", "other"):
+        path = folders[name] / SIDECAR
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"encoder": name}))
+    one, other, unknown = (PairDataset(folder, processor) for folder in folders.values())
+    with pytest.raises(ValueError, match=r"features \[4, 6\] of one .* with features \[4, 6\] of other"):
+        MixedDataset([one, other], [None, None])
+    shards = {name: open_shards(str(folder)) for name, folder in folders.items()}
+    with pytest.raises(ValueError, match="prepare all of them alike, with one encoder"):
+        StreamDataset([shards["one"], shards["other"]], [None, None], processor)
+    MixedDataset([one, unknown], [None, None])
+    StreamDataset([shards["one"], shards["unknown"]], [None, None], processor)
 
 
 def test_sources_of_different_kinds_are_refused(image_folder, feature_folder, processor):

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 import torch
 
+from bitgen.data.bad_records import BadRecord
 from bitgen.data.dataset import PairDataset
-from bitgen.data.episodes.dataset import EpisodeDataset
+from bitgen.data.episodes.dataset import EpisodeDataset, collate_episode
 from bitgen.data.episodes.names import is_held_out_name
 from bitgen.data.episodes.photos import STRANGERS, PhotoEpisodes, View, view_of
 from bitgen.data.sampler import SampleKey
@@ -102,3 +103,23 @@ def test_too_few_photographs_leave_no_stranger(photographs) -> None:
 def test_one_picture_and_one_sentence_are_enough(photographs) -> None:
     episode = maker(photographs, pictures=1, sentences=1).episode(SampleKey(0))
     assert [number is None for _, number in episode.taught] == [False, True]
+
+
+def test_an_episode_with_a_picture_that_cannot_be_used_gives_way_to_another(photographs, monkeypatch) -> None:
+    """And is counted; a resumed run meets the same one again."""
+    made = maker(photographs)
+    data = EpisodeDataset(made, processor(), 9, 3, str)
+    first = made.episode(SampleKey(4, 0))
+    bad, load = first.pictures[0].row, photographs.image_tensor
+
+    def image_tensor(row: int) -> torch.Tensor:
+        if row == bad:
+            raise BadRecord(f"record {row} holds NaN", "not finite")
+        return load(row)
+
+    monkeypatch.setattr(photographs, "image_tensor", image_tensor)
+    sample = data[SampleKey(4, 0)]
+    assert sample["index"] == 4 and sample["skipped"].message == f"record {bad} holds NaN"
+    assert collate_episode([sample])["skipped"] == [sample["skipped"]]
+    again = data[SampleKey(4, 0)]
+    assert all(torch.equal(value, again[name]) for name, value in sample.items() if torch.is_tensor(value))

@@ -15,8 +15,9 @@ from bitgen.data.questions.dataset import TOO_LONG, QuestionCollator, QuestionDa
 from bitgen.data.questions.extended_tokenizer import extended_tokenizer
 from bitgen.data.questions.marked_text import MARKS, NONE, Asked, MarkedTokens
 from bitgen.data.sampler import SampleKey
+from bitgen.data.scenes.compositions import is_held_out_question
 from bitgen.data.scenes.descriptions import is_held_out_pair
-from bitgen.data.scenes.questions import FAMILIES, is_held_out_question
+from bitgen.data.scenes.questions import FAMILIES
 from bitgen.data.scenes.rationales import clauses_that_hold
 from bitgen.data.scenes.reasoning import CAPTION, DESCRIBE, WHAT_AT, WHERE, Picture, SceneReasoning
 from bitgen.model.likelihood import IGNORED

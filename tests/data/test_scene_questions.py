@@ -6,10 +6,12 @@ import hashlib
 import random
 import re
 from collections import Counter, defaultdict
+from itertools import product
 from typing import NamedTuple
 
 import pytest
 
+from bitgen.data.scenes.compositions import is_held_out_question
 from bitgen.data.scenes.programs import ATTRIBUTES, COMPARISONS, DIRECTIONS, Program
 from bitgen.data.scenes.questions import (
     FAMILIES,
@@ -17,7 +19,6 @@ from bitgen.data.scenes.questions import (
     TRAINED_HOPS,
     SceneQuestion,
     draw_question,
-    is_held_out_question,
 )
 from bitgen.data.scenes.tables import TableScene, table_scene
 from support.runs import run_code
@@ -313,6 +314,27 @@ def test_training_has_no_held_out_combination_and_evaluation_has_no_other(many, 
     for asked, is_held_out in ((many, False), (held_out, True)):
         assert all(is_held_out_question(q.family, q.program) == is_held_out for _, q in asked)
     assert {is_held_out_question(q.family, q.program) for _, q in long_chains} == {False, True}
+
+
+def mirrors(program: Program) -> list[Program]:
+    """Programs that mean the same: two operands that may change places did, in any of the operators."""
+    found = [Program(program.name, program.words, inputs) for inputs in product(*map(mirrors, program.inputs))]
+    turns = {"and": (), "or": (), "compare": program.words}
+    if program.name in turns:
+        words = {("more",): ("fewer",), ("fewer",): ("more",)}.get(program.words, program.words)
+        found += [Program(one.name, words, one.inputs[::-1]) for one in found]
+    return found
+
+
+def test_training_asks_no_held_out_question_with_its_operands_in_another_order(many, held_out) -> None:
+    """ "How many are red or stars?" says what "are stars or red?" does."""
+    ours = {combination(question.family, question.program) for _, question in many}
+    turned = 0
+    for _, question in held_out:
+        for mirror in mirrors(question.program):
+            turned += str(mirror) != str(question.program)
+            assert combination(question.family, mirror) not in ours, f"{question.text}: {mirror}"
+    assert turned > 30
 
 
 def test_one_combination_in_five_is_held_out() -> None:

@@ -1,5 +1,7 @@
 """Streaming against the mapped dataset and against files whose rows are known; damaged shards; resuming."""
 
+import shutil
+
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -287,6 +289,13 @@ def test_damaged_arrow_shards(arrow_folder):
     (arrow_folder / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
         open_shards(str(arrow_folder))
+
+
+def test_a_folder_with_brackets_in_its_name_is_a_folder(parquet_folder, tmp_path):
+    shutil.copytree(parquet_folder, tmp_path / "coco [2017]")
+    found = open_shards(str(tmp_path / "coco [2017]"))
+    assert found.chunk_rows.tolist() == open_shards(str(parquet_folder)).chunk_rows.tolist()
+    assert len(open_shards(f"{parquet_folder}/train-[02].parquet").chunk_rows) < len(found.chunk_rows)
 
 
 def test_sources_of_different_kinds(arrow_folder, feature_folder, processor):

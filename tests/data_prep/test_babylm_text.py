@@ -217,6 +217,14 @@ def test_other_mistakes(script, texts, tokenizer_folder, tmp_path, capsys):
         with pytest.raises(SystemExit):
             prepare(script, texts, tokenizer_folder, tmp_path / "corpus", *flags)
         assert "belong together" in capsys.readouterr().err
+    # One would be put where the other then goes.
+    (tmp_path / "link").symlink_to(tmp_path)
+    for output, held_out in (("a", "a"), ("a", "a/val"), ("a/train", "a"), ("a", "link/a/val")):
+        flags = ["--val_fraction", "0.1", "--val_output", str(tmp_path / held_out)]
+        with pytest.raises(SystemExit):
+            prepare(script, texts, tokenizer_folder, tmp_path / output, *flags)
+        assert "are the same folder, or one is inside the other" in capsys.readouterr().err
+        assert not (tmp_path / "a").exists()
 
 
 def test_nothing_is_written_when_no_document_is_left(script, tokenizer_folder, tmp_path):

@@ -197,14 +197,6 @@ def test_gradio_is_asked_for_by_name(monkeypatch, capsys) -> None:
     assert stopped.value.code == 2 and "requirements-demo.txt" in said and "Traceback" not in said
 
 
-def test_nothing_else_imports_gradio() -> None:
-    from support.runs import run_code
-
-    modules = "bitgen.api, bitgen.commands.evaluate, bitgen.demo.searching"
-    done = run_code(f"import sys, {modules}; print('gradio' in sys.modules)")
-    assert done.stdout.strip() == "False", done.stderr
-
-
 def test_a_model_that_is_not_there(capsys, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         demo.main(["--model", str(tmp_path / "gone"), "--no-browser"])
@@ -243,3 +235,23 @@ def test_without_a_model_the_quickstart_is_taken_or_trained(tmp_path: Path, monk
     # Also of a run that was stopped before its first validation, which has no `best`.
     (tmp_path / "checkpoints" / "quickstart" / "step-00000010").mkdir(parents=True)
     assert demo.model_folder(None) == demo.QUICKSTART and len(calls) == 1
+
+
+def test_a_quickstart_that_was_stopped_goes_on(tmp_path: Path, monkeypatch, stage1_run: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert demo._steps_left() is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "quickstart").symlink_to(stage1_run)
+    assert demo._steps_left() == 0 and demo.model_folder(None) == demo.QUICKSTART
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.yaml").touch()
+    monkeypatch.setattr(bitgen, "train", lambda config: Path("trained"))
+    monkeypatch.setattr(demo, "_steps_left", lambda: 5)
+    assert demo.model_folder(None) == Path("trained")
+
+
+def test_a_folder_to_search_needs_a_model_that_searches(stage1_run: Path, tmp_path: Path) -> None:
+    model = bitgen.load(stage1_run)
+    model.trained.untrained["retrieval"] = "contrastive_weight was 0 in training"
+    with pytest.raises(ValueError, match="pictures: contrastive_weight was 0 in training"):
+        build(model, tmp_path, "pictures")

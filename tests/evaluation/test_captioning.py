@@ -186,3 +186,34 @@ def test_flickr8k_files_are_found_by_image_id(shared_data):
     assert len(chosen) == 24 and chosen[0].row < 50 and chosen[-1].row > 950  # half of the files are here
     assert all(picture.pixels.shape == (224, 224, 3) for picture in chosen)
     assert len({torch.from_numpy(picture.pixels.copy()).float().mean().item() for picture in chosen}) == 24
+
+
+def test_a_captioner_of_another_seed_is_shown_the_same_scenes():
+    """Built-in scenes are a function of the seed, and captions of others would say nothing of these pictures."""
+    judged, other = (open_model(written_run(settings={"seed": seed, "scenes_val": 5})) for seed in (3, 4))
+    ours = evaluate.load_split("scenes", judged, None)
+    theirs = evaluate.load_split("scenes", other, None, judged.config)
+    assert [ours.captions_of(i) for i in range(5)] == [theirs.captions_of(i) for i in range(5)]
+    own = evaluate.load_split("scenes", other, None)
+    assert [ours.captions_of(i) for i in range(5)] != [own.captions_of(i) for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task", "babylm,memory"], "this checkpoint has no memory"),
+        (["--task", "babylm,matching", "--max_images", "1"], "matching needs at least two images"),
+        (["--task", "babylm,retrieval", "--captioner", "nowhere"], "--captioner nowhere: there is no such folder"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_long_part(features, tmp_path, monkeypatch, capsys, flags, message):
+    def hours(*_):
+        raise AssertionError("BabyLM came first")
+
+    monkeypatch.setattr(evaluate, "evaluate_language", hours)
+    run_without_memory = written_run(features=True, use_memory=False)
+    with pytest.raises(SystemExit):
+        evaluate.main(
+            ["--checkpoint", str(run_without_memory), "--data", str(features), "--eval_dir", str(tmp_path), *flags]
+        )
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -65,6 +65,12 @@ def test_a_prompt_as_long_as_the_context_is_refused(loaded):
         continue_text(loaded.model, loaded.tokenizer, ["cat " * 60])
 
 
+@pytest.mark.parametrize("stray", ["caf\udce9", "\ud83d"])
+def test_stray_bytes_of_a_command_line_are_named(loaded, stray):
+    with pytest.raises(ValueError, match="is not valid Unicode"):
+        continue_text(loaded.model, loaded.tokenizer, [stray])
+
+
 def test_nothing_of_the_model_changes(loaded):
     model = loaded.model.train()
     model.embeddings.eval()

@@ -59,6 +59,29 @@ def test_results_may_lie_beside_a_model_and_be_written_again(folders):
     check_outputs({"output": f"{folders}/x.json", "predictions": None}, {"data": "scenes"})
 
 
+@pytest.mark.parametrize(
+    ("content", "is_ours"),
+    [
+        ([{"image_id": 1, "caption": "a cat"}], True),
+        ([{"question_id": "a", "answer": "red"}], True),
+        ([{"family": "count", "question": "how many?", "rationale": None, "answer": "2", "way": "direct"}], True),
+        ({"blimp": {"anaphor": {"predictions": []}}, "reading": {"reading": {"predictions": []}}}, True),
+        ({"model_type": "bitgen"}, False),
+        ([{"from": "human", "value": "a dataset"}], False),
+        ({"a": {"b": 1}}, False),
+    ],
+)
+def test_so_may_predictions(folders, content, is_ours):
+    path = folders / "model" / "predictions.json"
+    path.write_text(json.dumps(content))
+    try:
+        check_outputs({"predictions": str(path)}, {})
+    except ValueError as error:
+        assert not is_ours and "a file of the model or dataset beside it" in str(error)
+    else:
+        assert is_ours
+
+
 def test_the_entry_asks_before_any_work(folders, capsys):
     same = str(folders / "same.json")
     with pytest.raises(SystemExit) as stopped:

@@ -71,3 +71,10 @@ def test_mistakes_are_named():
         vqa_scores(["a", "b"], ["a"])
     with pytest.raises(ValueError, match=r"question 1 \(answered b\): no answer to compare it with"):
         vqa_scores(["a", "b"], ["a", []])
+
+
+def test_no_answer_is_never_right_and_a_choice_may_be_an_article():
+    assert vqa_accuracy("A", ["A"]) == vqa_accuracy("a", ["A"]) == 1
+    assert vqa_accuracy("an", ["A"]) == vqa_accuracy("", ["A"]) == vqa_accuracy(" ", ["?"]) == 0
+    found = vqa_scores(["", "B", "A"], [["A"], ["B"], ["A"]])
+    assert found["vqa_accuracy"] == found["exact_match"] == pytest.approx(200 / 3) and found["no_answer"] == 1

@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import check_imports, get_relative_import
 
 from bitgen.commands import export
 from bitgen.export import hub
-from bitgen.export.card import model_card
+from bitgen.export.card import metrics_table, model_card
 from bitgen.export.folder import AUTO_MAP, exported_model
 from bitgen.export.merge import merged_state
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
@@ -256,13 +256,44 @@ def test_pushing_makes_one_revision_of_each_chck(exported, monkeypatch):
     assert [call.branch for call in calls if call.name == "create_branch"] == ["chck_1M", "chck_10M"]
 
 
-def test_a_failed_upload_says_that_the_export_is_whole(tmp_path, monkeypatch, capsys):
+class NoNetwork(Exception):
+    """As the hub's client raises: no OSError."""
+
+
+@pytest.mark.parametrize("kind", [OSError, NoNetwork])
+def test_a_failed_upload_says_that_the_export_is_whole(tmp_path, monkeypatch, capsys, kind):
     class Api:
         def create_repo(self, *args, **named):
-            raise OSError("no network")
+            raise kind("no network")
 
     monkeypatch.setattr(hub, "HfApi", Api)
     with pytest.raises(SystemExit):
         run_export(written_run(features=True), tmp_path / "model", "--push_to_hub", "someone/bitgen")
     assert "--push_to_hub someone/bitgen: no network. The export itself is whole" in capsys.readouterr().err
     assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_a_name_that_the_hub_would_refuse_is_refused_before_the_export(tmp_path, capsys):
+    assert "Repo id" in refused(capsys, written_run(features=True), tmp_path / "model", "--push_to_hub", "me/my model")
+
+
+@pytest.mark.parametrize(
+    ("settings", "blind"),
+    [
+        ({"train_data": None, "text_data": "corpus"}, True),
+        ({"train_data": None, "question_data": "scenes"}, False),
+        ({"train_data": None, "text_data": "corpus", "init_from": "a captioner"}, False),
+    ],
+)
+def test_a_card_says_of_a_model_what_it_has_seen(settings, blind):
+    trained = open_model(written_run(features=True))
+    trained = trained._replace(config=trained.config.replace(**settings))
+    card = model_card(trained, {}, {}, merge_lora=False)
+    assert ("it has never seen an image" in card) == blind
+    assert ("| questions about pictures | built-in rendered scenes |" in card) == ("question_data" in settings)
+
+
+def test_a_control_is_no_figure_and_is_named_as_one():
+    table = metrics_table({"captioning": {"cider": 0.5, "shuffle_images": True}, "vqa": {"exact_match": 40.0}})
+    assert "captioning (control: every question with another image) / cider" in table and "1.00" not in table
+    assert "vqa / exact_match" in table

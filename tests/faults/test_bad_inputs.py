@@ -37,6 +37,8 @@ TRAIN |= {
     "--device": "cpu",
     "--output_dir": "NEW",
     "--log_dir": "NEW LOG",
+    "--max_steps": "1",
+    "--lora_warmup_steps": "0",
 }
 ENTRIES = {
     "train": Entry(

@@ -22,7 +22,21 @@ def test_a_name_inside_its_folder_is_a_path(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "..", "../a", "b/../../a", "/etc/passwd", "a\0b", "x" * 256, "é" * 128, "\ud83d.png", "out/secret", "..\\a"],
+    [
+        "",
+        "..",
+        "../a",
+        "b/../../a",
+        "/etc/passwd",
+        "a\0b",
+        "a\x1b[2J",
+        "a\nb",
+        "x" * 256,
+        "é" * 128,
+        "\ud83d.png",
+        "out/secret",
+        "..\\a",
+    ],
 )
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "folder"

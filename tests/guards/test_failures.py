@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from torch._utils import ExceptionWrapper
 
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.guards.failures import TRACEBACK, explained
@@ -63,6 +64,30 @@ def test_a_mistake_in_the_code_keeps_its_traceback(error: Exception) -> None:
     assert explained(error) is None
     with pytest.raises(type(error)), exit_on_config_error():
         raise error
+
+
+def of_a_data_worker(error: Exception) -> Exception:
+    """As a DataLoader raises it in the process that reads it."""
+    try:
+        raise error
+    except Exception:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    try:
+        wrapped.reraise()
+    except Exception as again:
+        return again
+    raise AssertionError
+
+
+@pytest.mark.parametrize("error", [IndexError("list index out of range"), AssertionError("x"), TypeError("x")])
+def test_a_mistake_in_the_code_keeps_its_traceback_from_a_data_worker(error: Exception) -> None:
+    assert explained(of_a_data_worker(error)) is None
+
+
+def test_what_a_data_worker_could_not_read_is_named() -> None:
+    said = explained(of_a_data_worker(FileNotFoundError(2, "No such file or directory", "a/features.npy")))
+    assert said is not None and "a/features.npy" in said and "Often memory ran out" not in said
+    assert "Memory ran out" in str(explained(of_a_data_worker(RuntimeError("can't allocate memory: 9 bytes"))))
 
 
 @pytest.mark.parametrize(("error", "status"), [(ConfigError("no"), 2), (KeyboardInterrupt(), 130)])

@@ -48,13 +48,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_a_run_on_a_folder_learns_its_questions(tmp_path: Path, captioner: str, folder: str) -> None:
+def test_a_run_on_a_folder_learns_its_questions(tmp_path: Path, captioner: str, folder: str, monkeypatch) -> None:
+    monkeypatch.setattr("bitgen.tasks.reasoning_data._VALIDATED", 8)
     settings = {**QUESTIONS, "question_data": folder, "question_val_data": "scenes", "batch_size": 2}
     config = config_of(tmp_path, init_from=captioner, **settings)
     trainer = trained(config)
     assert trainer.progress.step == QUESTIONS["max_steps"]
     said = [record for record in _records(config.output.log_dir) if "train/loss" in record]
     assert said[-1]["train/loss"] < said[0]["train/loss"]
+    held_out = [record for record in _records(config.output.log_dir) if "val/direct" in record][-1]
+    shares = ("val/direct", "val/rationale", "val/where_acc@.5", "val/where_absent", "val/where_named")
+    assert all(0 <= held_out[name] <= 100 for name in shares)
+    assert trainer.progress.best_score == max(entry["score"] for entry in trainer.scores)
+    assert trainer.scores[-1]["score"] == held_out["val/rationale"]
 
 
 def _records(log_dir: str) -> list[dict]:

@@ -24,7 +24,8 @@ from bitgen.tasks import TASKS
 from bitgen.tasks.chain import split_first_stage
 from bitgen.trained import open_model
 from bitgen.training.trainer import Trainer
-from support.runs import command, execute, fit_until, same_checkpoint
+from support.runs import command, fit_until, same_checkpoint
+from support.warm import run_warm
 
 
 @pytest.fixture
@@ -156,6 +157,19 @@ def test_a_file_is_a_run_to_train_first(tiny_config, recipe: str) -> None:
     assert split_first_stage(tiny_config(init_from="runs/a")) == (None, tiny_config(init_from="runs/a"))
 
 
+def test_the_first_run_of_stage_2_asks_as_its_file_says(tiny_config, tmp_path: Path) -> None:
+    """A run by reinforcement would be reinforced from the start, else, and the right answers never taught."""
+    path = tmp_path / "supervised.yaml"
+    asked = "reasoning: {question_data: elsewhere, rationale: clauses, max_hops: 2}"
+    path.write_text(f"{asked}\ntraining: {{init_from: a}}\nobjective: {{text_loss_weight: 1}}\n")
+    changes = dict(train_data=None, val_data=None, question_data="scenes", reinforcement="star", tokenizer="extend")
+    changes |= dict(vision_encoder="random", text_loss_weight=1.0, grad_accum_steps=1)
+    first, then = split_first_stage(tiny_config(init_from=str(path), **changes))
+    assert (first.reasoning.reinforcement, first.reasoning.max_hops) == ("none", 2)
+    assert (first.reasoning.question_data, first.reasoning.question_val_data) == ("scenes", None)
+    assert then.reasoning.reinforcement == "star"
+
+
 @pytest.mark.parametrize("cut_in", ["first", "second"])
 def test_an_interrupted_pair_of_runs_ends_as_an_uninterrupted_one(tiny_config, recipe: str, main, cut_in: str) -> None:
     assert main("whole", init_from=recipe)[0] == 0
@@ -197,7 +211,8 @@ def test_a_signal_in_the_last_step_of_the_first_run_stops_both(
 def test_two_processes_train_both_runs(tiny_config, recipe: str) -> None:
     likelihood = dict(itm_likelihood=True, text_loss_weight=1.0)
     config = tiny_config("two", init_from=recipe, max_steps=4, batch_size=4, lora_warmup_steps=2, **likelihood)
-    done = execute(command(config, processes=2))  # whose ranks are compared at each checkpoint
+    # Whose ranks are compared at each checkpoint.
+    done = run_warm(command(config, use_ddp=True, num_gpus=2)[1:], processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [step_of(folder) for folder in checkpoint_folders(config.output.output_dir)] == [4]
 

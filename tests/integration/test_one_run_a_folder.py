@@ -18,7 +18,8 @@ from bitgen.machine.files import remove_leftovers
 from bitgen.machine.locks import InUse, exclusive
 from bitgen.machine.ranks import Processes
 from bitgen.run import LOCK_FILE, folders_held
-from support.runs import command, environment, execute, wait_for_step
+from support.runs import command, environment, wait_for_step
+from support.warm import run_warm
 
 HOLD = """
 import sys, time
@@ -84,7 +85,7 @@ def test_a_running_run_keeps_a_second_one_out(tiny_config) -> None:
     first = subprocess.Popen(command(config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         wait_for_step(Path(config.output.log_dir), 2, first)
-        second = execute(command(config, resume="auto"))
+        second = run_warm(command(config, resume="auto")[1:])
         assert second.returncode == 2 and f"process {first.pid} on" in second.stderr
         first.send_signal(signal.SIGTERM)
         output, _ = first.communicate(timeout=60)
@@ -96,7 +97,7 @@ def test_a_running_run_keeps_a_second_one_out(tiny_config) -> None:
 def test_all_ranks_end_with_one_line(tiny_config) -> None:
     config = tiny_config()
     with Holder(Path(config.output.output_dir) / LOCK_FILE) as other:
-        done = execute(command(config, processes=2))
+        done = run_warm(command(config, use_ddp=True, num_gpus=2)[1:], processes=2)
     assert done.returncode != 0 and done.stderr.count("is in use by another process") == 1
     assert f"process {other.pid} on" in done.stderr
 

@@ -254,7 +254,7 @@ def test_a_captioner_answers_no_questions(tmp_path: Path, captioner: str, capsys
 
 def test_it_is_evaluated(tmp_path: Path, answering: str, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "results.json"
-    command = ["--checkpoint", answering, "--data", "scenes", "--task", "reasoning,grounding", "--max_images", "12"]
+    command = ["--checkpoint", answering, "--data", "scenes", "--task", "reasoning,grounding", "--max_images", "4"]
     evaluate.main([*command, "--output", str(output), "--predictions", str(tmp_path / "said.json")])
     said = capsys.readouterr().out
     assert "after a rationale" in said and "acc@.5" in said

@@ -82,8 +82,13 @@ def test_two_processes_resume_exactly(tmp_path: Path, captioner: str, how: dict[
     two(tmp_path / "whole", **settings)
     stopped = two(tmp_path / "part", stop_at=2, **settings)
     assert [(rank["step"], rank["finished"]) for rank in stopped] == [(2, False)] * 2
-    done = execute(command(config_of(tmp_path / "part", **settings, resume="auto"), processes=2))
+    config = config_of(tmp_path / "part", **settings, resume="auto")
+    if how:  # one of the two ways as a person starts it
+        done = execute(command(config, processes=2))
+    else:
+        done = run_warm(command(config, use_ddp=True, num_gpus=2)[1:], processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "after step 2" in done.stdout + done.stderr  # and not anew
     same_checkpoint(*(tmp_path / name / "checkpoints" for name in ("whole", "part")))
     with pytest.raises(CheckpointError, match="num_gpus was 2 and is 1"):
         trained(config_of(tmp_path / "part", **(settings | {"max_steps": 6}), resume="auto"))

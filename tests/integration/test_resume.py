@@ -17,6 +17,7 @@ from bitgen.checkpoint.format import checkpoint_folders, find_checkpoint, read_c
 from bitgen.checkpoint.manifest import CheckpointError, read_manifest, write_manifest
 from bitgen.config import ConfigError
 from bitgen.machine.randomness import random_state, random_state_kept, set_random_state
+from bitgen.tasks.stage1_validation import HeldOut
 from support.runs import command, environment, fit_until, metrics, same_checkpoint, scalars, wait_for_step
 
 
@@ -35,7 +36,8 @@ def test_sigterm_and_resume_change_nothing(build, stop_at: int) -> None:
     assert len(scalars(second)) == 8
 
 
-def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build) -> None:
+def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build, monkeypatch) -> None:
+    monkeypatch.setattr(HeldOut, "_pictures", lambda *_: {})  # whose drawing takes most of the time
     settings = dict(
         ema_decay=0.9,
         num_workers=1,
@@ -54,8 +56,9 @@ def test_resume_with_averages_workers_validation_and_every_kind_of_dropout(build
     same_checkpoint(straight.store.folder, second.store.folder)
 
 
-def test_a_validation_owed_at_the_stop_is_made_up_for(build) -> None:
+def test_a_validation_owed_at_the_stop_is_made_up_for(build, monkeypatch) -> None:
     """The signal comes in the very step after which phase 1 is to be evaluated."""
+    monkeypatch.setattr(HeldOut, "_pictures", lambda *_: {})
     fit_until(build(val_data="scenes"), 4)
     second = build(val_data="scenes", resume="auto")
     second.fit()
@@ -251,7 +254,7 @@ def test_kill_9_in_both_phases_then_resume(build, tiny_config) -> None:
     straight = build("straight", **settings)
     straight.fit()
     config = tiny_config("killed", **settings)
-    for step in (6, 14):
+    for step, is_first_phase in ((3, True), (14, False)):
         process = subprocess.Popen(
             command(config, resume="auto"),
             env=environment(),
@@ -263,6 +266,8 @@ def test_kill_9_in_both_phases_then_resume(build, tiny_config) -> None:
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
+        reached = find_checkpoint("auto", config.output.output_dir).step
+        assert (reached < 10) == is_first_phase, f"killed after step {reached}: the machine was too slow"
     resumed = build("killed", resume="auto", **settings)
     assert 0 < resumed.progress.step < 24
     resumed.fit()

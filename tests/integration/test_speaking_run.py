@@ -34,7 +34,6 @@ from support.runs import (
     TINY,
     command,
     environment,
-    execute,
     fit_until,
     metrics,
     same_checkpoint,
@@ -118,7 +117,7 @@ def speaker(tmp_path_factory: pytest.TempPathFactory, captioner: str) -> tuple[s
     """A finished run by the entry itself, and all that it wrote; nobody changes it."""
     folder = tmp_path_factory.mktemp("speaker")
     config = config_of(folder, init_from=captioner, **EPISODES)
-    done = execute(command(config))
+    done = run_warm(command(config)[1:])
     assert done.returncode == 0, done.stdout + done.stderr
     return config.output.output_dir, done.stdout + done.stderr
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -179,6 +180,12 @@ def broken(both, tmp_path) -> Callable[[str], str]:
         return str(write_text_corpus(folder, load_tokenizer(both["tokenizer"]), {}))
 
     return make
+
+
+def test_a_copy_of_the_training_text_is_no_held_out_text(main, both, tmp_path) -> None:
+    copy = shutil.copytree(both["text_data"], tmp_path / "copy")
+    status, said = main(**both | {"text_val_data": str(copy)})
+    assert status == 2 and "copy holds the training text itself" in said
 
 
 @pytest.mark.parametrize("setting", ["text_data", "text_val_data"])

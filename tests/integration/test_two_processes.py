@@ -38,6 +38,7 @@ def test_the_ranks_stay_equal_and_resume_exactly(run_two, tiny_config, build) ->
     config = tiny_config("resumed", **SETTINGS)
     done = execute(command(config, processes=2, resume="auto"))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "after step 6" in done.stdout + done.stderr  # and not anew
     same_checkpoint(tiny_config("straight").output.output_dir, config.output.output_dir)
 
     with pytest.raises(CheckpointError, match="num_gpus was 2 and is 1"):

@@ -112,9 +112,8 @@ def test_resuming_with_other_data_of_the_same_size_is_refused(build, tmp_path: P
     build(**settings).fit()
     write(tmp_path / "data")  # prepared anew from the same files
     build(**settings, resume="auto")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "tokenizer", ignore_errors=True)
     write(tmp_path / "data", words="photo")
-    with pytest.raises(CheckpointError, match="the (training data|tokenizer) is not the one"):
+    with pytest.raises(CheckpointError, match="the training data is not the one"):
         build(**settings, resume="auto")
 
 

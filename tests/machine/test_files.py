@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bitgen.data.whole_folder import check_output
+from bitgen.export.target import checked_target
 from bitgen.machine import files
 from bitgen.machine.files import check_writable, replacing_folder, write_whole
 
@@ -115,3 +117,27 @@ def test_leftovers_of_a_process_that_lives_are_spared(tmp_path: Path) -> None:
 def test_a_folder_under_way_is_named_for_its_process(tmp_path: Path) -> None:
     with replacing_folder(tmp_path / "export"):
         assert [path.name.startswith(f".export.partial-{os.getpid()}-") for path in tmp_path.iterdir()] == [True]
+
+
+def test_of_a_link_the_folder_that_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    """Which may be on the larger disk; the link stays."""
+    (tmp_path / "disk" / "data").mkdir(parents=True)
+    link = tmp_path / "data"
+    link.symlink_to(tmp_path / "disk" / "data")
+    with replacing_folder(link) as new:
+        assert new.parent.parent == tmp_path / "disk"
+        fill(new, "new")
+    assert link.is_symlink() and held(tmp_path / "disk" / "data") == ["new", "new"]
+
+
+def test_the_top_of_a_disk_is_refused_before_the_work(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "mounted")
+    (tmp_path / "mounted").mkdir()
+    with pytest.raises(OSError, match="name a folder inside it"), replacing_folder(tmp_path / "mounted"):
+        raise AssertionError("hours of work")
+    with pytest.raises(ValueError, match="name a folder inside it|choose a folder inside it"):
+        check_output(tmp_path / "mounted", False, "info.json")
+    with pytest.raises(ValueError, match="name a folder inside it"):
+        checked_target(str(tmp_path / "mounted"))
+    with replacing_folder(tmp_path / "mounted" / "inside") as new:
+        fill(new, "new")

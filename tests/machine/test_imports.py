@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SOURCES = Path(__file__).resolve().parents[2] / "src"
 SLOW = ("peft", "bitsandbytes", "matplotlib", "scipy.stats", "datasets", "tensorboard")
 
@@ -17,13 +15,13 @@ def test_the_list_names_installed_libraries() -> None:
     assert all(importlib.util.find_spec(name) for name in SLOW if name != "bitsandbytes")
 
 
-@pytest.mark.parametrize(
-    "name", ["bitgen.api", "bitgen.commands.caption", "bitgen.commands.memory", "bitgen.demo.tabs.page"]
-)
-def test_what_opens_models_is_imported_without_libraries_that_it_may_not_need(name: str) -> None:
-    if name.startswith("bitgen.demo"):
-        pytest.importorskip("gradio")
-    code = f"import sys, {name}\nprint(*(slow for slow in {SLOW} if slow in sys.modules))"
+def test_what_opens_models_is_imported_without_libraries_that_it_may_not_need() -> None:
+    """One after the other: what none of them has loaded when all are there, none loads alone."""
+    names = ["bitgen.api", "bitgen.commands.evaluate", "bitgen.commands.caption", "bitgen.commands.memory"]
+    code = f"import sys, {', '.join([*names, 'bitgen.demo.searching'])}\n"
+    code += f"print(*(slow for slow in {(*SLOW, 'gradio')} if slow in sys.modules))\n"
+    if importlib.util.find_spec("gradio"):
+        code += f"import bitgen.demo.tabs.page\nprint(*(slow for slow in {SLOW} if slow in sys.modules))"
     environment = os.environ | {"PYTHONPATH": str(SOURCES)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -106,11 +106,11 @@ import importlib.abc, os, sys
 class Watch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "torch":
-            print(os.environ.get("GOMP_SPINCOUNT"))
-            sys.meta_path.remove(self)
+            print(os.environ.get("GOMP_SPINCOUNT"), flush=True)
+            os._exit(0)  # torch itself would take seconds
 sys.meta_path.insert(0, Watch())
 import train_stage1_vision_language
-print("torch" in sys.modules)
+print("torch was not asked for")
 """
 
 
@@ -119,8 +119,7 @@ print("torch" in sys.modules)
     [({}, "ours"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
 )
 def test_the_entry_sets_them_before_torch_is_imported(environment: dict[str, str], expected: str) -> None:
-    seen, loaded = in_a_new_process(WATCHED, **environment)
-    assert loaded == "True"
+    (seen,) = in_a_new_process(WATCHED, **environment)
     assert seen == (str(SPINS) if expected == "ours" else expected)
 
 

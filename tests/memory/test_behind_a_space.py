@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bitgen.data.episodes.dataset import Episode, EpisodeDataset, EpisodeMaker, Query
+from bitgen.guards.texts import MOST_CHARACTERS
 from bitgen.memory import EpisodicMemory
-from bitgen.memory.episodes import MOST_CHARACTERS
 from bitgen.memory.spoken import FactEncoder
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 from torch import nn
 
+from bitgen.config import Config
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.vision_encoder import VisionEncoder, resolve_lora_targets
+from bitgen.tasks.stage1_parts import build_untrained, model_config_of, vision_config_of
 from support.models import tiny_config
 
 
@@ -74,3 +77,15 @@ def test_component_names_cover_every_parameter():
     assert counted["lora"] == 8
     assert counted["vision_base"] == len(list(model.vision_encoder.base_parameters()))
     assert model.adapter_names() == {name for name, _ in model.named_parameters() if "lora_" in name}
+
+
+def test_dora_of_a_random_tower_has_the_norms_of_its_own_weights():
+    """Else phase 2 would begin with queries and values a fifth as large as in phase 1."""
+    config = Config().replace(vision_encoder="random", use_dora=True, image_size=28, vision_hidden_size=16)
+    config = config.replace(vision_num_heads=2, vision_num_layers=1, vision_patch_size=14, vocab_size=40)
+    tower = vision_config_of(config)
+    encoder = build_untrained(config, tower, model_config_of(config, tower)).vision_encoder
+    layers = [module for module in encoder.tower.modules() if hasattr(module, "lora_magnitude_vector")]
+    assert layers
+    for layer in layers:
+        torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight, layer.base_layer.weight.norm(dim=1))

@@ -124,8 +124,9 @@ def test_lora_adapts_query_and_value_of_the_layers_asked_for(build):
             {"q_proj", "v_proj"},
             {"query", "value"},
         )
-    with pytest.raises(ValueError, match="lora_layers"):
-        build(lora_layers=[7])
+    for layers in ([7], [1, 7], []):  # also where one of several is missing
+        with pytest.raises(ValueError, match="lora_layers"):
+            build(lora_layers=layers)
 
 
 @pytest.mark.parametrize("size", [28, 42])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitgen.config import load_config
+from bitgen.config import Config, load_config
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.factory import DINOV2_BASE
 from bitgen.model.modeling_bitgen import BitGenModel
@@ -18,6 +18,8 @@ from bitgen.show.parameters import (
     table_in_document,
     with_table,
 )
+from bitgen.stages import Group, Phase, Stage
+from bitgen.tasks.stage1 import groups as groups_of_stage1
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY_VISION = {
@@ -91,6 +93,31 @@ def test_full_tuning_trains_the_tower_in_phase_two_only():
     assert base.phase1 == 0
     assert 0 < base.phase2 <= base.total
     assert "lora" not in count_parameters(model).components
+
+
+NEW = {"decoder", "recall"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "first", "second"),
+    [
+        (lambda: groups_of_stage1(Config(), 5), NEW, NEW | {"lora"}),
+        (lambda: groups_of_stage1(Config(), None), NEW, NEW),
+        (lambda: groups_of_stage1(Config(), 0), NEW | {"lora"}, NEW | {"lora"}),
+        (lambda: (Group("new", ("recall/*",), 1e-3),), {"recall"}, {"recall"}),
+    ],
+    ids=["two phases", "text alone", "stage 2", "recall"],
+)
+def test_what_is_counted_as_trained_is_what_the_run_trains(groups, first, second):
+    """And not what stage 1 would train of such a model."""
+    model = on_meta(vision_config=TINY_VISION, recall_tokens=4, **TINY)
+    starts = sorted({group.start for group in groups()})
+    stage = Stage("it", groups(), 9, 9, phases=tuple(Phase(start) for start in starts))
+    parts = count_parameters(model, stage=stage).components
+    parts = {name: parts[name] for name in ("vision_base", "lora", "decoder", "recall")}
+    assert {name for name, count in parts.items() if count.phase1} == first
+    assert {name for name, count in parts.items() if count.phase2} == second
+    assert all(count.phase2 in (0, count.total) for count in parts.values())
 
 
 def test_features_have_no_tower():

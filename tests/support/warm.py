@@ -3,7 +3,8 @@
 A new interpreter takes longer to import torch and transformers than most tests take. What a command does is the same,
 but hashes of strings and addresses, and so the order of sets, are those of the process that was forked; what modules
 read when they are imported was read there; and the interpreter does not take itself apart at the end. So tests of
-imports, of the order of sets and of signals start new interpreters, and one of each kind of training starts torchrun.
+imports and of signals start new interpreters, and one of each kind of training starts torchrun. Strings have other
+hashes than in the process that asks, so a fork does for tests of what must not depend on the order of sets.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 OURS = ("bitgen.api", "bitgen.commands.train", "bitgen.commands.train_vlm", "peft", "torch.distributed.fsdp")
+HASH_SEED = "4711"
 FAILED_BESIDE = 10.0  # seconds that the others get when one process of several has failed
 
 _servers: dict[tuple[str, ...], _Server] = {}
@@ -69,6 +71,8 @@ class _Server:
     def __init__(self, modules: tuple[str, ...], variables: dict[str, str]) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, __file__, str(theirs.fileno()), *modules]
+        # Sets have another order than in the process that asks: what must not depend on it is seen not to.
+        variables = variables | {"PYTHONHASHSEED": HASH_SEED}
         self.process = subprocess.Popen(command, env=variables, pass_fds=[theirs.fileno()])
         theirs.close()
         self.socket = ours

@@ -107,8 +107,13 @@ def test_cached_and_live_training_have_the_same_losses(language, talk, tmp_path,
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 def test_features_kept_in_fewer_bits_train_in_float32(language, talk, tmp_path, dtype) -> None:
     cached = dict(feature_cache=str(tmp_path / "cache"), feature_cache_dtype=dtype, precision="fp32")
-    run(settings_of(language, talk, tmp_path, max_steps=2, connector="linear", **cached))
-    assert all(value == value for _, value in losses(tmp_path))
+    few = dict(max_steps=2, connector="linear", precision="fp32")
+    run(settings_of(language, talk, tmp_path, **few, **{**cached, **few}))
+    run(settings_of(language, talk, tmp_path / "live", **few))
+    found, live = (dict(losses(place)) for place in (tmp_path, tmp_path / "live"))
+    assert found and found == pytest.approx(live, rel=2e-2) and found != live
+    bits = {path.stat().st_size for path in (tmp_path / "cache").glob("*/features.bin")}
+    assert bits
 
 
 def test_adapters_of_a_cached_encoder_stay_in_the_checkpoints(language, talk, tmp_path) -> None:

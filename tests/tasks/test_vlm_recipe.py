@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from bitgen.checkpoint.format import checkpoint_folders
+from bitgen.commands import export
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig, stages_of
+from bitgen.data.tokenizer import load_tokenizer
 from bitgen.machine.devices import start_processes
 from bitgen.machine.ranks import Processes
 from bitgen.protocols import Batch
@@ -28,9 +30,10 @@ from bitgen.trained_vlm import open_vlm, vlm_folder
 from bitgen.training.trainer import Trainer
 from bitgen.vlm.adapters import adapted_layers, linear_shape
 from bitgen.vlm.modeling import VisionLanguageModel
-from support.runs import metrics, run_code, same_checkpoint
+from support.runs import metrics, same_checkpoint
 from support.tiny_vlms import tower_folder
 from support.vlm import RECIPE, TINY, recipe
+from support.warm import run_warm
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -109,6 +112,12 @@ def test_a_recipe_that_cannot_be_says_what_to_write(tmp_path, stages: list[dict[
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_stage_alone_starts_from_the_one_before_it_or_from_what_a_flag_names(tmp_path) -> None:
+    config = recipe(tmp_path, init_from="mine").replace(stage="tune")
+    assert stages_of(config)[0].config.training.init_from == str(tmp_path / "runs" / "align")
+    assert stages_of(config, flags={"init_from", "stage"})[0].config.training.init_from == "mine"
+
+
 def test_a_stage_that_there_is_not(tmp_path) -> None:
     with pytest.raises(ConfigError, match="stage is 'tun'. The stages are words, align, tune"):
         stages_of(recipe(tmp_path).replace(stage="tun"))
@@ -159,7 +168,7 @@ with torch.no_grad():
     logits = open_vlm(sys.argv[1]).model(held["inputs"]).logits
 print(torch.equal(logits, held["logits"]), logits.shape)
 """
-    done = run_code(code, str(vlm_folder(run)), str(trained / "logits.pt"))
+    done = run_warm(["-c", code, vlm_folder(run), trained / "logits.pt"])
     assert done.stdout.startswith("True"), done.stdout + done.stderr
 
 
@@ -229,6 +238,44 @@ def test_another_connector_or_language_model_is_refused(trained: Path, tmp_path)
         build_trainer(Vlm(), without, ALONE)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "name"),
+    [
+        ("select_layer", "-1", "select_layer is -2, and this stage's is -1"),
+        ("vision_num_heads", 4, "number of heads of the encoder is 2, and this stage's is 4"),
+        ("language_num_heads", 4, "number of heads of the language model is 2, and this stage's is 4"),
+    ],
+)
+def test_what_gives_weights_their_meaning_stays_at_the_start(trained: Path, tmp_path, setting, value, name) -> None:
+    places = {"output_dir": str(tmp_path / "run"), "log_dir": str(tmp_path / "log"), "resume": None}
+    with pytest.raises(ValueError, match=f"init_from .*: its {name}. Make them alike."):
+        build_trainer(Vlm(), _resumed(trained, "tune").replace(**places, **{setting: value}), ALONE)
+
+
+def test_a_connector_is_of_the_encoder_that_it_has_learned_to_read(tmp_path) -> None:
+    """Another one of the same width would be read as noise."""
+    stages = [{"name": "align", "trains": "connector"}, {"name": "tune", "trains": "connector"}]
+    towers = [str(tower_folder(tmp_path / str(scale), initializer_factor=scale)) for scale in (1.0, 2.0)]
+    settings = {"vision_encoder": towers[0], "select_layer": "-1", "image_size": None}
+    config = recipe(tmp_path, stages, **settings, max_steps=1, val_data=None)
+    assert train_recipe(stages_of(config)[:1], resume=False) == 0
+    tune = stages_of(config)[1].config
+    with pytest.raises(ValueError, match=r"its encoder \(by its weights\) is \w+, and this stage's is \w+. Make them"):
+        build_trainer(Vlm(), tune.replace(vision_encoder=towers[1]), ALONE)
+    shutil.copytree(towers[0], tmp_path / "moved")
+    build_trainer(Vlm(), tune.replace(vision_encoder=str(tmp_path / "moved")), ALONE).monitor.close()
+
+
+def test_a_random_language_model_keeps_the_tokenizer_of_the_export_that_it_starts_from(trained: Path, tmp_path) -> None:
+    export.main(["--checkpoint", str(trained / "runs" / "align"), "--output", str(tmp_path / "export")])
+    places = {"output_dir": str(tmp_path / "run"), "log_dir": str(tmp_path / "log"), "resume": None}
+    places |= {"init_from": str(tmp_path / "export"), "seed": 7}  # which other captions have
+    trainer = build_trainer(Vlm(), _resumed(trained, "tune").replace(**places), ALONE)
+    trainer.monitor.close()
+    before, after = open_vlm(trained / "runs" / "align").tokenizer, load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert after.get_vocab() == before.get_vocab()
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_a_new_adapter_changes_nothing_at_first(trained: Path, tmp_path, kind: str) -> None:
     """Also on weights that the stage before trained: DoRA's magnitudes are the norms of those, and of no others."""
@@ -265,6 +312,14 @@ def test_what_gives_weights_their_meaning_stays_on_resume(trained: Path, setting
     assert _resumed(trained, "tune").flat()[setting] != value
     with pytest.raises(ValueError, match=f"belongs to another run: .*{setting} was .* and is {value}"):
         build_trainer(Vlm(), _resumed(trained, "tune").replace(**{setting: value}), ALONE)
+
+
+def test_what_is_finished_with_other_settings_is_not_passed_over(trained: Path, tmp_path) -> None:
+    """Or a recipe that changed would be shown with the results of the one before."""
+    changed = stages_of(recipe(trained, learning_rate=0.5), flags={"learning_rate"})
+    with pytest.raises(ConfigError, match="is finished with other settings: learning_rate was 0.003 and is 0.5. Write"):
+        train_recipe(changed, resume=True)
+    assert train_recipe(stages_of(recipe(trained, num_workers=1, save_steps=7, log_steps=2)), resume=True) == 0
 
 
 def test_the_end_of_a_stage_is_marked(trained: Path) -> None:

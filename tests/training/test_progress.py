@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from bitgen.training.progress import Progress
+from bitgen.training.progress import Progress, restored
 
 
 def best_of(scores: Sequence[float], errors: Sequence[float]) -> tuple[int | None, float | None]:
@@ -65,3 +65,12 @@ def test_a_run_from_before_scores_had_errors_goes_on() -> None:
     assert progress.is_best(92.0, 0.5) and (progress.best_step, progress.highest_score) == (7, 92.0)
     assert not progress.is_best(91.4, 0.5) and progress.is_best(91.6, 0.5)
     assert not progress.is_best(91.3, 0.5), "the highest is kept, though it is no longer the best's"
+
+
+def test_milestones_that_a_run_went_past_are_past() -> None:
+    """Or a run whose ``words_seen_checkpoints`` is switched on at a resume would keep a model of 15.3M words as 10M."""
+    assert restored({"step": 9, "words_seen": 15_300_000}).milestone == 10
+    kept = asdict(Progress(step=9, words_seen=15_300_000, milestone=10, milestone_step=4))
+    assert asdict(restored(kept)) == kept
+    at_the_end = asdict(Progress(step=9, words_seen=99_990_000, milestone=100, milestone_step=9))
+    assert asdict(restored(at_the_end)) == at_the_end

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, LlavaConfig
 
 from bitgen.commands import lora_report
 from bitgen.vlm.adapter_config import AdapterConfig
@@ -68,6 +69,21 @@ def test_weights_and_adapter_are_looked_at(model, tmp_path, capsys) -> None:
     for name in ("base_spectra", "adapter_spectra"):
         with Image.open(tmp_path / "out" / f"{name}.png") as picture:
             assert picture.format == "PNG" and min(picture.size) > 300
+
+
+@pytest.mark.parametrize("layout", ["language_model.model.", "model.language_model."])
+def test_of_a_model_with_several_parts_it_is_the_language_model(model, tmp_path, layout: str) -> None:
+    """As LLaVA's files name its weights, and as transformers 5 names them in the model."""
+    text = AutoConfig.from_pretrained(model)
+    vision = AutoConfig.for_model("clip_vision_model", hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    LlavaConfig(vision_config=vision, text_config=text).save_pretrained(tmp_path / "llava")
+    weights = load_file(model / "model.safetensors")
+    inside = {name.replace("model.", layout, 1): tensor for name, tensor in weights.items()}
+    save_file(inside, tmp_path / "llava" / "model.safetensors")
+    for name in ("model", "llava"):
+        run("--model", tmp_path / name, "--output", tmp_path / "out" / name, "--device", "cpu")
+    reports = [json.loads((tmp_path / "out" / name / "report.json").read_text()) for name in ("model", "llava")]
+    assert reports[0]["base_spectra"] and reports[0]["base_spectra"] == reports[1]["base_spectra"]
 
 
 def refused(capsys, *flags: object) -> str:

@@ -8,8 +8,10 @@ from peft import LoraConfig, get_peft_model
 
 from bitgen.commands import export
 from bitgen.data.conversations.chat import encode_chat
+from bitgen.evaluation.generation import language_model
 from bitgen.trained import open_model
 from bitgen.vlm.language import generate, open_language_model
+from bitgen.vlm.modeling import VisionLanguageModel
 from support.language_models import padded, ragged, supervised_loss, tiny_language_model
 from support.runs import written_run
 
@@ -66,3 +68,22 @@ def test_a_model_with_adapters_around_it_is_used_in_the_same_way(kind):
         torch.testing.assert_close(after, before)
     after[0][0].backward()
     assert all(p.grad is not None for name, p in adapted.named_parameters() if "lora_B" in name)
+
+
+def test_what_text_never_runs_of_an_export_is_neither_adapter_nor_trained():
+    """Its own vision tower's LoRA, and what speaks from a memory: DDP would wait for their gradients, and a checkpoint
+    that held them could not be opened again."""
+    language = language_model(open_model(written_run(recall_tokens=4)).model, open_model(written_run()).tokenizer)
+    model = VisionLanguageModel(None, None, language, frozenset({"language"}))
+    roles = {name: model.role_of(name, parameter) for name, parameter in model.named_parameters()}
+    asleep = {name for name, role in roles.items() if not role.reached}
+    named = ("vision_encoder", "compressor", "recall", "itm_head", "image_projection", "memory.gpm")
+    assert all(any(f".{part}" in name for name in asleep) for part in named)
+    assert {role.part for role in roles.values()} == {"language"}
+    ids, mask = padded(ragged())
+    model.language(inputs_embeds=language.get_input_embeddings()(ids), attention_mask=mask).logits.sum().backward()
+    unread = ("language.embeddings", "language.memory.read_logvar")
+    without = {name for name, p in model.named_parameters() if p.grad is None and not name.startswith(unread)}
+    assert without == {name for name in asleep if not name.startswith(unread)}
+    frozen = VisionLanguageModel(None, None, language, frozenset())
+    assert not [name for name, _ in frozen.named_parameters() if frozen.owns(name)]

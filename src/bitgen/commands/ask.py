@@ -22,9 +22,9 @@ from bitgen.guards.arguments import Parser
 from bitgen.guards.flags import boolean, check_ranges
 from bitgen.guards.numbers import finite_float
 from bitgen.guards.printable import printable
+from bitgen.guards.texts import check_texts
 from bitgen.machine.devices import choose_device
 from bitgen.memory.encoder import PairEncoder
-from bitgen.memory.episodes import check_texts
 from bitgen.show.bars import bars_on_terminals_alone
 from bitgen.trained import CAPTIONS, Trained, open_model
 from bitgen.trained_vlm import is_vlm, open_vlm

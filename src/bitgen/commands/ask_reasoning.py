@@ -17,9 +17,9 @@ from bitgen.data.scenes.tables import render_table, table_scene
 from bitgen.evaluation.asking import Answered, ask, thinks_by_default
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import BadFile, read_regular_file
+from bitgen.guards.texts import check_texts
 from bitgen.machine.files import write_whole
 from bitgen.memory.encoder import PairEncoder
-from bitgen.memory.episodes import check_texts
 from bitgen.model.image_decoding import decode_image
 from bitgen.show.boxes import draw_boxes
 from bitgen.trained import Trained
@@ -83,7 +83,7 @@ def _scene(number: int) -> Image.Image:
 def as_text(found: Answered, size: tuple[int, int]) -> list[str]:
     """Why, the answer, and where the boxes are in pixels, a line each."""
     lines = [f"because: {found.why}"] if found.why else []
-    lines.append(f"answer: {found.answer or '(none: the model did not end its answer)'}")
+    lines.append(f"answer: {found.answer or '(none: the model gave no answer)'}")
     lines += [f"  [{number}] {_pixels(box, size)}" for number, box in found.boxes]
     return lines
 

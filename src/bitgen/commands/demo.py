@@ -76,16 +76,16 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def model_folder(given: str | None) -> Path:
-    """The folder of the model to show; the quickstart is trained where none is named and it is not there yet.
+    """The folder of the model to show; where none is named the quickstart's, which is trained if it is not there yet,
+    and to its end if it was stopped.
 
     Raises:
         ConfigError: there is no model, and no configuration to train one by.
     """
     if given is not None:
         return Path(given)
-    from bitgen.checkpoint.format import checkpoint_folders  # imports torch, which --help does not wait for
-
-    if checkpoint_folders(QUICKSTART):
+    left = _steps_left()
+    if left == 0:
         return QUICKSTART
     if not QUICKSTART_CONFIG.is_file():
         raise ConfigError(
@@ -95,9 +95,25 @@ def model_folder(given: str | None) -> Path:
     import bitgen
 
     logger.info(
-        "No model yet: the quickstart is trained first, three to six minutes on two CPU cores. Then the page opens."
+        "%s, three to six minutes on two CPU cores. Then the page opens.",
+        "No model yet: the quickstart is trained first" if left is None else f"The quickstart goes on, {left:,} steps",
     )
     return bitgen.train(QUICKSTART_CONFIG)
+
+
+def _steps_left() -> int | None:
+    """How many steps the quickstart's run has still to take; None: there is no such run."""
+    from bitgen.checkpoint.format import checkpoint_folders, read_state  # imports torch, which --help does not wait for
+    from bitgen.checkpoint.manifest import CheckpointError, CheckpointFiles
+
+    folders = checkpoint_folders(QUICKSTART)
+    if not folders:
+        return None
+    try:
+        newest = read_state(CheckpointFiles(folders[0]), lazily=True)
+    except CheckpointError:  # opening it says what is damaged
+        return 0
+    return max(newest.state.get("total_steps", newest.step) - newest.step, 0)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -103,13 +103,16 @@ def warn_of_untrained(loaded: Trained, tasks: list[str]) -> None:
         logger.warning(sentence)
 
 
-def load_split(source: str, loaded: Trained, max_images: int | None) -> PairDataset:
+def load_split(source: str, loaded: Trained, max_images: int | None, scenes: Config | None = None) -> PairDataset:
     """The held-out split that `--data` names, as this model takes it.
+
+    Args:
+        scenes: whose built-in scenes these are, where that is another model's: a run's depend on its seed.
 
     Raises:
         ValueError: it cannot be read, or holds another kind of input than the checkpoint was trained on.
     """
-    sizes, config, processor = loaded.model.config, loaded.config, loaded.processor
+    sizes, config, processor = loaded.model.config, scenes or loaded.config, loaded.processor
     dataset: PairDataset
     if source == SCENES:
         dataset = ScenesDataset(
@@ -143,12 +146,28 @@ def how_to_run(
     return precision, loaded.config.data.num_workers if dataset.kind == "images" else 0
 
 
-def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags: argparse.Namespace) -> Results:
-    """All figures of retrieval, matching and memory asked for, by task."""
+def check_asked(loaded: Trained, dataset: PairDataset, tasks: list[str]) -> None:
+    """Raise :class:`ConfigError` for a task that this model or split cannot have; before anything takes long."""
+    if MATCHING in tasks and dataset.image_count < 2:
+        raise ConfigError("matching needs at least two images: with one, no caption is wrong")
+    if MEMORY in tasks and loaded.model.memory is None:
+        raise ConfigError("this checkpoint has no memory (use_memory was False): leave memory out of --task")
+
+
+def evaluate(
+    loaded: Trained,
+    dataset: PairDataset,
+    device: torch.device,
+    flags: argparse.Namespace,
+    other: tuple[Trained, PairDataset] | None = None,
+) -> Results:
+    """All figures of retrieval, matching and memory asked for, by task.
+
+    Args:
+        other: the model of ``--captioner``, and the split as it takes it.
+    """
     precision, workers = how_to_run(loaded, dataset, device, flags)
     model = loaded.model.to(device)
-    if MEMORY in flags.task and model.memory is None:
-        raise ConfigError("this checkpoint has no memory (use_memory was False): leave memory out of --task")
     runner = Runner(model, flags.batch_size, device, precision.autocast, workers)
     logger.info(
         "encoding %d images and %d captions on %s in %s",
@@ -165,7 +184,7 @@ def evaluate(loaded: Trained, dataset: PairDataset, device: torch.device, flags:
     weights = rerank_weights(flags, loaded.config, loaded.temperature)
     captioner = None
     if weights.text and {RETRIEVAL, MATCHING} & set(flags.task):
-        captioner = load_captioner(flags, device) if flags.captioner is not None else Captioner(runner, encoded)
+        captioner = Captioner(runner, encoded) if other is None else _captioner(*other, flags, device)
     if RETRIEVAL in flags.task:
         results[RETRIEVAL] = retrieval_metrics(encoded, ranking, flags.bootstrap)
         if top_k:
@@ -213,19 +232,25 @@ def rerank_weights(flags: argparse.Namespace, config: Config, temperature: float
     )
 
 
-def load_captioner(flags: argparse.Namespace, device: torch.device) -> Captioner:
-    """The model of ``--captioner`` and the split as it sees it.
+def open_captioner(flags: argparse.Namespace, scenes: Config) -> tuple[Trained, PairDataset] | None:
+    """The model of ``--captioner``, and the split as it takes it: of built-in scenes those of the evaluated model.
 
     Raises:
         ValueError: it cannot be read, never learned to write, or takes another kind of input.
     """
+    if flags.captioner is None:
+        return None
     loaded = opened("captioner", flags.captioner)
     if CAPTIONS in loaded.untrained:
         raise ConfigError(f"--captioner {flags.captioner}: {loaded.untrained[CAPTIONS]}.")
+    return loaded, load_split(flags.data, loaded, flags.max_images, scenes)
+
+
+def _captioner(loaded: Trained, dataset: PairDataset, flags: argparse.Namespace, device: torch.device) -> Captioner:
     precision = resolve_precision(flags.precision, device)
     runner = Runner(loaded.model.to(device), flags.batch_size, device, precision.autocast, flags.num_workers or 0)
     with naming_bad_records():
-        return Captioner(runner, runner.encode(load_split(flags.data, loaded, flags.max_images)))
+        return Captioner(runner, runner.encode(dataset))
 
 
 def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Results, Results]:
@@ -279,6 +304,8 @@ def main(argv: list[str] | None = None) -> None:
                 loaded = opened("checkpoint", flags.checkpoint)
                 warn_of_untrained(loaded, flags.task)
                 dataset = load_split(flags.data, loaded, flags.max_images)
+                check_asked(loaded, dataset, flags.task)
+                other = open_captioner(flags, loaded.config)
                 if CAPTIONING in flags.task:
                     pictures = pictures_of_sheet(dataset, flags.images)
             if GLUE in flags.task:
@@ -289,10 +316,8 @@ def main(argv: list[str] | None = None) -> None:
                 results[GLUE], predictions[GLUE] = evaluate_glue_tasks(flags, device)
         except ValueError as error:  # what a person asked for cannot be
             raise ConfigError(str(error)) from error
-        if MATCHING in flags.task and dataset.image_count < 2:
-            raise ConfigError("matching needs at least two images: with one, no caption is wrong")
         if {RETRIEVAL, MATCHING, MEMORY} & set(flags.task):
-            results = evaluate(loaded, dataset, device, flags) | results
+            results = evaluate(loaded, dataset, device, flags, other) | results
         writers = {
             "output": lambda path: write_results(results, path),
             "predictions": lambda path: write_results(predictions, path),

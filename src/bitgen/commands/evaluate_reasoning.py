@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _QUESTIONS = 1000  # of each kind; one standard error is at most 1.6 points
 DIRECT, RATIONALE = "direct", "rationale"
+_COUNTS = ("questions", "no_answer")  # among figures that are percentages
 _HEADS = {
     DIRECT: "at once",
     f"{DIRECT}_of_another_picture": "... of another picture",
@@ -89,7 +90,9 @@ def _of_scenes(loaded: Trained, flags: argparse.Namespace, count: int) -> _Found
         results[REASONING] = _reasoning(loaded, answerer, count, seed, answers)
         tables += _reasoning_tables(results[REASONING])
     if GROUNDING in flags.task:
-        found = {"scenes": answerer.where(count, seed), "held-out pairs": answerer.where(count, seed, pair=True)}
+        own = _splits(loaded)[0]
+        found = {} if own == SPLITS[0] else {own.name: answerer.where(count, seed, split=own)}
+        found |= {"scenes": answerer.where(count, seed), "held-out pairs": answerer.where(count, seed, pair=True)}
         results[GROUNDING] = dict(found)
         rows = [[name, *(f"{of[name]:.3g}" if name in of else "" for of in found.values())] for name in found["scenes"]]
         tables.append(format_table(["where a thing is, in scenes with others", *found], rows))
@@ -162,8 +165,13 @@ def _tabled(scored: dict[str, tuple[dict[str, float], list[dict[str, Any]]]]) ->
     results: Results = {REASONING: {way: figures for way, (figures, _) in scored.items()}}
     answers = [one | {"way": way} for way, (_, said) in scored.items() for one in said]
     names = next(iter(results[REASONING].values()))
-    rows = [[name, *(f"{figures[name]:.1f}" for figures, _ in scored.values())] for name in names]
-    return results, answers, format_table(["answered right, %", *(_HEADS[way] for way in scored)], rows)
+    rows = [[name, *(_shown(name, figures[name]) for figures, _ in scored.values())] for name in names]
+    head = "answered right, %" if not set(names) & set(_COUNTS) else "answered right, %, and counts"
+    return results, answers, format_table([head, *(_HEADS[way] for way in scored)], rows)
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:,.0f}" if name in _COUNTS else f"{value:.1f}"
 
 
 def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> _Found:

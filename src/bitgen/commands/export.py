@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import validate_repo_id
+
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.export.hub import push_to_hub
 from bitgen.export.revisions import export_run, read_results
@@ -94,6 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     bars_on_terminals_alone()
     with exit_on_config_error():
         try:
+            if flags.push_to_hub:
+                validate_repo_id(flags.push_to_hub)
             metrics = read_results(flags.results)
             folder = _export(flags, metrics)
         except ValueError as error:
@@ -102,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         if flags.push_to_hub:
             try:
                 push_to_hub(folder, flags.push_to_hub, flags.private)
-            except OSError as error:  # no network, no right to write: the hub's own errors are among these
+            except Exception as error:  # no network, no right to write, no such name: the hub raises many kinds
                 raise ConfigError(
                     f"--push_to_hub {flags.push_to_hub}: {printable(error)}. The export itself is whole in {folder}."
                 ) from error

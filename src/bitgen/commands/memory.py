@@ -15,10 +15,10 @@ from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.generation import answer_of, caption_of
 from bitgen.guards.arguments import Parser
 from bitgen.guards.printable import printable
+from bitgen.guards.texts import MOST_CHARACTERS
 from bitgen.machine.devices import choose_device
 from bitgen.machine.files import check_writable
 from bitgen.memory import EpisodicMemory, training_whitening
-from bitgen.memory.episodes import MOST_CHARACTERS
 from bitgen.trained import Trained, open_model
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,10 @@ class ReasoningSettings:
         "none.",
     )
     rationale_share: Rate = setting(0.5, "Share of the questions that are answered with a rationale.")
-    grounding_share: Rate = setting(0.25, "Of scenes: share of what is asked that is about places.")
+    grounding_share: Rate = setting(
+        0.25,
+        "Of scenes: share of what is asked that is about places; more where a picture has no other question to give.",
+    )
     caption_share: Rate = setting(0.1, "Of scenes: share of the pictures that are scenes of stage 1, with captions.")
     answer_weight: AtLeastOne = setting(2, "How much a token of an answer counts, beside one of a rationale.")
     max_hops: AtLeastOne = setting(3, "Of scenes: the longest chain of relations in a question.")

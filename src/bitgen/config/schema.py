@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -255,8 +256,8 @@ def save_config(config: Schema, folder: str | Path) -> Path:
 @contextmanager
 def exit_on_config_error() -> Iterator[None]:
     """End the program with one clean message instead of a traceback: with status 2 on a :class:`ConfigError`, with 1 on
-    what disks, memory and damaged files make libraries raise, with 130 on Ctrl-C. A mistake in the code keeps its
-    traceback.
+    what disks, memory and damaged files make libraries raise, with 130 on Ctrl-C (and as shells say it of another
+    signal that stopped a run). A mistake in the code keeps its traceback.
 
     Of the processes that a launcher started, the first on each machine speaks for the others.
     """
@@ -264,8 +265,8 @@ def exit_on_config_error() -> Iterator[None]:
         yield
     except ConfigError as error:
         said, status = printable_lines(error), 2
-    except KeyboardInterrupt:
-        said, status = "stopped by Ctrl-C", 130
+    except KeyboardInterrupt as error:  # that of a run says what is saved, and which signal it was
+        said, status = str(error) or "stopped by Ctrl-C", 128 + getattr(error, "signal", signal.SIGINT)
     except BaseException as error:
         said, status = explained(error) or "", 1
         if not said or os.environ.get(TRACEBACK):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -38,8 +38,9 @@ examples:
       everything on built-in scenes in minutes: no data, no GPU, no download
   python {ENTRY} --config configs/vlm_llava.yaml --train_data data/my/train --val_data data/my/val
       LLaVA's two stages on your own conversations
-  python {ENTRY} --config configs/vlm_quick.yaml --stage tune --adapter dora
-      one stage of a recipe again, with another setting
+  python {ENTRY} --config configs/vlm_quick.yaml --stage tune --adapter dora \\
+      --init_from checkpoints/vlm_quick/see --output_dir checkpoints/dora --log_dir logs/dora
+      one stage of a recipe again, with another setting, from the stage that came before it
   python {ENTRY} --config configs/vlm_quick.yaml --resume auto
       go on where the recipe stopped
   torchrun --nproc_per_node=8 {ENTRY} --config configs/vlm_libra.yaml --use_ddp True --num_gpus 8
@@ -70,6 +71,14 @@ class VlmConfig(RunSchema):
         *("connector_heads", "connector_factor", "num_frames"),
         *("language_num_heads", "quantization", "template", "system_prompt"),
         *("adapter_alpha", "adapter_rslora"),
+    )
+
+    # How a stage is carried out and shown, which what it learned does not depend on, or only in its last digits.
+    incidental = (
+        *(setting.name for setting in fields(OutputSettings)),
+        *("resume", "init_from", "device", "precision", "use_ddp", "num_gpus", "parallel", "max_nonfinite_steps"),
+        *("num_workers", "max_bad_fraction", "max_image_pixels", "feature_cache", "feature_cache_dtype"),
+        *("language_checkpointing", "estimate"),
     )
 
     @property
@@ -160,6 +169,9 @@ def stages_of(config: VlmConfig, flags: Collection[str] = ()) -> list[StageRun]:
         of_all: dict[str, Any] = {"stages": None, "stage": None, "init_from": before, **output}
         found.append(StageRun(name, config.replace(**values, **of_all)))
         before = output["output_dir"]
+    if config.training.stage is not None and "init_from" in flags:  # else it starts from the stage before it
+        start = config.training.init_from
+        found = [stage._replace(config=stage.config.replace(init_from=start)) for stage in found]
     return _chosen(found, config.training.stage)
 
 

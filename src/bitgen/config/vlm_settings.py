@@ -200,7 +200,9 @@ class VlmTrainingSettings(TrainingSettings):
         "[{name: align, trains: connector}, {name: tune, trains: connector,adapter, learning_rate: 5e-5}].",
     )
     stage: str | None = setting(
-        None, "Train this stage of the recipe alone, from the stage before it as it stands in output_dir; none: all."
+        None,
+        "Train this stage of the recipe alone, from what --init_from names, else from the stage before it as it stands "
+        "in output_dir; none: all.",
     )
 
     def warmup_of(self, steps: int) -> int:

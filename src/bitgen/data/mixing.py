@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from bitgen.data.dataset import PairDataset
 from bitgen.data.quotas import most_passes, quotas, source_passes
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
+from bitgen.guards.printable import printable
 from bitgen.model.processing_bitgen import WHOLE, View
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,15 @@ class MixedBatchSampler(ResumableBatchSampler):
                 indices.append(torch.from_numpy(random.permutation(size)[start:stop]) + offset)
                 passes.append(torch.full((stop - start,), number))
             offset += size
+        row, its_pass = torch.cat(indices), torch.cat(passes)
         shuffled = self.permutation(epoch)
-        return torch.cat(indices)[shuffled], torch.cat(passes)[shuffled]
+        # What a source gives to two passes stays in their order, at the places that the shuffle gave to the source: a
+        # run that ends inside an epoch then has not begun a pass before the one before it was at its end.
+        of_source = torch.arange(len(self.sizes)).repeat_interleave(torch.from_numpy(self.quotas))[shuffled]
+        in_order = torch.argsort(of_source * (int(its_pass.max()) + 1) + its_pass[shuffled], stable=True)
+        ordered = torch.empty_like(shuffled)
+        ordered[torch.argsort(of_source, stable=True)] = shuffled[in_order]
+        return row[ordered], its_pass[ordered]
 
     @property
     def passes_per_epoch(self) -> float:
@@ -87,7 +95,9 @@ class MixedDataset(Dataset):
         self.datasets, self.weights = list(datasets), list(weights)
         first = self.datasets[0]
         for other in self.datasets[1:]:
-            if (other.kind, other.feature_shape) != (first.kind, first.feature_shape):
+            others = [encoder_of(one) for one in (first, other)]
+            differ = None not in others and others[0] != others[1]
+            if differ or (other.kind, other.feature_shape) != (first.kind, first.feature_shape):
                 raise ValueError(
                     f"train_data mixes {_what(first)} with {_what(other)}: prepare all of them as images, or with one "
                     "encoder"
@@ -183,9 +193,17 @@ class MixedDataset(Dataset):
         return self.datasets[source].record_of_image(own)
 
 
+def encoder_of(dataset: object) -> str | None:
+    """The encoder that a dataset's features were computed with, where its record says it."""
+    info = getattr(getattr(dataset, "reader", None), "info", None)
+    return getattr(info, "encoder", None)
+
+
 def _what(dataset: PairDataset) -> str:
     shape = f" {list(dataset.feature_shape)}" if dataset.feature_shape else ""
-    return f"{dataset.kind}{shape} ({dataset.reader.folder})"
+    encoder = encoder_of(dataset)
+    by = f" of {printable(encoder, 100)}" if encoder else ""
+    return f"{dataset.kind}{shape}{by} ({dataset.reader.folder})"
 
 
 def names_in_several(columns: Iterator) -> list[str]:

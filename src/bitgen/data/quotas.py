@@ -4,7 +4,9 @@ Several are written as ``DIR_A:2,DIR_B:1`` (in YAML also as a list or a mapping)
 an epoch shows every sample of each. With weights, an epoch has as many samples as all of them together, and each source
 gives its share of it, exactly: from where the epoch before left off in its own endless sequence of shuffled passes. So
 a small source with a large weight comes round several times an epoch, and a large one with a small weight takes several
-epochs to be seen whole; no sample comes a second time before all others of its source had their turn.
+epochs to be seen whole. In mapped data no sample comes a second time before all others of its source had their turn,
+but for those of the last incomplete step of an epoch, which are left out; in a streamed epoch, whose workers read
+several stretches of it side by side, this holds from epoch to epoch.
 """
 
 from __future__ import annotations

@@ -138,10 +138,10 @@ class ParquetShards:
 
     def _find(self) -> list[str]:
         fs, root = self._filesystem(), self._root
-        if any(character in root for character in "*?["):
-            found = fs.glob(root)
-        elif fs.isdir(root):
+        if fs.isdir(root):  # also one whose name has brackets in it
             found = [path for path in fs.find(root) if path.endswith(".parquet")]
+        elif any(character in root for character in "*?[") and not fs.exists(root):
+            found = fs.glob(root)
         else:
             found = [root] if fs.exists(root) else []
         return sorted(found)

@@ -108,10 +108,12 @@ class StreamDataset(Dataset):
         self.shuffle_buffer = shuffle_buffer
         first = sources[0].info
         for other in sources[1:]:
-            if (other.info.kind, other.info.feature_shape) != (first.kind, first.feature_shape):
+            differ = None not in (first.encoder, other.info.encoder) and first.encoder != other.info.encoder
+            if differ or (other.info.kind, other.info.feature_shape) != (first.kind, first.feature_shape):
                 raise ValueError(
                     f"train_data mixes {first.kind} {first.feature_shape or ''} ({sources[0].name}) with "
-                    f"{other.info.kind} {other.info.feature_shape or ''} ({other.name}): prepare all of them alike"
+                    f"{other.info.kind} {other.info.feature_shape or ''} ({other.name}): prepare all of them alike, "
+                    "with one encoder"
                 )
         self.kind, self.feature_shape = first.kind, first.feature_shape
         self.augment = augment and self.kind == "images"

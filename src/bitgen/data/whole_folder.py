@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -13,6 +14,8 @@ def check_output(folder: str | Path, overwrite: bool, sidecar: str, what: str = 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output {folder} is a file; choose another --output")
+    if os.path.ismount(folder):  # nothing that is written beside it can take its place
+        raise ValueError(f"output {folder} is the top of a mounted disk; choose a folder inside it")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     # Even --overwrite replaces only what this module wrote: a mistyped folder must not cost somebody's photographs.

@@ -19,7 +19,7 @@ from bitgen.model.image_decoding import decode_image
 from bitgen.show.boxes import draw_boxes
 
 _ARTICLE = re.compile(r"^(the|an?)\s+", re.IGNORECASE)
-NO_ANSWER = "none: the model did not end its answer"
+NO_ANSWER = "none: the model gave no answer"
 
 
 class Reason(NamedTuple):

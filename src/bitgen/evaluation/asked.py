@@ -13,7 +13,7 @@ from bitgen.data.questions.marked_text import MarkedTokens, Reply
 from bitgen.data.questions.records import Question, QuestionFolder
 from bitgen.evaluation.reasoning import BATCH, box_measures
 from bitgen.evaluation.replies import replies_to
-from bitgen.evaluation.vqa_metrics import normalize_answer, vqa_scores
+from bitgen.evaluation.vqa_metrics import same_answer, vqa_scores
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 
@@ -62,7 +62,7 @@ def score_folder(model: Model, folder: QuestionFolder, count: int, thinks: bool)
     figures = vqa_scores(answers, [list(one.answers) for one in asked])
     choosing = [(one, answer) for one, answer in zip(asked, answers, strict=True) if one.choices]
     if choosing:
-        right = sum(normalize_answer(answer) == normalize_answer(one.answers[0]) for one, answer in choosing)
+        right = sum(same_answer(answer, one.answers[0]) for one, answer in choosing)
         figures["right_choice"] = 100 * right / len(choosing)
     records = [
         {"id": one.id, "question": one.question, "rationale": reply.rationale, "answer": reply.answer}

@@ -64,7 +64,7 @@ A vision-language model of parts (src/train_vlm.py) has other tasks; without --t
              caption and its end, given each image, by teacher forcing. t2i: a caption ranks the images. i2t: an image
              ranks the captions by likelihood; i2t_gain: by likelihood over the mean likelihood given any of the images.
   --shuffle_images True shows each question another image: what is left of the figures is known without seeing.
-All figures but ranks, CIDEr and counts are percentages. Ties count against the model."""
+All figures but ranks, CIDEr, mean IoU (0 to 1) and counts are percentages. Ties count against the model."""
 
 _EXAMPLES = """\
 examples:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from bitgen.evaluation.encode import Runner, Split, image_batches, image_input
+from bitgen.guards.texts import check_texts
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import text_ids
@@ -77,6 +78,7 @@ def generate_texts(
         if num_beams > 1:
             raise ValueError(f"temperature draws words and {num_beams} beams search for the likeliest: choose one")
         drawn = {"do_sample": True, "temperature": temperature, "top_k": 0}
+    check_texts((prompt for prompt in prompts if prompt.strip()), longest=None)
     encoded = text_ids(tokenizer, prompts)
     longest = max(len(ids) for ids in encoded)
     width = longest + 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from bitgen.evaluation.flags import TASKS
 from bitgen.guards.json_files import BadJson, read_json
@@ -47,7 +49,21 @@ def _is_results(path: Path) -> bool:
     """Whether an earlier evaluation wrote a file that lies in a model's folder."""
     if path.suffix.lower() == ".png":
         return True
-    try:
-        return set(read_json(path, dict)) <= set(TASKS)
-    except (OSError, BadJson):
-        return False
+    with suppress(OSError, BadJson):
+        return _names_tasks(read_json(path, dict))
+    with suppress(OSError, BadJson):
+        return _lists_answers(read_json(path, list))
+    return False
+
+
+def _names_tasks(content: dict[str, Any]) -> bool:
+    """Results by task, or the official form of BabyLM's predictions: by set and part, a list."""
+    parts = [part for found in content.values() for part in (found.values() if isinstance(found, dict) else [found])]
+    decided = bool(parts) and all(isinstance(part, dict) and "predictions" in part for part in parts)
+    return decided or set(content) <= set(TASKS)
+
+
+def _lists_answers(content: list[Any]) -> bool:
+    """Captions or answers of every entry."""
+    kinds = ({"image_id", "caption"}, {"question_id", "answer"}, {"question", "rationale", "answer"})
+    return all(isinstance(entry, dict) and any(kind <= entry.keys() for kind in kinds) for entry in content)

@@ -130,10 +130,15 @@ class Answerer:
         at = {key: row for row, key in enumerate(keys)}
         return tokens[[at[problem.key] for problem in given]]
 
-    def where(self, count: int, seed: int, pair: bool = False) -> dict[str, float]:
-        """How well things are found in scenes with others: see :func:`box_measures`."""
+    def where(self, count: int, seed: int, pair: bool = False, split: Split = SPLITS[0]) -> dict[str, float]:
+        """How well things are found in scenes with others: see :func:`box_measures`.
+
+        Args:
+            pair: things of held-out pairs of colour and shape, in scenes that have some.
+            split: else, the scenes.
+        """
         found: list[tuple[Box | None, Box, list[Box]]] = []
-        asked = list(_where_problems(count, seed, pair))
+        asked = list(_where_problems(count, seed, pair, split))
         prompts = [self.tokens.prompt(text, False) for _, _, text in asked]
         said = self.replies([problem for problem, _, _ in asked], prompts, False, Decoding(8))
         for (problem, index, _), reply in zip(asked, said, strict=True):
@@ -143,13 +148,13 @@ class Answerer:
             found.append((boxes[0] if boxes else None, scene.box(index), others))
         measures = box_measures(found)
         if not pair:
-            measures["absent"] = self._absent(things_asked("absent", count), seed)
-            measures["named"] = self._named(things_asked("named", count), seed)
+            measures["absent"] = self._absent(things_asked("absent", count), seed, split)
+            measures["named"] = self._named(things_asked("named", count), seed, split)
         return measures
 
-    def _named(self, count: int, seed: int) -> float:
+    def _named(self, count: int, seed: int, split: Split) -> float:
         """Percent of places of which what is there is named, size, colour and shape."""
-        given = problems(SPLITS[0], count, seed, 1)
+        given = problems(split, count, seed, 1)
         rng = scene_rng(seed, "named")
         asked = [(one, rng.randrange(len(one.scene.objects))) for one in given]
         prompts = [
@@ -160,19 +165,17 @@ class Answerer:
         right = sum(reply.answer == one.scene.name(at) for reply, (one, at) in zip(said, asked, strict=True))
         return 100 * right / len(said)
 
-    def _absent(self, count: int, seed: int) -> float:
+    def _absent(self, count: int, seed: int, split: Split) -> float:
         """Percent of things that are not there of which that is said."""
-        given = [
-            Problem(problem.scene, problem.question, problem.key) for problem in problems(SPLITS[0], count, seed, 1)
-        ]
+        given = [Problem(problem.scene, problem.question, problem.key) for problem in problems(split, count, seed, 1)]
         rng = scene_rng(seed, "absent")
         prompts = [self.tokens.prompt(where_absent(problem.scene, rng).question, False) for problem in given]
         said = self.replies(given, prompts, False, Decoding(8))
         return 100 * sum(reply.answer == NONE for reply in said) / len(said)
 
 
-def _where_problems(count: int, seed: int, pair: bool) -> Iterator[tuple[Problem, int, str]]:
-    split = SPLITS[1] if pair else SPLITS[0]
+def _where_problems(count: int, seed: int, pair: bool, split: Split) -> Iterator[tuple[Problem, int, str]]:
+    split = SPLITS[1] if pair else split
     rng = scene_rng(seed, "where", pair)
     for problem in problems(split, count, seed, 1):
         scene = problem.scene

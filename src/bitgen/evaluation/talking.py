@@ -14,6 +14,7 @@ from bitgen.data.video import read_frames
 from bitgen.evaluation.answers import Decoding, write_answers
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import BadFile, read_regular_file
+from bitgen.guards.texts import check_texts
 from bitgen.model.processing_bitgen import MAX_IMAGE_PIXELS, BitGenProcessor
 from bitgen.trained_vlm import TrainedVlm
 from bitgen.vlm.connectors import Connector
@@ -37,8 +38,10 @@ class Talk:
         """The answer, on one line; it is part of the conversation from then on.
 
         Raises:
-            ValueError: the template cannot write the question, or the conversation is longer than the model reads.
+            ValueError: the question is empty or no valid Unicode, the template cannot write it, or the conversation is
+                longer than the model reads.
         """
+        check_texts([question])
         trained, frames = self.trained, [len(visual) for visual in self.visuals]
         marks = f"{IMAGE_MARKER}\n" * (0 if self.turns else len(frames))
         asked = [*self.turns, Turn("user", marks + question)]

@@ -8,7 +8,7 @@ from typing import Any
 from bitgen.config.sources import SCENES, parse_sources
 from bitgen.show.parameters import COMPONENTS, count_parameters
 from bitgen.show.tables import format_markdown
-from bitgen.trained import Trained
+from bitgen.trained import Trained, saw_pictures
 
 # Pipelines of transformers, by what the model looks at.
 IMAGE_TASK, TEXT_TASK = "image-text-to-text", "text-generation"
@@ -114,10 +114,12 @@ memory.save('facts.safetensors')  # model.load_memory('facts.safetensors') reads
 def _training(loaded: Trained, state: dict[str, Any]) -> str:
     data, progress = loaded.config.data, state.get("progress", {})
     sources = parse_sources(data.train_data) if data.train_data is not None else []
-    pairs = ", ".join("built-in rendered scenes" if path == SCENES else _folder_name(path) for path, _ in sources)
+    pairs = ", ".join(_source_name(path) for path, _ in sources)
     tokenizer = "trained on the corpus" if data.tokenizer == "train" else Path(data.tokenizer).name
     since = "" if loaded.config.training.init_from is None else " since it started from another run"
+    asked = loaded.config.reasoning.question_data
     rows = [
+        *([("questions about pictures", _source_name(asked))] if asked is not None else []),
         ("image-caption pairs", pairs or "none"),
         ("text", _folder_name(data.text_data) if data.text_data is not None else "none"),
         (f"words seen{since}, all epochs counted", f"{progress.get('words_seen', 0):,}"),
@@ -128,6 +130,10 @@ def _training(loaded: Trained, state: dict[str, Any]) -> str:
         ("phase", _phase(loaded, state)),
     ]
     return format_markdown(("", ""), rows) + "\n"
+
+
+def _source_name(path: str) -> str:
+    return "built-in rendered scenes" if path == SCENES else _folder_name(path)
 
 
 def _folder_name(path: str) -> str:
@@ -166,8 +172,9 @@ def _flat(metrics: dict[str, Any], prefix: str = "", levels: int = 2) -> list[tu
     found: list[tuple[str, float]] = []
     for name, value in metrics.items():
         if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{name} / ", levels - 1) if levels else []
-        elif isinstance(value, (int, float)):
+            control = " (control: every question with another image)" if value.get("shuffle_images") else ""
+            found += _flat(value, f"{prefix}{name}{control} / ", levels - 1) if levels else []
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append((prefix + name, float(value)))
     return found
 
@@ -181,7 +188,7 @@ def _limits(loaded: Trained, state: dict[str, Any]) -> str:
         "- Small enough to study and to score sentences with; not a product, and not for decisions about people.",
         "- Its memory's state is part of the weights and does not change in use.",
     ]
-    if loaded.config.data.train_data is None:
+    if not saw_pictures(loaded.config):
         lines.append("- Trained on text alone: it has never seen an image, and what reads images is untrained.")
     if loaded.config.objective.text_loss_weight == 0:
         lines.append("- Trained without the language loss: it matches images and texts, and does not write.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from bitgen.export.card import metrics_table
 from bitgen.export.llava_processor import IMAGE_TOKEN, llava_processor, tokenizer_with_image
 from bitgen.machine.files import apply_umask
 from bitgen.model.image_settings import PAD
@@ -66,8 +68,11 @@ def why_not(trained: TrainedVlm) -> str | None:
     return None
 
 
-def write_llava(trained: TrainedVlm, folder: Path) -> None:
+def write_llava(trained: TrainedVlm, folder: Path, metrics: Mapping[str, Any] | None = None) -> None:
     """Write a model without adapters into ``folder``: weights under the Hub's names, configuration and processor.
+
+    Args:
+        metrics: results of ``src/evaluate.py`` for the model card.
 
     Logits and greedy answers are those of the model itself. Its vocabulary has ``<image>`` besides, which is never
     written.
@@ -93,7 +98,8 @@ def write_llava(trained: TrainedVlm, folder: Path) -> None:
     model.save_pretrained(folder)
     _rename(folder, "vision_tower.", f"vision_tower.{prefix}")
     processor.save_pretrained(folder)
-    (folder / "README.md").write_text(_CARD.replace("TOKEN", IMAGE_TOKEN), encoding="utf-8")
+    card = _CARD.replace("TOKEN", IMAGE_TOKEN) + "\n## Metrics\n\n" + metrics_table(dict(metrics or {}))
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _llava(trained: TrainedVlm, strategy: str, image_id: int) -> LlavaForConditionalGeneration:
@@ -166,14 +172,15 @@ tags: [llava, vision-language]
 Trained with BitGen, written for transformers alone.
 
 ```python
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 model = LlavaForConditionalGeneration.from_pretrained(DIR).eval()
 processor = AutoProcessor.from_pretrained(DIR)
 said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
 prompt = processor.apply_chat_template(said, add_generation_prompt=True)
-inputs = processor(images=Image.open("photo.jpg"), text=prompt, add_special_tokens=False, return_tensors="pt")
+picture = ImageOps.exif_transpose(Image.open("photo.jpg"))  # upright, as in training
+inputs = processor(images=picture, text=prompt, add_special_tokens=False, return_tensors="pt")
 new = model.generate(**inputs, do_sample=False)[0, inputs["input_ids"].shape[1]:]
 print(processor.decode(new, skip_special_tokens=True))
 ```

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bitgen.config import ConfigError
@@ -19,6 +20,8 @@ def checked_target(output: str) -> Path:
         raise ConfigError(f"--output {output} exists and is not empty: name another folder, or empty this one.")
     if target.exists() and not target.is_dir():
         raise ConfigError(f"--output {output} is a file: name a folder.")
+    if os.path.ismount(target):  # nothing that is written beside it can take its place
+        raise ConfigError(f"--output {output} is the top of a mounted disk: name a folder inside it.")
     target = target.resolve()
     if inside_of := next((folder for folder in target.parents if holds_model_or_data(folder)), None):
         raise ConfigError(

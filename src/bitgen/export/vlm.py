@@ -45,7 +45,7 @@ def export_vlm(checkpoint: str, output: str, merge_lora: bool, layout: str, metr
     try:
         with replacing_folder(target, replace=False) as folder:
             if layout == LLAVA:
-                write_llava(trained, folder)
+                write_llava(trained, folder, metrics)
             else:
                 write_vlm_folder(trained, folder, metrics)
     except ValueError as error:

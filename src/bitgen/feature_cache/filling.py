@@ -56,6 +56,9 @@ def encoder_fingerprint(model: BitGenModel) -> str:
     }
     config = {k: v for k, v in encoder.tower.config.to_dict().items() if k[0] != "_" and k != "transformers_version"}
     text = json.dumps(config, sort_keys=True, default=str)
+    if encoder.tuning == "lora" and not without_adapters:  # the same factors add more at another scale
+        scales = {name: module.scaling for name, module in encoder.named_modules() if hasattr(module, "scaling")}
+        text += json.dumps(scales, sort_keys=True)
     return digest([(text, torch.empty(0)), *sorted(weights.items())])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 from bitgen.guards.printable import printable
 
@@ -20,10 +21,19 @@ def is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in _FULL or "No space left" in str(error) or "quota exceeded" in str(error)
 
 
+def of_worker(text: str) -> str:
+    """What an error says, without the traceback that torch puts before the message of a data worker's error."""
+    if "Original Traceback" not in text and "Traceback (most recent call last)" not in text:
+        return text
+    # The last line that starts with an exception's name; the message itself may name others.
+    return re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1].strip()
+
+
 def explained(error: BaseException) -> str | None:
     """An error of a disk, of memory or of a damaged file as one line; None: it may be a mistake in the code."""
-    said = printable(next(iter(str(error).splitlines()), ""), 300)
-    name, text = type(error).__name__, str(error).lower()
+    told = of_worker(str(error))
+    said = printable(next(iter(told.splitlines()), ""), 300)
+    name, text = type(error).__name__, told.lower()
     if is_disk_full(error):
         return f"The disk is full ({said}). Free space on it, then start again."
     if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
@@ -35,7 +45,7 @@ def explained(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         file = f"{printable(os.fsdecode(error.filename), 200)}: " if isinstance(error.filename, (str, bytes)) else ""
         return f"{file}{error.strerror or said or name}. Remove the cause, then start again."
-    if "DataLoader worker" in str(error):
+    if "DataLoader worker (pid" in str(error):  # torch's words for one that was killed
         return f"{said} Often memory ran out: lower num_workers, or give the machine or container more."
     if name in _OF_RUST and name == type(error).__qualname__:
         return f"{said or name}. Look at the file or setting that it speaks of."

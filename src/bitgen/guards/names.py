@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 from bitgen.guards.printable import printable
@@ -22,11 +23,11 @@ def inside(folder: str | Path, name: str) -> Path:
     """The path of ``name`` in ``folder``, after links are followed. Whether there is a file is not asked.
 
     Raises:
-        BadName: the name is empty, holds a character that no file name has, or has a part of more than 255 bytes.
+        BadName: the name is empty, holds a control character, or has a part of more than 255 bytes.
         Outside: it is absolute, holds ``..``, or leads out of the folder through a link.
     """
     shown = printable(name, 80)
-    if not name or "\0" in name:
+    if not name or any(unicodedata.category(character) == "Cc" for character in name):
         raise BadName(f"{shown!r} is not the name of a file")
     parts = Path(name.replace("\\", "/")).parts if os.sep == "/" else Path(name).parts
     if Path(name).is_absolute() or ".." in parts:

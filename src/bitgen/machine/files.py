@@ -83,9 +83,11 @@ def replacing_folder(path: str | Path, replace: bool = True, prefix: str | None 
         prefix: of the temporary folder's name, by which its owner finds what a killed process left.
 
     Raises:
-        OSError: the disk says no; with ``errno`` ENOTEMPTY or EEXIST: a folder that was not to be replaced is there.
+        OSError: the disk says no; ``path`` is the top of a disk; with ``errno`` ENOTEMPTY or EEXIST: a folder that was
+            not to be replaced is there.
     """
-    target = Path(os.path.abspath(path))
+    target = Path(os.path.realpath(path))  # of a link what it leads to, which may be on the larger disk
+    refuse_mount_point(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=prefix or f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
     try:
@@ -98,6 +100,12 @@ def replacing_folder(path: str | Path, replace: bool = True, prefix: str | None 
         fsync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_mount_point(folder: Path) -> None:
+    """Raise OSError for the top of a disk: no folder written beside it can take its place."""
+    if os.path.ismount(folder):
+        raise OSError(errno.EBUSY, "it is the top of a mounted disk; name a folder inside it", str(folder))
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bitgen import trained
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import BadFile, read_regular_file
-from bitgen.memory.episodes import check_texts
+from bitgen.guards.texts import check_texts
 from bitgen.model.image_decoding import ImageSource
 from bitgen.model.modeling_bitgen import BitGenModel, ImageEncoding
 from bitgen.model.processing_bitgen import BitGenProcessor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitgen.guards.printable import printable
+from bitgen.guards.texts import check_texts, is_unicode
 from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace, spoken_space
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.files import SpokenProbe, check_model, read_memory
@@ -20,7 +21,6 @@ from bitgen.model.episodic_memory import slot_utilization
 from bitgen.model.speaking import told_last
 
 MOST_EPISODES = 100_000
-MOST_CHARACTERS = 10_000  # of a text; a model reads a few hundred tokens of it
 _LONGEST_ID = 200
 _MOST_ASKED, _ASKED_AT_ONCE = 2048, 256  # episodes whose own cues are tried, when there are more
 _SPOKEN_AT_ONCE = 32  # values whose tokens are looked up together, each among all of the vocabulary
@@ -73,28 +73,6 @@ class MemoryState(NamedTuple):
     memory_bytes: int
     episode_bytes: int
     expected_speech: float | None = None
-
-
-def check_texts(texts: Iterable[str], longest: int | None = MOST_CHARACTERS) -> None:
-    """Raise ValueError for a text that is empty, too long (None: of any length), or no text."""
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"text {position} is a {type(text).__name__}, not a string")
-        if not text.strip():
-            raise ValueError(f"text {position} is empty: write something")
-        if longest is not None and len(text) > longest:
-            raise ValueError(f"text {position} has {len(text):,} characters, at most {longest:,} are taken: shorten it")
-        if not _encodes(text):
-            raise ValueError(f"text {position} is not valid Unicode ({printable(text, 60)}): write it anew")
-
-
-def _encodes(text: str) -> bool:
-    """Whether a text can be written to a file: half a surrogate pair, or a command line's stray byte, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class Held(NamedTuple):
@@ -203,7 +181,7 @@ class Held(NamedTuple):
             return ids, next_id
         for key in keys:
             shown = printable(key, 60)
-            if not isinstance(key, str) or not key.strip() or len(key) > _LONGEST_ID or not _encodes(key):
+            if not isinstance(key, str) or not key.strip() or len(key) > _LONGEST_ID or not is_unicode(key):
                 raise ValueError(f"id '{shown}': an id is a string of 1 to {_LONGEST_ID} characters that is not empty")
             if key in taken:
                 raise ValueError(f"id '{shown}' is taken: choose another, or edit or forget that episode")

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bitgen.guards.texts import check_texts
 from bitgen.memory.address_space import IMAGE, TEXT, AddressSpace, spoken_space
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import MemoryImage, PairEncoder, check_lists
-from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, check_texts, held_in_file
+from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, held_in_file
 from bitgen.memory.files import StoredSpoken, exclusive, write_memory
 from bitgen.memory.notices import (
     warn_after_edit,

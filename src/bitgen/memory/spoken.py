@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from bitgen.guards.printable import printable
+from bitgen.guards.texts import MOST_CHARACTERS
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
-from bitgen.memory.episodes import MOST_CHARACTERS, Episode
+from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
 from bitgen.model.picture import Picture
 from bitgen.model.question import Question

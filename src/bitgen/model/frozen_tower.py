@@ -39,11 +39,11 @@ def resolve_lora_targets(tower: nn.Module, layers: list[int] | None = None) -> l
     if layers is None:
         return targets
     index = {name: next((int(part) for part in name.split(".") if part.isdigit()), None) for name in targets}
-    chosen = [name for name in targets if index[name] in layers]
-    if not chosen:
-        there = sorted({number for number in index.values() if number is not None})
-        raise ValueError(f"lora_layers={layers} names no layer of {type(tower).__name__}: it has {there}.")
-    return chosen
+    there = sorted({number for number in index.values() if number is not None})
+    if missing := sorted(set(layers) - set(there)) or not layers:
+        which = f"{missing} of lora_layers={layers} are" if layers else "lora_layers is empty, which is"
+        raise ValueError(f"{which} no layers of {type(tower).__name__}: it has {there}.")
+    return [name for name in targets if index[name] in layers]
 
 
 def _built(vision_config: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import torch
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.objectives.language import language_loss
+from bitgen.objectives.stage1_reach import without_choice
 from bitgen.objectives.stateless import StatelessObjective
 from bitgen.protocols import Output
 from bitgen.stages import Role
@@ -33,8 +34,7 @@ class ReasoningObjective(StatelessObjective):
 
     def roles(self) -> dict[str, Role]:
         """What every parameter is, and whether an answer reaches it."""
-        single = self.model.config.image_tokens == 1  # a softmax over one token has no gradient for its scores
-        alone = ("fusion.norm", "fusion.attention.query") if single else ()
+        alone = without_choice(self.model.config)
         return {
             f"model.{name}": Role(*role, not name.startswith(self.unreached) and not any(one in name for one in alone))
             for name, role in self.model.roles().items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
 
 
@@ -31,7 +32,7 @@ def unreached_by(model: BitGenModel, settings: Stage1Settings, sees_pairs: bool,
         sees_pairs: whether the run has image-caption pairs.
         fuses: whether a loss reads captions fused with their images.
     """
-    prefixes = []
+    prefixes = ["model.recall"]  # which episodes alone train
     if not (sees_pairs and settings.contrastive_weight):
         prefixes += ["log_temperature", "model.image_pooling", "model.image_projection", "model.text_projection"]
     if not (sees_pairs and settings.itm_weight):
@@ -40,7 +41,13 @@ def unreached_by(model: BitGenModel, settings: Stage1Settings, sees_pairs: bool,
         prefixes += ["model.memory.gpm"]
     if not sees_pairs:
         prefixes += ["model.compressor", "model.vision_encoder"]
-    parts = [] if fuses else [".fusion."]
-    if model.config.image_tokens == 1:  # a softmax over one token has no gradient for its scores
-        parts += ["image_pooling.scores", "fusion.norm", "fusion.attention.query"]
+    parts = [*([] if fuses else [".fusion."]), *without_choice(model.config)]
     return lambda name: name.startswith(tuple(prefixes)) or any(part in name for part in parts)
+
+
+def without_choice(config: BitGenConfig) -> list[str]:
+    """Parts of names of the scores of a softmax over one token alone, which has no gradient for them."""
+    parts = ["image_pooling.scores"] if config.image_tokens == 1 else []
+    if config.pooled_tokens == 1 and config.fusion != "concat_mlp":  # that has no softmax
+        parts += ["fusion.norm", "fusion.attention.query"]
+    return parts

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from bitgen.model.parameter_roles import ADAPTER_KINDS, VISION
+from bitgen.stages import Role, Stage
 
 from .tables import format_markdown, format_table
 
@@ -91,31 +92,44 @@ class ParameterTable:
         return [(label, f"{c.total:,}", f"{c.phase1:,}", f"{c.phase2:,}") for label, c in labelled]
 
 
-def count_parameters(model: BitGenModel, extra: Mapping[str, Iterable[nn.Parameter]] | None = None) -> ParameterTable:
+def count_parameters(
+    model: BitGenModel,
+    extra: Mapping[str, Iterable[nn.Parameter]] | None = None,
+    stage: Stage | None = None,
+    roles: Mapping[str, Role] | None = None,
+) -> ParameterTable:
     """Count each parameter once, under the component that the model names for it.
 
-    The phase the model is in does not matter: what `model.adapter_names()` lists trains in phase 2 alone, other
-    weights of the vision tower never, and of the rest what requires a gradient trains in both. Works on the meta
-    device.
+    The phase the model is in does not matter. Without a stage, what `model.adapter_names()` lists trains in phase 2
+    alone, other weights of the vision tower never, and of the rest what requires a gradient trains in both. Works on
+    the meta device.
 
     Args:
+        stage: what trains, and in which phase, is what its groups say. One of a single phase has that for both.
+        roles: of an objective's parameters (the model's under ``model.``), of which those that no loss reaches do not
+            train.
         extra: parameters that live outside the model, as component -> parameters: the objective's log-temperature, so
             that the sum is what the optimizer holds.
     """
     total: Counter[str] = Counter()
     phase1: Counter[str] = Counter()
     phase2: Counter[str] = Counter()
-    roles = model.roles()
+    own = model.roles()
     for name, parameter in model.named_parameters():
-        role, size = roles[name], parameter.numel()
+        role, size = own[name], parameter.numel()
         component = role.part
         assert component in COMPONENTS, f"{name} is counted under the unknown component {component!r}"
         total[component] += size
-        if role.kind in ADAPTER_KINDS:
+        adapts = role.kind in ADAPTER_KINDS
+        if stage is None:
+            starts = [1] if adapts else [0] if component != VISION else []
+        else:
+            of_stage = (roles or {}).get(f"model.{name}") or Role(*role)
+            starts = [group.start for group in stage.groups if of_stage.reached and group.takes(of_stage)][:1]
+        if starts and (adapts or parameter.requires_grad):
             phase2[component] += size
-        elif component != VISION and parameter.requires_grad:
-            phase1[component] += size
-            phase2[component] += size
+            if starts[0] == 0:
+                phase1[component] += size
     for component, parameters in (extra or {}).items():
         for parameter in parameters:
             for counter in (total, phase1, phase2) if parameter.requires_grad else (total,):

@@ -21,8 +21,8 @@ _MACHINE = ("precision", "device", "seed", "use_ddp", "num_gpus")
 def split_first_stage(config: Config) -> tuple[Config | None, Config]:
     """The run to train before this one (None: there is none, or this one has begun), and this run as it then starts.
 
-    The first run has the file's objective, episodes, training and checkpoint settings, and everything else from this
-    one: its data, its network, its machine. It writes to ``first`` in this run's folders.
+    The first run has the file's objective, episodes, training and checkpoint settings, of stage 2 also how it asks, and
+    everything else from this one: its data, its network, its machine. It writes to ``first`` in this run's folders.
 
     Raises:
         ConfigError: the file cannot be read, starts from a file itself, or does not go with this run's data or network.
@@ -39,9 +39,13 @@ def split_first_stage(config: Config) -> tuple[Config | None, Config]:
     folders: dict[str, Any] = {
         name: str(Path(getattr(config.output, name)) / FOLDER) for name in ("output_dir", "log_dir")
     }
+    asked = config.reasoning
+    if theirs.reasoning.question_data is not None:  # else a run by reinforcement would be reinforced from the start
+        asked = replace(theirs.reasoning, question_data=asked.question_data, question_val_data=asked.question_val_data)
     first = replace(
         config,
         objective=theirs.objective,
+        reasoning=asked,
         episodes=theirs.episodes,
         training=replace(theirs.training, resume=config.training.resume, **machine),
         output=replace(theirs.output, progress=config.output.progress, **folders),

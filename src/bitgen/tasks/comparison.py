@@ -30,7 +30,7 @@ from bitgen.machine.memory import peak_resident_bytes
 from bitgen.machine.stopping import SIGNALS, StopSignals
 from bitgen.run import RunFailed
 from bitgen.show.monitor import METRICS_FILE
-from bitgen.tasks.recipe import DONE, train_recipe
+from bitgen.tasks.recipe import DONE, changed_since, train_recipe
 from bitgen.trained_vlm import open_vlm
 
 logger = logging.getLogger(__name__)
@@ -245,8 +245,9 @@ def _sizes(recipe: Compared) -> dict[str, Any]:
 
 
 def _is_done(recipe: Compared) -> bool:
-    finished = all((Path(stage.config.output.output_dir) / DONE).is_file() for stage in recipe.stages)
-    return finished and "trained_parameters" in _read(recipe)
+    configs = [stage.config for stage in recipe.stages]
+    finished = all((Path(config.output.output_dir) / DONE).is_file() for config in configs)
+    return finished and not any(map(changed_since, configs)) and "trained_parameters" in _read(recipe)
 
 
 def _read(recipe: Compared) -> dict[str, Any]:

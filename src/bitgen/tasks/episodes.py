@@ -52,10 +52,7 @@ class Episodes:
         parts = build_parts(config if fresh else config.replace(init_from=None), ranks, fresh)
         objective = RecallObjective(parts.model, _temperature(config, fresh), config.episodes.recall_weight)
         precision = resolve_precision(config.training.precision, ranks.device)
-        table = count_parameters(parts.model)
-        if ranks.is_main:
-            table.write(config.output.output_dir)
-        pairs = parts.train
+        pairs, settings = parts.train, config.episodes
         if not isinstance(pairs, PairDataset):  # neither streamed nor text: the settings were checked
             raise ConfigError(f"train_data is {config.data.train_data}, but episodes are made of one source. Name one.")
         processor = pairs.processor
@@ -70,10 +67,15 @@ class Episodes:
             config.training.grad_accum_steps,
             config.data.num_workers,
             ranks.device.type == "cuda",
+            # Of pictures; one that cannot be used costs its episode.
+            min(1.0, config.data.max_bad_fraction * (settings.episode_pictures + settings.picture_queries)),
         )
         stage = plan(config, source)
+        table = count_parameters(parts.model, stage=stage, roles=objective.roles())
+        if ranks.is_main:
+            table.write(config.output.output_dir)
         validator = _Validator(config, parts.val, parts.model.config.as_taught) if parts.val is not None else None
-        settings, network = config.episodes, parts.model.config
+        network = parts.model.config
         return Run(
             objective,
             source,

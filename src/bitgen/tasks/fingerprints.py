@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,11 @@ def fingerprint_of(train: Any) -> str | None:
     Data that is prepared anew from the same files has the same one. The images themselves are not read.
     """
     readers = readers_of(train)
-    if not readers:
-        return None
+    return fingerprint_of_readers(readers) if readers else None
+
+
+def fingerprint_of_readers(readers: Sequence[RecordReader]) -> str:
+    """See :func:`fingerprint_of`."""
     sha = hashlib.sha256()
     for reader in readers:
         for names in reader.image_ids().chunks:

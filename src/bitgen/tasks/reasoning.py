@@ -9,13 +9,16 @@ from transformers import PreTrainedTokenizerFast
 from bitgen.config import Config, ConfigError
 from bitgen.config.reasoning_rules import EXTEND
 from bitgen.config.schema import CONFIG_FILE
+from bitgen.config.sources import SCENES, SORT_OF_CLEVR
 from bitgen.data.loader_source import LoaderSource
 from bitgen.data.questions.dataset import QuestionCollator, QuestionDataset
 from bitgen.data.questions.extended_tokenizer import extended_tokenizer
+from bitgen.data.questions.folder import QuestionFolder
 from bitgen.data.questions.marked_text import MARKS, MarkedTokens
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import keep_tokenizer, kept_meta, load_tokenizer, vocabulary_size
 from bitgen.data.word_count import WordCounter
+from bitgen.evaluation.asked import first_questions
 from bitgen.machine.devices import resolve_precision
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
@@ -70,9 +73,6 @@ class Reasoning:
         reinforced = settings.reinforcement != "none"
         objective = (PolicyGradientObjective if reinforced else ReasoningObjective)(model, temperature)
         precision = resolve_precision(training.precision, ranks.device)
-        table = count_parameters(model)
-        if ranks.is_main:
-            table.write(config.output.output_dir)
         tokens = MarkedTokens(tokenizer)
         data = QuestionDataset(
             asked_pictures(config, processor), tokens, config.model.max_seq_len, settings.answer_weight,
@@ -97,6 +97,9 @@ class Reasoning:
             )
         adapted = 0 if model.vision_encoder is not None else None
         stage = planned("reasoning", groups(config, adapted), source, training)
+        table = count_parameters(model, stage=stage, roles=objective.roles())
+        if ranks.is_main:
+            table.write(config.output.output_dir)
         return Run(
             objective,
             source,
@@ -176,8 +179,14 @@ def build_stage2_tokenizer(config: Config, ranks: Processes, fresh: bool) -> Pre
 
 def _next_commands(config: Config) -> list[tuple[str, str]]:
     run, data = config.output.output_dir, config.reasoning.question_val_data or config.reasoning.question_data
-    ask = f'python src/ask.py "what shape is the thing just left of the star?" --scene 1 --model {run}'
-    return [
-        ("how good it is", f"python src/evaluate.py --checkpoint {run} --data {data} --task reasoning"),
-        ("ask it about a scene", f"{ask} --picture boxes.png"),
-    ]
+    tasks = "reasoning"
+    if data is not None and data not in (SCENES, SORT_OF_CLEVR):  # a folder may ask for words, boxes or both
+        folder = QuestionFolder(data)
+        kinds = (("reasoning", False), ("grounding", True))
+        tasks = ",".join(name for name, boxes in kinds if first_questions(folder, 1, boxes))
+    how = "how good it is" if config.reasoning.question_val_data else "how well it knows what it was trained on"
+    found = [(how, f"python src/evaluate.py --checkpoint {run} --data {data} --task {tasks}")]
+    if config.reasoning.question_data == SCENES:
+        ask = f'python src/ask.py "what shape is the thing just left of the star?" --scene 1 --model {run}'
+        found.append(("ask it about a scene", f"{ask} --picture boxes.png"))
+    return found

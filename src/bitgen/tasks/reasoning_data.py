@@ -89,7 +89,7 @@ class SceneValidator:
     """Asks about scenes that training never drew, and looks for things in them."""
 
     def __init__(self, split: Split, seed: int, processor: BitGenProcessor, thinks: bool) -> None:
-        self.seed, self.processor, self.thinks = seed, processor, thinks
+        self.split, self.seed, self.processor, self.thinks = split, seed, processor, thinks
         self.problems = problems(split, _VALIDATED, seed)
 
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
@@ -103,7 +103,7 @@ class SceneValidator:
             scalars |= {f"val/{name}_{hops}_hops": value for hops, value in by_hops(samples).items()}
         if self.thinks:
             scalars |= {f"val/{name.replace(' ', '_')}": value for name, value in clause_measures(samples).items()}
-        where = answerer.where(_VALIDATED, self.seed)
+        where = answerer.where(_VALIDATED, self.seed, split=self.split)
         scalars |= {f"val/where_{name.replace(' ', '_')}": value for name, value in where.items()}
         return HeldOutResult(scalars, {"samples/boxes": _drawn(samples)}, {"samples/answers": _table(samples)}, score)
 

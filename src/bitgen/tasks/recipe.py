@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bitgen.checkpoint.format import checkpoint_folders
 from bitgen.config.values import ConfigError
-from bitgen.config.vlm import StageRun
+from bitgen.config.vlm import StageRun, VlmConfig
+from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing
 from bitgen.machine.ranks import stop_processes
 from bitgen.run import train
@@ -36,6 +37,11 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
             if not begun:  # of an earlier run, whose checkpoints were removed
                 done.unlink(missing_ok=True)
             if resume and done.is_file():
+                if changed := changed_since(config):
+                    raise ConfigError(
+                        f"{folder} is finished with other settings: {'; '.join(changed)}. Write the former ones, or "
+                        f"another --output_dir for a new run. To go on with these, remove {done}."
+                    )
                 logger.info("%s is finished, and passed over. Remove %s to train it for longer.", folder, done)
                 continue
             if resume and (config.training.resume is None or not _is_of(config.training.resume, folder, stages)):
@@ -50,10 +56,28 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
             if stopped:
                 return stopped
             with replacing(done) as temporary:
-                temporary.write_text("This stage is at its end.\n", encoding="utf-8")
+                temporary.write_text(f"# This stage is at its end, with these settings:\n{config.to_yaml()}")
     finally:
         stop_processes()
     return 0
+
+
+def changed_since(config: VlmConfig) -> list[str]:
+    """What a finished stage was trained with otherwise, as texts for a person. A mark that says nothing of it, of an
+    earlier version, finds no difference."""
+    done = Path(config.output.output_dir) / DONE
+    content = done.read_bytes()
+    if not content.startswith(b"#"):
+        return []
+    try:
+        differing = config.differences(content, done)
+    except ConfigError as error:  # of another version, perhaps
+        return [str(error)]
+    return [
+        f"{name} was {printable(then, 100)} and is {printable(now, 100)}"
+        for name, (then, now) in differing.items()
+        if name not in config.incidental
+    ]
 
 
 def _is_of(resume: str, folder: Path, stages: Sequence[StageRun]) -> bool:

@@ -44,7 +44,7 @@ class RolloutSettings(NamedTuple):
         supervised: pictures with right answers that are learned beside, and ``supervised_weight``, of their loss.
         only_right: right replies are learned and nothing else is (STaR, arXiv 2203.14465), in place of advantages.
         idle_steps: the run ends after so many steps in a row in which the replies to each prompt were worth the same;
-            counted from its start or resume.
+            counted over resumes.
     """
 
     prompts: int

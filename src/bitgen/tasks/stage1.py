@@ -61,11 +61,11 @@ class Stage1:
         sees_pairs = config.data.train_data is not None
         objective = Stage1Objective(parts.model, config.objective, sees_pairs, config.memory.memory_alpha)
         precision = resolve_precision(config.training.precision, ranks.device)
-        table = count_parameters(parts.model, {"temperature": [objective.log_temperature]})
-        if ranks.is_main:
-            table.write(config.output.output_dir)
         source = live_source(config, parts, ranks)
         stage, why_one_phase = plan_stage(config, source)
+        table = count_parameters(parts.model, {"temperature": [objective.log_temperature]}, stage, objective.roles())
+        if ranks.is_main:
+            table.write(config.output.output_dir)
         source = with_cache(config, parts, stage, source, ranks, precision)
         held_out = _held_out(config, parts, ranks, precision)
         if sees_pairs and config.objective.contrastive_weight and config.training.batch_size * ranks.world_size == 1:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from bitgen.config import Config, ConfigError
 from bitgen.config.sources import SCENES, parse_sources
 from bitgen.data.dataset import PairDataset
-from bitgen.data.mixing import MixedDataset
+from bitgen.data.mixing import MixedDataset, encoder_of
 from bitgen.data.records import RecordReader
 from bitgen.data.scenes.dataset import ScenesDataset, scene_captions
 from bitgen.data.shards import open_shards
@@ -21,6 +21,7 @@ from bitgen.data.stream import StreamDataset, stream_captions
 from bitgen.data.text_and_pairs import TextAndPairs
 from bitgen.data.text_blocks import TextBlocks
 from bitgen.data.tokenizer import build_tokenizer, is_kept, load_tokenizer, take_over, vocabulary_size
+from bitgen.guards.printable import printable
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.model.configuration_bitgen import BitGenConfig
@@ -254,6 +255,7 @@ def build_untrained(config: Config, vision_config: dict | None, model_config: Bi
     if config.vision.vision_encoder == RANDOM:
         assert model.vision_encoder is not None
         initialise_random_tower(model.vision_encoder)
+        model.vision_encoder.reset_magnitudes()  # DoRA's are of the weights before, else
     if config.vision.compile and model.vision_encoder is not None:
         model.vision_encoder.compile()
     return model
@@ -299,6 +301,13 @@ def build_parts(config: Config, processes: Processes, fresh: bool = True) -> Run
             "prepare both with the same encoder."
         )
     if val is not None:
+        encoders = [encoder_of(val), *map(encoder_of, getattr(pairs, "datasets", [pairs]))]
+        if len(set(filter(None, encoders))) > 1:
+            here, there = (printable(one, 100) for one in list(dict.fromkeys(filter(None, encoders)))[:2])
+            raise ConfigError(
+                f"val_data {data.val_data} holds features of the encoder {here}, train_data of {there}: prepare both "
+                "with the same encoder."
+            )
         _refuse_trained_on(config, pairs, val)
     train: TrainingPairs | TextAndPairs | None = pairs
     text_val = None
@@ -307,6 +316,11 @@ def build_parts(config: Config, processes: Processes, fresh: bool = True) -> Run
         assert not isinstance(pairs, StreamDataset)
         train = TextAndPairs(text, pairs, data.text_ratio, config.training.text_batch_size)
         text_val = build_text(config, data.text_val_data, tokenizer) if data.text_val_data is not None else None
+        if text_val is not None and text_val.fingerprint() == text.fingerprint():
+            raise ConfigError(
+                f"text_val_data {data.text_val_data} holds the training text itself, so its figures would say nothing. "
+                "Write the --val_output of data_prep/babylm_text.py, or leave text_val_data out."
+            )
     seed_everything(config.training.seed)  # the same new weights on every rank
     # A trained tokenizer may stay below the vocabulary asked for; rows that no token reaches would never train.
     vocab_size = min(config.model.vocab_size, vocabulary_size(tokenizer)) if config.data.tokenizer == "train" else None

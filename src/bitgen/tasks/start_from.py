@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,9 +53,26 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
             f"init_from {path} holds another network: {len(differing)} of its weights differ in shape or are missing, "
             f"first {differing[0]}. Give this run the vision, lora, model and memory settings of its config.yaml."
         )
+    then, now = _meaning(source.model), _meaning(model)
+    encoder = source.model.vision_encoder
+    if encoder is None or encoder.tuning != "lora" or encoder.adapters_are_identity():
+        then = {name: value for name, value in then.items() if not name.startswith(("lora_", "use_"))}
+    if meant := [f"{name} was {was} and is {now[name]}" for name, was in then.items() if was != now[name]]:
+        raise ConfigError(
+            f"init_from {path}: {'; '.join(meant)}, so that its weights would mean something else. Give this run the "
+            "settings of its config.yaml."
+        )
     model.load_state_dict(theirs)
     logger.info("starting from the weights of %s", source.folder)
     return source
+
+
+def _meaning(model: BitGenModel) -> dict[str, Any]:
+    """What changes no weight's shape, but what the weights mean."""
+    config, encoder = model.config, model.vision_encoder
+    heads = getattr(encoder.tower.config, "num_attention_heads", None) if encoder is not None else None
+    adapters = {"lora_alpha": config.lora_alpha, "use_rslora": config.use_rslora, "use_dora": config.use_dora}
+    return {"num_heads": config.num_heads, "vision_num_heads": heads, **adapters}
 
 
 def trained_tokenizer(path: str) -> PreTrainedTokenizerBase:

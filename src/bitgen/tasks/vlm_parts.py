@@ -20,24 +20,28 @@ from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
 from bitgen.data.conversations.dataset import ConversationDataset
 from bitgen.data.conversations.opening import one_an_image
 from bitgen.data.conversations.pairs import PairConversations
-from bitgen.data.conversations.records import Conversations
+from bitgen.data.conversations.records import ConversationReader, Conversations
+from bitgen.data.records import RecordReader
 from bitgen.data.scenes.dataset import scene_captions
 from bitgen.data.tokenizer import build_tokenizer
 from bitgen.guards.printable import printable
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.show.tables import format_table
+from bitgen.tasks.fingerprints import fingerprint_of_readers
 from bitgen.tasks.vlm_data import collator_of, conversations_of, dataset_of, most_pictures, sampler_of
 from bitgen.tasks.vlm_description import ConnectorPlan, describe
 from bitgen.trained import TOKENIZER_FOLDER
-from bitgen.trained_vlm import own_weights, read_description, vlm_folder
+from bitgen.trained_vlm import is_exported_vlm, own_weights, read_description, vlm_folder
 from bitgen.vlm.adapters import renorm
 from bitgen.vlm.assembly import Assembled, assemble
 from bitgen.vlm.description import Description
 from bitgen.vlm.modeling import VisionLanguageModel
-from bitgen.vlm.vision import OURS, RANDOM
+from bitgen.vlm.vision import FEATURES, OURS, RANDOM
 
 logger = logging.getLogger(__name__)
+
+_ENCODER = "encoder (by its weights)"
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
         collator_of(config, tokenizer, made.model),
         made.model,
         made.description.to_dict(),
-        _fingerprints(made.description),
+        _fingerprints(made.description) | _fingerprint_of_data(source),
         _parameters(made.model, config.trained_parts),
         _rows(made),
     )
@@ -155,9 +159,13 @@ def start_from(made: Assembled, folder: Path) -> None:
         ConfigError: a part is another one there than here.
     """
     then, now = read_description(folder), made.description
+    meant = _meaning(then)
+    if VISION in then.own_parts:  # then all its weights are taken, and the connector keeps its encoder
+        meant.pop(_ENCODER, None)
     # Captions have one picture and conversations may have more: where that changes weights, their shapes differ. And
     # what a run drops out is no property of the weights that it leaves.
     same = [
+        *((name, there, _meaning(now).get(name)) for name, there in meant.items()),
         ("connector", _without("frames", then.connector), _without("frames", now.connector)),
         ("language model", then.language.name, now.language.name),
         ("its weights", _published(then), _published(now)),
@@ -201,6 +209,20 @@ def start_from(made: Assembled, folder: Path) -> None:
     logger.info("starting from the weights of %s", folder)
 
 
+def _meaning(description: Description) -> dict[str, Any]:
+    """What changes no weight's shape, but what weights mean: a connector reads one layer of one encoder, say."""
+    found = {"number of heads of the language model": (description.language.config or {}).get("num_attention_heads")}
+    vision = description.vision
+    if vision is not None and vision.config.get("model_type") != FEATURES:
+        found |= {
+            _ENCODER: (vision.config.get(OURS) or {}).get("weights"),
+            "select_layer": vision.select_layer,
+            "number of heads of the encoder": vision.config.get("num_attention_heads"),
+            "alpha of the encoder's adapters": vision.adapter_alpha if vision.tuning == "lora" else None,
+        }
+    return found
+
+
 def _without(name: str, settings: dict[str, Any] | None) -> dict[str, Any] | None:
     """The settings of a part but one."""
     return None if settings is None else {other: value for other, value in settings.items() if other != name}
@@ -223,7 +245,9 @@ def _own_tokenizer(config: VlmConfig, ranks: Processes, before: Path | None) -> 
     if config.language.language_model != RANDOM:
         return None
     folder = Path(config.output.output_dir) / TOKENIZER_FOLDER
-    kept = before.parent / TOKENIZER_FOLDER if before is not None else folder
+    kept = folder
+    if before is not None:  # beside its checkpoints, and in an export
+        kept = before if is_exported_vlm(before) else before.parent / TOKENIZER_FOLDER
     with main_first(ranks):
         if kept.is_dir():
             return build_tokenizer(str(kept), None, config.language.language_vocab_size, folder)
@@ -249,6 +273,15 @@ def _fingerprints(description: Description) -> dict[str, str]:
         if weights is not None:
             found["vision encoder"] = weights
     return found
+
+
+def _fingerprint_of_data(source: Conversations) -> dict[str, str]:
+    """What the training data is by its content; of what is drawn nothing."""
+    if isinstance(source, ConversationReader):
+        return {"training data": source.fingerprint}
+    if isinstance(source, PairConversations) and isinstance(source.reader, RecordReader):
+        return {"training data": fingerprint_of_readers([source.reader])}
+    return {}
 
 
 def _parameters(model: VisionLanguageModel, trained: tuple[str, ...]) -> str:

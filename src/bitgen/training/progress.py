@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bitgen.training.budget import milestone
 
 
 @dataclass
@@ -40,3 +44,10 @@ class Progress:
         self.highest_score = score if highest is None else max(highest, score)
         self.best_score, self.best_step = score, self.step
         return True
+
+
+def restored(saved: Mapping[str, Any]) -> Progress:
+    """The progress of a checkpoint. Milestones that its run went past without keeping them are past: no model of that
+    moment is there to be kept when ``words_seen_checkpoints`` is switched on at a resume."""
+    progress = Progress(**saved)
+    return replace(progress, milestone=max(progress.milestone, milestone(progress.words_seen)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from bitgen.machine.ranks import Processes, mean_over_ranks
+from bitgen.guards.failures import of_worker
+from bitgen.machine.ranks import Processes, gather_objects, mean_over_ranks
 from bitgen.protocols import Batch, Output, Run
 from bitgen.show.monitor import Monitor
 from bitgen.training.progress import Progress
@@ -23,11 +25,7 @@ class TrainingDiverged(RuntimeError):
 
 def message_of(error: Exception) -> str:
     """What an error says, without the traceback that a data worker's error carries in front of it."""
-    text = str(error)
-    if "Traceback (most recent call last)" in text:
-        # The last line that starts with an exception's name; the message itself may name others.
-        text = re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1]
-    return text.strip()
+    return of_worker(str(error)).strip()
 
 
 class Reporter:
@@ -40,6 +38,16 @@ class Reporter:
     def __init__(self, run: Run, monitor: Monitor, ranks: Processes, throughput: Throughput, log_steps: int) -> None:
         self.run, self.monitor, self.ranks, self.throughput, self.log_steps = run, monitor, ranks, throughput, log_steps
         self.latest: dict[str, torch.Tensor] = {}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: the newest value of each scalar, of every rank. All ranks call it together."""
+        each = gather_objects({name: value.cpu() for name, value in self.latest.items()}, self.ranks)
+        return {"latest_metrics": each[0], **({"latest_metrics_of_ranks": each} if len(each) > 1 else {})}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """What :meth:`state` gave, of this rank; a checkpoint of an earlier version holds the main process's alone."""
+        each = state.get("latest_metrics_of_ranks")
+        self.latest = dict(each[self.ranks.rank] if each else state.get("latest_metrics", {}))
 
     def phase(self, number: int) -> None:
         """The lines of the log that say which phase begins and what trains in it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from bitgen.training.averaging import WeightAverage
 from bitgen.training.budget import exceeds, milestone
 from bitgen.training.loop_settings import LoopSettings
 from bitgen.training.optimizer import build_optimizer, freeze_and_unfreeze, set_learning_rates
-from bitgen.training.progress import Progress
+from bitgen.training.progress import Progress, restored
 from bitgen.training.reporting import Reporter
 from bitgen.training.skipped_records import SkippedRecords
 from bitgen.training.snapshot import Snapshots, on_main
@@ -278,7 +278,7 @@ class Trainer:
             "phase": self.phase,
             "progress": asdict(self.progress),
             "scores": self.scores,
-            "latest_metrics": dict(self.reporter.latest),
+            **self.reporter.state(),
             "optimizer": self._moments(),
             "scaler": self.scaler.state_dict(),
         }
@@ -291,9 +291,9 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = self.snapshots.restore(checkpoint, self.average)
-        self.progress = replace(self.progress, **state["progress"])
+        self.progress = restored(state["progress"])
         self.scores = list(state["scores"])
-        self.reporter.latest = dict(state.get("latest_metrics", {}))
+        self.reporter.load_state(state)
         self.restored_moments = state["optimizer"]
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

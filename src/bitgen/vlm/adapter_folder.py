@@ -150,18 +150,35 @@ def stored_weights(folder: str | Path, names: Collection[str] | None = None) -> 
     Raises:
         ValueError: as :func:`weights_hash`; one of ``names`` is not there.
     """
+    with_file = stored_names(folder)
+    if names is not None and (missing := sorted(set(names) - set(with_file))):
+        raise ValueError(f"{folder}: there is no weight {printable(missing[0], 200)} in its files")
+    try:
+        for name in sorted(with_file if names is None else names):
+            with safe_open(with_file[name], "pt") as file:
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(_damaged(folder, error)) from error
+
+
+def stored_names(folder: str | Path) -> dict[str, Path]:
+    """Names of the weights in a model's folder, each with the file that holds it.
+
+    Raises:
+        ValueError: as :func:`weight_files`; a file is damaged.
+    """
     with_file: dict[str, Path] = {}
     try:
         for path in weight_files(folder):
             with safe_open(path, "pt") as file:
                 with_file |= dict.fromkeys(file.keys(), path)
-        if names is not None and (missing := sorted(set(names) - set(with_file))):
-            raise ValueError(f"{folder}: there is no weight {printable(missing[0], 200)} in its files")
-        for name in sorted(with_file if names is None else names):
-            with safe_open(with_file[name], "pt") as file:
-                yield name, file.get_tensor(name)
     except SafetensorError as error:
-        raise ValueError(f"{folder}: its weights are damaged ({printable(error, 200)}). Restore a copy.") from error
+        raise ValueError(_damaged(folder, error)) from error
+    return with_file
+
+
+def _damaged(folder: str | Path, error: SafetensorError) -> str:
+    return f"{folder}: its weights are damaged ({printable(error, 200)}). Restore a copy."
 
 
 def weight_files(folder: str | Path) -> list[Path]:

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.likelihood import IGNORED
+from bitgen.model.parameter_roles import FUSION
 from bitgen.stages import Role
 from bitgen.vlm.connectors import Connector
 from bitgen.vlm.language import supervised_logits
@@ -26,6 +28,15 @@ MATRIX, OTHER = "matrix", "other"  # maps; and tables, convolutions and vectors
 # Kinds of an adapter's parameters, by what their names hold (peft's).
 ADAPTER_KINDS = {"lora_A": "lora_a", "lora_B": "lora_b", "lora_magnitude_vector": "magnitude"}
 _PART_OF = {"connector": CONNECTOR, "tower": VISION, "language": LANGUAGE}
+BITGEN = BitGenConfig.model_type
+_ASLEEP = (
+    *("vision_encoder.", "compressor.", "compressor_convolutions.", "image_pooling.", "image_projection."),
+    *("text_projection.", "itm_head.", "recall.", "memory.gpm."),
+)
+
+
+def _adapter_kind(name: str) -> str | None:
+    return next((kind for mark, kind in ADAPTER_KINDS.items() if mark in name), None)
 
 
 class Supervised(NamedTuple):
@@ -146,13 +157,21 @@ class VisionLanguageModel(nn.Module):
     def role_of(self, name: str, parameter: nn.Parameter) -> Role:
         """The role of a parameter by its name here."""
         part = _PART_OF[name.split(".", 1)[0]]
-        reached = part != VISION or name in self._seeing
-        kind = next((kind for mark, kind in ADAPTER_KINDS.items() if mark in name), None)
-        if kind is not None:
+        reached = name in self._seeing if part == VISION else not self._sleeps(name)
+        kind = _adapter_kind(name)
+        if kind is not None and not self._sleeps(name):
             return Role(ADAPTER if part == LANGUAGE else part, kind, decays=kind != "magnitude", reached=reached)
-        is_table = "embed" in name or (part == LANGUAGE and len(parameter) == self.vocabulary)
+        is_table = "embed" in name or (part == LANGUAGE and parameter.shape[:1] == (self.vocabulary,))
         kind = MATRIX if parameter.dim() == 2 and not is_table else OTHER
         return Role(part, kind, decays=parameter.dim() >= 2, reached=reached)
+
+    def _sleeps(self, name: str) -> bool:
+        """Whether a weight is of a part of BitGen as the language model that text alone never runs, such as its own
+        vision tower, whose adapters are none of this model's."""
+        top, _, inner = name.partition(".")
+        if _PART_OF[top] != LANGUAGE or self.language.config.model_type != BITGEN:
+            return False
+        return inner.startswith(_ASLEEP) or f".{FUSION}." in f".{inner}"
 
     @cached_property
     def _seeing(self) -> frozenset[str]:
@@ -172,12 +191,13 @@ class VisionLanguageModel(nn.Module):
     def owns(self, name: str) -> bool:
         """Whether a weight, by its name here, is this model's own, so that checkpoints hold it."""
         part = _PART_OF[name.split(".", 1)[0]]
-        return part == CONNECTOR or part in self.own_parts or any(mark in name for mark in ADAPTER_KINDS)
+        adapts = _adapter_kind(name) is not None and not self._sleeps(name)
+        return part == CONNECTOR or part in self.own_parts or adapts
 
     def part_of(self, name: str) -> str:
         """The part that a weight belongs to, by its name here."""
         part = _PART_OF[name.split(".", 1)[0]]
-        return ADAPTER if part == LANGUAGE and any(mark in name for mark in ADAPTER_KINDS) else part
+        return ADAPTER if part == LANGUAGE and _adapter_kind(name) is not None and not self._sleeps(name) else part
 
     def load_own(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy weights in by their names, which must all be there. Raises ``KeyError`` for one that is not."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitgen.guards.json_files import read_json
-from bitgen.vlm.adapter_folder import AdapterFolder, stored_weights
+from bitgen.vlm.adapter_folder import AdapterFolder, stored_names, stored_weights
 from bitgen.vlm.spectra import effective_rank, energy_kept, gaussian_values, product_singular_values, singular_values
 
 logger = logging.getLogger(__name__)
@@ -41,20 +41,32 @@ class Summary(NamedTuple):
 
 
 def base_spectra(folder: str | Path, names: Sequence[str], device: torch.device) -> list[Spectrum]:
-    """Of the weights of these layers in a model's folder.
+    """Of the weights of these layers in a model's folder, whose language model they are of where it has several parts.
 
     Raises:
         ValueError: weights that are quantised, missing or damaged.
     """
     if read_json(Path(folder) / "config.json", dict).get("quantization_config"):
         raise ValueError(f"{folder}: its weights are quantised, and their packed values have no spectrum")
+    known = stored_names(folder)
+    places = {next((key for key in _keys(name) if key in known), f"{name}.weight"): name for name in names}
     found = []
-    for number, (key, weight) in enumerate(stored_weights(folder, [f"{name}.weight" for name in names])):
+    for number, (key, weight) in enumerate(stored_weights(folder, places)):
         if number % 50 == 0:
             logger.info("singular values of weight %d of %d", number + 1, len(names))
         values = singular_values(weight.to(device)).cpu()
-        found.append(Spectrum(key.removesuffix(".weight"), (weight.shape[0], weight.shape[1]), values))
+        found.append(Spectrum(places[key], (weight.shape[0], weight.shape[1]), values))
     return found
+
+
+def _keys(name: str) -> list[str]:
+    """Where the weight of a language model's layer may be stored: in its own folder, and in one of LLaVA's of either
+    layout of transformers."""
+    return [
+        f"{name}.weight",
+        f"language_model.{name}.weight",
+        f"model.language_model.{name.removeprefix('model.')}.weight",
+    ]
 
 
 def adapter_spectra(adapter: AdapterFolder) -> list[Spectrum]:

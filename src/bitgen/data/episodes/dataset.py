@@ -7,6 +7,7 @@ with what was taught in them, questions in other words, and pictures and questio
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from bitgen.data.bad_records import load_or_replace
 from bitgen.data.episodes.facts import Fact, invented_facts, led_in, question_without_answer, wording
 from bitgen.data.episodes.names import invented_names
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
@@ -262,7 +264,10 @@ class EpisodeDataset:
 
     def __getitem__(self, key: SampleKey | int) -> dict[str, Any]:
         key = key if isinstance(key, SampleKey) else SampleKey(key)
-        return self.tensors(self.maker.episode(key)) | {"index": key.index}
+        # An episode with a picture that cannot be used gives way to another one of the same number.
+        others = itertools.count(key.epoch, self.size + 1)
+        found = load_or_replace(lambda epoch: self.tensors(self.maker.episode(SampleKey(key.index, epoch))), others)
+        return found | {"index": key.index}
 
     def tensors(self, episode: Episode) -> dict[str, Any]:
         """An episode's tensors."""
@@ -321,5 +326,6 @@ def _labels(ids: list[int], begins: int, counts: bool) -> list[int]:
 def collate_episode(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The one episode of a batch."""
     (sample,) = samples
-    inputs = {name: value for name, value in sample.items() if name != "index"}
-    return inputs | {"indices": torch.tensor([sample["index"]])}
+    inputs = {name: value for name, value in sample.items() if name not in ("index", "skipped")}
+    skipped = {"skipped": [sample["skipped"]]} if "skipped" in sample else {}
+    return inputs | skipped | {"indices": torch.tensor([sample["index"]])}

@@ -38,8 +38,9 @@ def extended_tokenizer(
             f"vocab_size is {most}, but the tokenizer has {size} tokens and {len(new)} marks come to them. Write "
             f"vocab_size {size + len(new) + 100}, which leaves room for new words."
         )
-    # Where the marks are there already no words follow: they would take the ids of the marks.
-    if content["model"]["type"] == "BPE" and new:
+    # Where the marks are there already no words follow: they would take the ids of the marks. And where tokens stand
+    # behind the model's own vocabulary, new words of that would move them.
+    if content["model"]["type"] == "BPE" and new and len(content["model"]["vocab"]) == size:
         _add_words(content["model"], base, _frequent(texts), size, most - len(new))
     tokenizer = Tokenizer.from_str(json.dumps(content))
     # No special tokens: decoding must keep them. What a person writes is never read as one (`MarkedTokens.text`).

@@ -3,17 +3,18 @@
 A question is drawn so that
 
 - every ``unique`` in it finds one object, and every ``nearest`` one;
-- the answer is not in the words, and is balanced: a family's answer is drawn first where it has few;
-- training has no held-out *composition*: what a question combines, chosen by a hash (:func:`is_held_out_question`).
+- the words for the thing that is asked about do not say what is asked of it, and answers are balanced: a family's
+  answer is drawn first where it has few;
+- training has no held-out *composition*: what a question combines, chosen by a hash (``compositions.py``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bitgen.data.scenes.compositions import is_held_out_question
 from bitgen.data.scenes.programs import (
     ATTRIBUTES,
     DIRECTIONS,
@@ -33,7 +34,6 @@ FAMILIES = (
 )  # fmt: skip
 TRAINED_HOPS, MOST_HOPS = 3, 4
 _SHARES = dict(zip(FAMILIES, (10, 6, 8, 14, 24, 10, 8, 10, 10), strict=True))
-_HELD_OUT = 5  # one composition in five
 _TRIES = 60  # draws of a question of a family, before another scene or family is taken
 
 _SCENE = Program("scene")
@@ -68,22 +68,6 @@ class SceneQuestion:
             elif step.operator.name in ("filter", "relate", "same", "or", "and") and isinstance(step.result, tuple):
                 found |= set(step.result) if self.steps[-1].operator.gives in ("number", "truth") else set()
         return found
-
-
-def composition(family: str, program: Program) -> str:
-    """What a question combines: its operators with their words, of questions that go nowhere the values too."""
-    goes = program.hops > 0
-    parts = [
-        " ".join((one.name, *(one.words[:1] if goes and one.name == "filter" else one.words)))
-        for one in program.operators()
-    ]
-    return f"{family}: {'; '.join(parts)}"
-
-
-def is_held_out_question(family: str, program: Program) -> bool:
-    """Whether training never asks this combination."""
-    digest = hashlib.blake2b(composition(family, program).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") % _HELD_OUT == 0
 
 
 def draw_question(

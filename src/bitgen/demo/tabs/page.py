@@ -26,9 +26,14 @@ def build(model: Model | VisionLanguage, scratch: Path, folder: str | None = Non
     Args:
         scratch: a folder for files that visitors download.
         folder: with pictures, to search in place of the built-in scenes; None: those.
+
+    Raises:
+        ValueError: ``folder`` cannot be read, or the model cannot search.
     """
-    compute_alone_if_small(sum(parameter.numel() for parameter in model.trained.model.parameters()))
     missing, forgets = why_not(model), list[Callable[[str], None]]()
+    if folder is not None and SEARCH in missing:
+        raise ValueError(f"{folder}: {missing[SEARCH]}")
+    compute_alone_if_small(sum(parameter.numel() for parameter in model.trained.model.parameters()))
 
     def leave(request: gr.Request) -> None:
         for forget in forgets:

@@ -13,8 +13,12 @@ logger = logging.getLogger(__name__)
 
 READING = "reading"
 AGE_OF_ACQUISITION = "aoa"
+AOA_FOLDERS = (AGE_OF_ACQUISITION, "cdi_childes")  # names that the official README and its code give it
 # Read by others: ages of acquisition need several checkpoints, GLUE a training.
-ELSEWHERE = {AGE_OF_ACQUISITION: "its score needs the checkpoints chck_*M", "glue": "its tasks are fine-tuned"}
+ELSEWHERE = {
+    **dict.fromkeys(AOA_FOLDERS, "its score needs the checkpoints chck_*M"),
+    "glue": "its tasks are fine-tuned",
+}
 _FULL = ("comps", AGE_OF_ACQUISITION)  # components that the fast sets do not have
 _OPTIONAL = ("wug_adj", "wug_past")
 
@@ -27,7 +31,8 @@ def components_missing(names: Sequence[str], year: int = LATEST) -> list[str]:
     full = any(name.endswith("_filtered") or name.startswith(_FULL) for name in names)
     wanted = [task for task in (*tasks_of(year), READING) if year != LATEST or task not in _OPTIONAL]
     wanted = [*(task for task in wanted if full or task not in _FULL), *([AGE_OF_ACQUISITION] if full else [])]
-    return [task for task in wanted if not any(name.startswith(task) for name in names)]
+    found = [AGE_OF_ACQUISITION if name.startswith(AOA_FOLDERS) else name for name in names]
+    return [task for task in wanted if not any(name.startswith(task) for name in found)]
 
 
 def report_folders(eval_dir: Path, left_out: Sequence[Path], names: Sequence[str], year: int) -> None:

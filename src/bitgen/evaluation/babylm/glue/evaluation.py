@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 MEAN = "mean"
 _NUMBERS = 1  # to be raised when the same inputs give other numbers: what was kept before is then done anew
-_VOLATILE = ("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype")
+_VOLATILE = (
+    *("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype"),
+    "trained_with",  # which no pass through the model reads
+)
 
 
 def evaluate_glue(

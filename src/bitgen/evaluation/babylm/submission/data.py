@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitgen.evaluation.babylm.evaluation import EvaluationData, read_evaluation_data
+from bitgen.evaluation.babylm.folders import AOA_FOLDERS
 from bitgen.evaluation.babylm.kept import fingerprint
 from bitgen.evaluation.babylm.submission.layout import AOA, FAST, FULL, OFFICIAL, PARTS
 from bitgen.guards.printable import printable
 
 GLUE_FOLDERS = ("glue_filtered", "glue")
-AOA_FOLDERS = (AOA, "cdi_childes")
 
 
 class SetData(NamedTuple):

@@ -1,0 +1,31 @@
+"""Texts that a person gives: no empty ones, no endless ones, and none that is no Unicode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bitgen.guards.printable import printable
+
+MOST_CHARACTERS = 10_000  # of a text; a model reads a few hundred tokens of it
+
+
+def check_texts(texts: Iterable[str], longest: int | None = MOST_CHARACTERS) -> None:
+    """Raise ValueError for a text that is empty, too long (None: of any length), or no text."""
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"text {position} is a {type(text).__name__}, not a string")
+        if not text.strip():
+            raise ValueError(f"text {position} is empty: write something")
+        if longest is not None and len(text) > longest:
+            raise ValueError(f"text {position} has {len(text):,} characters, at most {longest:,} are taken: shorten it")
+        if not is_unicode(text):
+            raise ValueError(f"text {position} is not valid Unicode ({printable(text, 60)}): write it anew")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file: half a surrogate pair, or a command line's stray byte, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
