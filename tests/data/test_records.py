@@ -1,11 +1,14 @@
 import json
 import pickle
+import shutil
 
+import datasets
 import numpy as np
 import pytest
 
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import SIDECAR, DatasetInfo, Record, RecordReader, read_info
+from bitgen.data.shards import open_shards
 
 IMAGES = DatasetInfo(kind="images", source="made up")
 
@@ -169,3 +172,18 @@ def test_sidecar_of_the_other_kind_is_an_error(image_folder):
     assert read_info(image_folder).kind == "features"
     with pytest.raises(ValueError, match="lacks the columns"):
         RecordReader(image_folder)
+
+
+@pytest.mark.parametrize("column", ["captions", "image"])
+def test_types_that_streaming_alone_reads_are_named(image_folder, tmp_path, column):
+    """As ``datasets`` writes them: one caption a row, or a picture's bytes beside its path."""
+
+    def other(row: dict) -> dict:
+        return {column: row["captions"][0] if column == "captions" else {"bytes": row["image"], "path": None}}
+
+    rows = [row | other(row) for row in datasets.load_from_disk(str(image_folder))]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "other"))
+    shutil.copy(image_folder / SIDECAR, tmp_path / "other" / SIDECAR)
+    with pytest.raises(ValueError, match=f"its column {column} is of a type .* Write --streaming True, or remove"):
+        RecordReader(tmp_path / "other")
+    assert len(open_shards(str(tmp_path / "other")).read(0)) == 10

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from bitgen.vlm import pretrained
 from bitgen.vlm.language import build_language_model, generate, open_language_model
@@ -166,15 +167,21 @@ def test_a_quantized_model_learns_and_writes(folder, quantization):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     torch.manual_seed(0)
     sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128}  # blocks are of 64 values
-    build_language_model(config_of("llama") | sizes).model.save_pretrained(folder)
+    made = build_language_model(config_of("llama") | sizes).model
+    with torch.no_grad():  # as it starts, its loss is ln 300 whatever its weights are
+        for parameter in made.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.2)
+    made.save_pretrained(folder)
     lm, whole = open_language_model(folder, quantization=quantization), open_language_model(folder)
     ids, mask = padded(ragged())
     embeds = lm.model.get_input_embeddings()(ids).detach().requires_grad_()
     total, count = supervised_loss(lm, embeds, mask, ids)
     total.backward()
-    expected, _ = supervised_loss(whole, embeds.detach(), mask, ids)
+    with torch.no_grad():
+        logits, right = (one.model(inputs_embeds=embeds, attention_mask=mask).logits[mask > 0] for one in (lm, whole))
+    assert F.cosine_similarity(logits.float(), right.float(), dim=1).mean() > 0.7  # of 4 bits: 0.88 here
     assert count > 0 and embeds.grad.isfinite().all() and embeds.grad.any()
-    torch.testing.assert_close(total / count, expected / count, atol=0.2, rtol=0)
     assert generate(lm, embeds.detach(), mask, max_new_tokens=3).shape[0] == 3
     assert lm.weights_sha256 == whole.weights_sha256
 

@@ -28,6 +28,17 @@ def wrong_columns(schema: pa.Schema, payload: str, captions: Iterable[str]) -> s
     return None
 
 
+def streamed_alone(schema: pa.Schema, payload: str, captions: str) -> str | None:
+    """The first of two columns that rows cannot be read from at random: captions that are no lists, or encoded files
+    in a struct; or None."""
+    import pyarrow.types as types
+
+    kind = schema.field(captions).type
+    if not (types.is_list(kind) or types.is_large_list(kind)):
+        return captions
+    return None if _is_binary(schema.field(payload).type) else payload
+
+
 def holds_bytes(kind: pa.DataType) -> bool:
     """Whether a type is that of encoded files: their bytes, or a struct with ``bytes`` as ``datasets`` writes it."""
     import pyarrow.types as types

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bitgen.data.arrow_folder import open_table
-from bitgen.data.column_types import wrong_columns
+from bitgen.data.column_types import streamed_alone, wrong_columns
 from bitgen.data.sidecar import FORMAT_VERSION, SIDECAR, read_sidecar
 
 if TYPE_CHECKING:
@@ -146,6 +146,11 @@ class RecordReader:
         wrong = wrong_columns(table.data.schema, self.info.payload_column, ["captions"])
         if wrong is not None:
             raise ValueError(f"dataset {self.folder}: its {wrong}, or {remedy}")
+        if (column := streamed_alone(table.data.schema, self.info.payload_column, "captions")) is not None:
+            raise ValueError(
+                f"dataset {self.folder}: its column {column} is of a type that is read while streaming alone. Write "
+                f"--streaming True, or {remedy}"
+            )
         if len(table) == 0:
             raise ValueError(f"dataset {self.folder} is empty: {remedy}")
         if len(table) != self.info.num_images:
