@@ -17,6 +17,7 @@ from bitgen.demo.door import OwnPageOnly
 from bitgen.demo.matching import Matched
 from bitgen.evaluation.word_probabilities import END, WordProbability
 from support.runs import REPOSITORY, written_run
+from support.warm import run_warm
 
 gr = pytest.importorskip("gradio")
 from bitgen.demo.tabs.common import guarded, needed, readable  # noqa: E402
@@ -195,6 +196,12 @@ def test_gradio_is_asked_for_by_name(monkeypatch, capsys) -> None:
         demo.main(["--model", "x"])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and "requirements-demo.txt" in said and "Traceback" not in said
+
+
+def test_nothing_else_imports_gradio() -> None:
+    modules = "bitgen.api, bitgen.commands.evaluate, bitgen.demo.searching"
+    done = run_warm(["-c", f"import sys, {modules}; print('gradio' in sys.modules)"])
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_a_model_that_is_not_there(capsys, tmp_path: Path) -> None:

@@ -17,11 +17,9 @@ def test_the_list_names_installed_libraries() -> None:
 
 def test_what_opens_models_is_imported_without_libraries_that_it_may_not_need() -> None:
     """One after the other: what none of them has loaded when all are there, none loads alone."""
-    names = ["bitgen.api", "bitgen.commands.evaluate", "bitgen.commands.caption", "bitgen.commands.memory"]
-    code = f"import sys, {', '.join([*names, 'bitgen.demo.searching'])}\n"
-    code += f"print(*(slow for slow in {(*SLOW, 'gradio')} if slow in sys.modules))\n"
-    if importlib.util.find_spec("gradio"):
-        code += f"import bitgen.demo.tabs.page\nprint(*(slow for slow in {SLOW} if slow in sys.modules))"
+    names = ["bitgen.api", "bitgen.commands.caption", "bitgen.commands.memory"]
+    names += ["bitgen.demo.tabs.page"] if importlib.util.find_spec("gradio") else []
+    code = f"import sys, {', '.join(names)}\nprint(*(slow for slow in {SLOW} if slow in sys.modules))"
     environment = os.environ | {"PYTHONPATH": str(SOURCES)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
