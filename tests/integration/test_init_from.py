@@ -163,7 +163,7 @@ def test_the_first_run_of_stage_2_asks_as_its_file_says(tiny_config, tmp_path: P
     asked = "reasoning: {question_data: elsewhere, rationale: clauses, max_hops: 2}"
     path.write_text(f"{asked}\ntraining: {{init_from: a}}\nobjective: {{text_loss_weight: 1}}\n")
     changes = dict(train_data=None, val_data=None, question_data="scenes", reinforcement="star", tokenizer="extend")
-    changes |= dict(vision_encoder="random", text_loss_weight=1.0, grad_accum_steps=1)
+    changes |= dict(vision_encoder="random", text_loss_weight=1.0, grad_accum_steps=1, rollout_tokens=12)
     first, then = split_first_stage(tiny_config(init_from=str(path), **changes))
     assert (first.reasoning.reinforcement, first.reasoning.max_hops) == ("none", 2)
     assert (first.reasoning.question_data, first.reasoning.question_val_data) == ("scenes", None)
