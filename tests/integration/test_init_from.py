@@ -226,3 +226,19 @@ def test_a_first_run_that_cannot_be_is_refused_before_anything_is_trained(tiny_c
     assert status == 2 and "captions.yaml, trained first on this run's data and network" in message
     status, message = main(init_from="nowhere.yaml")
     assert status == 2 and "nowhere.yaml" in message
+
+
+def test_heads_and_learned_adapters_mean_the_same_at_the_start(build) -> None:
+    """None of these changes a weight's shape."""
+    first = build("first", lora_warmup_steps=2, max_steps=4)
+    first.fit()
+    start = str(first.store.folder)
+    heads = first.objective.model.vision_encoder.tower.config.num_attention_heads
+    for changes, named in (
+        ({"lora_alpha": 64}, "lora_alpha was"),
+        ({"use_rslora": True}, "use_rslora was"),
+        ({"vision_num_heads": 2 * heads}, "vision_num_heads was"),
+    ):
+        with pytest.raises(ConfigError, match=f"init_from .*: {named} .* mean something else"):
+            build("second", init_from=start, **changes)
+    build("third", init_from=start).monitor.close()

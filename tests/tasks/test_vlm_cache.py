@@ -112,8 +112,7 @@ def test_features_kept_in_fewer_bits_train_in_float32(language, talk, tmp_path, 
     run(settings_of(language, talk, tmp_path / "live", **few))
     found, live = (dict(losses(place)) for place in (tmp_path, tmp_path / "live"))
     assert found and found == pytest.approx(live, rel=2e-2) and found != live
-    bits = {path.stat().st_size for path in (tmp_path / "cache").glob("*/features.bin")}
-    assert bits
+    assert list((tmp_path / "cache").glob("*/features.bin"))
 
 
 def test_adapters_of_a_cached_encoder_stay_in_the_checkpoints(language, talk, tmp_path) -> None:

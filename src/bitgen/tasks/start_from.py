@@ -55,8 +55,8 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
         )
     then, now = _meaning(source.model), _meaning(model)
     encoder = source.model.vision_encoder
-    if encoder is None or encoder.tuning != "lora" or encoder.adapters_are_identity():
-        then = {name: value for name, value in then.items() if not name.startswith(("lora_", "use_"))}
+    if encoder is not None and encoder.tuning == "lora" and not encoder.adapters_are_identity():
+        then, now = then | _meaning_of_adapters(source.model), now | _meaning_of_adapters(model)
     if meant := [f"{name} was {was} and is {now[name]}" for name, was in then.items() if was != now[name]]:
         raise ConfigError(
             f"init_from {path}: {'; '.join(meant)}, so that its weights would mean something else. Give this run the "
@@ -69,10 +69,14 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
 
 def _meaning(model: BitGenModel) -> dict[str, Any]:
     """What changes no weight's shape, but what the weights mean."""
-    config, encoder = model.config, model.vision_encoder
+    encoder = model.vision_encoder
     heads = getattr(encoder.tower.config, "num_attention_heads", None) if encoder is not None else None
-    adapters = {"lora_alpha": config.lora_alpha, "use_rslora": config.use_rslora, "use_dora": config.use_dora}
-    return {"num_heads": config.num_heads, "vision_num_heads": heads, **adapters}
+    return {"num_heads": model.config.num_heads, "vision_num_heads": heads}
+
+
+def _meaning_of_adapters(model: BitGenModel) -> dict[str, Any]:
+    """The same of adapters that have learned something."""
+    return {name: getattr(model.config, name) for name in ("lora_alpha", "use_rslora", "use_dora")}
 
 
 def trained_tokenizer(path: str) -> PreTrainedTokenizerBase:
