@@ -21,6 +21,7 @@ from bitgen.data.conversations.dataset import ConversationDataset
 from bitgen.data.conversations.opening import one_an_image
 from bitgen.data.conversations.pairs import PairConversations
 from bitgen.data.conversations.records import ConversationReader, Conversations
+from bitgen.data.mixing import encoder_of
 from bitgen.data.records import RecordReader
 from bitgen.data.scenes.dataset import scene_captions
 from bitgen.data.tokenizer import build_tokenizer
@@ -78,7 +79,7 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
             f"val_data {config.data.val_data} holds features of {held_out.feature_shape}, train_data of "
             f"{source.feature_shape}: prepare both with the same encoder."
         )
-    encoders = [_encoder_of(source), _encoder_of(held_out)]
+    encoders = [encoder_of(source), encoder_of(held_out)]
     if None not in encoders and encoders[0] != encoders[1]:
         there, here = (printable(each, 100) for each in encoders)
         raise ConfigError(
@@ -112,11 +113,6 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
         _parameters(made.model, config.trained_parts),
         _rows(made),
     )
-
-
-def _encoder_of(source: Conversations | None) -> str | None:
-    """The encoder that features were computed with, where the data says it."""
-    return source.reader.info.encoder if isinstance(source, PairConversations) else None
 
 
 def _check_positions(config: VlmConfig, made: Assembled) -> None:
