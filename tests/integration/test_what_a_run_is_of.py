@@ -18,12 +18,13 @@ from bitgen.config import ConfigError
 from bitgen.config.sources import parse_sources, same_source
 from bitgen.data.dataset import PairDataset
 from bitgen.data.records import Record
+from bitgen.data.sidecar import SIDECAR
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import load_tokenizer, train_bpe
 from bitgen.tasks.fingerprints import fingerprint_of, trained_on
 from bitgen.tasks.stage1_parts import start_from
 from bitgen.trained import TOKENIZER, open_model
-from support.data import encode, write_images
+from support.data import encode, write_features, write_images
 from support.runs import written_run
 
 
@@ -161,3 +162,15 @@ def test_a_copy_of_the_training_data_is_no_held_out_data(build, tmp_path: Path, 
     part = write(tmp_path / "part", count=30)
     build(train_data=str(train), val_data=str(part), grad_accum_steps=1)
     assert "20 of 30 held-out images that were compared are training images too" in caplog.text
+
+
+def test_held_out_features_are_of_the_encoder_of_the_training_data(build, tmp_path: Path) -> None:
+    """Those of another one of the same width would be noise."""
+    folders = []
+    for name in ("one", "other"):
+        folders.append(write_features(tmp_path / name, [[f"{name} {n}"] for n in range(20)]))
+        path = folders[-1] / SIDECAR
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"encoder": name}))
+    settings = {"vision_encoder": "features", "grad_accum_steps": 1, "max_steps": 1}
+    with pytest.raises(ConfigError, match="features of the encoder other, train_data of one: prepare both"):
+        build(**settings, train_data=str(folders[0]), val_data=str(folders[1]))
