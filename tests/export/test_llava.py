@@ -21,15 +21,13 @@ from bitgen.vlm.description import SpeechSource
 from bitgen.vlm.vision import StoredFeatures, image_processor
 from support.chat_templates import STYLES, styled
 from support.tiny_vlms import LORA, an_input, language_folder, tiny_vlm, tower_folder
-from support.warm import run_warm
+from support.warm import run_alone
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")
 FAMILIES = ("llama", "qwen2", "phi3")
 QUESTION = "What is it?"
-# It may import neither this project nor peft.
 FRESH = """
 import sys
-sys.modules["bitgen"] = sys.modules["peft"] = None
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -60,8 +58,7 @@ def photo(path):
 def in_a_fresh_process(folder, picture, tmp_path, question=QUESTION):
     save_file({"picture": picture}, tmp_path / "given")
     words = ["-c", FRESH, folder, tmp_path / "given", tmp_path / "out", question]
-    alone = ("transformers.models.llava.modeling_llava", "transformers.models.auto.processing_auto")
-    done = run_warm(words, cwd=tmp_path, modules=alone, without=("PYTHONPATH",))
+    done = run_alone(words, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     return load_file(tmp_path / "out"), done.stdout.strip()
 

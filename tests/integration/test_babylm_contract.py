@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from transformers.modeling_outputs import ModelOutput
 from bitgen.export.revisions import export_run
 from bitgen.trained import open_model
 from support.runs import written_run
+from support.warm import run_alone
 
 HERE = Path(__file__).parent
 
@@ -69,17 +67,7 @@ def test_it_loads_in_a_fresh_process_without_this_repository_or_peft(tmp_path):
         folder = export_run(str(run), str(tmp_path / name), True, False, {})
         arguments += [str(folder), str(tmp_path / f"{name}.safetensors")]
     (tmp_path / "empty").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "load_export.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path / "empty",
-        check=False,
-        timeout=280,
-    )
+    done = run_alone([HERE / "load_export.py", *arguments], tmp_path / "empty")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("image ") == 3, done.stdout
 

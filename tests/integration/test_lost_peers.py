@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +16,8 @@ from bitgen.config import ConfigError
 from bitgen.machine import devices
 from bitgen.machine.devices import start_processes
 from bitgen.machine.ranks import Processes, lost_peer
-from support.runs import command, environment, wait_for_step
+from support.runs import command, wait_for_step
+from support.warm import free_port, place_of, start_warm
 
 CPU = torch.device("cpu")
 
@@ -31,12 +29,6 @@ watch.STALLED_SECONDS = 6.0
 from bitgen.commands.train import main
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +57,7 @@ def test_what_the_launcher_says_is_checked(monkeypatch, variables: dict[str, str
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_whose_peers_do_not_come_says_so_soon(monkeypatch, rank: int) -> None:
-    port = free_port()
+    port = str(free_port())
     monkeypatch.setattr(devices, "JOINING_TIMEOUT", timedelta(seconds=1))
     for name, value in {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, value)
@@ -95,18 +87,9 @@ def test_which_errors_mean_a_lost_peer(error: Exception, world_size: int, is_los
 
 def test_a_peer_that_dies_ends_the_others_with_one_sentence(tiny_config) -> None:
     config = tiny_config(max_steps=500)
-    arguments, port = command(config, use_ddp=True, num_gpus=2), free_port()
-    processes = [
-        subprocess.Popen(
-            arguments,
-            env=environment(
-                WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-            ),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
+    _, *arguments = command(config, use_ddp=True, num_gpus=2)
+    port = free_port()
+    processes = [start_warm(arguments, **place_of(rank, 2, port)) for rank in (0, 1)]
     try:
         wait_for_step(Path(config.output.log_dir), 2, processes[0])
         processes[1].kill()
@@ -126,17 +109,7 @@ def test_a_frozen_peer_is_mentioned_by_the_main_process_and_the_run_goes_on(tiny
     _, script, *arguments = command(config, use_ddp=True, num_gpus=2)
     assert script.endswith(".py")
     port, log = free_port(), Path(config.output.log_dir) / "training.log"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHORT, *arguments],
-            env=environment(
-                WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-            ),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
+    processes = [start_warm(["-c", SHORT, *arguments], **place_of(rank, 2, port)) for rank in (0, 1)]
     try:
         wait_for_step(Path(config.output.log_dir), 1, processes[0])
         assert "is not over after" not in log.read_text()

@@ -19,7 +19,7 @@ from bitgen.machine.locks import InUse, exclusive
 from bitgen.machine.ranks import Processes
 from bitgen.run import LOCK_FILE, folders_held
 from support.runs import command, environment, wait_for_step
-from support.warm import run_warm
+from support.warm import run_warm, start_warm
 
 HOLD = """
 import sys, time
@@ -82,7 +82,7 @@ def test_one_folder_for_checkpoints_and_logs_is_no_conflict(main, tmp_path: Path
 
 def test_a_running_run_keeps_a_second_one_out(tiny_config) -> None:
     config = tiny_config(max_steps=500)
-    first = subprocess.Popen(command(config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    first = start_warm(command(config)[1:])
     try:
         wait_for_step(Path(config.output.log_dir), 2, first)
         second = run_warm(command(config, resume="auto")[1:])

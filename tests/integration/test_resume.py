@@ -19,6 +19,7 @@ from bitgen.config import ConfigError
 from bitgen.machine.randomness import random_state, random_state_kept, set_random_state
 from bitgen.tasks.stage1_validation import HeldOut
 from support.runs import command, environment, fit_until, metrics, same_checkpoint, scalars, wait_for_step
+from support.warm import start_warm
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 6], ids=["inside phase 1", "at the boundary", "inside phase 2"])
@@ -255,13 +256,7 @@ def test_kill_9_in_both_phases_then_resume(build, tiny_config) -> None:
     straight.fit()
     config = tiny_config("killed", **settings)
     for step, is_first_phase in ((3, True), (14, False)):
-        process = subprocess.Popen(
-            command(config, resume="auto"),
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        process = start_warm(command(config, resume="auto")[1:])
         wait_for_step(Path(config.output.log_dir), step, process)
         process.kill()
         process.communicate()
@@ -278,9 +273,12 @@ def test_kill_9_in_both_phases_then_resume(build, tiny_config) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_entry_with_the_resume_command_and_128_more(tiny_config, number: signal.Signals) -> None:
     config = tiny_config(max_steps=500, num_workers=1)
-    process = subprocess.Popen(
-        command(config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    if number == signal.SIGTERM:  # the one that schedulers send ends a whole interpreter
+        process = subprocess.Popen(
+            command(config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    else:
+        process = start_warm(command(config)[1:])
     wait_for_step(Path(config.output.log_dir), 2, process)
     os.kill(process.pid, number)
     output, _ = process.communicate(timeout=60)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,13 @@ from support.data import encode, noise, write_features, write_images
 from support.runs import (
     TINY,
     command,
-    environment,
     fit_until,
     metrics,
     same_checkpoint,
     scalars,
     wait_for_step,
 )
-from support.warm import run_warm
+from support.warm import run_warm, start_warm
 
 WORKER = Path(__file__).with_name("watched_worker.py")
 # A captioner: its matching head is never trained, its temperature learned fast enough to see.
@@ -301,9 +299,7 @@ def test_kill_9_then_resume(build, speaking) -> None:
     straight = build("straight", **settings)
     straight.fit()
     config = speaking("killed", **settings)
-    process = subprocess.Popen(
-        command(config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = start_warm(command(config)[1:])
     wait_for_step(Path(config.output.log_dir), 3, process)
     process.kill()
     process.communicate()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +10,7 @@ from safetensors.torch import load_file
 from bitgen.export.revisions import export_run
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from support.runs import written_run
+from support.warm import run_alone
 
 HERE = Path(__file__).parent
 RECALL = {"recall_tokens": 8, "recall_dim": 16, "recall_code": 8}
@@ -24,17 +22,7 @@ def test_it_is_taught_and_speaks_in_a_fresh_process_without_this_repository(tmp_
         run = written_run(features=features, **RECALL)
         folders.append(export_run(str(run), str(tmp_path / name), True, False, {}))
     (tmp_path / "empty").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "speak_export.py"), *map(str, folders)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path / "empty",
-        check=False,
-        timeout=280,
-    )
+    done = run_alone([HERE / "speak_export.py", *folders], tmp_path / "empty")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("spoke") == 2, done.stdout
     for folder in folders:

@@ -28,7 +28,7 @@ from bitgen.objectives.feature_queue import FeatureQueue
 from bitgen.training.progress import Progress
 from bitgen.training.trainer import Trainer
 from support.models import FEATURES, tiny_config
-from support.warm import run_warm
+from support.warm import Started, run_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENTRY = REPOSITORY / "src" / "train_stage1_vision_language.py"
@@ -129,7 +129,7 @@ def assert_equal_ranks(first: dict[str, Any], second: dict[str, Any]) -> None:
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(second[what][name])), (what, name)
 
 
-def wait_for_step(log_dir: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(log_dir: Path, step: int, process: subprocess.Popen | Started) -> None:
     """Wait until a run that ``process`` does has logged ``step`` lines."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,6 +14,7 @@ from PIL import Image
 from bitgen.commands import compare_vlms
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import VlmConfig
+from bitgen.tasks import comparison
 from bitgen.tasks.comparison import read_comparison
 from support.runs import REPOSITORY
 from support.vlm_runs import TINY
@@ -78,6 +81,15 @@ def test_a_file_that_cannot_be_is_named(tmp_path, content, says) -> None:
     assert says in str(error.value)
 
 
+@pytest.fixture
+def forks(monkeypatch) -> None:
+    """Trainings are forks of one process that has imported everything; test_comparison_stops.py starts new ones."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bitgen.tasks.comparison", "bitgen.tasks.vlm", "peft"])
+    monkeypatch.setattr(comparison, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+
+
+@pytest.mark.usefixtures("forks")
 def test_recipes_are_trained_once_a_failing_one_is_named_and_all_are_compared(tmp_path, capsys) -> None:
     recipe = yaml.safe_load((REPOSITORY / "configs" / "vlm_quick.yaml").read_text())
     recipe["training"]["stages"] = [{"name": "tune", "trains": "connector,language", "max_steps": 9}]

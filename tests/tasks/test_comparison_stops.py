@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,8 @@ import pytest
 
 from bitgen.commands import compare_vlms
 from bitgen.tasks.recipe import DONE
-from support.runs import REPOSITORY, environment, wait_for_step
+from support.runs import REPOSITORY, wait_for_step
+from support.warm import start_warm
 from tasks.test_comparison import write_file
 
 STEPS = 120  # so many that the signal finds it training
@@ -25,27 +24,27 @@ def test_its_training_stops_with_it_and_goes_on_at_the_same_command(tmp_path, nu
     stage = {"name": "tune", "trains": "connector,language", "max_steps": STEPS}
     runs = [{"name": "a", "connector": "mlp", "connector_depth": 2, "stages": [stage]}]
     path = write_file(tmp_path, runs=runs, score="loss")
-    command = [sys.executable, str(REPOSITORY / "src" / "compare_vlms.py"), "--config", str(path)]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as comparison:
-        wait_for_step(tmp_path / "log" / "a" / "tune", 1, comparison)
-        (training,) = _trainings_of(comparison.pid)
-        comparison.send_signal(number)
-        status = comparison.wait(60)
+    comparison = start_warm([REPOSITORY / "src" / "compare_vlms.py", "--config", path])
+    wait_for_step(tmp_path / "log" / "a" / "tune", 1, comparison)
+    (training,) = _trainings_of(comparison.pid)
+    comparison.send_signal(number)
+    comparison.communicate(60)
     deadline = time.monotonic() + 60
     while _alive(training):
         assert time.monotonic() < deadline, "the training outlives its comparison"
         time.sleep(0.1)
-    assert status == (-number if number == signal.SIGKILL else 128 + number)
+    assert comparison.returncode == (-number if number == signal.SIGKILL else 128 + number)
     folder = tmp_path / "out" / "a" / "tune"
     assert not (folder / DONE).exists()
-    assert 0 < max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*")) < STEPS
+    reached = max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    assert 0 < reached < STEPS - 2
 
     if number == signal.SIGKILL:
         return  # what is left is the same, and one training that goes on is enough
-    assert compare_vlms.main(["--config", str(path), "--max_steps", str(STEPS)]) == 0
+    assert compare_vlms.main(["--config", str(path), "--max_steps", str(reached + 2)]) == 0
     lines = [json.loads(line) for line in (tmp_path / "log" / "a" / "tune" / "metrics.jsonl").open()]
     steps = [line["step"] for line in lines if "train/loss" in line]
-    assert steps == sorted(set(steps)) and steps[-1] == STEPS  # none twice: it went on, and did not begin anew
+    assert steps == sorted(set(steps)) and steps[-1] == reached + 2  # none twice: it went on, and did not begin anew
 
 
 def _trainings_of(pid: int) -> list[int]:
