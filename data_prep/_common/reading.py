@@ -120,7 +120,7 @@ def _count_changes(name: str, caption: str, text: str, problems: Problems) -> No
     elif len(caption) > LONGEST:
         problems.add(f"caption of more than {LONGEST:,} characters (cut)", name)
     else:
-        problems.add("caption with line breaks or control characters (made one line)", name)
+        problems.add("caption with line breaks, control characters or runs of spaces (one space each)", name)
 
 
 def with_captions(captions: dict[str, list[str]], problems: Problems) -> dict[str, list[str]]:

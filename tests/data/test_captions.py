@@ -16,7 +16,7 @@ from bitgen.data.column_types import holds_bytes, holds_texts
     [
         (" a dog \n", "a dog"),
         ("a dog\nruns\r\n\x1b[2J fast\u2028away", "a dog runs [2J fast away"),
-        ("a  dog\u00a0runs", "a  dog\u00a0runs"),
+        ("a  dog\u00a0runs \u3000 fast", "a dog runs fast"),  # as many words as its tokens tell
         ("so cute \ud83d", "so cute \ufffd"),
         ("so cute \ud83d\ude00", "so cute \U0001f600"),
         ("می\u200cخواهم", "می\u200cخواهم"),

@@ -95,7 +95,7 @@ def test_half_an_emoji_costs_itself_only(prepare, caplog, source):
 @pytest.mark.parametrize("source", JSON + ["llava"])
 def test_a_caption_is_one_line_without_control_characters(prepare, caplog, source):
     assert prepare(source, [("a.jpg", ORDERS)]) == {"a.jpg": ["a dog runs [2J"]}
-    assert "1 x caption with line breaks or control characters (made one line): a.jpg" in caplog.text
+    assert "1 x caption with line breaks, control characters or runs of spaces (one space each): a.jpg" in caplog.text
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), "", " ", [], [None]])

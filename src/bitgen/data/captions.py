@@ -65,8 +65,8 @@ def valid_unicode(text: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """A caption as it is stored and trained on: one line of valid Unicode, of at most 20,000 characters."""
+    """A caption as it is stored and trained on: one line of valid Unicode, of at most 20,000 characters, with one plain
+    space between words, so that its tokens tell how many words it has."""
     if not text.isprintable():
-        text = valid_unicode(text)
-        text = " ".join(part for part in map(str.strip, _BREAKS.split(text)) if part)
-    return text[:LONGEST].strip()
+        text = " ".join(_BREAKS.split(valid_unicode(text)))
+    return " ".join(text.split())[:LONGEST].strip()
