@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from bitgen.machine.ranks import Processes
+from bitgen.protocols import Counts, Output
 from bitgen.training import reporting
+from bitgen.training.accumulation import loss_shares
 from bitgen.training.reporting import Reporter
 
 
@@ -39,3 +41,19 @@ def test_a_run_of_one_process_saves_its_values_alone() -> None:
     alone = reporter(0, 1.0)
     alone.ranks = Processes(0, 1, torch.device("cpu"))
     assert alone.state() == {"latest_metrics": {"loss": 1.0}}
+
+
+@pytest.mark.parametrize(("supervised", "logged"), [((10, 200), 22.0), ((None, None), 12.5), ((0, 7), 23.0)])
+def test_what_is_logged_of_a_step_is_the_loss_that_it_took(supervised: tuple, logged: float) -> None:
+    """Micro-batches count as they do in the gradient: by the positions that their losses are means over."""
+    made = reporter(0, 99.0)
+    shares = loss_shares([Counts(1, 1, 1, count) for count in supervised], Processes(0, 1, torch.device("cpu")))
+    losses = torch.tensor([2.0, 23.0])
+    empty = [count == 0 for count in supervised]  # whose loss is no number
+    outputs = [Output(loss, {} if none else {"loss": loss}, None) for loss, none in zip(losses, empty, strict=True)]
+    made._take(outputs, [share.weight for share in shares])
+    assert float(made.latest["loss"]) == pytest.approx(logged)
+    if None not in supervised:
+        assert made.weights == {"loss": pytest.approx(1.0)}
+        made._take([Output(losses[0], {}, None)], [0.0])  # nothing to learn from here: the others' values count
+        assert made.weights == {"loss": 0.0} and float(made.latest["loss"]) == pytest.approx(logged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,15 +90,30 @@ def sum_over_ranks(processes: Processes, value: int) -> int:
     return int(total)
 
 
-def mean_over_ranks(processes: Processes, scalars: dict[str, float]) -> dict[str, float]:
-    """Mean of each scalar over the ranks that give it: one whose batches held nothing to learn from may give none."""
+def mean_over_ranks(
+    processes: Processes, scalars: Mapping[str, float], weights: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Mean of each scalar over the ranks that give it: one whose batches held nothing to learn from may give none.
+
+    Args:
+        weights: what this rank's scalars weigh, 1 where there is none; of scalars that weigh nothing anywhere, the
+            plain mean.
+    """
     if not processes.is_distributed:
-        return scalars
-    found: dict[str, list[float]] = {}
-    for given in gather_objects(scalars, processes):
-        for name, value in given.items():
-            found.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+        return dict(scalars)
+    own = {name: (value, (weights or {}).get(name, 1.0)) for name, value in scalars.items()}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for given in gather_objects(own, processes):
+        for name, pair in given.items():
+            found.setdefault(name, []).append(pair)
+    return {name: _weighted_mean(pairs) for name, pairs in found.items()}
+
+
+def _weighted_mean(pairs: list[tuple[float, float]]) -> float:
+    total = sum(weight for _, weight in pairs)
+    if not total:
+        return sum(value for value, _ in pairs) / len(pairs)
+    return sum(value * weight for value, weight in pairs if weight) / total
 
 
 def gather_objects(value: Any, processes: Processes) -> list[Any]:

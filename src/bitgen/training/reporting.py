@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from bitgen.guards.failures import of_worker
 from bitgen.machine.ranks import Processes, gather_objects, mean_over_ranks
 from bitgen.protocols import Batch, Output, Run
 from bitgen.show.monitor import Monitor
+from bitgen.training.accumulation import Share
 from bitgen.training.progress import Progress
 from bitgen.training.throughput import Throughput
 
@@ -38,6 +39,7 @@ class Reporter:
     def __init__(self, run: Run, monitor: Monitor, ranks: Processes, throughput: Throughput, log_steps: int) -> None:
         self.run, self.monitor, self.ranks, self.throughput, self.log_steps = run, monitor, ranks, throughput, log_steps
         self.latest: dict[str, torch.Tensor] = {}
+        self.weights: dict[str, float] = {}  # of these values among those of all ranks; 1 where there is none
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the newest value of each scalar, of every rank. All ranks call it together."""
@@ -75,25 +77,22 @@ class Reporter:
         progress: Progress,
         phase: int,
         outputs: list[Output],
+        shares: Sequence[Share],
         rates: dict[str, float],
         grad_norm: float,
     ) -> None:
         """A finished step, with its scalars every ``log_steps``.
 
         Args:
-            outputs: of its micro-steps.
+            outputs: of its micro-batches, and ``shares``, how they count in its loss and so in what is logged of it.
             rates: learning rates by group.
         """
-        # A step's own values, not a window's, so that a resumed run logs the same numbers; of a loss that this step did
-        # not take (text or pairs), those of the last step that did.
-        for name in sorted({name for output in outputs for name in output.metrics}):
-            values = [output.metrics[name].float() for output in outputs if name in output.metrics]
-            self.latest[name] = torch.stack(values).mean()
+        self._take(outputs, [share.weight for share in shares])
         if not self.logs(progress.step):
             self.monitor.step(progress.step, phase)
             return
         means = {name: value.item() for name, value in self.latest.items()}
-        scalars = {f"train/{name}": value for name, value in mean_over_ranks(self.ranks, means).items()}
+        scalars = {f"train/{name}": value for name, value in mean_over_ranks(self.ranks, means, self.weights).items()}
         scalars["train/grad_norm"] = grad_norm
         scalars |= {f"train/lr/{group}": rate for group, rate in rates.items()}
         scalars |= {"train/samples_seen": progress.samples_seen, "train/words_seen": progress.words_seen}
@@ -101,6 +100,21 @@ class Reporter:
         scalars["train/skipped_steps"] = progress.skipped_steps
         scalars["train/bad_records"] = sum(progress.bad_records.values())
         self.monitor.step(progress.step, phase, {**scalars, **self.throughput.report()})
+
+    def _take(self, outputs: list[Output], weights: list[float | None]) -> None:
+        """A step's own values, not a window's, so that a resumed run logs the same numbers; of a loss that this step
+        did not take (text or pairs), those of the last step that did."""
+        known = [weight for weight in weights if weight is not None]
+        self.weights = dict.fromkeys(self.latest, 0.0) if known else {}
+        for name in sorted({name for output in outputs for name in output.metrics}):
+            taken = [number for number, output in enumerate(outputs) if name in output.metrics]
+            values = torch.stack([outputs[number].metrics[name].float() for number in taken])
+            total = self.weights[name] = sum(known[number] for number in taken) if known else 1.0
+            if known and total and len(taken) > 1:
+                each = values.new_tensor([known[number] for number in taken])
+                self.latest[name] = (values * each).sum() / total
+            else:
+                self.latest[name] = values.mean()
 
     def skipped(self, progress: Progress, drawn: list[Batch], finite: list[bool]) -> None:
         """Name the records of a step that all ranks agreed to skip.

@@ -198,7 +198,7 @@ class Trainer:
         if report.skipped:
             self.skipped_records.add(skipped, progress, self.ranks)
         self.throughput.end_step(report.samples, report.words, self._flops(drawn))
-        self.reporter.step(progress, self.phase, outputs, rates, norm.item())
+        self.reporter.step(progress, self.phase, outputs, shares, rates, norm.item())
         if progress.nonfinite_in_row >= settings.max_nonfinite_steps:
             if self.store.newest is None:
                 self.save()  # weights that no skipped step has touched, so that there is something to go back to
