@@ -50,6 +50,11 @@ def refused(tmp_path: Path, capsys, **settings: object) -> str:
         ({"num_frames": 0}, "num_frames"),
         ({"select_layer": "-9"}, "select_layer is -9"),
         ({"trains": "adapter"}, "trains names the adapter, but adapter is none"),
+        (
+            {"trains": "language", "language_dtype": "bfloat16", "language_model": "nobody/nothing"},
+            "bfloat16 would round most of their updates away. Write language_dtype float32",
+        ),
+        ({"val_ratio": 0}, "val_ratio"),
         ({"template": "no such"}, "template 'no such' is unknown"),
         ({"adapter": "lora", "adapter_targets": "no_such"}, "no_such"),
         ({"vision_encoder": "features"}, "holds pictures, and vision_encoder is 'features'"),

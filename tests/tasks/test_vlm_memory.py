@@ -23,6 +23,7 @@ from support.vlm import recipe
         {"trains": "connector", "language_dtype": "float32"},
         {"trains": "connector,adapter", "adapter": "dora", "optimizer": "muon"},
         {"trains": "connector,vision", "vision_tuning": "full", "optimizer": "muon"},
+        {"trains": "connector,vision", "vision_tuning": "lora", "connector": "resampler", "connector_queries": 4},
         {"trains": "language", "connector": "none"},
     ],
     ids=lambda stage: stage["trains"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,21 @@ def test_a_picture_that_cannot_be_read_ends_no_validation(tmp_path: Path, monkey
     assert scalars.keys() == whole.keys() and scalars["val/loss"] != whole["val/loss"]
     held_out(objective)
     assert caplog.text.count("validation leaves out record 1 cannot be read") == 1
+
+
+def test_an_answer_is_right_whatever_spaces_its_reference_has(tmp_path: Path) -> None:
+    held_out = held_out_of(tmp_path, ["red"])
+    references = [["no", "Yes.\nThere is  a dog."], ["a b"]]
+    assert held_out._right([0, 0], ["Yes. There is a dog.", "a c"], references) == 50.0
+
+
+def test_where_nothing_could_be_read_there_is_no_loss(tmp_path: Path, monkeypatch, caplog) -> None:
+    """0 would be the best that any checkpoint can have."""
+    held_out = held_out_of(tmp_path, ["red", "blue"])
+
+    def unreadable(self: ConversationDataset, row: int) -> None:
+        raise BadRecord(f"record {row} is damaged", "damaged")
+
+    monkeypatch.setattr(ConversationDataset, "__getitem__", unreadable)
+    assert math.isnan(held_out._loss(held_out.model))  # type: ignore[attr-defined]
+    assert "no held-out conversation could be read" in caplog.text

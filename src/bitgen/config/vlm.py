@@ -216,6 +216,12 @@ def _check_parts(config: VlmConfig) -> None:
             "trains names language, all weights of the language model, but it has adapters or is quantized. Write "
             "adapter none and quantization none, or trains adapter."
         )
+    if LANGUAGE in parts and config.language.language_dtype != "float32" and config.language.language_model != "random":
+        raise ConfigError(
+            f"trains names language, all weights of the language model, and {config.language.language_dtype} would "
+            "round most of their updates away. Write language_dtype float32 (precision bf16 computes in bfloat16 all "
+            "the same), or trains adapter."
+        )
     if VISION in parts and (config.vision.vision_tuning == "frozen" or config.vision.vision_encoder == "features"):
         raise ConfigError(
             "trains names vision, but nothing of the encoder can train. Write vision_tuning lora or full with an "

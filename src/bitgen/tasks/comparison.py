@@ -237,7 +237,8 @@ def _sizes(recipe: Compared) -> dict[str, Any]:
     last = recipe.stages[-1].config
     model = open_vlm(last.output.output_dir).model
     parts = last.trained_parts
-    trained = sum(p.numel() for n, p in model.named_parameters() if model.part_of(n) in parts and model.owns(n))
+    named = {name: p for name, p in model.named_parameters() if model.part_of(name) in parts and model.owns(name)}
+    trained = sum(p.numel() for name, p in named.items() if model.role_of(name, p).reached)
     return {
         "trained_parameters": trained,
         "picture_tokens": model.connector.tokens(1) if model.connector is not None else 0,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.config.values import ConfigError
@@ -34,8 +35,14 @@ def describe(
     feature_shape: tuple[int, int] | None,
     tokenizer: PreTrainedTokenizerBase | None,
     before: Path | None,
+    frames: int = 1,
 ) -> Description:
-    """What the configuration describes, before encoder and language model are opened."""
+    """What the configuration describes, before encoder and language model are opened.
+
+    Args:
+        before: the folder of the run that this one goes on from.
+        frames: the most pictures that a visual of the data has, so that no more are shown later.
+    """
     language, adapter, speech = config.language, config.adapter, config.language
     own = set(read_description(before).own_parts) if before is not None else set()
     own |= {part for part in config.trained_parts if part in (LANGUAGE, VISION)}
@@ -71,9 +78,7 @@ def describe(
         vision,
         adapter=settings,
         own_parts=tuple(sorted(own)),
-        speech=SpeechSource(
-            speech.template, speech.system_prompt, speech.max_length, config.data.num_frames, config.prompt_list[0]
-        ),
+        speech=SpeechSource(speech.template, speech.system_prompt, speech.max_length, frames, config.prompt_list[0]),
     )
 
 
@@ -149,16 +154,30 @@ class ConnectorPlan:
         kind = KINDS[settings.connector].connector
         taken = {option.name for option in fields(kind.Options)}
         options = {name: getattr(settings, of) for name, of in _OPTIONS.items() if name in taken}
-        embedding = language.model.get_input_embeddings().weight
-        if "token_std" in taken:  # what enters a language model begins with about the norm of its tokens
-            options["token_std"] = round(embedding.float().std().item(), 4)
+        embedding = language.model.get_input_embeddings()
+        if "token_std" in taken:
+            options["token_std"] = _token_std(embedding)
         return ConnectorConfig(
             settings.connector,
             spec.width,
-            embedding.shape[1],
+            embedding.weight.shape[1],
             spec.tokens,
             layers,
             self.frames if kind.most_frames is None else min(self.frames, kind.most_frames),
             getattr(lm, "num_attention_heads", None) or lm.num_heads,
             {name: value for name, value in options.items() if value is not None},
         )
+
+
+@torch.no_grad()
+def _token_std(embedding: Any) -> float:
+    """Standard deviation of what a language model's embedding gives, about which what enters beside it begins with.
+    Gemma's multiplies its table by a number on the way out."""
+    table = embedding.weight
+    if table.is_meta:  # an estimate of sizes, which needs no weights
+        return 1.0
+    rows = torch.arange(len(table), device=table.device)
+    parts = [embedding(part).double() for part in rows.split(4096)]
+    total, squares = (sum(each) for each in zip(*((p.sum(), p.square().sum()) for p in parts), strict=True))
+    count = table.numel()
+    return round(((squares - total**2 / count) / (count - 1)).sqrt().item(), 4)

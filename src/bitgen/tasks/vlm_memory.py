@@ -27,6 +27,7 @@ from bitgen.tasks.vlm_description import ConnectorPlan, describe, random_languag
 from bitgen.training.optimizer import freeze_and_unfreeze
 from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapters import attach
+from bitgen.vlm.assembly import adapt
 from bitgen.vlm.connectors import build_connector
 from bitgen.vlm.language import LanguageModel
 from bitgen.vlm.modeling import LANGUAGE, MATRIX, VisionLanguageModel
@@ -88,6 +89,8 @@ def empty_model(config: VlmConfig) -> VisionLanguageModel:
             tower = build_tower(found, description.vision.select_layer)
             opened = LanguageModel(lm, None, language.language_model, None, "")
             connector = build_connector(ConnectorPlan(config, frames)(tower.spec, opened, len(tower.layers)))
+            if description.vision.tuning == "lora":
+                adapt(tower, description.vision)
         if description.adapter is not None:
             attach(lm, AdapterConfig(**description.adapter))
     own = set(description.own_parts) | ({"language"} if is_random else set())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -87,9 +88,10 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
             "both with the same encoder."
         )
     own_tokenizer = _own_tokenizer(config, ranks, before)
+    shown = min(config.data.num_frames, source.most_pictures)
     seed_everything(config.training.seed)  # the same new weights on every rank
     made = assemble(
-        describe(config, source.feature_shape, own_tokenizer, before),
+        describe(config, source.feature_shape, own_tokenizer, before, shown),
         None if config.connector.connector == "none" else ConnectorPlan(config, most_pictures(config, source)),
         checkpointing=config.language.language_checkpointing,
     )
@@ -192,6 +194,7 @@ def start_from(made: Assembled, folder: Path) -> None:
             )
         if not here:
             continue  # a stage without a connector, say
+        _suit_frames(there, here)
         differing = [n for n in {**there, **here} if n not in there or n not in here or there[n].shape != here[n].shape]
         if differing:
             raise ConfigError(
@@ -203,6 +206,17 @@ def start_from(made: Assembled, folder: Path) -> None:
     if then.adapter is None and now.adapter is not None:
         renorm(made.model.language)
     logger.info("starting from the weights of %s", folder)
+
+
+def _suit_frames(there: dict[str, Tensor], here: Mapping[str, Tensor]) -> None:
+    """Give the connector of a run on fewer or more pictures a visual its rows for frames: those that it has, and zeros,
+    with which it is at first what it was without them."""
+    for name, fresh in here.items():
+        known = there.get(name)
+        if name.endswith(".frame_embeddings") and (known is None or known.shape[1:] == fresh.shape[1:]):
+            there[name] = torch.zeros_like(fresh)
+            if known is not None:
+                there[name][: len(known)] = known[: len(fresh)]
 
 
 def _meaning(description: Description) -> dict[str, Any]:

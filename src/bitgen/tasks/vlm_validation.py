@@ -131,7 +131,9 @@ class HeldOutAnswers:
         if isinstance(source, PairConversations) and isinstance(source.reader, SceneReader):
             scenes = [source.reader.scenes[source.text(row).image] for row in rows]
             return scene_caption_metrics(answers, scenes)["right"]
-        return 100 * sum(a in listed for a, listed in zip(answers, references, strict=True)) / len(answers)
+        # Answers were written on one line.
+        right = ([" ".join(text.split()) for text in listed] for listed in references)
+        return 100 * sum(a in listed for a, listed in zip(answers, right, strict=True)) / len(answers)
 
     def _loss(self, model: VisionLanguageModel) -> float:
         """Mean loss of a supervised token over all samples that can be read."""
@@ -147,7 +149,10 @@ class HeldOutAnswers:
                     logits, targets = model(inputs)
                 total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
                 count += len(targets)
-        return total / max(count, 1)
+        if not count:  # 0 would be the best loss that any checkpoint can have
+            logger.warning("no held-out conversation could be read, so there is no loss")
+            return math.nan
+        return total / count
 
 
 def _table(answers: list[str], references: list[list[str]]) -> str:

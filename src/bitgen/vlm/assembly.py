@@ -110,14 +110,19 @@ def _tower(vision: VisionSource, is_own: bool) -> VisionTower | StoredFeatures:
                 f"{str(tower.spec.weights)[:12]}, then {str(expected)[:12]}): put that one there."
             )
     if vision.tuning == "lora":
-        from peft import LoraConfig, inject_adapter_in_model
-
-        assert isinstance(tower, VisionTower)
-        lora = LoraConfig(
-            r=vision.adapter_rank, lora_alpha=vision.adapter_alpha, target_modules=resolve_lora_targets(tower.tower)
-        )
-        inject_adapter_in_model(lora, tower.tower)
+        adapt(tower, vision)
     return tower
+
+
+def adapt(tower: VisionTower | StoredFeatures, vision: VisionSource) -> None:
+    """Put LoRA on the encoder's linear layers."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    assert isinstance(tower, VisionTower)
+    lora = LoraConfig(
+        r=vision.adapter_rank, lora_alpha=vision.adapter_alpha, target_modules=resolve_lora_targets(tower.tower)
+    )
+    inject_adapter_in_model(lora, tower.tower)
 
 
 def _without_ours(config: dict[str, Any]) -> dict[str, Any]:

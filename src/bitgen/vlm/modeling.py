@@ -17,6 +17,7 @@ from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.parameter_roles import FUSION
 from bitgen.stages import Role
+from bitgen.vlm.adapters import is_adapted
 from bitgen.vlm.connectors import Connector
 from bitgen.vlm.language import supervised_logits
 from bitgen.vlm.reach import reached_parameters
@@ -214,13 +215,19 @@ class VisionLanguageModel(nn.Module):
         return state
 
     def train(self, mode: bool = True) -> VisionLanguageModel:
-        """A frozen language model drops nothing out, but its adapters do."""
+        """What is frozen drops nothing out; where adapters alone train, they do."""
         super().train(mode)
-        if LANGUAGE in self.own_parts:
-            return self
-        self.language.eval()
-        for name, module in self.language.named_modules():
-            # A block's own flag switches the recomputing of its activations on; what is in it stays in eval mode.
-            if "lora_dropout" in name or getattr(module, "gradient_checkpointing", False):
-                module.training = mode
+        for part in (self.tower, self.connector, self.language):
+            if part is None:
+                continue
+            learning = {_adapter_kind(name) for name, parameter in part.named_parameters() if parameter.requires_grad}
+            if None in learning:
+                continue
+            part.eval()
+            for name, module in part.named_modules():
+                # LoRA's dropout goes by its own flag, DoRA's by that of its layer. And a block's own flag switches the
+                # recomputing of its activations on; what is in it stays in eval mode.
+                adapts = is_adapted(module) or "lora_dropout" in name
+                if (adapts and learning) or getattr(module, "gradient_checkpointing", False):
+                    module.training = mode
         return self

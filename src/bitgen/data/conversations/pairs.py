@@ -59,6 +59,8 @@ class PairConversations:
             )
         self.first_caption = np.concatenate([[0], np.cumsum(counts)])  # [N + 1]: captions of image i
 
+    most_pictures = 1
+
     @property
     def feature_shape(self) -> tuple[int, int] | None:
         """``(N, C)`` of stored features; None for pictures."""

@@ -92,6 +92,10 @@ class Conversations(Protocol):
     def seed(self) -> int:
         """Decides, with epoch and index, what is drawn."""
 
+    @property
+    def most_pictures(self) -> int:
+        """The most pictures that a visual has, at least 1."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: SampleKey | int) -> Conversation:
@@ -253,6 +257,15 @@ class ConversationReader:
     def picture_count(self) -> int:
         """How many pictures there are."""
         return self.info.num_pictures
+
+    @property
+    def most_pictures(self) -> int:
+        """The most pictures that a visual has, at least 1."""
+        import pyarrow.compute as pc
+
+        chunks = self._columns["visuals"].chunks
+        counts = (pc.max(pc.list_value_length(pc.list_flatten(chunk))).as_py() for chunk in chunks)
+        return max([1, *(count for count in counts if count is not None)])
 
     def rows(self, index: int) -> list[list[int]]:
         """The rows of a conversation's pictures, visual by visual."""
