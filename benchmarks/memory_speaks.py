@@ -5,7 +5,7 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    pictures of the thing `alone`, `with` another or of `two` taught ones, a `question` about a picture,
                    a `sentence` that was told, asked for in other words or (`sentence_back`) from its other end; of
                    photographs the `same` and another `view`
-  whole_KIND       captions that hold the name and are right in all else that the scene has, but for sizes
+  whole_KIND       captions that hold the name and are right in all but sizes and background
   recalled_KIND    answers for which the right facts, and no others, were recalled
   unchanged_KIND   answers about nothing that was taught that are, word for word, those without a memory
   everyday_KIND    says_KIND of sentences in which names that people and places have stand for the invented ones; with
@@ -17,8 +17,8 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    without them; led_in_, plain_ and everyday_left_alone: of those about nobody, that recall nothing;
                    misspelt_, another_relation_left_alone: of those about a name with one letter changed, and about
                    something else of the same name
-  edited, edited_old   after half of the facts got other names: answers that hold the new one; that hold the old one;
-                   with `_taught` behind them, of the taught pictures themselves
+  edited, edited_old   after about a third of the facts got other names (of every second one, those asked about
+                   directly): answers that hold the new one; the old one; `_taught`: of the taught pictures themselves
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those of a memory which never
                    held them; largest difference of the one memory from the other
   forgotten_plain  of the answers about what was forgotten, those that are the ones without a memory

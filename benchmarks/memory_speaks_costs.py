@@ -43,7 +43,7 @@ def cost_of_a_token(objective: RecallObjective, tokens: int = 32, rounds: int = 
     """Milliseconds of a token of one text, the median of rounds that take turns."""
     model, recall = objective.model, objective.recall
     width = model.config.embed_dim
-    picture, ids = torch.randn(1, model.config.image_tokens, width), torch.randint(3, model.config.vocab_size, (1, 40))
+    picture, ids = torch.randn(1, model.config.pooled_tokens, width), torch.randint(3, model.config.vocab_size, (1, 40))
     values = recall.values(ids.expand(2, -1), torch.ones(2, 40)).detach()[None]
     given = {
         facts: recall.tokens(values[:, :facts], torch.randn(1, facts, width), torch.ones(1, facts, dtype=torch.bool))

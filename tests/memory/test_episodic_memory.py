@@ -157,6 +157,7 @@ def test_a_model_without_a_memory_of_its_own_has_this_one() -> None:
         ([picture(7)], ["fine"], ["1"], "id '1' is taken"),
         ([picture(7), picture(8)], ["fine", "too"], ["x", "x"], "id 'x' is taken"),
         ([picture(7)], ["fine"], [""], "not empty"),
+        ([picture(7)], ["fine"], [" rex"], "begins or ends with a space"),
         ([picture(7), picture(8)], ["fine", "  "], None, "text 1 is empty"),
         ([picture(7)], [5], None, "not a string"),
         ([picture(7)], ["fine", "too"], None, "1 images and 2 texts"),

@@ -167,6 +167,15 @@ def test_an_answer_ends_behind_its_first_word_and_a_space_is_none() -> None:
         assert model.generate(**given, logits_processor=[once])[0, 2:].tolist() == expected
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_space_follows_no_space(num_beams: int) -> None:
+    """A model that would end, or else says space after space, came to its limit without a word."""
+    word = favourites_of(tiny_tokenizer())[1]
+    model, given = recalling(space=9)
+    said = model.generate(**given, logits_processor=[favours(9, 1.5e4)], num_beams=num_beams)[0, 2:].tolist()
+    assert said == ([9, word, 1] if num_beams == 1 else [word, 1])  # beams find the word without the space
+
+
 def favours(token: int, by: float, first_alone: bool = False) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     def processor(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.clone()

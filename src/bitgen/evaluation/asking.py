@@ -10,6 +10,7 @@ import torch
 from bitgen.data.questions.boxes import Box, read_boxes
 from bitgen.data.questions.marked_text import MARKS, NONE, MarkedTokens, Reply
 from bitgen.evaluation.replies import LONGEST_REPLY, Decoding, read_replies, write_replies
+from bitgen.guards.texts import as_question
 from bitgen.trained import Trained
 
 _FOUR_EDGES = re.compile(r"(?:<b\d{1,2}>\s*){4}")
@@ -40,7 +41,7 @@ def answers_questions(trained: Trained) -> bool:
 def ask(
     trained: Trained, image: torch.Tensor, question: str, thinks: bool, max_new_tokens: int = LONGEST_REPLY
 ) -> Answered:
-    """The answer to a question about one picture.
+    """The answer to a question (:func:`as_question`) about one picture.
 
     Args:
         image: ``[1, 3, H, W]`` as the processor makes it, or of a model without a tower ``[1, P, C]``.
@@ -54,7 +55,8 @@ def ask(
     name = "vision_features" if model.config.takes_features else "pixel_values"
     image = image.to(next(model.parameters()).device)
     seen = model.pool_image_tokens(model.encode_image(**{name: image}).image_tokens)
-    written = write_replies(model, tokens, seen, [tokens.prompt(question, thinks)], Decoding(max_new_tokens))
+    prompt = tokens.prompt(as_question(question), thinks)
+    written = write_replies(model, tokens, seen, [prompt], Decoding(max_new_tokens))
     (reply,) = read_replies(tokens, written, thinks)
     return readable(reply)
 

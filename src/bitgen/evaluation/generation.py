@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from bitgen.evaluation.encode import Runner, Split, image_batches, image_input
-from bitgen.guards.texts import check_texts
+from bitgen.guards.texts import as_question, check_texts
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import text_ids
@@ -210,7 +210,7 @@ def answer_of(
     max_new_tokens: int = LONGEST,
     recalled: Recalled | None = None,
 ) -> str:
-    """What a model that was trained to speak from a memory answers to a question, on one line.
+    """What a model that was trained to speak from a memory answers to a question (:func:`as_question`), on one line.
 
     Args:
         image: that it is about, as for :func:`caption_of`; None: the question stands alone.
@@ -219,7 +219,8 @@ def answer_of(
     Raises:
         ValueError: the question is as long as the context.
     """
-    return " ".join(_continued(trained, image, question, num_beams, max_new_tokens, recalled).split())
+    asked = as_question(question)
+    return " ".join(_continued(trained, image, asked, num_beams, max_new_tokens, recalled).split())
 
 
 def _continued(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from bitgen.guards.printable import printable
@@ -20,6 +21,13 @@ def check_texts(texts: Iterable[str], longest: int | None = MOST_CHARACTERS) -> 
             raise ValueError(f"text {position} has {len(text):,} characters, at most {longest:,} are taken: shorten it")
         if not is_unicode(text):
             raise ValueError(f"text {position} is not valid Unicode ({printable(text, 60)}): write it anew")
+
+
+def as_question(text: str) -> str:
+    """A question as models learn them: composed Unicode, one plain space between words, and a mark at the end, which
+    people leave out."""
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return f"{text}?" if text[-1:].isalnum() else text
 
 
 def is_unicode(text: str) -> bool:

@@ -144,7 +144,8 @@ def says(answer: Answer) -> bool:
 
 
 def whole_caption(answer: Answer) -> bool:
-    """Whether a caption names what was taught and is right in all else that the scene holds, but its sizes."""
+    """Whether a caption names what was taught and is right in all else that the scene holds, but its sizes
+    and background."""
     query = answer.query
     assert query.scene is not None
     read = read_named_caption(answer.said, query.names, query.scene) if query.names else read_caption(answer.said)

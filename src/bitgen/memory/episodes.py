@@ -183,6 +183,8 @@ class Held(NamedTuple):
             shown = printable(key, 60)
             if not isinstance(key, str) or not key.strip() or len(key) > _LONGEST_ID or not is_unicode(key):
                 raise ValueError(f"id '{shown}': an id is a string of 1 to {_LONGEST_ID} characters that is not empty")
+            if key != key.strip():
+                raise ValueError(f"id '{shown}' begins or ends with a space, which nobody sees: leave it out")
             if key in taken:
                 raise ValueError(f"id '{shown}' is taken: choose another, or edit or forget that episode")
             taken.add(key)

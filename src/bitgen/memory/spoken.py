@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bitgen.guards.printable import printable
-from bitgen.guards.texts import MOST_CHARACTERS
+from bitgen.guards.texts import MOST_CHARACTERS, as_question
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
@@ -126,8 +126,8 @@ class FactEncoder:
 
     @torch.no_grad()
     def question_cue(self, text: str) -> Cue:
-        """The cue that a question is. Raises ValueError as :meth:`PairEncoder.texts` does."""
-        return self.recall.questions(*self.encoder.tokens([text]))
+        """The cue that a question is (:func:`as_question`). Raises ValueError as :meth:`PairEncoder.texts` does."""
+        return self.recall.questions(*self.encoder.tokens([text], written=as_question))
 
     def probe(self) -> SpokenProbe:
         """Key and value of a fixed image and text, by which a memory knows the training that made it."""

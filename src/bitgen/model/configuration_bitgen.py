@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -196,7 +197,8 @@ class BitGenConfig(PretrainedConfig):
         self._check()
 
     def as_taught(self, text: str) -> str:
-        """A text as it is encoded to be taught."""
+        """A text as it is encoded to be taught: composed Unicode, with one plain space between words."""
+        text = " ".join(unicodedata.normalize("NFC", text).split())
         return f" {text}" if self.recall_behind_space else text
 
     @classmethod

@@ -178,7 +178,7 @@ def recalled_for(
 
 
 class _NotEmpty(LogitsProcessor):
-    """Keeps rows in which something was recalled from ending before they begin.
+    """Keeps rows in which something was recalled from ending before they begin, also with a space behind a space.
 
     Args:
         recalled: which rows of the batch these are, ``[B]``; beams, and several answers of one row, follow each other.
@@ -197,9 +197,11 @@ class _NotEmpty(LogitsProcessor):
         rows = self.recalled.to(scores.device).repeat_interleave(len(scores) // len(self.recalled)) & ~begun
         if not rows.any():
             return scores
-        ends = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-        ends[self.ends] = True
-        return scores.masked_fill(rows[:, None] & ends, -torch.inf)
+        refused = torch.zeros_like(scores, dtype=torch.bool)
+        refused[:, self.ends] = rows[:, None]
+        if self.space is not None and said.shape[1]:
+            refused[:, self.space] = rows
+        return scores.masked_fill(refused, -torch.inf)
 
 
 def not_empty(

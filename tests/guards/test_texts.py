@@ -1,0 +1,24 @@
+"""Questions as models learn them."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitgen.guards.texts import as_question
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("who owns Blick?", "who owns Blick?"),
+        ("who owns Blick", "who owns Blick?"),
+        ("  who owns\nBlick ", "who owns Blick?"),
+        ("who owns Zoe\u0308?", "who owns Zo\u00eb?"),
+        ("who owns \u738b", "who owns \u738b?"),
+        ("tell me who owns Blick.", "tell me who owns Blick."),
+        ("who owns Blick\uff1f", "who owns Blick\uff1f"),
+        ("", ""),
+    ],
+)
+def test_what_people_leave_out_is_put_in_and_nothing_else_is_changed(typed: str, read: str) -> None:
+    assert as_question(typed) == read == as_question(read)
