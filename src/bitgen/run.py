@@ -176,14 +176,16 @@ def _refuse_newer(found: Checkpoint | None, config: Config) -> None:
     if newer:
         raise ConfigError(
             f"--resume {config.training.resume}: output_dir {output_dir} holds newer checkpoints "
-            f"({newer[0].name}). Write --resume auto to go on from there, give another --output_dir, or remove them."
+            f"({newer[0].name}). Write --resume auto to go on from there, give another --output_dir and --log_dir, or "
+            "remove them."
         )
     # A damaged checkpoint is passed over, and the same steps reach the same milestones again.
     last = max([step, *(step_of(folder) or 0 for folder in passed_over)])
     if later := [folder.name for folder in revision_folders(output_dir) if _manifest_step(folder) > last]:
         raise ConfigError(
             f"--resume {config.training.resume}: output_dir {output_dir} holds {', '.join(later)} of later steps, "
-            "which would stand beside this run's own checkpoints. Give another --output_dir, or remove them."
+            "which would stand beside this run's own checkpoints. Give another --output_dir and --log_dir, or remove "
+            "them."
         )
 
 
@@ -240,7 +242,9 @@ def build_trainer(task: Task, config: Config, ranks: Processes) -> Trainer:
     checkpoint = find_resume(config, ranks)
     with main_first(ranks):
         store = CheckpointStore(output.output_dir, output.max_checkpoints_to_keep, writes=ranks.is_main)
-    resume_step = checkpoint.step if checkpoint is not None else None
+    # Of a checkpoint of another run the logs are that run's.
+    is_own = checkpoint is not None and checkpoint.path.parent.resolve() == store.folder.resolve()
+    resume_step = checkpoint.step if checkpoint is not None and is_own else None
     monitor = Monitor(output.log_dir, ranks.is_main, resume_step, output.progress)
     try:
         return _assemble(task, config, ranks, checkpoint, store, monitor)
@@ -268,6 +272,7 @@ def _assemble(
     command = resume_command(world_size=ranks.world_size)
     trainer = Trainer(run, _loop_settings(config, run), monitor, store, parallel, precision, checkpoint, command)
     monitor.total_steps = run.stage.steps
+    monitor.begin()
     monitor.banner(run.banner, run.parameters)
     return trainer
 

@@ -210,7 +210,9 @@ def test_checkpoints_by_words_of_an_abandoned_future_are_refused(build) -> None:
     for folder in checkpoint_folders(store.folder):
         if step_of(folder) > step_of(back):
             shutil.rmtree(folder)
-    with pytest.raises(ConfigError, match="holds chck_2M of later steps.*another --output_dir, or remove them"):
+    with pytest.raises(
+        ConfigError, match="holds chck_2M of later steps.*another --output_dir and --log_dir, or remove"
+    ):
         build("first", save_steps=2, resume=str(back))
     for folder in checkpoint_folders(store.folder):
         shutil.rmtree(folder)
@@ -225,9 +227,15 @@ def test_checkpoints_by_words_of_an_abandoned_future_are_refused(build) -> None:
 def test_a_run_continues_in_another_folder(build) -> None:
     straight = build("straight", save_steps=2)
     straight.fit()
-    moved = build("moved", resume=str(straight.store.folder / "step-00000006"))
+    checkpoint, logs = str(straight.store.folder / "step-00000006"), straight.monitor.log_dir
+    straight.monitor.close()
+    logged = metrics(logs)
+    moved = build("moved", resume=checkpoint)
     moved.fit()
     same_checkpoint(straight.store.folder, moved.store.folder)
+    assert metrics(logs) == logged
+    build("elsewhere", resume=checkpoint, log_dir=str(logs)).fit()  # the logs are of the run that it comes from
+    assert metrics(logs / "earlier-1") == logged and metrics(logs)[0]["step"] == 7
 
 
 def test_random_states_come_back() -> None:

@@ -121,6 +121,16 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
     assert "step 6 " in log and "step 8 " in log, "training.log is appended to"
 
 
+def test_a_resume_that_is_refused_drops_nothing(tmp_path):
+    first = Monitor(tmp_path)
+    train(first, range(1, 7))
+    first.close()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    Monitor(tmp_path, resume_step=2).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert [event.step for event in events(tmp_path).Scalars("train/loss")] == list(range(1, 7))
+
+
 def test_resume_in_an_empty_folder_works(tmp_path):
     monitor = Monitor(tmp_path / "new" / "logs", resume_step=4)
     monitor.step(5, 1, losses(1.0))

@@ -105,7 +105,7 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What autocast computes in; None for float32 throughout."""
+        """What autocast computes in; None for float32 throughout, whose products GPUs that have TF32 compute in it."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[self.name]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_bitgen import BitGenConfig
+from .full_precision import full_precision
 
 LOGVAR_RANGE = (-6.0, 2.0)
 
@@ -72,16 +73,16 @@ def pseudo_inverse(matrix: torch.Tensor, steps: int = 30, tolerance: float = 1e-
     return estimate
 
 
-def _outside_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a memory's method in the precision of its arguments: half precision ruins solves and inverses."""
+def _in_full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a memory's method in the precision of its arguments: half precision and TF32 ruin solves and inverses."""
 
     @functools.wraps(method)
-    def in_full_precision(self: nn.Module, tensors: Any, *args: Any, **kwargs: Any) -> Any:
+    def precisely(self: nn.Module, tensors: Any, *args: Any, **kwargs: Any) -> Any:
         first = tensors[0] if isinstance(tensors, tuple) else tensors
-        with torch.autocast(first.device.type, enabled=False):
+        with full_precision(first.device.type):
             return method(self, tensors, *args, **kwargs)
 
-    return in_full_precision
+    return precisely
 
 
 class GenerativePseudoinverseMemory(nn.Module):
@@ -110,14 +111,14 @@ class GenerativePseudoinverseMemory(nn.Module):
         """Diagonal of U0, ``[K]``."""
         return self.prior_logvar.clamp(*LOGVAR_RANGE).exp()
 
-    @_outside_autocast
+    @_in_full_precision
     def inverse(self, mean: torch.Tensor) -> torch.Tensor:
         """Pseudo-inverse of a memory mean ``[K, C] -> [C, K]``."""
         if self.steps == 0:
             return torch.linalg.pinv(mean)
         return pseudo_inverse(mean, self.steps, self.tolerance)
 
-    @_outside_autocast
+    @_in_full_precision
     def address(self, codes: torch.Tensor) -> torch.Tensor:
         """Writing addresses from the fixed prior, ``W = Z M0+``: ``[E, C] -> [E, K]``."""
         return codes @ self.inverse(self.prior_mean)
@@ -141,7 +142,7 @@ class GenerativePseudoinverseMemory(nn.Module):
             memory.precision - weights.mT @ weights / noise, memory.information - weights.mT @ codes / noise
         )
 
-    @_outside_autocast
+    @_in_full_precision
     def write(self, codes: torch.Tensor, direct: bool = True) -> tuple[MemoryPosterior, torch.Tensor]:
         """Bayesian linear regression of the episode ``Z [E, C]`` on its addresses (Larimar, eq. 3 and 4).
 
@@ -159,7 +160,7 @@ class GenerativePseudoinverseMemory(nn.Module):
             covariance = covariance - gain.mT @ projected
         return MemoryPosterior(mean, covariance), weights
 
-    @_outside_autocast
+    @_in_full_precision
     def kl(self, posterior: MemoryPosterior) -> torch.Tensor:
         """KL(posterior || prior) of the two matrix normals, divided by K*C."""
         variance = self.prior_variance()
@@ -223,7 +224,7 @@ class MemoryLayer(nn.Module):
         """What codes and inverses are computed in: float32 also where a user cast the model to half precision."""
         return torch.promote_types(self.gate.dtype, torch.float32)
 
-    @_outside_autocast
+    @_in_full_precision
     def code(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[..., D] -> [..., C]``, at least float32, each code with mean 0 and variance 1 over its elements."""
         projected = self.to_code(hidden.to(self.gate.dtype)).to(self._exact)
@@ -235,7 +236,7 @@ class MemoryLayer(nn.Module):
         mean = (self.state if state is None else state).to(self._exact)
         return MemoryReader(mean.clone(), self.gpm.inverse(mean))
 
-    @_outside_autocast
+    @_in_full_precision
     def forward(self, hidden: torch.Tensor, reader: MemoryReader | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """``hidden [B, T, D]`` -> ``(hidden + gate * read-out [B, T, D], mean read weights [B, T, K])``.
 

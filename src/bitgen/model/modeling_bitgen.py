@@ -18,6 +18,7 @@ from .configuration_bitgen import BitGenConfig
 from .cross_modal_fusion import build_fusion
 from .episodic_memory import MemoryLayer, MemoryReader
 from .feature_compressor import FeatureCompressor, LocalMixing, TokenPooling
+from .full_precision import full_precision
 from .likelihood import next_token_labels, sequence_log_probs
 from .parameter_roles import ADAPTER_KINDS, BASE, ParameterRole, role_of
 from .recall import Recall
@@ -299,7 +300,7 @@ class BitGenModel(PreTrainedModel):
                 head learns how much to take off for that.
         """
         inputs = torch.stack((evidence.float(), (cosines.float() - COSINE_CENTRE) / COSINE_UNIT), dim=1)
-        with torch.autocast(inputs.device.type, enabled=False):  # it would round the nats
+        with full_precision(inputs.device.type):  # autocast would round the nats
             return F.linear(inputs, self.itm_head.weight.float(), self.itm_head.bias.float())
 
     def log_likelihood(

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .full_precision import full_precision
+
 IN_A_ROW = 3  # tokens that are looked for together: of names of many letters two are often in other names as well
 _AT_ONCE = 8_000_000  # pairs of a question's and a fact's token that are compared together
 
@@ -41,7 +43,7 @@ def lacking(question: Question, values: torch.Tensor) -> torch.Tensor:
     codes, worth = question.codes.detach().float(), question.worth.float()
     (count, length, width), size = codes.shape, values.shape[1] // codes.shape[-1]
     lost = []
-    with torch.autocast(codes.device.type, enabled=False):
+    with full_precision(codes.device.type):
         for part in values.detach().split(max(1, _AT_ONCE // max(1, count * length * size))):
             cosines = codes.flatten(0, 1) @ part.to(codes).reshape(-1, width).mT
             held = same_token(cosines).view(count, length, len(part), size)  # [B, T, E, L]

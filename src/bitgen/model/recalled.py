@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .attention import attend, attending_dtype, split_heads
 from .dropout import Dropout
+from .full_precision import full_precision
 from .question import same_token
 
 BEFORE = 3  # tokens before a recalled one that it is known by: of a name of many letters two are often there twice
@@ -63,7 +64,7 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
     sizes = [size] * (2 + BEFORE)
     looked_at, codes, *before, behind = recalled.tokens.split([recalled.tokens.shape[-1] - sum(sizes), *sizes], dim=-1)
     earlier = [F.pad(text, (0, 0, steps, 0))[:, : text.shape[1]] for steps in range(BEFORE)]
-    with torch.autocast(text.device.type, enabled=False):  # cosines are float32
+    with full_precision(text.device.type):  # cosines are float32
         is_it = text @ codes.float().mT
         after = [words @ code.float().mT for words, code in zip(earlier, before, strict=True)]
         in_a_row = is_it * (earlier[1] @ before[0].float().mT)

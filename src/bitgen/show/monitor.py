@@ -44,9 +44,10 @@ class Monitor:
     Args:
         log_dir: folder for training.log, metrics.jsonl and TensorBoard's event files; made when missing.
         is_main: True on rank 0.
-        resume_step: last finished optimizer step of the checkpoint resumed from. What the earlier process logged
-            after it is dropped, as those steps are trained again. None starts anew: the logs of an earlier run in the
-            same folder move to `earlier-<n>` inside it, where TensorBoard shows them as a run of their own.
+        resume_step: last finished optimizer step of this run's checkpoint. What the earlier process logged after it is
+            dropped when the run begins (:meth:`begin`), as those steps are trained again. None starts anew: the logs
+            of an earlier run in the same folder move to `earlier-<n>` inside it, where TensorBoard shows them as a run
+            of their own.
         progress: show a bar where stderr is a terminal. Plain lines appear otherwise.
         total_steps: optimizer steps of the whole run, for the time left; None leaves that out.
 
@@ -62,7 +63,7 @@ class Monitor:
         progress: bool = True,
         total_steps: int | None = None,
     ) -> None:
-        self.log_dir = Path(log_dir)
+        self.log_dir, self.resume_step = Path(log_dir), resume_step
         self.is_main = is_main
         self.total_steps = total_steps
         self._show_bar = is_main and progress and _on_terminal()
@@ -78,25 +79,41 @@ class Monitor:
             return
         try:
             self.log_dir.mkdir(parents=True, exist_ok=True)
-            if resume_step is None:
-                moved_to = _set_earlier_run_aside(self.log_dir)
-                dropped = 0
-            else:
-                moved_to = None
-                dropped = drop_after(self.log_dir / METRICS_FILE, resume_step)
-            self._metrics = MetricsFile(self.log_dir / METRICS_FILE)
+            moved_to = _set_earlier_run_aside(self.log_dir) if resume_step is None else None
             self._logging = RunLogging(self.log_dir / LOG_FILE)
-            self._tensorboard = _summary_writer(self.log_dir, resume_step)
         except OSError as error:
-            self.close()
-            raise ValueError(
-                f"--log_dir {self.log_dir}: cannot write logs there ({error.strerror or error}). "
-                "Choose a folder that you may write to, or free space and permissions on this one."
-            ) from error
+            raise self._unwritable(error) from error
         if moved_to is not None:
             logger.info("logs of an earlier run moved to %s", moved_to)
+        if resume_step is None:
+            self.begin()
+
+    def begin(self) -> None:
+        """The run goes on, and nothing refuses it any more: what it will log again is dropped. Otherwise the first
+        figure does this.
+
+        Raises:
+            ValueError: as at the construction.
+        """
+        if not self.is_main or self._metrics is not None:
+            return
+        path, step, dropped = self.log_dir / METRICS_FILE, self.resume_step, 0
+        try:
+            if step is not None:
+                dropped = drop_after(path, step)
+            self._metrics = MetricsFile(path)
+            self._tensorboard = _summary_writer(self.log_dir, step)
+        except OSError as error:
+            raise self._unwritable(error) from error
         if dropped:
-            logger.info("dropped %d lines after step %d from %s", dropped, resume_step, self.log_dir / METRICS_FILE)
+            logger.info("dropped %d lines after step %d from %s", dropped, step, path)
+
+    def _unwritable(self, error: OSError) -> ValueError:
+        self.close()
+        return ValueError(
+            f"--log_dir {self.log_dir}: cannot write logs there ({error.strerror or error}). "
+            "Choose a folder that you may write to, or free space and permissions on this one."
+        )
 
     # ---- while training ----
 
@@ -238,6 +255,7 @@ class Monitor:
 
     def _record(self, step: int, phase: int, scalars: Mapping[str, float | Tensor]) -> dict[str, float]:
         numbers = {name: float(value) for name, value in scalars.items()}
+        self.begin()
         assert self._metrics is not None
         self._metrics.write(step, phase, numbers)
         for name, value in {"phase": float(phase), **numbers}.items():
