@@ -202,11 +202,18 @@ def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore, config: Con
         if store.writes and folder.parent.resolve() == store.folder.resolve():
             logger.warning("it is kept as %s", store.set_aside(folder))
     logger.info("resuming from %s, after step %d", checkpoint.path, checkpoint.step)
-    _say_what_changed(checkpoint, config)
+    changed = _say_what_changed(checkpoint, config)
+    rescored = [name for name in config.scored_by if name in changed]
+    rescored += [name for name in config.scored_if if name in changed and any(changed[name]) != all(changed[name])]
+    if rescored and checkpoint.state["progress"].get("best_score") is not None:
+        logger.info("scores are of something else now (%s): the best is looked for anew", ", ".join(rescored))
+        checkpoint.state["progress"] |= {"best_score": None, "best_step": None, "highest_score": None}
 
 
-def _say_what_changed(checkpoint: Checkpoint, config: Config) -> None:
+def _say_what_changed(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any, Any]]:
     """Settings may change at a resume, but not in silence, and not those that give weights their meaning.
+
+    Returns: what they were, and are.
 
     Raises:
         CheckpointError: one of ``fixed`` differs.
@@ -217,7 +224,7 @@ def _say_what_changed(checkpoint: Checkpoint, config: Config) -> None:
         differing = config.differences(content, path) if content is not None else {}
     except ConfigError as error:  # of an earlier version, perhaps
         logger.warning("settings of the checkpoint cannot be compared with today's: %s", error)
-        return
+        return {}
     changed = {
         name: f"{name} was {printable(then, 100)} and is {printable(now, 100)}"
         for name, (then, now) in differing.items()
@@ -230,6 +237,7 @@ def _say_what_changed(checkpoint: Checkpoint, config: Config) -> None:
         )
     if changed:
         logger.info("changed since the checkpoint: %s", "; ".join(changed.values()))
+    return differing
 
 
 def build_trainer(task: Task, config: Config, ranks: Processes) -> Trainer:

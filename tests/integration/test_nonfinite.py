@@ -113,3 +113,13 @@ def test_nan_in_an_image_goes_all_the_way_through_and_is_skipped(build, caplog) 
         trainer.fit()
     assert trainer.progress.step == 3 and trainer.progress.skipped_steps == 1
     assert all(tensor.isfinite().all() for tensor in everything(trainer))
+
+
+def test_gradients_that_no_scale_makes_finite_end_a_run_too(build) -> None:
+    """A run in half precision halves its scale at each of them, and stood still without a word until its end."""
+    trainer = build(max_steps=60, max_nonfinite_steps=3)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    trainer.objective.model.itm_head.weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(TrainingDiverged, match="3 steps in a row .* after step 7"):  # of which four halve 16 to 1
+        trainer.fit()
+    assert trainer.progress.skipped_steps == 3

@@ -169,6 +169,11 @@ def test_validation_after_each_phase_chooses_the_best_and_counts_what_was_seen(b
     assert trainer.store.best.name == f"step-{trainer.progress.best_step:08d}"
     assert trainer.progress.samples_seen == 8 * 2 * 8
     assert trainer.progress.words_seen > 8 * 2 * 8 * 5
+    # Recalls among fewer images are higher: the best is looked for anew.
+    for more, best_step in (({}, trainer.progress.best_step), ({"val_max_images": 4}, None)):
+        resumed = build(val_data="scenes", eval_steps=3, resume="auto", **more)
+        assert resumed.progress.best_step == best_step and (resumed.progress.best_score is None) == bool(more)
+        resumed.monitor.close()
     log = (trainer.monitor.log_dir / "metrics.jsonl").read_text()
     for name in ("val/t2i_R@1", "val/i2t_R@10", "val/itm_acc", "perf/data_wait_fraction", "perf/samples_per_sec"):
         assert f'"{name}"' in log

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bitgen.checkpoint.format import CheckpointError
+from bitgen.checkpoint.format import CheckpointError, find_checkpoint
 from bitgen.checkpoint.manifest import read_manifest, write_manifest
 from bitgen.config import ConfigError
 from bitgen.data.bad_records import Skipped
@@ -134,8 +134,12 @@ def test_bad_records_are_counted_and_named_and_the_run_goes_on(build, tmp_path, 
 def test_too_many_bad_records_stop_the_run(build, tmp_path: Path) -> None:
     write_images(tmp_path / "d", _records(32, broken=(3, 20)))
     trainer = build(train_data=str(tmp_path / "d"), caption_sampling="one")
-    with pytest.raises(TooManyBadRecords, match=r"[12] x image cannot be decoded.*--max_bad_fraction 0.01"):
+    with pytest.raises(TooManyBadRecords, match=r"[12] x image cannot be decoded.*--max_bad_fraction 0.01") as stopped:
         trainer.fit()
+    # What was trained until then is good: allowing more goes on with it.
+    saved = find_checkpoint("auto", trainer.store.folder)
+    assert saved is not None and f"after step {saved.step}." in str(stopped.value)
+    assert saved.state["progress"]["bad_records"] == trainer.progress.bad_records
     trainer = build("second", train_data=str(tmp_path / "d"), caption_sampling="one", max_image_pixels=100)
     with pytest.raises(ValueError, match="more than max_image_pixels 100"):
         trainer.fit()

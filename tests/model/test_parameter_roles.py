@@ -16,6 +16,7 @@ from bitgen.model.parameter_roles import (
     TOWER,
     TOWER_MATRIX,
     VISION,
+    role_of,
 )
 from bitgen.tasks.stage1 import groups
 from support.stage1 import make_objective, weights
@@ -62,6 +63,13 @@ def test_only_matrices_decay_and_no_table_gate_or_prior_does() -> None:
             assert not role.decays, name
         if role.kind == MATRIX:
             assert role.decays and named[name].dim() == 2 and role.part in NEW_PARTS, name
+
+
+@pytest.mark.parametrize("table", ["pos_embed", "reg_token", "cls_token", "dist_token"])
+def test_tables_of_timm_s_towers_do_not_decay(table: str) -> None:
+    """Those that timm's own ``no_weight_decay`` names."""
+    assert not role_of(f"vision_encoder.tower.timm_model.{table}", 3, "full").decays
+    assert role_of("vision_encoder.tower.timm_model.blocks.0.attn.qkv.weight", 2, "full").decays
 
 
 def test_adapters_decay_as_matrices_and_dora_s_magnitudes_do_not() -> None:

@@ -74,6 +74,26 @@ def test_a_loss_that_is_no_number_is_never_the_best(held_out) -> None:
     assert validate(model, 0.5).score == -math.inf
 
 
+@pytest.mark.parametrize(
+    ("changes", "better"),
+    [
+        ({}, {"val/t2i_R@1": 2.0}),
+        ({"contrastive_weight": 0.0, "itm_weight": 0.5, "text_loss_weight": 1.0}, {"val/caption_loss": 1.0}),
+        ({"contrastive_weight": 0.0, "itm_weight": 0.5}, {"val/itm_loss": 0.1}),
+    ],
+)
+def test_what_scores_is_what_was_learned(changes: dict, better: dict[str, float]) -> None:
+    """Similarities of a model that matches without contrast are those of the beginning, and their recalls chance."""
+    config, held_out = Config().replace(**changes), object.__new__(HeldOut)
+    held_out.config = config
+    found = {"val/t2i_R@1": 1.0, "val/itm_loss": 0.6}
+    if config.objective.text_loss_weight:
+        found["val/caption_loss"] = 2.0
+    assert held_out._score({**found, **better}) > held_out._score(found)
+    if changes:
+        assert held_out._score({**found, "val/t2i_R@1": 50.0}) == held_out._score(found)
+
+
 def test_what_re_ranking_put_right_is_drawn_and_kept_for_the_summary(tokenizer, tmp_path, monkeypatch) -> None:
     captions = [["the cat sat"], ["the mat"], ["far away"], ["a dog ran", "the dog ran"]]
     processor = BitGenProcessor(tokenizer, 28, 12)

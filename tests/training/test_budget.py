@@ -5,6 +5,7 @@ from collections import Counter
 from itertools import chain, islice, pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,10 +14,12 @@ from bitgen.data.loader_source import LoaderSource
 from bitgen.data.mixing import MixedBatchSampler
 from bitgen.data.sampler import ResumableBatchSampler
 from bitgen.data.text_and_pairs import TextAndPairs, TextAndPairsSampler, TextKey
+from bitgen.machine.ranks import Processes
+from bitgen.protocols import Batch, Counts
 from bitgen.stages import Group, Stage
 from bitgen.tasks.stage1 import plan_stage
 from bitgen.training import budget
-from bitgen.training.budget import MILLION, milestone
+from bitgen.training.budget import MILLION, exceeds, milestone
 
 SCHEDULE = [*range(1, 11), *range(20, 101, 10), *range(200, 1001, 100)]
 
@@ -30,6 +33,15 @@ def test_milestones_at_their_edges() -> None:
     for millions in SCHEDULE:
         assert milestone(millions * MILLION) == millions
         assert milestone(millions * MILLION - 1) < millions
+
+
+def test_a_budget_that_the_first_step_exceeds_allows_none() -> None:
+    """The plan goes by the mean of a step; a run of no step would count as finished."""
+    drawn = [Batch({}, Counts(1, 60, 1, None), torch.tensor([0]), ())]
+    alone = Processes(0, 1, torch.device("cpu"))
+    assert not exceeds(60, 0, drawn, alone) and exceeds(100, 50, drawn, alone)
+    with pytest.raises(ValueError, match="max_words_seen 50 allows no step at all, for the first has 60 words"):
+        exceeds(50, 0, drawn, alone)
 
 
 def test_a_run_that_ends_has_reached_what_it_nearly_has() -> None:

@@ -72,8 +72,8 @@ class TrainingSettings:
         "A run's folder, or one of its checkpoints, whose weights this run starts from (averaged ones where it has "
         "them): a second stage with other data or losses. The same sizes and tokenizer; counters start at 0. Or, of "
         "stages 1 and 2, a YAML file: its objective, training and checkpoint settings (of stage 2 also how it asks) "
-        "are run first, on this run's data and network and whatever flags say of this run's training, into first/ of "
-        "output_dir.",
+        "are run first, on this run's data, network, seed and machine, into first/ of output_dir; other flags of "
+        "training are for this run alone.",
     )
     resume: str | None = setting(None, "'auto': go on from the newest whole checkpoint of output_dir; or a folder.")
     max_nonfinite_steps: AtLeastOne = setting(10, "Stop after this many steps in a row with a loss that is not finite.")

@@ -47,6 +47,10 @@ class Schema:
 
     # Settings that trained weights mean nothing without, though they fit: a run that goes on must keep them.
     fixed: ClassVar[tuple[str, ...]] = ()
+    # What the held-out score is of, and what is part of it unless it is 0: where they change at a resume, scores of
+    # before are not comparable.
+    scored_by: ClassVar[tuple[str, ...]] = ()
+    scored_if: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_dict(cls: type[AnySchema], content: Mapping[str, Any], source: str = "The configuration") -> AnySchema:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 from bitgen.config.common import OutputSettings, RunSchema
 from bitgen.config.episode_settings import EpisodeSettings
@@ -88,6 +89,8 @@ class Config(RunSchema):
         "recall_dim",
         "recall_code",
     )
+    scored_by: ClassVar[tuple[str, ...]] = ("val_data", "text_val_data", "val_max_images", "scenes_val")
+    scored_if: ClassVar[tuple[str, ...]] = ("contrastive_weight", "text_loss_weight")
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for the first settings that contradict each other."""

@@ -33,3 +33,5 @@ class Stage2Config(Config):
     entry = ENTRY
     description = _DESCRIPTION
     examples = _EXAMPLES
+    scored_by = ("question_val_data", "scenes_val", "val_max_images")
+    scored_if = ()

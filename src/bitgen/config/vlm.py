@@ -72,6 +72,7 @@ class VlmConfig(RunSchema):
         *("language_num_heads", "quantization", "template", "system_prompt"),
         *("adapter_alpha", "adapter_rslora"),
     )
+    scored_by = ("val_data", "scenes_val", "best_metric", "val_samples", "val_generated")
 
     # How a stage is carried out and shown, which what it learned does not depend on, or only in its last digits.
     incidental = (

@@ -30,7 +30,11 @@ GATE, MATRIX, WEIGHT, READER = "gate", "matrix", "weight", "reader"
 # No weight decay beside every tensor of fewer than two dimensions (norms, biases, gates, temperature). Decay is
 # decoupled from the gradient, so a row that a batch does not touch would shrink all the same: an embedding of a rare
 # word would be punished for being rare. The memory's prior is the origin that the KL pulls towards, not a weight.
-NO_DECAY_WORDS = ("embedding", "embed_", "gate", "logvar", "prior", "temperature", "cls_token", "mask_token")
+# Recall's tables of places count as matrices: models that speak were measured so.
+NO_DECAY_WORDS = (
+    *("embedding", "embed_", "pos_embed", "gate", "logvar", "prior", "temperature"),
+    *("cls_token", "mask_token", "reg_token", "dist_token"),
+)
 
 
 class ParameterRole(NamedTuple):

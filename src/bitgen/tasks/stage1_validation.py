@@ -66,8 +66,8 @@ class HeldOut:
     def __call__(self, model: BitGenModel, temperature: float, split: CachedSplit | None = None) -> HeldOutResult:
         """Scalars under ``val/``, pictures and texts; ``split``: the same images as features computed earlier.
 
-        The score is the mean of the recalls where images and captions are aligned, else the loss of held-out text, else
-        that of held-out captions, both negative.
+        The score is the mean of the recalls where contrast aligns images and captions, else the loss of held-out text,
+        else that of held-out captions, else that of matching, all negative.
 
         Raises:
             ValueError: a record of the split cannot be read.
@@ -112,9 +112,10 @@ class HeldOut:
 
     def _score(self, scalars: dict[str, float]) -> float:
         recalls = [value for name, value in scalars.items() if "_R@" in name and "rerank" not in name]
-        if recalls:
+        if recalls and self.config.objective.contrastive_weight:  # without it similarities are those of the beginning
             return sum(recalls) / len(recalls)
-        loss = scalars.get("val/text_loss", scalars.get("val/caption_loss", math.inf))
+        losses = (f"val/{name}" for name in ("text_loss", "caption_loss", "itm_loss"))
+        loss = next((scalars[name] for name in losses if name in scalars), math.inf)
         return -math.inf if math.isnan(loss) else -loss  # NaN is neither worse nor better than anything
 
     def _captions(self, model: BitGenModel, images: int, split: CachedSplit | None) -> str:

@@ -84,10 +84,19 @@ def _budgets(source: Measured, training: Length) -> dict[str, int]:
 
 
 def exceeds(max_words_seen: int | None, words_seen: int, drawn: Sequence[Batch], ranks: Processes) -> bool:
-    """Whether a step on these batches would take the run past its budget of words. All ranks call it together."""
+    """Whether a step on these batches would take the run past its budget of words. All ranks call it together.
+
+    Raises:
+        ValueError: the first step would.
+    """
     if max_words_seen is None:
         return False
     words = sum(gather_objects(sum(batch.counts.words for batch in drawn), ranks))
+    if words > max_words_seen and not words_seen:
+        raise ValueError(
+            f"max_words_seen {max_words_seen:,} allows no step at all, for the first has {words:,} words: raise it, or "
+            "use a smaller --batch_size."
+        )
     return words_seen + words > max_words_seen
 
 

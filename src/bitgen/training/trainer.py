@@ -26,7 +26,7 @@ from bitgen.training.loop_settings import LoopSettings
 from bitgen.training.optimizer import build_optimizer, freeze_and_unfreeze, set_learning_rates
 from bitgen.training.progress import Progress, restored
 from bitgen.training.reporting import Reporter
-from bitgen.training.skipped_records import SkippedRecords
+from bitgen.training.skipped_records import SkippedRecords, TooManyBadRecords
 from bitgen.training.snapshot import Snapshots, on_main
 from bitgen.training.throughput import Throughput
 
@@ -92,8 +92,7 @@ class Trainer:
             CheckpointError: a checkpoint could not be written.
         """
         progress = self.progress
-        # A validation that the earlier process owed when it was stopped.
-        owed = self._validation_due() and progress.validated_at < progress.step
+        owed = self._validation_due() and progress.validated_at < progress.step  # since the earlier process was stopped
         # Before signals are held back: it may take hours, and a second attempt goes on where it stopped.
         self.source.prepare(self.stage, progress.step, owed)
         with StopSignals() as stop:
@@ -105,6 +104,9 @@ class Trainer:
                     self.save(self._validate())
                 self._keep_milestone()
                 self._train(stop)
+            except TooManyBadRecords:  # its steps are good
+                self.save()
+                raise
             finally:
                 self.source.stop()
             self.stopped = max(gather_objects(int(stop.received or 0), self.ranks))
@@ -174,8 +176,8 @@ class Trainer:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = self.parallel.clip(parameters, settings.max_grad_norm)
         losses = torch.stack([output.loss for output in outputs])
-        # With loss scaling an infinite gradient is an everyday event, which the scaler handles.
-        checked = losses if self.scaler.is_enabled() else torch.cat((losses, norm[None]))
+        # With loss scaling an infinite gradient is an everyday event, which the scaler handles by a smaller scale.
+        checked = losses if self.scaler.get_scale() > 1.0 else torch.cat((losses, norm[None]))
         finite = checked.isfinite().tolist()
         words, samples = (sum(getattr(batch.counts, name) for batch in drawn) for name in ("words", "samples"))
         skipped = [record for batch in drawn for record in batch.skipped]
@@ -214,9 +216,7 @@ class Trainer:
         return output._replace(loss=output.loss.detach())
 
     def _flops(self, drawn: list[Batch]) -> float | None:
-        if self.throughput.peak is None:
-            return None
-        each = [self.objective.flops(batch.inputs) for batch in drawn]
+        each = [self.objective.flops(batch.inputs) if self.throughput.peak else None for batch in drawn]
         return None if None in each else sum(flops or 0.0 for flops in each)
 
     # ---- validation and checkpoints ----
