@@ -55,11 +55,13 @@ _TRAINED_ON = 20_000  # questions that the majority is taken of
 
 
 def report(arm: str, way: str, split: str, name: str, value: float, count: int, share: bool = True) -> None:
-    """One line; the interval is that of a share of ``count`` in percent, and null where the value is no such share.
-    The value is null where there was nothing to measure."""
+    """One line; the interval (Wilson's) is that of a share of ``count`` in percent, and null where the value is no such
+    share. Questions about one picture count as independent. The value is null where there was nothing to measure."""
     known = math.isfinite(value)
     part = min(max(value / 100, 0.0), 1.0) if known else 0.0
-    interval = 196 * (part * (1 - part) / max(count, 1)) ** 0.5 if share and known else None
+    n, z = max(count, 1), 1.96
+    wilson = 100 * z / (1 + z**2 / n) * (part * (1 - part) / n + (z / (2 * n)) ** 2) ** 0.5
+    interval = wilson if share and known else None
     line = {"arm": arm, "way": way, "split": split, "name": name, "value": value if known else None}
     line |= {"interval": interval}
     print(json.dumps(line | {"questions": count}), flush=True)

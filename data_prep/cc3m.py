@@ -20,7 +20,7 @@ from _common.journal import Journal
 from _common.problems import Problems
 from _common.reading import read_lines, with_captions
 from _common.web_images import FetchOptions, fetch_images
-from _common.writing import EXCLUDED, Item, excluded_ids, write
+from _common.writing import EXCLUDED, Excluded, Item, write
 from bitgen.data.records import DatasetInfo
 
 EXAMPLE = """\
@@ -115,13 +115,15 @@ def main(argv: list[str] | None = None) -> None:
     problems = Problems(args.max_failed_fraction)
     wanted = dict(list(read_rows(args.tsv, problems).items())[: args.limit])
     captions = with_captions(wanted, problems)
-    excluded = excluded_ids(args.exclude)
+    excluded = Excluded(args.exclude)
     urls = []
     for url in captions:
         if url in excluded:
             problems.add(EXCLUDED, url)
         else:
             urls.append(url)
+    excluded.warn_of_useless()
+    args.exclude = []  # done with, before anything is downloaded
     work = args.work or args.output.with_name(f"{args.output.name}.downloads")
     settings = {"image_size": args.image_size, "resize_side": args.resize_side, "jpeg_quality": args.jpeg_quality}
     options = FetchOptions(

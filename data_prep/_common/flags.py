@@ -82,14 +82,15 @@ def make_parser(
         why: what ``--help`` adds to that flag where the default needs a reason.
     """
     parser = plain_parser(description, example, "dataset folder", "the dataset")
-    add_limit_flags(parser, "images", max_failed_fraction, why)
+    add_limit_flags(parser, "images (of a hub's dataset, and of BabyLM's files: rows)", max_failed_fraction, why)
     parser.add_argument(
         "--exclude",
         type=Path,
         nargs="+",
         default=[],
         metavar="DATASET",
-        help="datasets prepared earlier whose image_ids must not come again, such as the validation set",
+        help="datasets prepared earlier whose images must not come again, such as the validation set; images are "
+        "compared by name, those of COCO by their numbers",
     )
     return parser
 

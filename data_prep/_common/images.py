@@ -71,7 +71,10 @@ def shrink(payload: bytes, size: int, side: str, quality: int, max_pixels: int) 
         width, height = (max(1, round(length * size / measure)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
+    try:
+        image.save(buffer, "JPEG", quality=quality)
+    except (OSError, ValueError) as error:  # a side of more than 65,500 pixels
+        raise Unusable("image that cannot be stored as JPEG", "{} x {}".format(*image.size)) from error
     return buffer.getvalue()
 
 

@@ -13,6 +13,7 @@ from _common.problems import Problems, Unusable
 from bitgen.data.captions import valid_unicode
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record, RecordReader
+from bitgen.data.source_ids import read_source_ids, source_id
 
 logger = logging.getLogger("data_prep")
 
@@ -33,16 +34,35 @@ def hash_of(payload: bytes) -> int:
     return int.from_bytes(blake2b(payload, digest_size=8).digest(), "little")
 
 
-def excluded_ids(folders: list[Path]) -> set[str]:
-    """Every image_id of the datasets in ``folders``."""
-    ids: set[str] = set()
-    for folder in folders:
-        reader = RecordReader(folder)
-        ids.update(reader.image_id(row) for row in range(len(reader)))
-    return ids
+class Excluded:
+    """The images of the datasets in ``folders``, by name, or by COCO's number: one picture of COCO's has several names,
+    such as 000000000007.jpg and val2014/COCO_val2014_000000000007.jpg."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self.names: dict[Path, set[str | int]] = {}
+        self.met: set[Path] = set()
+        for folder in folders:
+            reader, numbers = RecordReader(folder), read_source_ids(folder)
+            names = [reader.image_id(row) for row in range(len(reader))]
+            self.names[folder] = {*names, *(source_id(numbers, name) for name in names)}
+
+    def __contains__(self, name: str) -> bool:
+        one = {name, source_id({}, name)}
+        found = {folder for folder, names in self.names.items() if one & names}
+        self.met |= found
+        return bool(found)
+
+    def warn_of_useless(self) -> None:
+        """Say of which folder no image was met."""
+        for folder in self.names.keys() - self.met:
+            logger.warning(
+                "--exclude %s: none of its %d images was met here by name. Look whether the names are of one kind.",
+                folder,
+                len(RecordReader(folder)),
+            )
 
 
-def _records(items: Iterable[Item], excluded: set[str], problems: Problems, total: int) -> Iterator[Record]:
+def _records(items: Iterable[Item], excluded: Excluded, problems: Problems, total: int) -> Iterator[Record]:
     from tqdm import tqdm
 
     written = 0
@@ -79,9 +99,10 @@ def write(
 ) -> DatasetInfo:
     """Writes ``items``, stops when too many of the ``total`` images asked for are lost, and logs the summary."""
     problems.stop_if_too_many(total)
-    excluded = excluded_ids(args.exclude)
+    excluded = Excluded(args.exclude)
     records = _records(items, excluded, problems, total)
     info = write_dataset(args.output, records, info, overwrite=args.overwrite, source_ids=source_ids)
+    excluded.warn_of_useless()
     for line in problems.lines():
         logger.warning(line)
     size = sum(path.stat().st_size for path in args.output.iterdir()) / 1e6

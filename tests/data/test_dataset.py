@@ -93,6 +93,14 @@ def test_augmented_views_stay_inside_and_mirror_no_sides(tmp_path, processor, im
     assert 0.4 < np.mean([view.mirror for view in views[1::2]]) < 0.6
 
 
+@pytest.mark.parametrize(
+    "caption",
+    ["ein Hund links", "un chien \u00e0 gauche", "a la derecha", "\u5de6\u8fb9\u7684\u72d7", "til h\u00f8yre"],
+)
+def test_sides_are_known_in_other_languages(caption):
+    assert not any(random_view(np.random.default_rng(seed), caption).mirror for seed in range(50))
+
+
 def test_features_are_not_augmented_and_that_is_said(feature_folder, processor, caplog):
     dataset = PairDataset(feature_folder, processor, augment=True)
     assert "no effect" in caplog.text

@@ -1,9 +1,13 @@
 """The processor against an independent computation: torchvision's antialiased resize and plain arithmetic."""
 
+import io
+import struct
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from bitgen.model.image_decoding import decode_image
@@ -97,6 +101,70 @@ def test_16_bit_grey_is_scaled_and_not_clipped():
     check(encode(Image.fromarray(values)), smooth(1).repeat(3, axis=-1), 1.5)
     check(encode(Image.fromarray(values), "TIFF"), smooth(1).repeat(3, axis=-1), 1.5)
     check(Image.fromarray(values.astype(np.int32)), smooth(1).repeat(3, axis=-1), 1.5)
+
+
+def test_whole_numbers_of_other_ranges_are_refused_and_not_black():
+    values = smooth(1)[..., 0]
+    for kind in (np.int32, np.uint32, np.int16):
+        file = tagged_tiff(values.astype(kind))
+        assert Image.open(io.BytesIO(file)).mode.startswith("I")
+        with pytest.raises(ValueError, match="no defined range"):
+            decode_image(file, "scan.tif")
+
+
+def tagged_tiff(values: np.ndarray) -> bytes:
+    """A grey TIFF of these numbers, written by hand: Pillow writes no signed ones."""
+    height, width = values.shape
+    sign = 2 if values.dtype.kind == "i" else 1
+    entries = [(256, width), (257, height), (258, values.itemsize * 8), (259, 1), (262, 1), (273, 134), (277, 1)]
+    entries += [(278, height), (279, values.nbytes), (339, sign)]
+    longs = (256, 257, 273, 278, 279)
+    body = b"".join(struct.pack("<HHII", tag, 4 if tag in longs else 3, 1, value) for tag, value in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + body + struct.pack("<I", 0) + values.tobytes()
+
+
+def test_transparent_16_bit_grey_is_laid_on_white():
+    values = (smooth(1)[..., 0].astype(np.uint32) * 257).astype(np.uint16)
+    seen = np.where(values == 0, 255, smooth(1)[..., 0]).astype(np.uint8)
+    values[:20], seen[:20] = 0, 255
+    check(encode(Image.fromarray(values), transparency=0), seen[..., None].repeat(3, axis=-1), 3.0)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (200_000, 1)])
+def test_a_thin_image_fills_no_memory(fit, size):
+    """Filled up to a square, or to the shorter side, it would take gigabytes."""
+    processor = BitGenProcessor(None, 224, image_fit=fit, image_shortest=256 if fit == "crop" else None)
+    row = np.arange(max(size), dtype=np.uint32) % 251
+    image = Image.fromarray(row.astype(np.uint8).reshape(size[::-1]))
+    assert max(size) < 50_000 or max(size) ** 2 > processor.max_image_pixels
+    resized = []
+
+    def look(pixels, size, *arguments, **options):
+        out = resize(pixels, size, *arguments, **options)
+        resized.append(out.numel())
+        return out
+
+    resize = v2.functional.resize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(v2.functional, "resize", look)
+        pixels = processor.image(image)
+    assert pixels.shape == (3, 224, 224) and max(resized) < 4 * processor.max_image_pixels
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_what_is_seen_of_a_thin_image_is_what_would_be_seen(fit):
+    """The same picture with and without the limit that it would exceed."""
+    waves = 127 + 120 * np.sin(np.arange(700) / 20)[None, :, None] * np.linspace(0.5, 1, 12)[:, None, None]
+    image = Image.fromarray(waves.repeat(3, axis=2).astype(np.uint8))
+    whole, limited = (
+        BitGenProcessor(None, 32, image_fit=fit, image_shortest=40 if fit == "crop" else None, max_image_pixels=most)
+        for most in (50_000_000, 20_000)
+    )
+    expected, found = whole.image(image), limited.image(image)
+    # Resized before it is laid on the square, rows between picture and edge differ.
+    close = (expected - found).abs() < 0.2
+    assert close.float().mean() > (0.97 if fit == "crop" else 0.9)
 
 
 def test_cmyk_jpeg():

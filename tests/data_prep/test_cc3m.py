@@ -104,6 +104,15 @@ def test_everything_a_server_can_do(site, cc3m, tsv, tmp_path, caplog):
     assert "2 x HTML instead of an image" in caplog.text and "1 x HTTP 404" in caplog.text
 
 
+def test_an_image_too_long_for_a_jpeg_ends_no_download(site, cc3m, tsv, tmp_path):
+    long = io.BytesIO()
+    Image.new("L", (70_000, 100)).save(long, "PNG")
+    urls = [site.page("/long", long.getvalue(), "image/png"), site.page("/fine", jpeg(0))]
+    cc3m(tsv([(url, url) for url in urls]))
+    assert len(RecordReader(tmp_path / "out")) == 1
+    assert failures(tmp_path)[urls[0]][0] == "image that cannot be stored as JPEG"
+
+
 def test_images_are_made_smaller(site, cc3m, tsv, tmp_path):
     urls = [site.page("/wide", jpeg(0, 900, 600)), site.page("/small", jpeg(1, 40, 50))]
     rows = [(url, url) for url in urls]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bitgen.data.records import RecordReader
-from support.data import jpeg
+from bitgen.data.records import Record, RecordReader
+from support.data import jpeg, write_images
 
 COCO, OPEN = "mscoco_train2017", "open_images_train_v6"
 
@@ -79,10 +79,23 @@ def test_images_of_another_dataset_are_left_out(source, narratives, tmp_path, ca
         "4a84e4d5a6d3f5a0.jpg",
     ]
     assert "1 x image of an --exclude dataset (left out): 000000574769.jpg" in caplog.text
+    assert "was met here by name" not in caplog.text
     with pytest.raises(ValueError, match="no image is left to write:\n  1 x image of an --exclude"):
         narratives([*source, "--limit", "1", "--exclude", str(tmp_path / "val"), "--output", str(tmp_path / "none")])
     with pytest.raises(ValueError, match="coco is not a BitGen dataset"):
         narratives([*source, "--exclude", str(tmp_path / "coco"), "--overwrite", "True"])
+
+
+def test_a_picture_of_coco_is_known_by_its_number(source, narratives, tmp_path, caplog):
+    """Karpathy's files and those of 2014 have other names for it."""
+    name = "val2014/COCO_val2014_000000574769.jpg"
+    write_images(tmp_path / "test", [Record(name, (tmp_path / "coco" / "000000574769.jpg").read_bytes(), ["a cat"])])
+    write_images(tmp_path / "other", [Record("else.jpg", (tmp_path / "coco" / "000000574769.jpg").read_bytes(), ["a"])])
+    narratives([*source, "--exclude", str(tmp_path / "test"), str(tmp_path / "other")])
+    assert "000000574769.jpg" not in [record.image_id for record in RecordReader(tmp_path / "out")]
+    assert "1 x image of an --exclude dataset (left out): 000000574769.jpg" in caplog.text
+    [line] = [message for message in caplog.messages if "was met here by name" in message]
+    assert str(tmp_path / "other") in line and "none of its 1 images" in line
 
 
 def test_missing_images_stop_unless_allowed(source, narratives, tmp_path):

@@ -69,7 +69,7 @@ def test_a_model_of_parts_describes_and_answers(tmp_path: Path, photo: str) -> N
 def test_the_words_of_a_caption_have_the_likelihood_of_the_whole(model: bitgen.Model, photo: str) -> None:
     found = describe(model, photo)
     assert found.text == model.caption(photo) and probabilities(model, photo, found.text) and found.seconds > 0
-    text = "a red dog, it sat on two hills"
+    text = "a red dog, it </s> sat on two hills"  # what spells the end is text
     words = word_probabilities(model.trained, model.pixels(photo), text)
     assert [one.word for one in words] == [*text.split(), END]
     ids, mask = model.encoder.tokens([text])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bitgen.commands import evaluate
+from bitgen.commands.evaluate_reasoning import evaluate_reasoning
 from bitgen.data.questions.boxes import Box, box_text
 from bitgen.data.questions.folder import FolderQuestions
 from bitgen.data.questions.marked_text import Asked, MarkedTokens, Reply
@@ -18,10 +20,10 @@ from bitgen.data.questions.writer import writing_questions
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.descriptions import is_held_out_pair
 from bitgen.data.scenes.rationales import write_rationale
-from bitgen.data.scenes.tables import render_table, table_scene
+from bitgen.data.scenes.tables import TableScene, render_table, table_scene
 from bitgen.evaluation.asked import Model, boxes_of_folder, score_folder
 from bitgen.evaluation.faithfulness import follow_rate, pasted, sampled, truncation
-from bitgen.evaluation.reasoning import SPLITS, Answerer, box_measures, problems
+from bitgen.evaluation.reasoning import SPLITS, Answerer, Split, box_measures, problems
 from bitgen.evaluation.replies import Decoding, replies_to, write_replies
 from bitgen.machine.devices import start_processes
 from bitgen.run import build_trainer
@@ -254,3 +256,29 @@ def test_a_missing_folder_is_named(tmp_path: Path, captioner: str) -> None:
     config = config_of(tmp_path / "run", init_from=captioner, **settings)
     with pytest.raises(ValueError, match="nowhere"):
         build_trainer(task_of(config), config, start_processes("cpu", False))
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda split: split.name)
+def test_another_picture_is_of_the_same_kind(answering: str, monkeypatch, split: Split) -> None:
+    """What is known without seeing this one would be too little among pictures of other sizes."""
+    seen = []
+
+    def look(processor: object, scene: TableScene, key: object) -> torch.Tensor:
+        seen.append(scene)
+        return torch.zeros(3, 28, 28)
+
+    monkeypatch.setattr("bitgen.evaluation.reasoning.pixels_of", look)
+    opened = open_model(answering)
+    given = problems(split, 24, 3)
+    Answerer(opened.model, opened.processor, "other").image_tokens(given)
+    assert seen and not {one.scene for one in given} & set(seen)
+    assert all(split.objects[0] <= len(scene.objects) <= split.objects[1] for scene in seen)
+    assert all(scene.has_held_out_pair for scene in seen) if split.pair else True
+
+
+def test_questions_that_were_trained_on_are_named(tmp_path: Path, answering: str, folder: str, caplog) -> None:
+    opened = open_model(answering)
+    opened = opened._replace(config=opened.config.replace(question_data=folder + "/."))
+    flags = SimpleNamespace(data=folder, task=[], max_images=1)
+    evaluate_reasoning(opened, flags, torch.device("cpu"))  # type: ignore[arg-type]
+    assert f"--data {folder} is what this model was trained on" in caplog.text

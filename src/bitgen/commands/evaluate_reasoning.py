@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from typing import Any
 
 import torch
@@ -179,6 +180,9 @@ def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> _Found
         folder = QuestionFolder(flags.data)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    trained_on = loaded.config.reasoning.question_data
+    if trained_on is not None and os.path.realpath(trained_on) == os.path.realpath(flags.data):
+        logger.warning("--data %s is what this model was trained on: it has seen these answers", flags.data)
     if flags.max_images is None and len(folder) > count:
         says = "of the %d questions of %s the first %d of each kind are asked; --max_images takes more"
         logger.info(says, len(folder), flags.data, count)

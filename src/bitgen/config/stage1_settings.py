@@ -341,6 +341,8 @@ class DataSettings:
     scenes_train: Many = setting(20000, "Training scenes of the built-in data.")
     scenes_val: Many = setting(600, "Held-out scenes of the built-in data.")
     image_augmentation: bool = setting(
-        False, "Random crops of training images, mirrored where no caption says left or right."
+        False,
+        "Random crops of training images, mirrored where the caption says neither left nor right (in some twenty "
+        "languages).",
     )
     val_max_images: AtLeastOne | None = setting(None, "Validate on this many images at most; none: on all of them.")

@@ -36,8 +36,9 @@ def is_unspaced(text: str) -> bool:
 def split_words(text: str) -> list[str]:
     """The words of a text, in lower case and without punctuation; no word holds white space.
 
-    Clitics stand apart (``dog 's``, ``do n't``) and hyphenated words stay whole, as COCO's tokenizer has it. Chinese,
-    Japanese, Thai, Lao, Burmese and Khmer are read character by character, each with its vowel signs. Korean does put
+    Clitics stand apart (``dog 's``, ``do n't``) and hyphenated words stay whole, as COCO's tokenizer has it, which also
+    keeps times, numbers and abbreviations with marks in them whole (10:30, 3.50, u.s.). Chinese, Japanese, Thai, Lao,
+    Burmese and Khmer are read character by character, each with its vowel signs. Korean does put
     spaces between words, and its words are these (eojeol); the two rules hold within one sentence of mixed scripts.
     """
     return _word().findall(unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'"))

@@ -10,7 +10,8 @@ from pathlib import Path
 from bitgen.guards.json_files import BadJson, read_json
 
 SOURCE_IDS = "source_ids.json"
-_COCO_NAME = re.compile(r"(?:COCO_[a-z0-9]+_)?(\d{12})\.(?:jpg|png)")
+# Twelve digits, of which COCO needs six: other people name their pictures by date and time.
+_COCO_NAME = re.compile(r"(?:COCO_[a-z0-9]+_)?(0{6}\d{6})\.(?:jpg|png)")
 
 
 def write_source_ids(folder: Path, numbers: Mapping[str, int]) -> None:

@@ -8,7 +8,13 @@ import numpy as np
 
 from bitgen.model.processing_bitgen import View
 
-_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+# Left and right in languages that captions are often in. A word more costs a mirrored view, one less a wrong caption.
+_SIDES = re.compile(
+    r"\b(left|right|links?\b|rechts|linke|rechte|gauche|droit|izquierd|derech|esquerd|direit|sinistr|destr|v[aä]nster"
+    r"|h[oö]ger|venstre|h[oø]jre|h[oø]yre|lew[aeoy]|praw[aeoy]|sol\b|solda|sağ|лев|слева|прав|справа|kiri|kanan)"
+    r"|左|右|왼|오른|يسار|يمين|बाएँ|बाएं|दाएँ|दाएं|ซ้าย|ขวา|\b(trái|phải)\b",
+    re.IGNORECASE,
+)
 
 
 def random_view(random: np.random.Generator, caption: str) -> View:

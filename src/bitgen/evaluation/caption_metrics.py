@@ -1,7 +1,9 @@
 """Scores of captions against several references an image: BLEU-4, chrF, ROUGE-L and CIDEr-D.
 
 All four read the same words: lower case, no punctuation, clitics apart (``dog 's``, ``do n't``), hyphenated words
-whole. That is what COCO's tokenizer, a Java program, makes of English captions. Scripts that put no spaces between
+whole. That is nearly what COCO's tokenizer, a Java program, makes of English captions. It keeps times, numbers and
+abbreviations whole (``10:30``, ``3.50``, ``o'clock``, ``u.s.``) and signs (``$``, ``&``, ``%``), which are parted and
+left out here. Scripts that put no spaces between
 words are read character by character, as is usual for them; see :func:`bitgen.data.scripts.split_words`.
 """
 

@@ -45,11 +45,12 @@ SPLITS = (
 
 
 class Problem(NamedTuple):
-    """A question about a scene, and the key that its picture is drawn by."""
+    """A question about a scene, the key that its picture is drawn by, and what scenes are of its kind."""
 
     scene: TableScene
     question: SceneQuestion
     key: tuple[object, ...]
+    split: Split = SPLITS[0]
 
 
 class Judged(NamedTuple):
@@ -72,7 +73,7 @@ def problems(split: Split, count: int, seed: int, per_scene: int = 4) -> list[Pr
         for _ in range(min(per_scene, count - len(found))):
             question = draw_question(scene, rng, split.families, split.composition, split.hops)
             if question is not None and (not split.pair or _about_held_out(scene, question)):
-                found.append(Problem(scene, question, key))
+                found.append(Problem(scene, question, key, split))
     return found
 
 
@@ -85,7 +86,7 @@ class Answerer:
     """A model that answers, in eval mode, on its device.
 
     Args:
-        blind: what it sees: ``""`` the picture, ``none`` a picture of nothing, ``other`` another scene.
+        blind: what it sees: ``""`` the picture, ``none`` a picture of nothing, ``other`` another scene like it.
     """
 
     def __init__(self, model: BitGenModel, processor: BitGenProcessor, blind: str = "") -> None:
@@ -121,7 +122,8 @@ class Answerer:
         keys = list(dict.fromkeys(problem.key for problem in given))
         scenes = {problem.key: problem.scene for problem in given}
         if self.blind == "other":
-            scenes = {key: table_scene(("another", *key)) for key in keys}
+            kinds = {problem.key: problem.split for problem in given}
+            scenes = {key: table_scene(("another", *key), *kinds[key].objects, kinds[key].pair) for key in keys}
         pixels = torch.stack([pixels_of(self.processor, scenes[key], key) for key in keys])
         if self.blind == "none":
             pixels = torch.zeros_like(pixels)

@@ -29,7 +29,8 @@ def word_probabilities(trained: Trained, image: torch.Tensor, text: str) -> list
     What is beyond the context is left out, and the end with it.
     """
     tokenizer, model = trained.tokenizer, trained.model
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # Text that spells a special token is text.
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     room = model.config.max_seq_len - 1
     ids, places = encoded["input_ids"][:room], encoded["offset_mapping"][:room]
     ends = [tokenizer.eos_token_id] * (len(ids) < room)

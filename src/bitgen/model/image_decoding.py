@@ -221,10 +221,23 @@ def _by_pillow(image: Image.Image) -> torch.Tensor:
     return _turned(pixels, _orientation(image))
 
 
+def _is_16_bit(image: Image.Image) -> bool:
+    """Whether an image of whole numbers has 16 bits without a sign. Pillow's mode does not tell of
+    all formats, and an image that some program made says nothing."""
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return tuple(tags.get(258, (1,))) == (16,) and tuple(tags.get(339, (1,))) == (1,)  # bits, and 1: no sign
+    return image.mode.startswith("I;16") or image.format in (None, "PNG", "PPM")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion clips at 255 and would turn nearly every pixel white.
-        values = np.asarray(image).astype(np.float64)
+        if not _is_16_bit(image):
+            raise ValueError("whole numbers of 32 bits or with a sign have no defined range; save it with 8 or 16 bits")
+        values, clear = np.asarray(image).astype(np.float64), image.info.get("transparency")
+        if isinstance(clear, int):  # the value that means transparent, on white
+            values = np.where(values == clear, 65535, values)
         image = Image.fromarray(np.round(values.clip(0, 65535) / 257).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits")

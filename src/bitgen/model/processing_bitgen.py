@@ -16,6 +16,7 @@ from .token_ids import pad_tokens, text_ids
 
 # 150 MB as RGB. A camera's 24 million pass; a file that unpacks to gigabytes does not.
 MAX_IMAGE_PIXELS = 50_000_000
+_MARGIN = 8  # pixels on which a resized image's edge may depend
 
 
 class View(NamedTuple):
@@ -149,6 +150,7 @@ class BitGenProcessor:
     def _square(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``[3, H, W]`` to ``[3, image_size, image_size]``, as ``image_fit`` says."""
         size = [self.image_size, self.image_size]
+        pixels = self._without_excess(pixels)
         if self.image_fit == CROP:
             size = [self.image_shortest]
         elif self.image_fit == PAD:
@@ -164,6 +166,17 @@ class BitGenProcessor:
             # What is smaller than the square is laid on black. An odd pixel is left at the far side.
             top, left = ((side - self.image_size) // 2 for side in pixels.shape[1:])
             pixels = v2.functional.crop(pixels, top, left, self.image_size, self.image_size)
+        return pixels
+
+    def _without_excess(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Of an image so thin that it would be filled up to more than ``max_image_pixels``, what will be seen of it."""
+        shorter, longer = sorted(pixels.shape[1:])
+        if self.image_fit == CROP and longer / shorter * self.image_shortest**2 > self.max_image_pixels:
+            seen = min(longer, -(-shorter * self.image_size // self.image_shortest) + _MARGIN)
+            return v2.functional.center_crop(pixels, [min(side, max(seen, shorter)) for side in pixels.shape[1:]])
+        if self.image_fit == PAD and longer**2 > self.max_image_pixels:
+            size = [max(1, round(side * self.image_size / longer)) for side in pixels.shape[1:]]
+            return v2.functional.resize(pixels, size, v2.InterpolationMode(self.image_resample), antialias=True)
         return pixels
 
     # ---------------------------------------------------------------- text
