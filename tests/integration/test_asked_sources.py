@@ -12,6 +12,7 @@ import torch
 
 from bitgen.commands import evaluate
 from bitgen.commands.evaluate_reasoning import evaluate_reasoning
+from bitgen.config import ConfigError
 from bitgen.data.questions.boxes import Box, box_text
 from bitgen.data.questions.folder import FolderQuestions
 from bitgen.data.questions.marked_text import Asked, MarkedTokens, Reply
@@ -279,6 +280,9 @@ def test_another_picture_is_of_the_same_kind(answering: str, monkeypatch, split:
 def test_questions_that_were_trained_on_are_named(tmp_path: Path, answering: str, folder: str, caplog) -> None:
     opened = open_model(answering)
     opened = opened._replace(config=opened.config.replace(question_data=folder + "/."))
-    flags = SimpleNamespace(data=folder, task=[], max_images=1)
+    flags = SimpleNamespace(data=folder, task=[], max_images=1, precision="auto")
     evaluate_reasoning(opened, flags, torch.device("cpu"))  # type: ignore[arg-type]
     assert f"--data {folder} is what this model was trained on" in caplog.text
+    flags.precision = "bf16"
+    with pytest.raises(ConfigError, match="--precision bf16: reasoning and grounding are in fp32"):
+        evaluate_reasoning(opened, flags, torch.device("cpu"))  # type: ignore[arg-type]

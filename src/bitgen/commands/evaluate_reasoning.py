@@ -52,8 +52,11 @@ def evaluate_reasoning(loaded: Trained, flags: argparse.Namespace, device: torch
     """All figures asked for, the answers behind them, and tables.
 
     Raises:
-        ConfigError: the model was not trained to answer, or the data cannot be used.
+        ConfigError: the model was not trained to answer, the data cannot be used, or a precision that answers are not
+            written in.
     """
+    if flags.precision in ("bf16", "fp16"):
+        raise ConfigError(f"--precision {flags.precision}: reasoning and grounding are in fp32. Leave --precision out.")
     if not answers_questions(loaded):
         raise ConfigError(
             f"{loaded.folder}: this model was not trained to answer questions. Train one with "

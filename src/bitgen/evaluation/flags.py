@@ -207,7 +207,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=128,
         metavar="N",
-        help="samples of a forward pass; changes speed and memory alone (default: 128)",
+        help="samples of a forward pass, except of reasoning and grounding; changes speed and memory alone "
+        "(default: 128)",
     )
     parser.add_argument(
         "--num_workers",
@@ -222,7 +223,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--precision",
         choices=("auto", "bf16", "fp32", "fp16"),
         default="auto",
-        help="auto: bf16 where the device has it (default)",
+        help="auto: bf16 where the device has it (default); reasoning and grounding are always in fp32",
     )
     _add_glue_flags(parser)
     flags = parser.parse_args(argv)
