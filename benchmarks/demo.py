@@ -92,8 +92,11 @@ def main() -> None:
 def measure(folder: str, address: str, rounds: int, picture: Path) -> None:
     """Captions of the same pictures, in turn without the page and with it: a longer caption takes longer."""
     started = time.monotonic()
+    import torch
+
     import bitgen
 
+    torch.set_num_threads(1)  # as the page computes with models below 50 million parameters
     model = bitgen.load(folder)
     say("seconds_to_load", time.monotonic() - started)
     visitor = Visitor(address)

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_MEASURED = {"value", "interval", "episodes", "questions"}  # of a line; the rest of it names what was measured
+# Of a line; the rest of it names what was measured.
+_MEASURED = {"value", "interval", "low", "high", "episodes", "questions"}
 _COMBINED = {"value", "interval", "lowest", "highest", "models"}  # of the lines that are printed
 
 

@@ -1,6 +1,6 @@
 """What rationales, and reinforcement, do for answers: trained models of stage 2 side by side, on questions that
 training never asked. Prints JSON lines {"arm": .., "way": .., "split": .., "name": .., "value": .., "interval": half of
-a 95% interval, "questions": count}:
+a 95% interval, "low": .., "high": its ends, "questions": count}:
 
   accuracy         percent of the questions that are answered right, `direct` or after a `rationale`; also by hops
                    (accuracy_2_hops) and by family; of arms trained with dots, `dots` stand where the rationale would
@@ -55,15 +55,17 @@ _TRAINED_ON = 20_000  # questions that the majority is taken of
 
 
 def report(arm: str, way: str, split: str, name: str, value: float, count: int, share: bool = True) -> None:
-    """One line; the interval (Wilson's) is that of a share of ``count`` in percent, and null where the value is no such
-    share. Questions about one picture count as independent. The value is null where there was nothing to measure."""
+    """One line; the interval (Wilson's, which does not lie evenly about the value) is that of a share of ``count`` in
+    percent, and null where the value is no such share. Questions about one picture count as independent. The value is
+    null where there was nothing to measure."""
     known = math.isfinite(value)
     part = min(max(value / 100, 0.0), 1.0) if known else 0.0
     n, z = max(count, 1), 1.96
-    wilson = 100 * z / (1 + z**2 / n) * (part * (1 - part) / n + (z / (2 * n)) ** 2) ** 0.5
-    interval = wilson if share and known else None
+    centre = 100 * (part + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = 100 * z / (1 + z**2 / n) * (part * (1 - part) / n + (z / (2 * n)) ** 2) ** 0.5
+    ends = (half, centre - half, centre + half) if share and known else (None, None, None)
     line = {"arm": arm, "way": way, "split": split, "name": name, "value": value if known else None}
-    line |= {"interval": interval}
+    line |= dict(zip(("interval", "low", "high"), ends, strict=True))
     print(json.dumps(line | {"questions": count}), flush=True)
 
 

@@ -18,8 +18,10 @@ highest resident size of a process that runs one row alone; on a GPU (`--device 
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -187,6 +189,7 @@ def ours(flags: argparse.Namespace, batch: dict[str, Any], with_lora: bool, cach
     for parameter in tower.parameters():
         parameter.data = torch.empty(0, device=flags.device)
     folder = tempfile.mkdtemp(prefix="vlm_throughput_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     shape = (IMAGES, TOKENS, flags.vision_width)
     cache = FeatureCache(folder, CacheDescription("random", "random", "random", "bf16", "bf16", shape))
     cache.create()
