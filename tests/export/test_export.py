@@ -122,6 +122,12 @@ def test_the_card_says_what_the_model_is(exported):
 
 def test_the_card_of_an_export_from_phase_1():
     loaded = open_model(written_run())
+    moved = model_card(loaded, {"step": 3, "phase": 1}, {}, merge_lora=False)
+    assert "exactly the pretrained one" not in moved  # whose adapters began at random
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
     card = model_card(loaded, {"step": 3, "phase": 1}, {"babylm": {"blimp_fast": 60.5}}, merge_lora=False)
     assert "exported before the vision tower's adapters began to train" in card
     assert "Exported in phase 1: the vision tower is exactly the pretrained one" in card
@@ -297,3 +303,19 @@ def test_a_control_is_no_figure_and_is_named_as_one():
     table = metrics_table({"captioning": {"cider": 0.5, "shuffle_images": True}, "vqa": {"exact_match": 40.0}})
     assert "captioning (control: every question with another image) / cider" in table and "1.00" not in table
     assert "vqa / exact_match" in table
+
+
+@pytest.mark.parametrize("merged", ["True", "False"])
+def test_a_card_counts_what_the_folder_holds(tmp_path, merged):
+    folder = run_export(written_run(), tmp_path / "model", "--merge_lora", merged)
+    model, card = open_model(folder).model, (folder / "README.md").read_text()
+    counted = int(card.split("| total |")[1].split("|")[0].replace(",", ""))
+    assert counted == sum(parameter.numel() for parameter in model.parameters())
+    assert ("LoRA" in card.split("## Parameters")[1].split("##")[0]) == (merged == "False")
+
+
+@pytest.mark.parametrize("use_memory", [True, False])
+def test_a_card_speaks_of_a_memory_where_there_is_one(use_memory):
+    card = model_card(open_model(written_run(use_memory=use_memory)), {}, {}, merge_lora=True)
+    assert ("with an episodic memory" in card) == ("Its memory's state" in card) == use_memory
+    assert ("episodic-memory" in card.split("---")[1]) == use_memory and "English" not in card

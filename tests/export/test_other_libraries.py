@@ -62,6 +62,18 @@ def test_a_pipeline_writes(exported, photo, task, call, begins):
     assert found["generated_text"].startswith(begins)
 
 
+def test_what_is_saved_again_has_its_pipeline(exported, model, photo, tmp_path):
+    """As after fine-tuning: transformers copies the code that the entry file names."""
+    model.save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(exported, trust_remote_code=True).save_pretrained(tmp_path)
+    pipes = (
+        pipeline("image-text-to-text", model=folder, trust_remote_code=True, device="cpu")
+        for folder in (exported, str(tmp_path))
+    )
+    before, again = (pipe(photo, max_new_tokens=3) for pipe in pipes)
+    assert again == before
+
+
 def test_a_pipeline_opens_the_files_that_it_is_given(exported, photo, tmp_path):
     pipe = pipeline("image-text-to-text", model=exported, trust_remote_code=True, device="cpu")
     path = tmp_path / "photo.png"

@@ -184,6 +184,20 @@ def test_what_cannot_be_taken_out_is_refused(tmp_path, capsys) -> None:
     assert "a magnitude of 0" in said and not out.exists()
 
 
+def test_an_adapter_is_merged_once(tmp_path, capsys, caplog) -> None:
+    """Of an adapter that peft saved nothing else tells."""
+    written(tmp_path, CONFIGS["lora"], recorded=False)
+    written(tmp_path / "second", CONFIGS["lora"], recorded=False)
+    weights = tmp_path / "second" / "adapter" / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
+    merged, adapter = tmp_path / "merged", tmp_path / "adapter"
+    merge_folder(tmp_path / "base", adapter, merged)
+    said = refused(capsys, "merge", "--base", merged, "--adapter", adapter, "--output", tmp_path / "twice")
+    assert "is merged into" in said and "already" in said and not (tmp_path / "twice").exists()
+    merge_folder(merged, tmp_path / "second" / "adapter", tmp_path / "both")
+    assert "has another adapter in it, which unmerge cannot take out" in caplog.text
+
+
 def test_bad_folders_are_one_message_each_and_leave_nothing(tmp_path, capsys) -> None:
     written(tmp_path, CONFIGS["lora"], recorded=False)
     base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -109,6 +110,10 @@ def test_what_cannot_be_reported_is_one_message(model, tmp_path, capsys) -> None
     said = refused(capsys, "--model", tmp_path / "phi3", "--adapter", other, "--spectra", "False")
     assert "it changes model.layers.0.self_attn.q_proj, which" in said
     config = json.loads((model / "config.json").read_text())
+    wide = shutil.copytree(model, tmp_path / "wide")
+    (wide / "config.json").write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
+    said = refused(capsys, "--model", wide, "--adapter", other)  # whose layers have the same names
+    assert "it was trained on another model" in said
     (model / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "x"}}))
     assert "quantised" in refused(capsys, "--model", model)
     run("--model", model, "--spectra", "False")

@@ -19,8 +19,8 @@ files are the base's."""
 
 _EXAMPLES = """\
 examples:
-  python src/adapters.py merge --base models/smollm2 --adapter my-run/adapter --output merged
-  python src/adapters.py unmerge --merged merged --adapter my-run/adapter --output models/smollm2-again
+  python src/adapters.py merge --base models/smollm2 --adapter my-export --output merged
+  python src/adapters.py unmerge --merged merged --adapter my-export --output models/smollm2-again
 
 A base that is not the one that the adapter was trained on is refused (by its revision, or the hash of its weights that
 BitGen keeps beside an adapter), and so is one in 4 or 8 bits: rounding the sum to so few bits loses much of the

@@ -32,7 +32,7 @@ _EXAMPLES = """\
 examples:
   python src/lora_report.py --model models/smollm2
   python src/lora_report.py --model config.json --targets q_proj,v_proj --rank 8 16 --spectra False
-  python src/lora_report.py --model models/smollm2 --adapter my-run/adapter --output report
+  python src/lora_report.py --model models/smollm2 --adapter my-export --output report
 
 docs/lora.md explains what the figures mean."""
 

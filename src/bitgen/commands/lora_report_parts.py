@@ -15,7 +15,7 @@ from bitgen.show.tables import format_table
 from bitgen.vlm.adapter_config import ALL_LINEAR
 from bitgen.vlm.adapter_counts import Cost, Layers, adapted, base_bytes, base_parameters, cost, empty_model
 from bitgen.vlm.adapter_folder import AdapterFolder, read_adapter, weight_files
-from bitgen.vlm.adapters import targets_of
+from bitgen.vlm.adapters import linear_shape, targets_of
 from bitgen.vlm.spectra_report import (
     Spectrum,
     Summary,
@@ -43,7 +43,9 @@ def report(flags: argparse.Namespace) -> Report:
     lm = empty_model(flags.model)
     layers = None if flags.layers is None else tuple(flags.layers)
     names = targets_of(lm, flags.targets, layers)
-    adapter = None if flags.adapter is None else read_adapter(flags.adapter)  # refused before the long part
+    adapter = None if flags.adapter is None else read_adapter(flags.adapter)
+    if adapter is not None:
+        _check(adapter, flags, lm)  # before the long part
     chosen = adapted(lm, flags.targets, layers)
     ranks = sorted(set(flags.rank))
     costs, base = [cost(lm, chosen, rank, flags.kind) for rank in ranks], base_parameters(lm)
@@ -63,7 +65,6 @@ def report(flags: argparse.Namespace) -> Report:
         groups = by_name(base_spectra(flags.model, names, device))
         _add(texts, figures, pictures, "base_spectra", "Weights of the base", groups, ranks, gaussian=True)
     if adapter is not None:
-        _check(adapter, flags, lm)
         title = f"What the adapter adds, {adapter.config.scale:g} B A, r {adapter.config.rank}"
         title += " (without DoRA's magnitude)" if adapter.config.kind == "dora" else ""
         groups = by_name(adapter_spectra(adapter))
@@ -110,9 +111,17 @@ def _has_weights(model: str) -> bool:
 
 
 def _check(adapter: AdapterFolder, flags: argparse.Namespace, lm: Any) -> None:
-    strange = sorted(set(adapter.by_layer()) - set(targets_of(lm, ALL_LINEAR)))
+    layers = adapter.by_layer()
+    strange = sorted(set(layers) - set(targets_of(lm, ALL_LINEAR)))
     if strange:
         raise ValueError(f"--adapter {flags.adapter}: it changes {strange[0]}, which {flags.model} does not have")
+    for name, parts in layers.items():
+        shape, own = (len(parts["lora_B"]), parts["lora_A"].shape[1]), linear_shape(lm.get_submodule(name))
+        if shape != own:
+            raise ValueError(
+                f"--adapter {flags.adapter}: {name} is of {shape[0]} x {shape[1]}, and of {own[0]} x {own[1]} in "
+                f"{flags.model}: it was trained on another model"
+            )
 
 
 def _add(

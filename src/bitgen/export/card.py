@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bitgen.config.sources import SCENES, parse_sources
+from bitgen.model.parameter_roles import LORA
+from bitgen.model.vision_towers import TIMM
 from bitgen.show.parameters import COMPONENTS, count_parameters
 from bitgen.show.tables import format_markdown
 from bitgen.trained import Trained, saw_pictures
@@ -15,11 +17,10 @@ IMAGE_TASK, TEXT_TASK = "image-text-to-text", "text-generation"
 _SPLITS = ("train", "val", "dev", "test")
 _FRONT_MATTER = """\
 ---
-language: en
 license: apache-2.0
 library_name: transformers
 pipeline_tag: {task}
-tags: [bitgen, babylm, multimodal, dinov2, episodic-memory]
+tags: [{tags}]
 ---
 """
 
@@ -33,13 +34,15 @@ def model_card(loaded: Trained, state: dict[str, Any], metrics: dict[str, Any], 
     """
     features = loaded.model.config.takes_features
     parts = [
-        _FRONT_MATTER.format(task=TEXT_TASK if features else IMAGE_TASK),
-        "# BitGen\n\nA tiny multimodal language model: a causal text decoder with an episodic memory, which looks at "
+        _FRONT_MATTER.format(task=TEXT_TASK if features else IMAGE_TASK, tags=", ".join(_tags(loaded))),
+        "# BitGen\n\nA tiny multimodal language model: a causal text decoder"
+        + (" with an episodic memory" if loaded.model.config.use_memory else "")
+        + ", which looks at "
         + ("image features computed earlier." if features else f"images through {_tower(loaded)}.")
         + " It continues text, describes images, and scores both.\n",
         "## Usage\n\n" + _usage(loaded, merge_lora),
         "## Training\n\n" + _training(loaded, state),
-        "## Parameters\n\n" + _parameters(loaded),
+        "## Parameters\n\n" + _parameters(loaded, merge_lora),
         "## Metrics\n\n" + metrics_table(metrics),
         "## Limits\n\n" + _limits(loaded, state),
         "## Licence\n\nApache-2.0, code and weights. The training data keep their own licences"
@@ -53,9 +56,18 @@ def _tower(loaded: Trained) -> str:
     return {"dinov2": "DINOv2"}.get(kind := loaded.model.config.vision_config.get("model_type", "dinov2"), kind)
 
 
+def _tags(loaded: Trained) -> list[str]:
+    config = loaded.model.config
+    tower = [] if config.takes_features else [str(config.vision_config.get("model_type", "dinov2"))]
+    return ["bitgen", "multimodal", *tower, *(["episodic-memory"] if config.use_memory else [])]
+
+
 def _usage(loaded: Trained, merge_lora: bool) -> str:
-    has_adapters = loaded.model.vision_encoder is not None and loaded.model.config.vision_tuning == "lora"
+    config = loaded.model.config
+    has_adapters = loaded.model.vision_encoder is not None and config.vision_tuning == "lora"
     needs = "torch, torchvision, transformers and Pillow" + (", and peft" if has_adapters and not merge_lora else "")
+    if not config.takes_features and config.vision_config.get("model_type") == TIMM:
+        needs += ", and timm"
     image = "images=Image.open('photo.jpg'), " if not loaded.model.config.takes_features else ""
     lines = [
         f"Needs {needs}. The folder carries its own code, hence `trust_remote_code`.",
@@ -153,10 +165,12 @@ def _has_second_phase(loaded: Trained) -> bool:
     return loaded.model.vision_encoder is not None and loaded.model.config.vision_tuning != "frozen"
 
 
-def _parameters(loaded: Trained) -> str:
-    table = count_parameters(loaded.model)
-    rows = [(COMPONENTS.get(name, name), f"{count.total:,}") for name, count in table.components.items()]
-    return format_markdown(("component", "parameters"), [*rows, ("total", f"{table.total.total:,}")]) + "\n"
+def _parameters(loaded: Trained, merge_lora: bool) -> str:
+    counts = {name: count.total for name, count in count_parameters(loaded.model).components.items()}
+    if merge_lora:
+        counts.pop(LORA, None)
+    rows = [(COMPONENTS.get(name, name), f"{count:,}") for name, count in counts.items()]
+    return format_markdown(("component", "parameters"), [*rows, ("total", f"{sum(counts.values()):,}")]) + "\n"
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -184,14 +198,20 @@ def _limits(loaded: Trained, state: dict[str, Any]) -> str:
     lines = [
         f"- The context is {config.max_seq_len} tokens; of a longer text the last {config.max_seq_len} are read, with "
         "a warning.",
-        "- English only, and as narrow as its training data: it states falsehoods, and repeats biases of its sources.",
+        "- As narrow as its training data, also in language: it states falsehoods, and repeats biases of its sources.",
         "- Small enough to study and to score sentences with; not a product, and not for decisions about people.",
-        "- Its memory's state is part of the weights and does not change in use.",
     ]
+    if config.use_memory:
+        lines.append("- Its memory's state is part of the weights and does not change in use.")
     if not saw_pictures(loaded.config):
         lines.append("- Trained on text alone: it has never seen an image, and what reads images is untrained.")
     if loaded.config.objective.text_loss_weight == 0:
         lines.append("- Trained without the language loss: it matches images and texts, and does not write.")
-    if state.get("phase") == 1 and _has_second_phase(loaded):
+    encoder = loaded.model.vision_encoder
+    if (
+        state.get("phase") == 1
+        and _has_second_phase(loaded)
+        and (encoder is None or encoder.tuning != "lora" or encoder.adapters_are_identity())
+    ):
         lines.append("- Exported in phase 1: the vision tower is exactly the pretrained one.")
     return "\n".join(lines) + "\n"

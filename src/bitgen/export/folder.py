@@ -102,6 +102,13 @@ def causal_tokenizer(tokenizer: PreTrainedTokenizerFast, max_seq_len: int) -> Pr
     return tokenizer
 
 
+def carry_code(folder: Path) -> None:
+    """Put the code of a BitGen model beside its weights, which ``trust_remote_code`` loads."""
+    for source in sorted(Path(bitgen.model.__path__[0]).glob("*.py")):
+        if source.name not in _NOT_CARRIED:
+            shutil.copyfile(source, folder / source.name)
+
+
 def write_folder(
     loaded: Trained, folder: Path, card: str, merge_lora: bool, seen: Mapping[str, int] | None = None
 ) -> None:
@@ -116,9 +123,7 @@ def write_folder(
     for weights in folder.glob("*.safetensors"):
         apply_umask(weights)
     exported_processor(loaded).save_pretrained(folder)
-    for source in sorted(Path(bitgen.model.__path__[0]).glob("*.py")):
-        if source.name not in _NOT_CARRIED:
-            shutil.copyfile(source, folder / source.name)
+    carry_code(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     # Of what nobody edits by hand; transformers does not look at it, BitGen's own entries do.
     checked = [*sorted(folder.glob("*.safetensors")), folder / "tokenizer.json"]

@@ -10,6 +10,7 @@ from bitgen.show.tables import format_markdown
 from bitgen.trained_vlm import TrainedVlm
 from bitgen.vlm.folder import LANGUAGE_FOLDER
 from bitgen.vlm.modeling import ADAPTER, CONNECTOR, LANGUAGE, VISION
+from bitgen.vlm.pretrained import BITGEN
 from bitgen.vlm.vision import OURS
 
 _FRONT_MATTER = """\
@@ -84,12 +85,16 @@ def _usage(trained: TrainedVlm) -> str:
     description = trained.description
     lines = ["```", 'bitgen ask --model DIR photo.jpg --question "What is it?"', "bitgen caption photo.jpg --model DIR"]
     lines += ["```", ""]
-    base = f"DIR/{LANGUAGE_FOLDER}" if LANGUAGE in description.own_parts else description.language.name
-    if LANGUAGE in description.own_parts:
-        lines.append(f"`{LANGUAGE_FOLDER}/` is a Hugging Face folder: `AutoModelForCausalLM` loads it.\n")
+    is_own, needed = LANGUAGE in description.own_parts, []
+    base = f"DIR/{LANGUAGE_FOLDER}" if is_own else description.language.name
+    if not is_own and description.language.revision is not None:
+        needed.append(f"revision={description.language.revision!r}")
+    if trained.model.language.config.model_type == BITGEN:
+        needed.append("trust_remote_code=True")
+    # A name with backticks would end the block.
+    opened = f"AutoModelForCausalLM.from_pretrained({', '.join([repr(base), *needed])})".replace("`", r"\x60")
+    if is_own:
+        lines.append(f"`{LANGUAGE_FOLDER}/` is a Hugging Face folder:\n\n```python\n{opened}\n```\n")
     if description.adapter is not None:
-        lines.append(
-            "The adapter alone, by peft: "
-            f"`PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({markdown(repr(base))}), DIR)`.\n"
-        )
+        lines.append(f"The adapter alone, by peft:\n\n```python\nPeftModel.from_pretrained({opened}, DIR)\n```\n")
     return "\n".join(lines)

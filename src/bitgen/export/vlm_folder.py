@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from bitgen.export.folder import AUTO_MAP, carry_code
 from bitgen.export.vlm_card import vlm_card
 from bitgen.machine.files import apply_umask, file_hash
 from bitgen.machine.hub import hub_folder
@@ -27,7 +28,7 @@ from bitgen.vlm.folder import (
     VISION_PREFIX,
 )
 from bitgen.vlm.modeling import LANGUAGE
-from bitgen.vlm.pretrained import FILES
+from bitgen.vlm.pretrained import BITGEN, FILES
 
 
 def write_vlm_folder(trained: TrainedVlm, folder: Path, metrics: dict[str, Any]) -> None:
@@ -46,7 +47,11 @@ def write_vlm_folder(trained: TrainedVlm, folder: Path, metrics: dict[str, Any])
         _save(tower, folder / VISION_FILE)
     if LANGUAGE in description.own_parts:
         remove(model.language)
+        if model.language.config.model_type == BITGEN:
+            model.language.config.auto_map = dict(AUTO_MAP)
         model.language.save_pretrained(folder / LANGUAGE_FOLDER)
+        if model.language.config.model_type == BITGEN:
+            carry_code(folder / LANGUAGE_FOLDER)
         trained.tokenizer.save_pretrained(folder / LANGUAGE_FOLDER)
     trained.tokenizer.save_pretrained(folder)
     content = json.dumps(description.to_dict(), indent=2, sort_keys=True)

@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from .episodic_memory import MemoryLayer as MemoryLayer
     from .feature_compressor import FeatureCompressor as FeatureCompressor
     from .frozen_tower import FrozenTower as FrozenTower
+    from .full_precision import full_precision as full_precision
     from .image_settings import ImageSettings as ImageSettings
     from .parameter_roles import ParameterRole as ParameterRole
     from .picture import Picture as Picture
+    from .pipeline_bitgen import BitGenImageTextToTextPipeline as BitGenImageTextToTextPipeline
     from .question import Question as Question
     from .recall import Recall as Recall
     from .rotary import rotate as rotate

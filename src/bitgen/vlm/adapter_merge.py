@@ -36,12 +36,13 @@ def merge_folder(base: str | Path, adapter: str | Path, output: str | Path) -> N
     """Write the base with ``W + s B A`` in the place of W (LoRA), or ``m (W + s B A) / ||W + s B A||`` (DoRA).
 
     Raises:
-        ValueError: the base is quantised, is not the adapter's, lacks a weight that the adapter changes; a file is
-            missing or damaged; ``output`` holds something.
+        ValueError: the base is quantised, is not the adapter's, lacks a weight that the adapter changes, or has the
+            adapter in it already; a file is missing or damaged; ``output`` holds something.
     """
     base, adapter, output = Path(base), Path(adapter), Path(output)
     found = _opened(base, adapter, output, "merged into")
     _check_base(base, found, adapter)
+    _check_not_merged(base, adapter)
     scale, norms = found.config.scale, {}
 
     def merged(weight: Tensor, parts: dict[str, Tensor], name: str) -> Tensor:
@@ -122,6 +123,19 @@ def _check_base(base: Path, found: AdapterFolder, adapter: Path) -> None:
             f"{trained} with weights {printable(known.sha256, 12)}; {base} holds others ({has[:12]}...). Name the base "
             "that it was trained on"
         )
+
+
+def _check_not_merged(base: Path, adapter: Path) -> None:
+    """Refuse an adapter that is in the base already; of another one, say what merging two loses."""
+    if not (base / RECORD).exists():
+        return
+    try:
+        kept = read_json(base / RECORD, dict, {"adapter_sha256": str})
+    except (OSError, BadJson) as error:
+        raise ValueError(f"{base}: cannot read its record of a merge ({printable(error)})") from error
+    if kept["adapter_sha256"] == file_hash(adapter / WEIGHTS):
+        raise ValueError(f"the adapter {adapter} is merged into {base} already: name the base that it was trained on")
+    logger.warning("%s has another adapter in it, which unmerge cannot take out of what is written now", base)
 
 
 def _merge_record(merged: Path, adapter: Path, found: AdapterFolder) -> dict[str, Tensor]:

@@ -75,6 +75,8 @@ def attach(lm: PreTrainedModel, config: AdapterConfig) -> list[str]:
     if names:
         _inject(lm, config, names)
     _train_adapters_alone(lm)
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in lm.parameters()):
+        renorm(lm)  # peft gives magnitudes the weights' own type, which rounds them
     return names
 
 
