@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from bitgen.commands import export
 from bitgen.data.conversations.chat import encode_chat
 from bitgen.evaluation.generation import language_model
+from bitgen.export.vlm_folder import write_vlm_folder
 from bitgen.trained import open_model
 from bitgen.vlm.language import generate, open_language_model
 from bitgen.vlm.modeling import VisionLanguageModel
 from support.language_models import padded, ragged, supervised_loss, tiny_language_model
 from support.runs import written_run
+from support.tiny_vlms import LORA, tiny_vlm
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,22 @@ def test_an_export_learns_from_chats_and_writes(exported):
     for prompt, answer in zip(prompts, answers, strict=True):
         expected = lm.model.generate(prompt[None], max_new_tokens=4, do_sample=False)[0, len(prompt) :]
         assert answer[: len(expected)].tolist() == expected.tolist()
+
+
+def test_a_model_of_parts_around_it_is_loaded_as_its_card_says(exported, tmp_path):
+    trained = tiny_vlm(None, exported, adapter=LORA, own_parts=("language",))
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        expected = trained.model.language(input_ids=ids).logits
+    write_vlm_folder(trained, tmp_path / "vlm", {})  # which takes the adapter off the language model
+    card = (tmp_path / "vlm" / "README.md").read_text()
+    opened, adapted = re.findall("```python\n(.*)\n```", card)
+    names = {"AutoModelForCausalLM": AutoModelForCausalLM, "PeftModel": PeftModel, "DIR": str(tmp_path / "vlm")}
+    model = eval(opened.replace("'DIR/", f"'{tmp_path}/vlm/"), names)
+    with torch.no_grad():
+        assert (model(input_ids=ids).logits - expected).abs().max() > 1e-2
+        whole = eval(adapted.replace("'DIR/", f"'{tmp_path}/vlm/"), names)
+        torch.testing.assert_close(whole(input_ids=ids).logits, expected)
 
 
 def test_an_export_is_too_small_to_quantize(exported):
