@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitgen.config.values import ConfigError
 from bitgen.config.vlm import stages_of
 from bitgen.data.conversations.records import IMAGE_MARKER, Turn
 from bitgen.data.conversations.writer import writing_conversations
@@ -15,7 +16,9 @@ from bitgen.tasks.recipe import train_recipe
 from bitgen.tasks.vlm_description import _token_std
 from bitgen.tasks.vlm_parts import build_parts
 from bitgen.trained_vlm import open_vlm
+from support.chat_templates import styled
 from support.language_models import KINDS, VOCABULARY, tiny_language_model
+from support.tiny_vlms import language_folder
 from support.vlm import recipe
 from support.vlm_runs import encoded
 
@@ -60,3 +63,16 @@ def test_a_perceiver_goes_on_from_captions_to_videos_of_more_and_more_frames(tmp
     assert learned[:2].any(dim=1).all()
     rows = build_parts(three, ALONE, fresh=True).model.connector.resampler.frame_embeddings
     assert rows.shape[0] == 4 and torch.equal(rows[:3], learned) and not rows[3].any()
+
+
+def test_a_tokenizer_without_a_template_is_found_before_the_first_stage(tmp_path: Path) -> None:
+    tokenizer = styled("chatml")
+    tokenizer.chat_template = None
+    folder = language_folder(tmp_path / "lm", tokenizer=tokenizer)
+    stages = [
+        {"name": name, "trains": "connector", "template": of} for name, of in (("a", "plain"), ("b", "tokenizer"))
+    ]
+    runs = stages_of(recipe(tmp_path, stages, language_model=str(folder)))
+    with pytest.raises(ConfigError, match="stage b: the tokenizer has no chat template; choose another template"):
+        train_recipe(runs, resume=False)
+    assert not (tmp_path / "runs").exists()

@@ -9,11 +9,16 @@ from pathlib import Path
 from bitgen.checkpoint.format import checkpoint_folders
 from bitgen.config.values import ConfigError
 from bitgen.config.vlm import StageRun, VlmConfig
+from bitgen.data.conversations.chat import own_template
+from bitgen.data.conversations.chat_templates import TOKENIZER
 from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing
+from bitgen.machine.hub import hub_folder
 from bitgen.machine.ranks import stop_processes
 from bitgen.run import train
 from bitgen.tasks.vlm import Vlm
+from bitgen.vlm.pretrained import FILES, family_of, tokenizer_of
+from bitgen.vlm.vision import RANDOM
 
 logger = logging.getLogger(__name__)
 DONE = "finished"  # in a stage's folder, once it is
@@ -30,6 +35,7 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
         RunFailed: training could not go on.
     """
     task = Vlm()
+    _check_templates(stages)
     try:
         for number, (name, config) in enumerate(stages, 1):
             folder = Path(config.output.output_dir)
@@ -60,6 +66,23 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
     finally:
         stop_processes()
     return 0
+
+
+def _check_templates(stages: Sequence[StageRun]) -> None:
+    """Refuse a later stage whose tokenizer cannot write conversations before an earlier one takes its hours."""
+    for name, config in stages[1:]:
+        language = config.language
+        if language.template != TOKENIZER or language.language_model == RANDOM:
+            continue
+        try:
+            folder = hub_folder(language.language_model, language.language_revision, "language model", FILES)
+            tokenizer = tokenizer_of(folder, family_of(folder))
+        except ValueError:  # which the first stage that opens it says
+            return
+        try:
+            own_template(tokenizer)
+        except ValueError as error:
+            raise ConfigError(f"stage {name}: {error}") from error
 
 
 def changed_since(config: VlmConfig) -> list[str]:

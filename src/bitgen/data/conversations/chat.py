@@ -190,7 +190,7 @@ def _rendered(
     turns = _turns(messages, _specials(tokenizer).mark, template, visuals)
     if system is not None and turns[0].role != SYSTEM and template != PLAIN:
         turns.insert(0, _Turn(SYSTEM, SYSTEM_PROMPTS.get(system, system).strip()))
-    source = TEMPLATES[template] or _own_template(tokenizer)
+    source = TEMPLATES[template] or own_template(tokenizer)
     ways = [(turns, False), (turns, True)]  # some templates want texts, some lists of parts
     if turns[0].role == SYSTEM:  # and some know no system message: it then opens the user's first one
         ways += [(_without_system(turns), False), (_without_system(turns), True)]
@@ -205,7 +205,8 @@ def _rendered(
     raise _wrong(messages, f"the chat template {template} does not render it ({problems[0]})")
 
 
-def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template; ``ValueError`` where it has none."""
     try:
         return tokenizer.get_chat_template()
     except ValueError as error:
