@@ -82,7 +82,8 @@ def make_parser(
         why: what ``--help`` adds to that flag where the default needs a reason.
     """
     parser = plain_parser(description, example, "dataset folder", "the dataset")
-    add_limit_flags(parser, "images (of a hub's dataset, and of BabyLM's files: rows)", max_failed_fraction, why)
+    rows = ", which are rows of a hub's dataset and of BabyLM's files"
+    add_limit_flags(parser, "images", max_failed_fraction, why, rows)
     parser.add_argument(
         "--exclude",
         type=Path,
@@ -96,10 +97,11 @@ def make_parser(
 
 
 def add_limit_flags(
-    parser: argparse.ArgumentParser, unit: str, max_failed_fraction: float = 0.01, why: str = ""
+    parser: argparse.ArgumentParser, unit: str, max_failed_fraction: float = 0.01, why: str = "", counted: str = ""
 ) -> None:
-    """Adds ``--limit`` and ``--max_failed_fraction``, of what a source has as ``unit``."""
-    parser.add_argument("--limit", type=positive, help=f"take only the first N {unit}: a quick look at the pipeline")
+    """Adds ``--limit`` and ``--max_failed_fraction``, of what a source has as ``unit``; ``counted``: how it is."""
+    about = f"take only the first N {unit}{counted}: a quick look at the pipeline"
+    parser.add_argument("--limit", type=positive, help=about)
     parser.add_argument(
         "--max_failed_fraction",
         type=fraction,

@@ -203,8 +203,7 @@ def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore, config: Con
             logger.warning("it is kept as %s", store.set_aside(folder))
     logger.info("resuming from %s, after step %d", checkpoint.path, checkpoint.step)
     changed = _say_what_changed(checkpoint, config)
-    rescored = [name for name in config.scored_by if name in changed]
-    rescored += [name for name in config.scored_if if name in changed and any(changed[name]) != all(changed[name])]
+    rescored = config.rescored(changed)
     if rescored and checkpoint.state["progress"].get("best_score") is not None:
         logger.info("scores are of something else now (%s): the best is looked for anew", ", ".join(rescored))
         checkpoint.state["progress"] |= {"best_score": None, "best_step": None, "highest_score": None}

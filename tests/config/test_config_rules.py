@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bitgen.config import Config, ConfigError, parse_config
+from bitgen.config.stage2 import Stage2Config
 
 
 @pytest.fixture(autouse=True)
@@ -200,3 +201,20 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert "which has 1 GPUs" in error_of("--use_ddp", "True", "--num_gpus", "2")
     parse_config(["--use_ddp", "True", "--num_gpus", "2", "--device", "cpu"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed", "found"),
+    [
+        ({}, {"val_max_images": (None, 4), "learning_rate": (1.0, 2.0)}, ["val_max_images"]),
+        ({}, {"text_val_data": ("a", "b"), "text_loss_weight": (0.0, 1.0)}, []),  # recalls alone
+        ({"contrastive_weight": 0.0}, {"text_val_data": ("a", "b"), "text_loss_weight": (0.5, 1.0)}, ["text_val_data"]),
+        ({"contrastive_weight": 0.0}, {"text_loss_weight": (0.0, 1.0)}, ["text_loss_weight"]),
+        ({}, {"contrastive_weight": (0.0, 1.0)}, ["contrastive_weight"]),
+        ({}, {"contrastive_weight": (0.5, 1.0)}, []),
+    ],
+)
+def test_what_makes_scores_of_something_else(settings: dict, changed: dict, found: list[str]) -> None:
+    assert Config().replace(**settings).rescored(changed) == found
+    asked = Stage2Config().rescored({**changed, "question_val_data": ("a", "b")})
+    assert set(asked) == {"question_val_data"} | (set(changed) & set(Stage2Config.scored_by))

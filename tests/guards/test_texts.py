@@ -15,6 +15,8 @@ from bitgen.guards.texts import as_question
         ("  who owns\nBlick ", "who owns Blick?"),
         ("who owns Zoe\u0308?", "who owns Zo\u00eb?"),
         ("who owns \u738b", "who owns \u738b?"),
+        ('who owns "Rex"', 'who owns "Rex"?'),
+        ("\u0915\u094c\u0928 \u0939\u0948", "\u0915\u094c\u0928 \u0939\u0948?"),  # which ends in a vowel's sign
         ("tell me who owns Blick.", "tell me who owns Blick."),
         ("who owns Blick\uff1f", "who owns Blick\uff1f"),
         ("", ""),

@@ -43,7 +43,7 @@ def videos(folder: Path, frames: int) -> str:
     return str(folder)
 
 
-def test_a_perceiver_goes_on_from_captions_to_videos_of_more_and_more_frames(tmp_path: Path) -> None:
+def test_a_perceiver_goes_on_from_captions_to_videos_of_more_and_more_frames(tmp_path: Path, monkeypatch) -> None:
     """Captions have one picture each, and no row for a frame. Asked about a video it takes as many as training had."""
     perceiver = {"connector": "perceiver", "connector_queries": 4, "connector_depth": 1, "template": "libra_v1"}
     perceiver |= {"max_length": 200, "language_positions": 400, "val_data": None, "val_generated": 0, "max_steps": 1}
@@ -54,6 +54,8 @@ def test_a_perceiver_goes_on_from_captions_to_videos_of_more_and_more_frames(tmp
     runs = stages_of(recipe(tmp_path, stages))
     _, two, three = (run.config for run in runs)
     assert train_recipe(runs[:1], resume=False) == 0
+    # How large the first stage's weights began does not matter: an earlier version measured it otherwise.
+    monkeypatch.setattr("bitgen.tasks.vlm_description._token_std", lambda _: 0.5)
     begun = build_parts(two, ALONE, fresh=True)
     rows = begun.model.connector.resampler.frame_embeddings
     assert rows.shape[0] == 3 and not rows.any()  # what it was without them

@@ -47,10 +47,8 @@ class Schema:
 
     # Settings that trained weights mean nothing without, though they fit: a run that goes on must keep them.
     fixed: ClassVar[tuple[str, ...]] = ()
-    # What the held-out score is of, and what is part of it unless it is 0: where they change at a resume, scores of
-    # before are not comparable.
+    # What the held-out score is of: where it changes at a resume, scores of before are not comparable.
     scored_by: ClassVar[tuple[str, ...]] = ()
-    scored_if: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_dict(cls: type[AnySchema], content: Mapping[str, Any], source: str = "The configuration") -> AnySchema:
@@ -131,6 +129,10 @@ class Schema:
         kind, now = type(self), self.flat()
         then = flatten(parse_yaml(content, str(path)), groups_of(kind), str(path), kind.retired)
         return {name: (value, now[name]) for name, value in then.items() if value != now[name]}
+
+    def rescored(self, changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+        """Of settings that changed, name -> (before, now), those that make the held-out score one of something else."""
+        return [name for name in self.scored_by if name in changed]
 
     def replace(self: AnySchema, **values: Any) -> AnySchema:
         """A copy with some settings changed, each by its flat name."""

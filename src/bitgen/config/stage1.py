@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bitgen.config.common import OutputSettings, RunSchema
 from bitgen.config.episode_settings import EpisodeSettings
@@ -90,7 +90,15 @@ class Config(RunSchema):
         "recall_code",
     )
     scored_by: ClassVar[tuple[str, ...]] = ("val_data", "text_val_data", "val_max_images", "scenes_val")
-    scored_if: ClassVar[tuple[str, ...]] = ("contrastive_weight", "text_loss_weight")
+
+    def rescored(self, changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+        """See :meth:`RunSchema.rescored`. With contrast the score is of recalls alone, else of a loss that is on."""
+        weights = ("contrastive_weight", "text_loss_weight")
+        switched = [name for name in weights if name in changed and any(changed[name]) != all(changed[name])]
+        found = super().rescored(changed)
+        if self.objective.contrastive_weight and "contrastive_weight" not in switched:
+            return [name for name in found if name != "text_val_data"]
+        return found + switched
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for the first settings that contradict each other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitgen.config.common import RunSchema
 from bitgen.config.stage1 import Config
 
 ENTRY = "src/train_stage2_reasoning.py"
@@ -34,4 +35,4 @@ class Stage2Config(Config):
     description = _DESCRIPTION
     examples = _EXAMPLES
     scored_by = ("question_val_data", "scenes_val", "val_max_images")
-    scored_if = ()
+    rescored = RunSchema.rescored

@@ -27,7 +27,9 @@ def as_question(text: str) -> str:
     """A question as models learn them: composed Unicode, one plain space between words, and a mark at the end, which
     people leave out."""
     text = " ".join(unicodedata.normalize("NFC", text).split())
-    return f"{text}?" if text[-1:].isalnum() else text
+    last = text.rstrip("\"'\u201d\u2019\u00bb")[-1:]  # behind quotes
+    is_word = last != "" and unicodedata.category(last)[0] in "LNM"  # letters, numbers, and signs on letters
+    return f"{text}?" if is_word else text
 
 
 def is_unicode(text: str) -> bool:

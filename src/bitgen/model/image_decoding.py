@@ -234,7 +234,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion clips at 255 and would turn nearly every pixel white.
         if not _is_16_bit(image):
-            raise ValueError("whole numbers of 32 bits or with a sign have no defined range; save it with 8 or 16 bits")
+            raise ValueError("whole numbers but of 16 bits without a sign have no defined range; save it with 16 bits")
         values, clear = np.asarray(image).astype(np.float64), image.info.get("transparency")
         if isinstance(clear, int):  # the value that means transparent, on white
             values = np.where(values == clear, 65535, values)

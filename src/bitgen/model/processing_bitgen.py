@@ -174,7 +174,7 @@ class BitGenProcessor:
         if self.image_fit == CROP and longer / shorter * self.image_shortest**2 > self.max_image_pixels:
             seen = min(longer, -(-shorter * self.image_size // self.image_shortest) + _MARGIN)
             return v2.functional.center_crop(pixels, [min(side, max(seen, shorter)) for side in pixels.shape[1:]])
-        if self.image_fit == PAD and longer**2 > self.max_image_pixels:
+        if self.image_fit == PAD and longer > 4 * shorter and longer**2 > self.max_image_pixels:
             size = [max(1, round(side * self.image_size / longer)) for side in pixels.shape[1:]]
             return v2.functional.resize(pixels, size, v2.InterpolationMode(self.image_resample), antialias=True)
         return pixels

@@ -89,6 +89,8 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
         )
     own_tokenizer = _own_tokenizer(config, ranks, before)
     shown = min(config.data.num_frames, source.most_pictures)
+    if before is not None:  # a stage on single pictures forgets no videos
+        shown = max(shown, read_description(before).speech.num_frames)
     seed_everything(config.training.seed)  # the same new weights on every rank
     made = assemble(
         describe(config, source.feature_shape, own_tokenizer, before, shown),
@@ -161,10 +163,10 @@ def start_from(made: Assembled, folder: Path) -> None:
     if VISION in then.own_parts:  # then all its weights are taken, and the connector keeps its encoder
         meant.pop(_ENCODER, None)
     # Captions have one picture and conversations may have more: where that changes weights, their shapes differ. And
-    # what a run drops out is no property of the weights that it leaves.
+    # what a run drops out, or how large weights began, is no property of the weights that it leaves.
     same = [
         *((name, there, _meaning(now).get(name)) for name, there in meant.items()),
-        ("connector", _without("frames", then.connector), _without("frames", now.connector)),
+        ("connector", _comparable(then.connector), _comparable(now.connector)),
         ("language model", then.language.name, now.language.name),
         ("its weights", _published(then), _published(now)),
         ("adapter", _without("dropout", then.adapter), _without("dropout", now.adapter)),
@@ -209,7 +211,7 @@ def start_from(made: Assembled, folder: Path) -> None:
 
 
 def _suit_frames(there: dict[str, Tensor], here: Mapping[str, Tensor]) -> None:
-    """Give the connector of a run on fewer or more pictures a visual its rows for frames: those that it has, and zeros,
+    """Give a connector its rows for frames, where this run has more or fewer of them: those that there are, and zeros,
     with which it is at first what it was without them."""
     for name, fresh in here.items():
         known = there.get(name)
@@ -231,6 +233,11 @@ def _meaning(description: Description) -> dict[str, Any]:
             "alpha of the encoder's adapters": vision.adapter_alpha if vision.tuning == "lora" else None,
         }
     return found
+
+
+def _comparable(connector: dict[str, Any] | None) -> dict[str, Any] | None:
+    found = _without("frames", connector)
+    return found if found is None else {**found, "options": _without("token_std", found.get("options"))}
 
 
 def _without(name: str, settings: dict[str, Any] | None) -> dict[str, Any] | None:
