@@ -56,6 +56,7 @@ NotNegative = Annotated[Number, Range("0 or more", lambda value: value >= 0, 10*
 Few = Annotated[int, Range("0 or more", lambda value: value >= 0, 1000)]
 Positive = Annotated[float, Range("more than 0", lambda value: value > 0)]
 Share = Annotated[float, Range("from 0 to 1", lambda value: 0 <= value <= 1)]
+Part = Annotated[float, Range("above 0 and below 1", lambda value: 0 < value < 1)]
 # A rate of 1 would drop everything (or never move the average), so it stays below.
 Rate = Annotated[float, Range("from 0 to below 1", lambda value: 0 <= value < 1)]
 

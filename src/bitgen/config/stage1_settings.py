@@ -16,6 +16,7 @@ from bitgen.config.fields import (
     Depth,
     Few,
     NotNegative,
+    Part,
     Positive,
     Range,
     Rate,
@@ -307,7 +308,7 @@ class DataSettings:
         "Needs text_loss_weight.",
     )
     text_val_data: str | None = setting(None, "Such a folder of held-out text: perplexity of each source.")
-    text_ratio: Annotated[float, Range("above 0 and below 1", lambda value: 0 < value < 1)] = setting(
+    text_ratio: Part = setting(
         0.5,
         "Share of the batches that are text, where there are pairs too. An epoch is then one pass through the text.",
     )

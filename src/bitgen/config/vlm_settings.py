@@ -16,6 +16,7 @@ from bitgen.config.fields import (
     Depth,
     Few,
     NotNegative,
+    Part,
     Positive,
     Range,
     Rate,
@@ -252,6 +253,6 @@ class ValidationSettings:
     )
     val_beams: Size = setting(1, "Beams of the search that writes the answers; 1: greedy.")
     val_max_new_tokens: AtLeastOne = setting(64, "Longest answer in tokens.")
-    val_ratio: Annotated[float, Range("above 0 and below 1", lambda value: 0 < value < 1)] | None = setting(
+    val_ratio: Part | None = setting(
         None, "Validate every such share of the steps, as 0.01; none: eval_steps says how often."
     )
