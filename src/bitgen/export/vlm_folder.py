@@ -49,9 +49,9 @@ def write_vlm_folder(trained: TrainedVlm, folder: Path, metrics: dict[str, Any])
         remove(model.language)
         if model.language.config.model_type == BITGEN:
             model.language.config.auto_map = dict(AUTO_MAP)
-        model.language.save_pretrained(folder / LANGUAGE_FOLDER)
-        if model.language.config.model_type == BITGEN:
+            (folder / LANGUAGE_FOLDER).mkdir()
             carry_code(folder / LANGUAGE_FOLDER)
+        model.language.save_pretrained(folder / LANGUAGE_FOLDER)
         trained.tokenizer.save_pretrained(folder / LANGUAGE_FOLDER)
     trained.tokenizer.save_pretrained(folder)
     content = json.dumps(description.to_dict(), indent=2, sort_keys=True)

@@ -176,8 +176,8 @@ def _token_std(embedding: Any) -> float:
     table = embedding.weight
     if table.is_meta:  # an estimate of sizes, which needs no weights
         return 1.0
-    rows = torch.arange(len(table), device=table.device)
-    parts = [embedding(part).double() for part in rows.split(4096)]
-    total, squares = (sum(each) for each in zip(*((p.sum(), p.square().sum()) for p in parts), strict=True))
-    count = table.numel()
-    return round(((squares - total**2 / count) / (count - 1)).sqrt().item(), 4)
+    total, squares, count = 0.0, 0.0, table.numel()
+    for rows in torch.arange(len(table), device=table.device).split(4096):  # a whole table may be gigabytes
+        part = embedding(rows).double()
+        total, squares = total + part.sum().item(), squares + part.square().sum().item()
+    return round(((squares - total**2 / count) / (count - 1)) ** 0.5, 4)
