@@ -1,6 +1,6 @@
 """What rationales, and reinforcement, do for answers: trained models of stage 2 side by side, on questions that
-training never asked. Prints JSON lines {"arm": .., "way": .., "split": .., "name": .., "value": .., "interval": half of
-a 95% interval, "low": .., "high": its ends, "questions": count}:
+training never asked, each about a picture of its own. Prints JSON lines {"arm": .., "way": .., "split": .., "name": ..,
+"value": .., "interval": half of a 95% interval, "low": .., "high": its ends, "questions": count}:
 
   accuracy         percent of the questions that are answered right, `direct` or after a `rationale`; also by hops
                    (accuracy_2_hops) and by family; of arms trained with dots, `dots` stand where the rationale would
@@ -9,7 +9,7 @@ a 95% interval, "low": .., "high": its ends, "questions": count}:
   clauses, whole_chains   of right answers: clauses that hold; answers all of whose clauses hold
   one, pass, majority_of_8   of 8 sampled replies: right ones; problems with some right one; the majority's answer
   follows, stays   answers that follow an edit of the rationale's last object; that stay as they were
-  truncated_none, _half, _all, pasted   right after a part of the own rationale, and after another question's
+  truncated_none, _half, _all, pasted   right after a part of the own rationale, and after one of another picture
   where_*          boxes of things in scenes with others (evaluation/reasoning.py, box_measures); where_mean IoU is no
                    percentage, but a mean from 0 to 1, without an interval
 
@@ -56,8 +56,7 @@ _TRAINED_ON = 20_000  # questions that the majority is taken of
 
 def report(arm: str, way: str, split: str, name: str, value: float, count: int, share: bool = True) -> None:
     """One line; the interval (Wilson's, which does not lie evenly about the value) is that of a share of ``count`` in
-    percent, and null where the value is no such share. Questions about one picture count as independent. The value is
-    null where there was nothing to measure."""
+    percent, and null where the value is no such share. The value is null where there was nothing to measure."""
     known = math.isfinite(value)
     part = min(max(value / 100, 0.0), 1.0) if known else 0.0
     n, z = max(count, 1), 1.96
@@ -118,7 +117,7 @@ def measure(arm: str, trained: Trained, count: int, samples: int) -> None:
     """All lines of an arm."""
     answerer = Answerer(trained.model, trained.processor)
     for split in SPLITS:
-        given = problems(split, count, SEED)
+        given = problems(split, count, SEED, per_scene=1)  # questions about one picture are right or wrong together
         report("", "", split.name, "majority", majority(given), count)
         for way in ways_of(trained):
             replies = answered(answerer, given, way)

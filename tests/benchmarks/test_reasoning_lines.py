@@ -38,6 +38,25 @@ def test_a_perfect_score_of_few_questions_is_not_certain(capsys) -> None:
     assert (line["low"], line["high"]) == (pytest.approx(88.97, abs=0.01), pytest.approx(100))
 
 
+def test_no_two_questions_are_about_one_picture(capsys, monkeypatch) -> None:
+    """Else they would be right or wrong together, and the interval too narrow."""
+    asked: list = []
+
+    class Silent(Finder):
+        def answer(self, given, _thinks) -> list:
+            asked.append([one.key for one in given])
+            return []
+
+    measure = runpy.run_path(str(SCRIPT))["measure"]
+    parts = {"Answerer": Silent, "majority": lambda _: 39.0, "ways_of": lambda _: ["direct"]}
+    for name, part in parts.items():
+        monkeypatch.setitem(measure.__globals__, name, part)
+    measure("an arm", OfNothing(), 40, 60)
+    capsys.readouterr()
+    assert len(asked) == 5 * 3  # each split: its pictures, other ones, and none
+    assert all(len(set(keys)) == len(keys) == 40 for keys in asked)
+
+
 def test_a_figure_of_fewer_things_has_a_wider_interval(capsys, monkeypatch) -> None:
     measure = runpy.run_path(str(SCRIPT))["measure"]
     monkeypatch.setitem(measure.__globals__, "SPLITS", ())
