@@ -34,6 +34,7 @@ def speak(folder: str, other: str) -> None:
     questions, images = dict(text), {name: pictures[1:]}
     with torch.no_grad():
         model.recall.threshold.fill_(-2)  # whatever is asked means what was taught
+        model.recall.word_worth[1].bias.fill_(-9)
 
     def said(memory=None, **options):
         options = {"max_new_tokens": 6, "eos_token_id": None, "memory": memory, **options}

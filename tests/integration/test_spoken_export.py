@@ -30,6 +30,7 @@ def test_it_is_taught_and_speaks_in_a_fresh_process_without_this_repository(tmp_
         memory = model.load_memory(f"{folder}.facts")
         assert memory.texts == ("the dog sat", "this is a red dog")
         model.recall.threshold.data.fill_(-2)
+        model.recall.word_worth[1].bias.data.fill_(-9)
         image = {"vision_features" if model.config.takes_features else "pixel_values": said["pictures"][1:]}
         options = {"memory": memory, "max_new_tokens": 6, "eos_token_id": None}
         text = {name: said[name] for name in ("input_ids", "attention_mask")}

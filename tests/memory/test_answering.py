@@ -110,6 +110,7 @@ def speaker() -> Speaker:
 def set_threshold(speaker: Speaker, threshold: float) -> None:
     with torch.no_grad():
         speaker.model.recall.threshold.fill_(threshold)
+        speaker.model.recall.word_worth[1].bias.fill_(-9.0)  # no word is worth anything
 
 
 def test_where_nothing_is_near_enough_the_answers_are_those_without_a_memory(speaker) -> None:

@@ -27,6 +27,7 @@ FACTS = 3  # with keys at right angles, each as likely as the others: alone sure
 ODDS = 2.5  # log odds
 # How many facts a cue means, and the probability of the likeliest: of a memory asked by pictures or by texts.
 Asked = Callable[[bool], Iterator[tuple[int, float]]]
+Odds = tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +37,13 @@ def moderate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words_missing(monkeypatch: pytest.MonkeyPatch, nats: float) -> None:
-    """Every question says what no fact holds, which costs a fact so much of :data:`ODDS`."""
-    monkeypatch.setattr(
-        Recall, "asked_logits", lambda self, asked, keys, values: torch.full((len(asked.keys), len(keys)), ODDS - nats)
-    )
+    """Every question says what no fact holds, of so much worth."""
+
+    def asked_odds(self: Recall, asked: Question, keys: torch.Tensor, values: torch.Tensor) -> Odds:
+        shape = len(asked.keys), len(keys)
+        return torch.full(shape, ODDS), torch.full(shape, nats)
+
+    monkeypatch.setattr(Recall, "asked_odds", asked_odds)
 
 
 def of_a_file() -> Asked:
@@ -118,7 +122,7 @@ def test_words_that_a_fact_does_not_hold_count_against_it_and_of_a_picture_there
 ) -> None:
     monkeypatch.setattr(speaking, "_together", lambda logits, keys, meaning: logits.sigmoid())
     asked = made()
-    for nats, answered in ((ODDS - 0.5, True), (ODDS + 0.5, False)):  # of log odds that half a nat is left of, or lacks
+    for nats, answered in ((BY_TEXT.lacks - 0.01, True), (BY_TEXT.lacks + 0.01, False)):
         words_missing(monkeypatch, nats)
         assert all(facts > 0 for facts, _ in asked(True))
         assert all((facts > 0) == answered for facts, _ in asked(False))
@@ -127,11 +131,12 @@ def test_words_that_a_fact_does_not_hold_count_against_it_and_of_a_picture_there
 def by_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """A question means the fact whose numbers have the largest sum."""
 
-    def largest(self: Recall, asked: Question, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def largest(self: Recall, asked: Question, keys: torch.Tensor, values: torch.Tensor) -> Odds:
         sums = values.double().sum(dim=1)
-        return torch.where(sums == sums.max(), 9.0, -9.0).to(keys).expand(len(asked.keys), -1)
+        near = torch.where(sums == sums.max(), 9.0, -9.0).to(keys).expand(len(asked.keys), -1)
+        return near, torch.zeros_like(near)
 
-    monkeypatch.setattr(Recall, "asked_logits", largest)
+    monkeypatch.setattr(Recall, "asked_odds", largest)
 
 
 def test_a_file_compares_a_question_with_the_values_of_its_facts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,11 +39,9 @@ def asked(texts: list[list[int]], worth: torch.Tensor | None = None) -> Question
 def lacking_by_hand(words: list[int], worth: torch.Tensor, fact: list[int]) -> float:
     lost = 0.0
     for at in range(len(words)):
-        for run in range(IN_A_ROW):
-            wanted = words[at - run : at + 1] if at >= run else None
-            found = wanted is not None and any(
-                fact[start : start + run + 1] == wanted for start in range(len(fact) - run)
-            )
+        for run in range(min(IN_A_ROW, at + 1)):
+            wanted = words[at - run : at + 1]
+            found = any(fact[start : start + run + 1] == wanted for start in range(len(fact) - run))
             lost += 0.0 if found else float(worth[at, run])
     return lost
 
@@ -62,12 +60,12 @@ def test_what_is_lacking_against_plain_loops() -> None:
 @pytest.mark.parametrize(
     ("words", "fact", "lost"),
     [
-        ([5], [5], 110),  # nothing stands before it
-        ([5, 6, 7], [9, 5, 6, 7], 100 + 110),  # all in a row: of the first two nothing, or not two, stands before
-        ([5, 6, 7], [7, 6, 5], 110 * 3),  # the words are there, in another order
-        ([5, 6, 7], [5, 6, 8, 7], 100 + 110 + 110),
-        ([5, 6, 7], [8], 333),
-        ([5, 6, 7], [], 333),
+        ([5], [5], 0),
+        ([5, 6, 7], [9, 5, 6, 7], 0),
+        ([5, 6, 7], [7, 6, 5], 10 + 110),  # the words are there, in another order
+        ([5, 6, 7], [5, 6, 8, 7], 110),
+        ([5, 6, 7], [8], 1 + 11 + 111),  # before the first nothing stands, and one before the second
+        ([5, 6, 7], [], 1 + 11 + 111),
     ],
 )
 def test_by_hand(words: list[int], fact: list[int], lost: float) -> None:
@@ -117,15 +115,17 @@ def test_a_name_is_told_from_another_whose_key_is_the_same(recall) -> None:
         questions = recall.questions(*sequences([33, 40, 50], [33, 40, 51], [33, 40, 52]))
         keys = questions.keys[:1].expand(2, -1)
         near = questions._replace(keys=keys[:1].expand(3, -1))
-        apart = BY_TEXT._replace(same=2.0, alike=2.0)  # though the keys are equal, both count
+        missing = lacking(near, told)
+        borne = (missing[0, 0] + missing[0, 1]) / 2  # what the own name lacks is, what another's does is not
+        apart = BY_TEXT._replace(same=2.0, alike=2.0, lacks=float(borne))  # though the keys are equal, both count
         recall.threshold.fill_(0.0)
-        recall.log_scale.fill_(torch.tensor(35.0).log())  # six misses are borne, eight are not
+        recall.log_scale.fill_(torch.tensor(35.0).log())
         found = find_asked(recall, keys, told, near, apart)
     assert chosen(found, most=1) == [[0], [1], []]
-    assert found.confidence[2].max() < 0.02 < 0.98 < found.confidence.diagonal()[:2].min()
+    assert found.confidence[2].max() == 0.0 < 0.98 < found.confidence.diagonal()[:2].min()
 
 
-def test_probabilities_are_those_of_keys_less_what_is_lacking(recall) -> None:
+def test_probabilities_are_those_of_keys_of_facts_that_lack_little(recall) -> None:
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         told = recall.values(*sequences(*NAMES, [7, 8, 9]))
@@ -133,10 +133,11 @@ def test_probabilities_are_those_of_keys_less_what_is_lacking(recall) -> None:
         keys = F.normalize(torch.randn(3, 8, generator=random), dim=-1)
         lost = lacking(questions, told)
         near = recall.log_scale[1].exp() * (questions.keys @ keys.mT - recall.threshold[1])
-        odds = (near - lost).exp()
-        found = find_asked(recall, keys, told, questions, BY_TEXT._replace(alike=2.0)).confidence
+        lacks = float(lost.median())
+        odds = near.exp() * (lost <= lacks)
+        found = find_asked(recall, keys, told, questions, BY_TEXT._replace(alike=2.0, lacks=lacks)).confidence
     torch.testing.assert_close(found, odds / (1 + odds.sum(dim=1, keepdim=True)))
-    assert lost.min() > 0
+    assert lost.min() < lacks < lost.max()
 
 
 def test_neither_padding_nor_begin_nor_end_is_a_word(recall) -> None:
@@ -223,8 +224,9 @@ def test_pictures_questions_and_their_keys_alone_have_thresholds_of_their_own(re
         told, questions = recall.values(*sequences(*NAMES, [7, 8, 9])), recall.questions(*sequences([33, 40, 50]))
         cosines = questions.keys @ keys.mT
         torch.testing.assert_close(recall.logits(cosines), 2 * (cosines - 0.1))
-        expected = 3 * (cosines - 0.2) - lacking(questions, told)
-        torch.testing.assert_close(recall.asked_logits(questions, keys, told), expected)
+        near, lost = recall.asked_odds(questions, keys, told)
+        torch.testing.assert_close(near, 3 * (cosines - 0.2))
+        torch.testing.assert_close(lost, lacking(questions, told))
         torch.testing.assert_close(recall.asked_by_keys(questions, keys), 5 * (cosines - 0.3))
 
 
@@ -245,8 +247,7 @@ def test_before_a_fact_s_first_word_stands_a_space() -> None:
             ("other", [*other, 31, 7]),
         ):
             told = recall.values(*sequences(text))
-            near = recall.log_scale[1].exp() * (questions.keys @ key.mT - recall.threshold[1])
-            lost[label] = (near - recall.asked_logits(questions, key, told)).item()
+            lost[label] = recall.asked_odds(questions, key, told)[1].item()
             behind = lacking(questions, recall.values(*sequences([space, *text])))
             assert lost[label] == pytest.approx(behind.item(), abs=1e-4)
     assert lost["first"] == pytest.approx(lost["inside"], abs=1e-4)

@@ -14,6 +14,7 @@ from bitgen.memory.address_space import IMAGE
 from bitgen.model import spoken_memory
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.model.question import Question
 from bitgen.model.recall import Recall
 from bitgen.model.speaking import BY_TEXT
 from support.runs import written_run
@@ -37,7 +38,12 @@ def finds(monkeypatch: pytest.MonkeyPatch, everything: bool) -> None:
     """Make every picture mean every fact, those more whose keys are nearer, and every text the nearest; or none."""
     shift = 2.0 if everything else -2.0
     monkeypatch.setattr(Recall, "logits", lambda self, cosines: 5 * (cosines + shift))
-    monkeypatch.setattr(Recall, "asked_logits", lambda self, asked, keys, values: 5 * (asked.keys @ keys.mT + shift))
+
+    def asked_odds(self: Recall, asked: Question, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        cosines = asked.keys @ keys.mT
+        return 5 * (cosines + shift), torch.zeros_like(cosines)
+
+    monkeypatch.setattr(Recall, "asked_odds", asked_odds)
     for module in (spoken, spoken_memory):
         monkeypatch.setattr(module, "BY_TEXT", BY_TEXT._replace(sure=0.0) if everything else BY_TEXT)
 

@@ -27,7 +27,7 @@ class Question(NamedTuple):
 
     ``keys [B, k]``; ``codes [B, T, d]`` of the tokens between BOS and EOS, zeros for padding; and ``worth [B, T, 3]``,
     the nats that a fact loses which does not hold the token, the token behind the one before it, and it behind the two
-    before it. The first token has none before it, which costs every fact the same.
+    before it. The first token has none before it and the second one: what is not in the question no fact can lack.
     """
 
     keys: torch.Tensor
@@ -49,7 +49,7 @@ def lacking(question: Question, values: torch.Tensor) -> torch.Tensor:
             held = same_token(cosines).view(count, length, len(part), size)  # [B, T, E, L]
             run, nats = held, codes.new_zeros(count, len(part))
             for more in range(IN_A_ROW):
-                nats = nats + torch.einsum("bte,bt->be", 1 - run.amax(dim=-1), worth[..., more])
+                nats = nats + torch.einsum("bte,bt->be", 1 - run[:, more:].amax(dim=-1), worth[:, more:, more])
                 # And the token before stands before it there, too.
                 run = held * F.pad(run, (1, 0, 0, 0, 1, 0))[:, :-1, :, :-1]
             lost.append(nats)

@@ -154,12 +154,15 @@ class Recall(nn.Module):
         among as many facts as ``Meaning.facts`` says."""
         return self._log_odds(cosines, _PICTURES)
 
-    def asked_logits(self, question: Question, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """The same of questions, ``[B, E]``: by the facts' keys ``[E, k]``, and by the words that their values ``[E, L
-        d]`` hold. Before a fact's first word stands a space, as before the same word in the question."""
+    def asked_odds(
+        self, question: Question, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of questions, by the facts' keys ``[E, k]``; and the nats that they lose by words which their values
+        ``[E, L d]`` do not hold. Both ``[B, E]``. Training takes the difference; ``speaking.py`` says what asking does.
+        Before a fact's first word stands a space, as before the same word in the question."""
         if self.space is not None:
             values = torch.cat([self._space_code().to(values).expand(len(values), -1), values], dim=1)
-        return self._log_odds(question.keys @ keys.mT, _QUESTIONS) - lacking(question, values)
+        return self._log_odds(question.keys @ keys.mT, _QUESTIONS), lacking(question, values)
 
     def asked_by_keys(self, question: Question, keys: torch.Tensor) -> torch.Tensor:
         """The same by keys alone, for training: what words tell apart keys would no longer have to, and facts with
