@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,6 +17,8 @@ from bitgen.evaluation.babylm import kept
 from bitgen.evaluation.babylm.acquisition.ages import AgeOfAcquisition
 from bitgen.evaluation.babylm.evaluation import Evaluation
 from bitgen.machine.locks import exclusive
+from support.babylm_plain import write_acquisition
+from support.glue import write_glue
 from support.submissions import FAST_SETS, FULL_SETS, tiny_export, write_evaluation_data
 from support.tokenizers import other_tokenizer
 
@@ -109,8 +112,8 @@ def test_fine_tuning_and_ages_of_acquisition_are_part_of_it(data_dir, tmp_path, 
     monkeypatch.setattr(submit, "evaluate_glue", glue)
     full, out = tmp_path / "data" / "full_eval", tmp_path / "out"
     shutil.copytree(data_dir / "full_eval" / "wug_adj_nominalization", full / "wug_adj_nominalization")
-    for name in ("aoa", "glue_filtered"):
-        (full / name).mkdir()
+    write_acquisition(full / "aoa", np.random.default_rng(0))
+    write_glue(full, "wsc")
     run(tiny_export(), full, out)
     assert "GLUE: found, and left out without --finetune True" in capsys.readouterr().out and "glue" not in asked
     run(tiny_export(), full, out, "--finetune", "True")
@@ -191,6 +194,20 @@ def test_bad_folders_are_named(data_dir, tmp_path, capsys):
     assert "is a file" in refused(capsys, model, data_dir, damaged / "blimp_fast" / "two.jsonl")
     assert "is not empty, and no earlier call wrote it" in refused(capsys, model, data_dir, damaged)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["cdi_childes.json", "cdi_human.csv", "wsc.valid.jsonl"])
+def test_files_that_are_read_last_are_looked_at_first(data_dir, tmp_path, capsys, monkeypatch, name):
+    """Hours of evaluation lie before their turn."""
+    monkeypatch.setattr(submit, "evaluate_submission", None)
+    full = tmp_path / "data" / "full_eval"
+    shutil.copytree(data_dir / "full_eval" / "wug_adj_nominalization", full / "wug_adj_nominalization")
+    write_acquisition(full / "aoa", np.random.default_rng(0))
+    write_glue(full, "wsc")
+    damaged = next(full.rglob(name))
+    damaged.write_text(damaged.read_text()[:-40] + "{")
+    said = refused(capsys, tiny_export(), full, tmp_path / "out", "--finetune", "True")
+    assert name in said and not (tmp_path / "out").exists()
 
 
 def test_a_second_process_waits_for_its_turn(data_dir, tmp_path, capsys):

@@ -26,7 +26,8 @@ from bitgen.config.sources import SCENES
 from bitgen.data.dataset import PairDataset
 from bitgen.data.scenes.dataset import ScenesDataset
 from bitgen.data.scenes.swapped import SwappedScenes
-from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
+from bitgen.evaluation.babylm.evaluation import Evaluation, evaluate_babylm, kept_results, read_evaluation_data
+from bitgen.evaluation.babylm.kept import KeptResults
 from bitgen.evaluation.babylm.models import open_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.captioning import Captioned, caption_dataset, coco_results, draw_sheet, pictures_of_sheet
@@ -51,7 +52,7 @@ from bitgen.evaluation.matching import (
     rerank_metrics,
 )
 from bitgen.evaluation.memory_metrics import memory_metrics
-from bitgen.evaluation.outputs import check_outputs
+from bitgen.evaluation.outputs import check_outputs, kept_beside
 from bitgen.evaluation.results import Results, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
 from bitgen.evaluation.swapped_words import swapped_metrics
@@ -253,8 +254,9 @@ def _captioner(loaded: Trained, dataset: PairDataset, flags: argparse.Namespace,
         return Captioner(runner, runner.encode(dataset))
 
 
-def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Results, Results]:
-    """The figures of the BabyLM sets, and the decisions behind them.
+def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Evaluation, KeptResults]:
+    """The figures of the BabyLM sets, and the decisions behind them; and where each finished set is kept, beside
+    ``--output``, so that the same call goes on where it was interrupted.
 
     Raises:
         ValueError: sets or model cannot be read, or do not go together.
@@ -264,7 +266,8 @@ def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[
         model, encoder = open_language_model(flags.checkpoint, device, flags.trust_remote_code)
     except ValueError as error:
         raise ConfigError(f"--checkpoint {error}") from error
-    return evaluate_babylm(data, encoder, Scorer(model, device, batch_tokens=32 * flags.batch_size))
+    kept = kept_results(kept_beside(flags.output, BABYLM), model, encoder, flags.eval_dir, flags.babylm_year)
+    return evaluate_babylm(data, encoder, Scorer(model, device, batch_tokens=32 * flags.batch_size), kept), kept
 
 
 def caption(loaded: Trained, dataset: PairDataset, device: torch.device, flags: argparse.Namespace) -> Captioned:
@@ -311,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
             if GLUE in flags.task:
                 check_glue_files(flags)
             if BABYLM in flags.task:
-                results[BABYLM], predictions = evaluate_language(flags, device)
+                (results[BABYLM], predictions), kept = evaluate_language(flags, device)
             if GLUE in flags.task:
                 results[GLUE], predictions[GLUE] = evaluate_glue_tasks(flags, device)
         except ValueError as error:  # what a person asked for cannot be
@@ -334,3 +337,5 @@ def main(argv: list[str] | None = None) -> None:
         if GLUE in results:
             text = "\n\n".join(part for part in (text, glue_table(results[GLUE])) if part)
         say_and_write(text, files, writers)
+        if BABYLM in flags.task:
+            kept.remove(results[BABYLM])

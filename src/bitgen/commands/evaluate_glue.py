@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bitgen.evaluation.babylm.evaluation import Evaluation
-from bitgen.evaluation.babylm.glue.data import ACCURACY, F1, MCC, glue_folder, read_glue_task, tasks_of
+from bitgen.evaluation.babylm.glue.data import ACCURACY, F1, GLUE, MCC, glue_folder, read_glue_task, tasks_of
 from bitgen.evaluation.babylm.glue.evaluation import MEAN, evaluate_glue
+from bitgen.evaluation.outputs import kept_beside
 from bitgen.show.tables import format_table
 
 logger = logging.getLogger("evaluate")
@@ -30,7 +30,7 @@ def evaluate_glue_tasks(flags: argparse.Namespace, device: torch.device) -> Eval
     Raises:
         ValueError: model or files cannot be used, or training fails.
     """
-    kept = flags.glue_kept or str(Path(flags.output).with_suffix("")) + "_glue"
+    kept = flags.glue_kept or str(kept_beside(flags.output, GLUE))
     logger.info("fine-tuning on %s; each finished task is kept in %s", device, kept)
     return evaluate_glue(
         flags.checkpoint,

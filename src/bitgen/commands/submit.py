@@ -16,7 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from bitgen.config import ConfigError, exit_on_config_error
-from bitgen.evaluation.babylm.acquisition.ages import age_of_acquisition
+from bitgen.evaluation.babylm.acquisition.ages import age_of_acquisition, read_acquisition_data
+from bitgen.evaluation.babylm.glue.data import read_glue_task, tasks_of
 from bitgen.evaluation.babylm.glue.evaluation import evaluate_glue
 from bitgen.evaluation.babylm.submission.curves import write_curves
 from bitgen.evaluation.babylm.submission.data import SubmissionData, read_submission_data
@@ -111,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
             data = read_submission_data(flags.eval_dir)
             if flags.finetune and data.glue is None:
                 raise ValueError(f"--finetune True: {flags.eval_dir} holds no glue_filtered. Add it, or leave it out")
+            _check_files(flags, model, data)
             _make(folder)
             with exclusive(folder / _LOCK, printable(folder), "Wait until it ends, or name another --output."):
                 _submit(flags, folder, device, model, data)
@@ -119,6 +121,15 @@ def main(argv: list[str] | None = None) -> None:
             kept = f" What is finished is kept in {folder}: call again to go on." if is_kept else ""
             full = " The disk is full: free space on it." if is_disk_full(error.__cause__ or error) else ""
             raise ConfigError(f"{str(error).rstrip('.')}.{full}{kept}") from error
+
+
+def _check_files(flags: argparse.Namespace, model: SubmissionModel, data: SubmissionData) -> None:
+    """Read what is evaluated last before anything is: hours lie between. Raises ValueError for a damaged file."""
+    if data.aoa is not None and model.checkpoints:
+        read_acquisition_data(data.aoa)
+    if flags.finetune and data.glue is not None:
+        for task in tasks_of(data.glue):
+            read_glue_task(data.glue, task)
 
 
 def _submit(

@@ -45,6 +45,12 @@ def check_outputs(outputs: Mapping[str, str | None], inputs: Mapping[str, str | 
             raise ValueError(f"--{flag} {error}") from error
 
 
+def kept_beside(output: str, task: str) -> Path:
+    """The folder beside an output file where a long task keeps what is finished: ``results_glue``."""
+    path = Path(output)
+    return path.with_name(f"{path.stem}_{task}")
+
+
 def _is_results(path: Path) -> bool:
     """Whether an earlier evaluation wrote a file that lies in a model's folder."""
     if path.suffix.lower() == ".png":

@@ -209,7 +209,7 @@ def test_an_interrupted_evaluation_goes_on(eval_dir, tmp_path, folder, monkeypat
     model, encoder = load_model_folder(folder, CPU)
     scorer = Scorer(model, CPU)
     whole = evaluate_babylm(data, encoder, scorer)
-    kept = kept_results(tmp_path / "kept", folder, eval_dir)
+    kept = kept_results(tmp_path / "kept", model, encoder, eval_dir)
     score, calls = scorer.score, []
 
     def interrupted(sequences):
@@ -234,7 +234,7 @@ def test_an_interrupted_evaluation_goes_on(eval_dir, tmp_path, folder, monkeypat
         if "accuracy" in whole.results[name]:
             assert again.results[name] == whole.results[name]
     calls.clear()
-    other = kept_results(tmp_path / "kept", folder, eval_dir, 2025)
+    other = kept_results(tmp_path / "kept", model, encoder, eval_dir, 2025)
     with pytest.raises(KeyboardInterrupt):
         evaluate_babylm(data, encoder, scorer, other)  # of other rules: nothing is taken
     assert len(calls) == 3

@@ -35,6 +35,28 @@ def test_a_hugging_face_folder(eval_dir, tmp_path, capsys):
     assert f"{results['babylm']['blimp_fast']['accuracy']:.2f}" in capsys.readouterr().out
 
 
+def test_an_interrupted_call_goes_on_and_leaves_nothing_behind(eval_dir, tmp_path, monkeypatch):
+    folder, kept = model_folder(), tmp_path / "results_babylm"
+    whole = run(folder, eval_dir, tmp_path)
+    assert not kept.exists()
+    score, scored = Scorer.score, []
+
+    def interrupted(self, sequences):
+        scored.append(len(sequences))
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return score(self, sequences)
+
+    monkeypatch.setattr(Scorer, "score", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        run(folder, eval_dir, tmp_path)
+    assert len(list(kept.iterdir())) == 2
+    (kept / "notes.txt").touch()
+    assert run(folder, eval_dir, tmp_path) == whole
+    assert len(scored) == len(list(eval_dir.iterdir())) + 1  # each set once, and the one that was interrupted twice
+    assert [path.name for path in kept.iterdir()] == ["notes.txt"]  # what is not of the evaluation stays
+
+
 def test_a_run_scores_as_its_export(eval_dir, tmp_path, caplog):
     folder = written_run(features=True, max_seq_len=160)
     export = export_run(str(folder), str(tmp_path / "export"), True, False, {})

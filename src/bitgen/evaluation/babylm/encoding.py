@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,13 @@ class ProcessorEncoder:
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
+
+    def rules(self) -> str:
+        """What decides token ids, as JSON. Padding and cutting do not: nothing here is padded or cut."""
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        state = {"class": type(tokenizer).__name__} if backend is None else json.loads(backend.to_str())
+        return json.dumps({name: state[name] for name in state.keys() - {"padding", "truncation"}}, sort_keys=True)
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Each text with the specials that the processor adds.

@@ -14,6 +14,7 @@ from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.evaluation.babylm.folders import READING, nothing_found, report_folders
 from bitgen.evaluation.babylm.items import LATEST, read_items, task_of
 from bitgen.evaluation.babylm.kept import KeptResults, fingerprint
+from bitgen.evaluation.babylm.models import LanguageModel, model_fingerprint
 from bitgen.evaluation.babylm.reading import ReadingQueries, read_reading_data, reading_metrics
 from bitgen.evaluation.babylm.records import Item
 from bitgen.evaluation.babylm.scoring import Scorer
@@ -88,8 +89,7 @@ def evaluate_babylm(
             interrupted. Folders are then scored one after the other, without what they have in common.
 
     Raises:
-        ValueError: a text that tokenizer or model cannot take, or kept results that cannot be written; the message
-            names file and line.
+        ValueError: a text that tokenizer or model cannot take; the message names file and line.
     """
     _warn_without_bos(encoder)
     if kept is None:
@@ -101,21 +101,27 @@ def evaluate_babylm(
         if found is None:
             evaluation = _evaluate(part, encoder, scorer)
             found = [evaluation.results[name], evaluation.predictions[name]]
-            kept.put(name, found)
+            try:
+                kept.put(name, found)
+            except ValueError as error:  # what was scored must not be lost by this
+                logger.warning("%s: an interruption would lose this result", error)
         else:
             logger.info("%s was scored before: taken from %s", name, kept.folder)
         whole.results[name], whole.predictions[name] = found
     return whole
 
 
-def kept_results(folder: str | Path, model: str | Path, eval_dir: str | Path, year: int = LATEST) -> KeptResults:
-    """Where :func:`evaluate_babylm` keeps the results of a model's folder on these sets: another model's, other files
-    of either, or another year's rules, and nothing of it counts.
+def kept_results(
+    folder: str | Path, model: LanguageModel, encoder: ProcessorEncoder, eval_dir: str | Path, year: int = LATEST
+) -> KeptResults:
+    """Where :func:`evaluate_babylm` keeps a model's results on these sets: another model's or tokenizer's, other files,
+    or another year's rules, and nothing of it counts.
 
     Raises:
-        ValueError: model or sets cannot be read.
+        ValueError: the sets cannot be read.
     """
-    return KeptResults(folder, fingerprint(Path(model), Path(eval_dir), f"zero-shot {year}, form 1"))
+    rules = f"zero-shot {year}, form 1"
+    return KeptResults(folder, fingerprint(model_fingerprint(model), encoder.rules(), Path(eval_dir), rules))
 
 
 def _by_folder(data: EvaluationData) -> Iterator[EvaluationData]:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ class KeptResults:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+    def remove(self, names: Iterable[str]) -> None:
+        """What was kept under these names, and the folder if nothing else is in it."""
+        with suppress(OSError):
+            for name in names:
+                self._path(name).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def get(self, name: str) -> Any | None:
         """What was kept under this name; None where nothing was, or of other files, or where it is damaged."""

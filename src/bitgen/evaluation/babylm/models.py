@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,9 +15,15 @@ from bitgen.data.tokenizer import check_vocabulary
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.export.folder import exported_model, exported_processor
 from bitgen.guards.printable import printable
+from bitgen.machine.files import digest
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.sequence_layout import SequenceLayout
 from bitgen.trained import Trained, is_export, is_model_folder, open_model
+
+# Of a configuration, what no pass through the model reads.
+_VOLATILE = (
+    *("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "trained_with"),
+)
 
 
 class PackedInputs(NamedTuple):
@@ -159,3 +167,11 @@ def open_language_model(
     if is_model_folder(path) and not is_export(path):
         return load_model_folder(path, device, trust_remote_code)
     return run_language_model(open_model(path), device)
+
+
+def model_fingerprint(model: Any) -> str:
+    """SHA-256 over a language model's class, configuration and weights."""
+    network = model.model
+    config = {name: value for name, value in network.config.to_dict().items() if name not in _VOLATILE}
+    about = json.dumps([type(network).__name__, config], sort_keys=True, default=str)
+    return hashlib.sha256((about + digest(sorted(network.state_dict().items()))).encode()).hexdigest()

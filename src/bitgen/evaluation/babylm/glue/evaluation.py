@@ -19,17 +19,13 @@ from bitgen.evaluation.babylm.glue.classifier import EncodedTask, encode_task, l
 from bitgen.evaluation.babylm.glue.data import ACCURACY, GLUE_TASKS, GlueData, glue_folder, read_glue_task, tasks_of
 from bitgen.evaluation.babylm.glue.finetuning import FinetuneResult, FinetuneSettings, finetune_task, official_settings
 from bitgen.evaluation.babylm.kept import KeptResults
-from bitgen.evaluation.babylm.models import LanguageModel, open_language_model
-from bitgen.machine.files import check_writable, digest
+from bitgen.evaluation.babylm.models import LanguageModel, model_fingerprint, open_language_model
+from bitgen.machine.files import check_writable
 
 logger = logging.getLogger(__name__)
 
 MEAN = "mean"
 _NUMBERS = 1  # to be raised when the same inputs give other numbers: what was kept before is then done anew
-_VOLATILE = (
-    *("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype"),
-    "trained_with",  # which no pass through the model reads
-)
 
 
 def evaluate_glue(
@@ -172,14 +168,6 @@ class _Glue:
                 except ValueError as error:  # hours of work must not end in this
                     logger.warning("%s: an interruption would lose this result", error)
             yield seed, result
-
-
-def model_fingerprint(model: Any) -> str:
-    """SHA-256 over a language model's class, configuration and weights."""
-    network = model.model
-    config = {name: value for name, value in network.config.to_dict().items() if name not in _VOLATILE}
-    about = json.dumps([type(network).__name__, config], sort_keys=True, default=str)
-    return hashlib.sha256((about + digest(sorted(network.state_dict().items()))).encode()).hexdigest()
 
 
 def task_fingerprint(of_model: str, task: EncodedTask, settings: FinetuneSettings) -> str:
