@@ -155,10 +155,13 @@ def test_what_is_saved_is_loaded_by_us_and_by_peft(tmp_path, family: str, config
     assert json.loads((tmp_path / "adapter" / RECORD).read_text())["base_sha256"] == "0" * 64
 
 
-def test_what_peft_saved_is_loaded(tmp_path) -> None:
+@pytest.mark.parametrize("left_out", [None, ["layers.0.self_attn.q_proj"], r"model\.layers\.\d\.self_attn\.v_proj"])
+def test_what_peft_saved_is_loaded(tmp_path, left_out: list[str] | str | None) -> None:
     from peft import LoraConfig, get_peft_model
 
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights="gaussian")
+    settings = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights="gaussian", exclude_modules=left_out
+    )
     plain = randomised(get_peft_model(tiny_lm(), settings))
     plain.save_pretrained(tmp_path / "adapter")
     ours = tiny_lm()

@@ -41,8 +41,8 @@ class Base(NamedTuple):
 
 
 class AdapterFolder(NamedTuple):
-    """An adapter that was read: ``target_modules`` and ``layers`` as its file has them, ``tensors`` by their names in
-    the file."""
+    """An adapter that was read: ``target_modules``, ``layers`` and ``exclude_modules`` as its file has them,
+    ``tensors`` by their names in the file."""
 
     config: AdapterConfig
     target_modules: str | list[str]
@@ -50,6 +50,7 @@ class AdapterFolder(NamedTuple):
     base: Base
     tensors: dict[str, torch.Tensor]
     fan_in_fan_out: bool
+    exclude_modules: str | list[str] = ""
 
     def by_layer(self) -> dict[str, dict[str, torch.Tensor]]:
         """``{full name of the adapted layer: {part: tensor}}``, where a part is a key of ``PARTS``."""
@@ -84,11 +85,10 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
     known = tuple(PARTS.values())
     if strange := sorted(name for name in tensors if not (name.startswith(PREFIX) and name.endswith(known))):
         raise ValueError(f"{folder / WEIGHTS} holds {printable(strange[0], 200)}, which is no part of a LoRA or DoRA")
-    targets = settings.get("target_modules") or []
     revision = record.get("revision", settings.get("revision"))
     adapter = AdapterFolder(
         config,
-        targets if isinstance(targets, str) else [str(target) for target in targets],
+        _names(settings.get("target_modules")),
         _layers(settings.get("layers_to_transform")),
         Base(
             str(settings.get("base_model_name_or_path") or ""),
@@ -97,9 +97,15 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
         ),
         tensors,
         bool(settings.get("fan_in_fan_out")),
+        _names(settings.get("exclude_modules")),
     )
     _check_shapes(adapter, folder)
     return adapter
+
+
+def _names(said: Any) -> str | list[str]:
+    """A pattern, or a list of names."""
+    return said if isinstance(said, str) else [str(name) for name in said or []]
 
 
 def write_adapter(folder: str | Path, config: LoraConfig, tensors: Mapping[str, torch.Tensor], base: Base) -> None:

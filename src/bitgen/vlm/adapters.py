@@ -276,7 +276,9 @@ def _expected(lm: PreTrainedModel, found: AdapterFolder) -> list[str]:
     return [
         name
         for name in _linears(lm)
-        if _matches(name, found.target_modules) and (found.layers is None or _layer_number(name) in found.layers)
+        if _matches(name, found.target_modules)
+        and (found.layers is None or _layer_number(name) in found.layers)
+        and not _matches(name, found.exclude_modules)
     ]
 
 
