@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from babylm_official import AGE_OF_ACQUISITION, MILLION, READING, Cost, Pipeline, ages_folder, timed
 
-from bitgen.evaluation.babylm.evaluation import evaluate_babylm, read_evaluation_data
+from bitgen.evaluation.babylm.evaluation import KeptSets, evaluate_babylm, read_evaluation_data
 from bitgen.evaluation.babylm.items import task_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ def ours(year: int, model: Path, sets: Path, output: Path) -> Cost:
 def evaluate_ours(year: int, model: Path, sets: Path, output: Path) -> None:
     """What :func:`ours` starts: results.json, predictions.json, and ages.json where there is an `aoa` folder."""
     from bitgen.evaluation.babylm.acquisition.ages import age_of_acquisition
-    from bitgen.evaluation.babylm.models import open_language_model
+    from bitgen.evaluation.babylm.models import identity, open_language_model
     from bitgen.evaluation.babylm.scoring import Scorer
     from bitgen.evaluation.results import write_results
     from bitgen.machine.devices import choose_device
@@ -100,7 +100,8 @@ def evaluate_ours(year: int, model: Path, sets: Path, output: Path) -> None:
     if any(path.name != AGE_OF_ACQUISITION for path in sets.iterdir()):
         data = read_evaluation_data(sets, year)
         language_model, encoder = open_language_model(model, device)
-        results, predictions = evaluate_babylm(data, encoder, Scorer(language_model, device))
+        kept = KeptSets(output / "kept", identity(language_model, encoder, model), sets, year)
+        results, predictions = evaluate_babylm(data, encoder, Scorer(language_model, device), kept)
     write_results({"babylm": results}, str(output / "results.json"))
     write_results(predictions, str(output / "predictions.json"))
     if (sets / AGE_OF_ACQUISITION).is_dir():

@@ -21,8 +21,13 @@ NOISES = (1e-3, 0.03, 0.1, 0.3, 1.0)  # of observation, squared, that a key is r
 
 
 def gated(sure: float) -> tuple[Meaning, Meaning]:
-    """Pictures and texts that recall a fact above a probability; above 0 the nearest one, whatever words it lacks."""
+    """Pictures and texts that recall a fact above a probability; with 0 the nearest one, whatever words it lacks."""
     return BY_PICTURE._replace(sure=sure), BY_TEXT._replace(sure=sure, lacks=BY_TEXT.lacks if sure else None)
+
+
+def without_words() -> tuple[Meaning, Meaning]:
+    """As it is, but that a question's words do not count."""
+    return BY_PICTURE, BY_TEXT._replace(lacks=None)
 
 
 @contextmanager
@@ -56,7 +61,7 @@ def without_parts(speaker: Speaker, episode: Episode) -> dict[tuple[str, float],
         return _shares(speaker.ask(memory, episode, tensors, **how))
 
     found = {("gate", gate): asked(meaning=gated(gate)) for gate in GATES}
-    found["no words", 0.0] = asked(meaning=(BY_PICTURE, BY_TEXT._replace(lacks=None)))
+    found["no words", 0.0] = asked(meaning=without_words())
     found |= {("noise", noise): asked(read=reading(memory, noise)) for noise in NOISES}
     with silent(recall.pointer, given_back=False):
         found["no pointer", 0.0] = asked()

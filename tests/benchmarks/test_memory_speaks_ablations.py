@@ -10,9 +10,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from memory_speaks_ablations import GATES, NOISES, gated, silent, without_parts
+from memory_speaks_ablations import GATES, NOISES, gated, silent, without_parts, without_words
 
 from bitgen.memory.answering import Speaker, measures
+from bitgen.model.recall import Recall
 from support.speaking import dataset, episodes, make_objective
 
 
@@ -32,6 +33,7 @@ def test_each_change_is_one_and_leaves_the_model_as_it_was(speaker: Speaker) -> 
     found = without_parts(speaker, episode)
     assert speaker.ask(memory, episode, tensors) == before
     assert set(found) >= {("gate", gate) for gate in GATES} | {("noise", noise) for noise in NOISES}
+    assert ("no words", 0.0) in found
     assert all({name.split("_")[0] for name in shares} == {"said", "unchanged"} for shares in found.values())
     about_nothing = [answer for answer in before if not answer.query.facts]
     pictured = [answer for answer in about_nothing if answer.query.picture is not None]
@@ -45,6 +47,19 @@ def test_a_gate_that_nothing_passes_leaves_every_answer(speaker: Speaker) -> Non
     assert all(answer.said == answer.plain and not answer.facts for answer in shut)
     opened = speaker.ask(speaker.teach(tensors), episode, tensors, meaning=gated(0.0))
     assert all(answer.facts for answer in opened)
+
+
+def test_without_words_and_above_no_level_facts_are_recalled_that_lack_all(speaker: Speaker, monkeypatch) -> None:
+    (episode,) = episodes(1, held_out=True, pictures=3, sentences=3, picture_queries=6, sentence_queries=6)
+    near = Recall.asked_odds
+    monkeypatch.setattr(Recall, "asked_odds", lambda *given: (near(*given)[0] * 0 + 9, near(*given)[1] * 0 + 9))
+    memory, tensors = speaker.teach(speaker.tensors(episode)), speaker.tensors(episode)
+    for meaning, recalled in ((gated(0.3), False), (gated(0.0), True), (without_words(), True)):
+        answers = speaker.ask(
+            memory, episode, tensors, plain=False, meaning=(meaning[0], meaning[1]._replace(alike=-2.0))
+        )
+        worded = [answer for answer in answers if answer.query.picture is None]
+        assert worded and all(bool(answer.facts) == recalled for answer in worded)
 
 
 @pytest.mark.parametrize("given_back", [True, False])

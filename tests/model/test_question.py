@@ -190,11 +190,15 @@ def test_of_equal_keys_the_last_counts_though_its_words_are_far_from_the_questio
     with torch.no_grad():
         told = recall.values(*sequences([33, 40, 50], *[[33, 40, 51]] * others, [7, 8, 9]))
         keys = F.normalize(torch.randn(others + 2, 128, generator=torch.Generator().manual_seed(7)), dim=-1)
+        keys[1:-1] *= -(keys[1:-1] @ keys[0]).sign()[:, None]  # none of the others is near
         keys[-1] = keys[0]
         questions = recall.questions(*sequences([33, 40, 50]))._replace(keys=keys[:1])
-        found = find_asked(recall, keys, told, questions)
+        lost = lacking(questions, told)[0]
+        apart = BY_TEXT._replace(lacks=float(lost[1] + lost[-1]) / 2)  # the last lacks too much, the others do not
+        assert lost[0] < lost[1:-1].max() < apart.lacks < lost[-1]
+        found = find_asked(recall, keys, told, questions, apart)
         assert chosen(found._replace(confidence=found.confidence[:, 1:])) == [[]] and found.confidence[0, 0] == 0
-        assert chosen(find_asked(recall, keys[:-1], told[:-1], questions)) == [[0]]
+        assert chosen(find_asked(recall, keys[:-1], told[:-1], questions, apart)) == [[0]]
 
 
 def test_a_question_with_nan_means_nothing(recall) -> None:

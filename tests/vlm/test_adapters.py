@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from bitgen.config import ConfigError
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.vlm.adapter_config import AdapterConfig
-from bitgen.vlm.adapter_folder import RECORD, WEIGHTS, Base
+from bitgen.vlm.adapter_folder import CONFIG, RECORD, WEIGHTS, Base
 from bitgen.vlm.adapters import (
     adapted_layers,
     adapter_state,
@@ -167,6 +167,15 @@ def test_what_peft_saved_is_loaded(tmp_path, left_out: list[str] | str | None) -
     ours = tiny_lm()
     assert load_adapter(ours, tmp_path / "adapter").init == "gaussian"
     torch.testing.assert_close(ours(input_ids=IDS).logits, plain.eval()(input_ids=IDS).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["target_modules", "exclude_modules"])
+@pytest.mark.parametrize(("value", "said"), [(5, "5 is no list of names"), ("(", "is no pattern of names")])
+def test_names_of_layers_that_are_none_are_named(tmp_path, name: str, value: object, said: str) -> None:
+    path = saved(tmp_path / "adapter") / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=said):
+        load_adapter(tiny_lm(), tmp_path / "adapter")
 
 
 def saved(folder, config: AdapterConfig = KINDS[0]):

@@ -26,9 +26,8 @@ from bitgen.config.sources import SCENES
 from bitgen.data.dataset import PairDataset
 from bitgen.data.scenes.dataset import ScenesDataset
 from bitgen.data.scenes.swapped import SwappedScenes
-from bitgen.evaluation.babylm.evaluation import Evaluation, evaluate_babylm, kept_results, read_evaluation_data
-from bitgen.evaluation.babylm.kept import KeptResults
-from bitgen.evaluation.babylm.models import open_language_model
+from bitgen.evaluation.babylm.evaluation import Evaluation, KeptSets, evaluate_babylm, read_evaluation_data
+from bitgen.evaluation.babylm.models import identity, open_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.captioning import Captioned, caption_dataset, coco_results, draw_sheet, pictures_of_sheet
 from bitgen.evaluation.encode import Runner
@@ -254,7 +253,7 @@ def _captioner(loaded: Trained, dataset: PairDataset, flags: argparse.Namespace,
         return Captioner(runner, runner.encode(dataset))
 
 
-def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Evaluation, KeptResults]:
+def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Evaluation, KeptSets]:
     """The figures of the BabyLM sets, and the decisions behind them; and where each finished set is kept, beside
     ``--output``, so that the same call goes on where it was interrupted.
 
@@ -266,7 +265,8 @@ def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[
         model, encoder = open_language_model(flags.checkpoint, device, flags.trust_remote_code)
     except ValueError as error:
         raise ConfigError(f"--checkpoint {error}") from error
-    kept = kept_results(kept_beside(flags.output, BABYLM), model, encoder, flags.eval_dir, flags.babylm_year)
+    of_model = identity(model, encoder, flags.checkpoint)
+    kept = KeptSets(kept_beside(flags.output, BABYLM), of_model, flags.eval_dir, flags.babylm_year)
     return evaluate_babylm(data, encoder, Scorer(model, device, batch_tokens=32 * flags.batch_size), kept), kept
 
 

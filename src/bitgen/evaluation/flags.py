@@ -43,7 +43,8 @@ tasks, separated by commas:
   babylm     the BabyLM sets in --eval_dir (BLiMP, supplement, EWoK, entity tracking, COMPS, GlobalPIQA, reading,
              WUG), each item decided as by the official pipeline of --babylm_year; float32 whatever --precision says.
              --checkpoint may also be any folder that AutoModelForCausalLM loads; Python code that it brings is run with
-             --trust_remote_code True alone. Ages of acquisition need several checkpoints: src/submit.py.
+             --trust_remote_code True alone. Ages of acquisition need several checkpoints: src/submit.py. Each finished
+             set is kept beside --output until all is written: the same command goes on where it was interrupted.
   glue       the (Super)GLUE tasks of BabyLM in --eval_dir (glue_filtered): the whole model learns each of them, with a
              new head on the last token, by the settings of the official script. It classifies the valid file after each
              epoch, and the best epoch counts. Means over --seeds; float32. All tasks take a model of 7M parameters some

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,6 +72,7 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
     try:
         settings = read_json(folder / CONFIG, dict)
         config = from_peft(settings)
+        targets, left_out = (_names(settings.get(name)) for name in ("target_modules", "exclude_modules"))
         record = read_json(folder / RECORD, dict) if (folder / RECORD).exists() else {}
         tensors = load_file(inside(folder, WEIGHTS))
     except OSError as error:
@@ -88,7 +90,7 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
     revision = record.get("revision", settings.get("revision"))
     adapter = AdapterFolder(
         config,
-        _names(settings.get("target_modules")),
+        targets,
         _layers(settings.get("layers_to_transform")),
         Base(
             str(settings.get("base_model_name_or_path") or ""),
@@ -97,15 +99,23 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
         ),
         tensors,
         bool(settings.get("fan_in_fan_out")),
-        _names(settings.get("exclude_modules")),
+        left_out,
     )
     _check_shapes(adapter, folder)
     return adapter
 
 
 def _names(said: Any) -> str | list[str]:
-    """A pattern, or a list of names."""
-    return said if isinstance(said, str) else [str(name) for name in said or []]
+    """A pattern, or a list of names. Raises ValueError."""
+    if isinstance(said, str):
+        try:
+            re.compile(said)
+        except re.error as error:
+            raise ValueError(f"{printable(repr(said), 60)} is no pattern of names ({error})") from error
+        return said
+    if not isinstance(said or [], list):
+        raise ValueError(f"{printable(said, 40)} is no list of names")
+    return [str(name) for name in said or []]
 
 
 def write_adapter(folder: str | Path, config: LoraConfig, tensors: Mapping[str, torch.Tensor], base: Base) -> None:

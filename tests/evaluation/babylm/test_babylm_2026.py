@@ -1,6 +1,7 @@
 """The sets and rules of 2026, against plain calls of the model with the official rules spelt out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,14 +9,14 @@ import torch
 
 from bitgen.evaluation.babylm.evaluation import (
     EvaluationData,
+    KeptSets,
     evaluate_babylm,
-    kept_results,
     read_evaluation_data,
     summary_rows,
 )
 from bitgen.evaluation.babylm.items import read_items
 from bitgen.evaluation.babylm.kept import KeptResults, fingerprint
-from bitgen.evaluation.babylm.models import load_model_folder
+from bitgen.evaluation.babylm.models import identity, load_model_folder
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.babylm.zero_shot import choose, is_tied
 from support.babylm import model_folder
@@ -209,7 +210,8 @@ def test_an_interrupted_evaluation_goes_on(eval_dir, tmp_path, folder, monkeypat
     model, encoder = load_model_folder(folder, CPU)
     scorer = Scorer(model, CPU)
     whole = evaluate_babylm(data, encoder, scorer)
-    kept = kept_results(tmp_path / "kept", model, encoder, eval_dir)
+    of_model = identity(model, encoder, folder)
+    kept = KeptSets(tmp_path / "kept", of_model, eval_dir)
     score, calls = scorer.score, []
 
     def interrupted(sequences):
@@ -234,10 +236,40 @@ def test_an_interrupted_evaluation_goes_on(eval_dir, tmp_path, folder, monkeypat
         if "accuracy" in whole.results[name]:
             assert again.results[name] == whole.results[name]
     calls.clear()
-    other = kept_results(tmp_path / "kept", model, encoder, eval_dir, 2025)
+    other = KeptSets(tmp_path / "kept", of_model, eval_dir, 2025)
     with pytest.raises(KeyboardInterrupt):
         evaluate_babylm(data, encoder, scorer, other)  # of other rules: nothing is taken
     assert len(calls) == 3
+
+
+def test_other_weights_tokenizers_code_and_files_are_other_results(eval_dir, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    model, encoder = load_model_folder(copy, CPU)
+    same = identity(model, encoder, copy)
+    assert identity(*load_model_folder(folder, CPU), folder) == same  # wherever it lies
+    encoder.encode(["a text", "a longer one"])
+    encoder.processor(text=["a", "b c"], padding=True, truncation=True, max_length=4)
+    assert identity(model, encoder, copy) == same  # padding and cutting are no rules
+    with torch.no_grad():
+        next(model.model.parameters()).view(-1)[0] += 1
+    others = [identity(model, encoder, copy)]
+    getattr(encoder.processor, "tokenizer", encoder.processor).add_tokens(["another"])
+    others.append(identity(model, encoder, copy))
+    (copy / "modeling_own.py").write_text("WIDTH = 1")
+    others.append(identity(model, encoder, copy))
+    assert len({same, *others}) == 4
+
+    sets = shutil.copytree(eval_dir, tmp_path / "sets")
+    kept = KeptSets(tmp_path / "kept", same, sets)
+    first, *rest = sorted(path.name for path in sets.iterdir())
+    for name in (first, *rest):
+        results, file = kept.of(name)
+        results.put(file, [{}, {}])
+    (sets / "broken").symlink_to(tmp_path / "nowhere")  # of no set
+    next((sets / first).rglob("*.*")).write_text("changed")
+    KeptSets(tmp_path / "kept", others[0], sets).remove([first, *rest])
+    found = {name: results.get(file) for name in (first, *rest) for results, file in [kept.of(name)]}
+    assert found == {first: None, **dict.fromkeys(rest, [{}, {}])}
 
 
 def test_what_was_kept_damaged_is_computed_again(tmp_path, caplog):

@@ -11,6 +11,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 2048
 _SAMPLES = 8
+_UNUSED = {"padding", "truncation"}  # of a tokenizer's settings: nothing here is padded or cut
 
 
 class Encoded(NamedTuple):
@@ -30,11 +31,12 @@ class ProcessorEncoder:
         self.processor = processor
 
     def rules(self) -> str:
-        """What decides token ids, as JSON. Padding and cutting do not: nothing here is padded or cut."""
+        """What decides token ids, as JSON."""
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        state = {"class": type(tokenizer).__name__} if backend is None else json.loads(backend.to_str())
-        return json.dumps({name: state[name] for name in state.keys() - {"padding", "truncation"}}, sort_keys=True)
+        state = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+        kinds = [type(self.processor).__name__, type(tokenizer).__name__]
+        return json.dumps([kinds, {name: state[name] for name in state.keys() - _UNUSED}], sort_keys=True)
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Each text with the specials that the processor adds.

@@ -1,10 +1,11 @@
-"""All folders of a BabyLM evaluation at once: one tokenization, one tree of sentences, one sweep of the model."""
+"""Folders of a BabyLM evaluation, all at once (one tokenization, one tree of sentences, one sweep of the model), or one
+after the other, each of which is then kept."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,6 @@ from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.evaluation.babylm.folders import READING, nothing_found, report_folders
 from bitgen.evaluation.babylm.items import LATEST, read_items, task_of
 from bitgen.evaluation.babylm.kept import KeptResults, fingerprint
-from bitgen.evaluation.babylm.models import LanguageModel, model_fingerprint
 from bitgen.evaluation.babylm.reading import ReadingQueries, read_reading_data, reading_metrics
 from bitgen.evaluation.babylm.records import Item
 from bitgen.evaluation.babylm.scoring import Scorer
@@ -80,7 +80,7 @@ def read_evaluation_data(eval_dir: str | Path, year: int = LATEST) -> Evaluation
 
 
 def evaluate_babylm(
-    data: EvaluationData, encoder: ProcessorEncoder, scorer: Scorer, kept: KeptResults | None = None
+    data: EvaluationData, encoder: ProcessorEncoder, scorer: Scorer, kept: KeptSets | None = None
 ) -> Evaluation:
     """Scores everything.
 
@@ -97,31 +97,43 @@ def evaluate_babylm(
     whole = Evaluation({}, {})
     for part in _by_folder(data):
         name = next(iter(part.items), READING)
-        found = kept.get(name)
+        results, file = kept.of(name)
+        found = results.get(file)
         if found is None:
             evaluation = _evaluate(part, encoder, scorer)
             found = [evaluation.results[name], evaluation.predictions[name]]
             try:
-                kept.put(name, found)
+                results.put(file, found)
             except ValueError as error:  # what was scored must not be lost by this
                 logger.warning("%s: an interruption would lose this result", error)
         else:
-            logger.info("%s was scored before: taken from %s", name, kept.folder)
+            logger.info("%s was scored before: taken from %s", name, results.folder)
         whole.results[name], whole.predictions[name] = found
     return whole
 
 
-def kept_results(
-    folder: str | Path, model: LanguageModel, encoder: ProcessorEncoder, eval_dir: str | Path, year: int = LATEST
-) -> KeptResults:
-    """Where :func:`evaluate_babylm` keeps a model's results on these sets: another model's or tokenizer's, other files,
-    or another year's rules, and nothing of it counts.
+class KeptSets:
+    """Where :func:`evaluate_babylm` keeps a model's result of each set: a small file, named by the set and by what the
+    result depends on. Those of other models, settings or files may be beside it, and count for nothing."""
 
-    Raises:
-        ValueError: the sets cannot be read.
-    """
-    rules = f"zero-shot {year}, form 1"
-    return KeptResults(folder, fingerprint(model_fingerprint(model), encoder.rules(), Path(eval_dir), rules))
+    def __init__(self, folder: str | Path, of_model: str, eval_dir: str | Path, year: int = LATEST) -> None:
+        """``of_model``: identity of model, tokenizer and code, as :func:`identity` gives it."""
+        self.folder, self.of_model, self.eval_dir, self.year = folder, of_model, Path(eval_dir), year
+
+    def of(self, name: str) -> tuple[KeptResults, str]:
+        """Where the result of a set is kept, and under which name.
+
+        Raises:
+            ValueError: the set cannot be read.
+        """
+        mark = fingerprint(self.of_model, self.eval_dir / name, f"zero-shot {self.year}, form 1")
+        return KeptResults(self.folder, mark), f"{name}-{mark[:16]}"
+
+    def remove(self, names: Iterable[str]) -> None:
+        """The files of these sets, and the folder if nothing else is in it."""
+        for name in names:
+            results, file = self.of(name)
+            results.remove(file)
 
 
 def _by_folder(data: EvaluationData) -> Iterator[EvaluationData]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,10 @@ class KeptResults:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def remove(self, names: Iterable[str]) -> None:
-        """What was kept under these names, and the folder if nothing else is in it."""
+    def remove(self, name: str) -> None:
+        """What was kept under this name, and the folder if nothing else is in it."""
         with suppress(OSError):
-            for name in names:
-                self._path(name).unlink(missing_ok=True)
+            self._path(name).unlink(missing_ok=True)
             self.folder.rmdir()
 
     def get(self, name: str) -> Any | None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 
 from bitgen.data.tokenizer import check_vocabulary
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
+from bitgen.evaluation.babylm.kept import fingerprint
 from bitgen.export.folder import exported_model, exported_processor
 from bitgen.guards.printable import printable
 from bitgen.machine.files import digest
@@ -167,6 +168,17 @@ def open_language_model(
     if is_model_folder(path) and not is_export(path):
         return load_model_folder(path, device, trust_remote_code)
     return run_language_model(open_model(path), device)
+
+
+def identity(model: Any, encoder: ProcessorEncoder, folder: str | Path) -> str:
+    """SHA-256 over all that a loaded model's answers depend on: itself, its tokenizer, and the Python code that its
+    folder brings.
+
+    Raises:
+        ValueError: a file of code cannot be read.
+    """
+    code = sorted(path for path in Path(folder).glob("*.py") if path.is_file())
+    return fingerprint(model_fingerprint(model), encoder.rules(), *code)
 
 
 def model_fingerprint(model: Any) -> str:
