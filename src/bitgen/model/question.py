@@ -2,9 +2,10 @@
 
 The key of a question is one direction, in which names that differ by a few letters are near to each other: by keys
 alone "who owns Blick?" finds what was taught about Block. So each word of the question is looked for in the fact as
-well. What is not there counts against the fact by what the word is worth, which is learned: most of it lies on
-names (late interaction, as ColBERT compares a query with a passage token by token, arXiv 2004.12832, section 3.3;
-here words are the same or not, because names that training never had are to be told apart).
+well. What a word is worth is learned, and most of it lies on names (late interaction, as ColBERT compares a query with
+a passage token by token, arXiv 2004.12832, section 3.3; here words are the same or not, because names that training
+never had are to be told apart). In training the worth of what a fact lacks is subtracted from its odds. When a question
+is asked, a fact that lacks more than a little is not meant (``speaking.py``).
 
 Shapes: B questions of T tokens, E facts of L tokens, d numbers a token's code.
 """
@@ -26,7 +27,7 @@ class Question(NamedTuple):
     """What texts ask.
 
     ``keys [B, k]``; ``codes [B, T, d]`` of the tokens between BOS and EOS, zeros for padding; and ``worth [B, T, 3]``,
-    the nats that a fact loses which does not hold the token, the token behind the one before it, and it behind the two
+    the nats that a fact lacks which does not hold the token, the token behind the one before it, and it behind the two
     before it. The first token has none before it and the second one: what is not in the question no fact can lack.
     """
 
