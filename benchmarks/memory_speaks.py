@@ -29,8 +29,7 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    is missing to 100 is saying (beyond capacity also reading), the rest of what says_KIND misses finding
   prompted_KIND    says_KIND of the same model without a memory, whose prompt is the taught text
   said_, unchanged_pictures, _sentences   with a part `changed` in the trained model: the probability above which a fact
-                   is recalled (`gate`), questions found by keys alone (`no words`), the `noise` that keys are read
-                   with, `no pointer`, `no cross-attention`
+                   is recalled (`gate`), `no words`, the `noise` of reading, `no pointer`, `no cross-attention`
   empty_memory     share of the answers with an empty memory that are not those without a memory (0)
   teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to encode and write facts and to read one;
                    to fine-tune until as many are said, at the best of three rates; their ratio. null: not reached
@@ -38,6 +37,7 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    the ratio with them
   write_ms, read_ms   one more fact; one cue; sums_ms, prepare_ms: what the first of each computes once
   token_ms         one more token of a text about a picture, by the facts that were recalled (0: none)
+
 Means are over the answers of several episodes for each of three seeds; intervals are over episodes."""
 
 from __future__ import annotations

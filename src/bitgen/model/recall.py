@@ -157,7 +157,7 @@ class Recall(nn.Module):
     def asked_odds(
         self, question: Question, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of questions, by the facts' keys ``[E, k]``; and the nats that they lose by words which their values
+        """The same of questions, by the facts' keys ``[E, k]``; and what words are worth, in nats, that their values
         ``[E, L d]`` do not hold. Both ``[B, E]``. Training takes the difference; ``speaking.py`` says what asking does.
         Before a fact's first word stands a space, as before the same word in the question."""
         if self.space is not None:

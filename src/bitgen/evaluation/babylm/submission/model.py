@@ -72,8 +72,8 @@ def read_submission_model(path: str | Path) -> SubmissionModel:
     for _, child in checkpoints:
         _check_model(child)
         _check_same_tokenizer(folder, child)
-    revisions = [Revision(FINAL, None, folder, model_fingerprint(folder))]
-    revisions += [Revision(child.name, millions, child, model_fingerprint(child)) for millions, child in checkpoints]
+    revisions = [Revision(FINAL, None, folder, fingerprint_of_files(folder))]
+    revisions += [Revision(child.name, millions, child, fingerprint_of_files(child)) for millions, child in checkpoints]
     words, passes = training_said(folder)
     return SubmissionModel(folder, revisions, words, passes)
 
@@ -112,7 +112,7 @@ def _config(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def model_fingerprint(folder: Path) -> str:
+def fingerprint_of_files(folder: Path) -> str:
     """SHA-256 over the names and contents of the files that a model's answers depend on.
 
     Raises:
