@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,8 +133,9 @@ class KeptSets:
     def remove(self, names: Iterable[str]) -> None:
         """The files of these sets, and the folder if nothing else is in it."""
         for name in names:
-            results, file = self.of(name)
-            results.remove(file)
+            with suppress(ValueError):  # a set that is gone by now
+                results, file = self.of(name)
+                results.remove(file)
 
 
 def _by_folder(data: EvaluationData) -> Iterator[EvaluationData]:
