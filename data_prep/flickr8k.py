@@ -25,11 +25,11 @@ from bitgen.guards.printable import printable
 
 EXAMPLE = """\
   python data_prep/flickr8k.py --captions captions.txt --split split_train.txt --images Images \\
-      --output data/flickr8k_train
+      --output data/flickr8k_images/train
   python data_prep/flickr8k.py --captions captions.txt --split split_train.txt --features train.npy \\
-      --feature_images train_images.txt --feature_info features.json --output data/flickr8k_features_train
+      --feature_images train_images.txt --feature_info features.json --output data/flickr8k_features/train
 then
-  python src/train_stage1_vision_language.py --train_data data/flickr8k_train --val_data data/flickr8k_dev"""
+  python src/train_stage1_vision_language.py --config configs/flickr8k_features.yaml"""
 
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
 _QUOTED = r'"[^"]*(?:""[^"]*)*"'

@@ -1,11 +1,15 @@
 import csv
+import json
 
 import pytest
 from PIL import Image
 
+from bitgen.data.questions.records import QuestionFolder
 from bitgen.data.records import RecordReader
 from bitgen.data.scenes.descriptions import is_held_out
+from bitgen.data.scenes.rationales import is_there, read_rationale
 from bitgen.data.scenes.reading import read_caption
+from bitgen.data.scenes.tables import FEWEST, MOST, table_scene
 
 
 def drawn(script, folder, *flags: str) -> list[dict[str, str]]:
@@ -79,9 +83,40 @@ def test_the_folder_is_training_data(script, tmp_path):
     assert {reader.image_id(at): list(reader.captions(at)) for at in range(5)} == wanted
 
 
+def test_questions_are_asked_about_scenes_of_several_objects(script, tmp_path):
+    folder = tmp_path / "tables"
+    flags = ["--questions", "5", "--count", "12", "--seed", "3"]
+    script("scenes")(["--output", str(folder), *flags])
+    records = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    assert [record["image"] for record in records] == [f"{at}.png" for at in range(1, 13) for _ in range(5)]
+    assert len({(record["image"], record["question"]) for record in records}) == 60, "none is asked twice of a picture"
+    assert len({record["family"] for record in records}) > 5
+    for record in records:
+        scene = table_scene(("file", 3, int(record["image"].removesuffix(".png"))))
+        assert FEWEST <= len(scene.objects) <= MOST
+        clauses = read_rationale(record["rationale"])
+        assert clauses and all(is_there(scene, clause) is not False for clause in clauses), record
+    with Image.open(folder / "1.png") as image:
+        assert image.size == (84, 84) and len(image.getcolors()) > FEWEST
+    script("scenes")(["--output", str(tmp_path / "again"), *flags])
+    for name in ("questions.jsonl", "12.png"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+    given = ["--source", "jsonl", "--questions", str(folder / "questions.jsonl"), "--images", str(folder)]
+    script("questions")([*given, "--output", str(tmp_path / "data")])
+    read = QuestionFolder(tmp_path / "data")
+    assert (read.info.num_questions, read.info.num_pictures) == (60, 12)
+    for at, record in enumerate(records):
+        kept = read[at]
+        assert (kept.question, kept.answers) == (record["question"], (record["answer"],))
+        assert (kept.rationale, kept.family, kept.hops) == (record["rationale"], record["family"], record["hops"])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--questions", "2", "--with", "red star"), "pictures of different kinds"),
+        (("--questions", "21"), "--questions is at most 20"),
         (("--with", "puce star"), "'puce star' is no thing: give a colour .red, orange"),
         (("--with", "star"), "'star' is no thing"),
         (("--with", "red star\x1b[2J"), r"x1b"),

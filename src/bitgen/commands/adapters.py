@@ -19,7 +19,7 @@ files are the base's."""
 
 _EXAMPLES = """\
 examples:
-  python src/adapters.py merge --base models/smollm2 --adapter my-export --output merged
+  python src/adapters.py merge --base models/smollm2-135m-instruct --adapter my-export --output merged
   python src/adapters.py unmerge --merged merged --adapter my-export --output models/smollm2-again
 
 A base that is not the one that the adapter was trained on is refused (by its revision, or the hash of its weights that

@@ -44,7 +44,8 @@ A model that was trained to speak from a memory (configs/memory_scenes.yaml) ans
 
 _EXAMPLES = """\
 examples:
-  python src/ask.py photo.jpg "what is left of the red star?" --model checkpoints/stage2_scenes --picture boxes.png
+  python src/ask.py "what colour is the thing just left of the ring?" --scene 13 --model checkpoints/stage2_scenes \\
+      --picture boxes.png
   python src/ask.py --model checkpoints/vlm_quick/tune photo.jpg --question "Describe the image."
   python src/ask.py --model my-export clip.mp4
   python src/ask.py --model chest-model today.dcm last_year.dcm --question "What has changed?"

@@ -30,9 +30,9 @@ Of a folder with weights (safetensors) the singular values of the adapted layers
 
 _EXAMPLES = """\
 examples:
-  python src/lora_report.py --model models/smollm2
+  python src/lora_report.py --model models/smollm2-135m-instruct
   python src/lora_report.py --model config.json --targets q_proj,v_proj --rank 8 16 --spectra False
-  python src/lora_report.py --model models/smollm2 --adapter my-export --output report
+  python src/lora_report.py --model models/smollm2-135m-instruct --adapter my-export --output report
 
 docs/lora.md explains what the figures mean."""
 

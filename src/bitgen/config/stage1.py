@@ -45,9 +45,10 @@ examples:
       the same with two settings changed
   python {ENTRY} --train_data data/my/train --val_data data/my/val
       DINOv2-base on your own images, with the defaults of configs/stage1.yaml
-  python {ENTRY} --resume auto
-      go on where the run in output_dir stopped
-  torchrun --nproc_per_node=8 {ENTRY} --use_ddp True --num_gpus 8 --batch_size 64
+  python {ENTRY} --train_data data/my/train --val_data data/my/val --resume auto
+      the same command with --resume auto goes on where the run in output_dir stopped
+  torchrun --nproc_per_node=8 {ENTRY} --use_ddp True --num_gpus 8 --batch_size 64 \\
+      --train_data data/my/train --val_data data/my/val
       the same on eight GPUs
 
 Settings that turn something on or off take True or False. 'none' empties a setting whose default is None.

@@ -242,7 +242,7 @@ class ObjectiveSettings:
         0.1, "Weight of the memory's KL divergence, posterior against prior."
     )
     text_loss_weight: NotNegative[float] = setting(
-        0.0, "Weight of the language loss, on captions of images and on text_data; 0 in the coarse stage."
+        0.0, "Weight of the language loss, on captions of images and on text_data; 0: it learns to write neither."
     )
     queue_size: Many = setting(
         4096, "Pairs kept as extra negatives; at least the global batch (batch_size x num_gpus)."
@@ -333,7 +333,7 @@ class DataSettings:
         "gpt2",
         "Hub id, a folder with vocab.json and merges.txt, or 'train': a byte-level BPE of vocab_size tokens is trained "
         "on the training captions at the first start and kept in output_dir/tokenizer. With init_from, 'train' is "
-        "that model's.",
+        "that model's. 'extend' (stage 2): that model's, with marks and frequent words of the questions added.",
     )
     num_workers: Few = setting(2, "Worker processes that load data for each process; 0: load in the process itself.")
     caption_sampling: Literal["all", "one"] = setting(

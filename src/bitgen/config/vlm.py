@@ -43,7 +43,8 @@ examples:
       one stage of a recipe again, with another setting, from the stage that came before it
   python {ENTRY} --config configs/vlm_quick.yaml --resume auto
       go on where the recipe stopped
-  torchrun --nproc_per_node=8 {ENTRY} --config configs/vlm_libra.yaml --use_ddp True --num_gpus 8
+  torchrun --nproc_per_node=8 {ENTRY} --config configs/vlm_libra.yaml --use_ddp True --num_gpus 8 \\
+      --train_data data/my/train --val_data data/my/val
       on eight GPUs
 
 exit status: as of src/train_stage1_vision_language.py."""

@@ -51,7 +51,8 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
     if differing:
         raise ConfigError(
             f"init_from {path} holds another network: {len(differing)} of its weights differ in shape or are missing, "
-            f"first {differing[0]}. Give this run the vision, lora, model and memory settings of its config.yaml."
+            f"first {differing[0]}. Give this run the vision, lora, model and memory settings of "
+            f"{source.folder / 'config.yaml'}."
         )
     then, now = _meaning(source.model), _meaning(model)
     encoder = source.model.vision_encoder
@@ -60,7 +61,7 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
     if meant := [f"{name} was {was} and is {now[name]}" for name, was in then.items() if was != now[name]]:
         raise ConfigError(
             f"init_from {path}: {'; '.join(meant)}, so that its weights would mean something else. Give this run the "
-            "settings of its config.yaml."
+            f"settings of {source.folder / 'config.yaml'}."
         )
     model.load_state_dict(theirs)
     logger.info("starting from the weights of %s", source.folder)
