@@ -54,6 +54,9 @@ def _dangers(path: Path) -> Iterator[str]:
             yield where
         if name.endswith(("extractall", ".extract")) and "filter" not in ast.unparse(call):
             yield where
+        is_auto = name.startswith("transformers.Auto") and name.endswith((".from_config", ".from_pretrained"))
+        if is_auto and not any(keyword.arg in ("trust_remote_code", None) for keyword in call.keywords):
+            yield where  # where nobody says, it asks, and takes a yes from a pipe
         if _keyword(call, "shell") == "True" or _keyword(call, "trust_remote_code") == "True":
             yield where
 
@@ -73,6 +76,7 @@ def test_no_call_runs_what_a_file_says(path: Path) -> None:
         "import yaml\nyaml.load('x')",
         "import subprocess\nsubprocess.run(['ls'])",
         "model.from_pretrained('x', trust_remote_code=True)",
+        "from transformers import AutoConfig\nAutoConfig.from_pretrained('x')",
         "eval('1')",
     ],
 )

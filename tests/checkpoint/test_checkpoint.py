@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,35 @@ def test_links_are_relative_and_point_to_the_newest_and_the_best(store: Checkpoi
     assert os.readlink(store.folder / "best") == step_folder(1)
     assert resolve_checkpoint(store.folder).name == step_folder(1)
     assert resolve_checkpoint(store.folder / step_folder(2)).name == step_folder(2)
+
+
+@pytest.mark.parametrize("keeps_steps", [True, False])
+def test_links_that_a_copy_made_folders_of_are_links_again(tmp_path: Path, keeps_steps: bool) -> None:
+    """As `cp -rL`, and tools for object storage, copy a run."""
+    store = CheckpointStore(tmp_path / "run", keep=2)
+    for step in (1, 2):
+        save(store, step, is_best=step == 1)
+    copy = tmp_path / "copy"
+    shutil.copytree(store.folder, copy)
+    assert not (copy / "best").is_symlink()
+    if not keeps_steps:
+        shutil.rmtree(copy / step_folder(1))
+    again = CheckpointStore(copy, keep=2)
+    assert (os.readlink(copy / "best"), os.readlink(copy / "latest")) == (step_folder(1), step_folder(2))
+    for step in (3, 4):
+        save(again, step)
+    assert [path.name for path in checkpoint_folders(copy)] == [step_folder(step) for step in (4, 3, 1)]
+    assert read_checkpoint(copy / "best").step == 1
+
+
+def test_a_folder_in_place_of_a_link_that_holds_no_checkpoint_is_left_alone(store: CheckpointStore) -> None:
+    save(store, 1, is_best=True)
+    (store.folder / "best").unlink()
+    (store.folder / "best").mkdir()
+    (store.folder / "best" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="best was a link .* Remove this folder"):
+        CheckpointStore(store.folder, keep=2)
+    assert (store.folder / "best" / "notes.txt").read_text() == "mine"
 
 
 def test_retention_keeps_the_newest_and_the_best(store: CheckpointStore) -> None:

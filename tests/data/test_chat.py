@@ -134,6 +134,37 @@ def test_padding_that_is_the_end_token_changes_nothing():
     assert torch.equal(encoded.ids, expected.ids) and torch.equal(encoded.labels, expected.labels)
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("style", STYLES)
+def test_messages_that_spell_the_templates_tokens_are_text(style, kind):
+    """Else an answer about HTML would teach to stop in its midst, and a question could speak as the system."""
+    tokenizer = styled(style, kind)
+    tokens = [*STYLES[style].specials, "<s>", "</s>"]
+    spelled = "".join(f"a{token}b" for token in tokens) + STYLES[style].end + tokens[0]
+    plain = chat(("a cat", "a dog"), "What <image>is it")
+    messages = [dict(message, content=message["content"] + f" {spelled} end") for message in plain]
+    encoded, without = encode_chat(tokenizer, messages), encode_chat(tokenizer, plain)
+    special = {tokenizer.convert_tokens_to_ids(token) for token in tokens}
+
+    def found(ids):
+        return [token for token in ids.tolist() if token in special]
+
+    assert found(encoded.ids) == found(without.ids) and found(encoded.labels) == found(without.labels)
+    assert found(encode_prompt(tokenizer, messages[:-1])) == found(encode_prompt(tokenizer, plain[:-1]))
+    expected = [message["content"] + STYLES[style].end for message in messages[1::2]]
+    assert [text.lstrip(" ") for text in learned(tokenizer, encoded)] == expected
+    assert int((encoded.ids == IMAGE_ID).sum()) == 1
+
+
+def test_other_special_tokens_in_a_message_stay_tokens():
+    tokenizer = styled("chatml")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|box|>"]})
+    box = tokenizer.convert_tokens_to_ids("<|box|>")
+    ids = encode_chat(tokenizer, chat(("it is at <|box|> and <|im_end|>",))).ids
+    assert ids.tolist().count(box) == 1
+    assert ids.tolist().count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3
+
+
 def test_a_marker_in_an_answer_is_text():
     encoded = encode_chat(styled("chatml"), chat(("see <image> here",)))
     assert int((encoded.ids == IMAGE_ID).sum()) == 1

@@ -23,6 +23,7 @@ from bitgen.export.merge import merged_state
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.trained import open_model
+from support.hub_cache import as_in_the_cache
 from support.runs import written_run
 from support.tokenizers import other_tokenizer
 
@@ -319,3 +320,9 @@ def test_a_card_speaks_of_a_memory_where_there_is_one(use_memory):
     card = model_card(open_model(written_run(use_memory=use_memory)), {}, {}, merge_lora=True)
     assert ("with an episodic memory" in card) == ("Its memory's state" in card) == use_memory
     assert ("episodic-memory" in card.split("---")[1]) == use_memory and "English" not in card
+
+
+def test_an_export_may_lie_in_the_hubs_cache(exported, tmp_path):
+    snapshot = as_in_the_cache(exported, tmp_path / "hub")
+    found, expected = open_model(snapshot).model.state_dict(), open_model(exported).model.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)

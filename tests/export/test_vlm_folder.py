@@ -18,6 +18,7 @@ from bitgen.machine.files import file_hash
 from bitgen.model.causal_lm_bitgen import CHECKSUMS
 from bitgen.trained_vlm import is_vlm, open_vlm
 from bitgen.vlm.adapters import adapted_layers
+from support.hub_cache import as_in_the_cache
 from support.runs import written_run
 from support.tiny_vlms import LORA, an_input, language_folder, logits_of, tiny_vlm, tower_folder
 
@@ -168,6 +169,17 @@ def test_a_folder_that_lacks_a_file_is_refused(exported):
         refused(exported, str(exported))
         path.write_bytes(content)
     open_vlm(exported)
+
+
+def test_an_export_may_lie_in_the_hubs_cache(parts, tmp_path):
+    trained = tiny_vlm(*parts, **KINDS["all own"][0])
+    before = logits_of(trained)
+    write_vlm_folder(trained, made(tmp_path / "export"), {})
+    snapshot = as_in_the_cache(tmp_path / "export", tmp_path / "hub")
+    assert torch.equal(logits_of(open_vlm(snapshot)), before)
+    (snapshot / CONNECTOR).unlink()
+    shutil.copy(tmp_path / "export" / ADAPTER, snapshot / CONNECTOR)
+    refused(snapshot, "is not what was exported")
 
 
 # ---- the entry ----

@@ -13,6 +13,7 @@ from bitgen.guards.json_files import BadJson, parse_json, read_json
 from bitgen.guards.names import BadName, Outside, inside
 from bitgen.guards.numbers import finite_float
 from bitgen.guards.printable import printable
+from support.hub_cache import as_in_the_cache
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b/c d.jpg", "a..b.jpg", "...", "ä 猫.png", "x" * 255])
@@ -51,6 +52,19 @@ def test_a_folder_may_itself_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert inside(tmp_path / "link", "a") == Path(os.path.realpath(tmp_path)) / "real" / "a"
+
+
+def test_a_snapshot_of_the_hubs_cache_links_to_the_blobs_of_its_repository(tmp_path: Path) -> None:
+    (tmp_path / "x" / "model").mkdir(parents=True)
+    (tmp_path / "x" / "model" / "a.mp4").write_text("b")
+    snapshot = as_in_the_cache(tmp_path / "x", tmp_path / "hub")
+    root = Path(os.path.realpath(snapshot))
+    assert inside(snapshot, "model/a.mp4") == root / "model" / "a.mp4", "by its name, which says what it is"
+    (snapshot / "other").symlink_to(tmp_path / "x" / "model" / "a.mp4")
+    (snapshot / "beside").symlink_to(root.parent.parent / "refs")
+    for name in ("other", "beside"):
+        with pytest.raises(Outside):
+            inside(snapshot, name)
 
 
 @pytest.mark.parametrize(

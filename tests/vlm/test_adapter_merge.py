@@ -18,6 +18,7 @@ from bitgen.vlm.adapter_config import AdapterConfig
 from bitgen.vlm.adapter_folder import Base, base_of, stored_weights, weights_hash
 from bitgen.vlm.adapter_merge import NORMS, RECORD, merge_folder
 from bitgen.vlm.adapters import attach, save_adapter
+from support.hub_cache import as_in_the_cache
 from support.language_models import tiny_lm
 
 IDS = torch.tensor([[5, 9, 22, 41, 3, 7]])
@@ -133,6 +134,41 @@ def test_another_base_is_refused(tmp_path, capsys) -> None:
     record.write_text(json.dumps(json.loads(record.read_text()) | {"revision": "b" * 40}))
     assert f"at revision {'b' * 40}" in refused(capsys, *flags, snapshot)
     assert not (tmp_path / "merged").exists()
+
+
+def test_base_and_adapter_may_lie_in_the_hubs_cache(tmp_path) -> None:
+    written(tmp_path, CONFIGS["dora"], max_shard_size="20KB")
+    base, adapter = (as_in_the_cache(tmp_path / name, tmp_path / "hub") for name in ("base", "adapter"))
+    assert len(list(base.glob("model-*.safetensors"))) > 1
+    merge_folder(base, adapter, tmp_path / "merged")
+    merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "plain")
+    assert torch.equal(logits(tmp_path / "merged"), logits(tmp_path / "plain"))
+    assert not any(path.is_symlink() for path in (tmp_path / "merged").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [((1,), r"a magnitude \[1\]; with B \["), ((1, -1), r"a magnitude \[1, "), ((3,), r"magnitude \[3\]")],
+)
+def test_a_magnitude_of_another_shape_is_refused(tmp_path, shape, said) -> None:
+    written(tmp_path, CONFIGS["dora"])
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "magnitude" in name)
+    tensors[name] = tensors[name][None] if shape == (1, -1) else tensors[name][: shape[0]].clone()
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=said):
+        merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("layers", [[None], ["x"], [1.5], "all", [True]])
+def test_layers_that_are_no_numbers_are_named_with_their_file(tmp_path, layers) -> None:
+    written(tmp_path, CONFIGS["lora"])
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layers_to_transform": layers}))
+    with pytest.raises(ValueError, match=r"adapter_config\.json: layers_to_transform holds .*, which is no number"):
+        merge_folder(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", 5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from bitgen.checkpoint.manifest import (
     STATE_FILE,
     CheckpointError,
     base_path,
+    read_manifest,
     verify,
     write_manifest,
 )
@@ -29,6 +31,8 @@ from bitgen.guards.printable import printable
 from bitgen.machine.files import apply_umask, fsync, remove, remove_leftovers, replacing, replacing_folder
 
 _TEMPORARY, _DELETING = ".tmp-", ".deleting-"
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointStore:
@@ -58,6 +62,8 @@ class CheckpointStore:
             probe = self.folder / f"{_TEMPORARY}probe"
             probe.write_bytes(b"")
             probe.unlink()
+            for name in ("latest", "best"):
+                self._link_again(name)
         except OSError as error:
             raise CheckpointError(
                 f"--output_dir {self.folder}: cannot write there ({error.strerror or error}). Choose a folder that you "
@@ -137,8 +143,11 @@ class CheckpointStore:
         return (self.folder / step_folder(step)).is_dir()
 
     def mark_best(self, step: int) -> None:
-        """Point ``best`` at the checkpoint of ``step``."""
-        self._link("best", self.folder / step_folder(step))
+        """Point ``best`` at the checkpoint of ``step``. Raises ``CheckpointError`` where the link cannot be written."""
+        try:
+            self._link("best", self.folder / step_folder(step))
+        except OSError as error:
+            raise self._failure(self.folder / "best", error) from error
 
     def keep_as(self, step: int, name: str) -> None:
         """Keep the checkpoint of ``step`` under ``name`` besides, whatever becomes of it; nothing if it is there whole.
@@ -165,6 +174,24 @@ class CheckpointStore:
         remove(target)
         os.rename(folder, target)
         return target
+
+    def _link_again(self, name: str) -> None:
+        """Make ``name`` a link where it is a folder: what follows links copies the checkpoint itself."""
+        copied = self.folder / name
+        if copied.is_symlink() or not copied.is_dir():
+            return
+        try:
+            target = self.folder / step_folder(read_manifest(copied)["step"])
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{copied} was a link to a checkpoint, and is a folder without one ({error}). Remove this folder."
+            ) from error
+        if target.exists():
+            self._delete(copied)
+        else:
+            os.rename(copied, target)
+        self._link(name, target)
+        logger.warning("%s was a folder, as copies of a run have it: it is a link to %s again", copied, target.name)
 
     def _link(self, name: str, target: Path) -> None:
         temporary = self.folder / f"{_TEMPORARY}{name}"

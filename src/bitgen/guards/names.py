@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bitgen.guards.printable import printable
 
+_SNAPSHOTS, _BLOBS = "snapshots", "blobs"
 _LONGEST = 255  # bytes in a part of a path, on every common file system
 
 
@@ -21,6 +22,9 @@ class Outside(BadName):
 
 def inside(folder: str | Path, name: str) -> Path:
     """The path of ``name`` in ``folder``, after links are followed. Whether there is a file is not asked.
+
+    In the cache of the Hugging Face Hub each file of a snapshot is a link to the ``blobs`` of its repository. There the
+    path keeps the name, which tells what kind of file it is.
 
     Raises:
         BadName: the name is empty, holds a control character, or has a part of more than 255 bytes.
@@ -40,6 +44,8 @@ def inside(folder: str | Path, name: str) -> Path:
         raise BadName(f"{shown} is longer than a file's name can be")
     root = Path(os.path.realpath(folder))
     path = Path(os.path.realpath(root / name))
+    if root.parent.name == _SNAPSHOTS and path.parent == root.parent.parent / _BLOBS:
+        return root / name
     if root not in (path, *path.parents):
         raise Outside(f"{shown} leads out of the folder it belongs to, through a link")
     return path

@@ -57,7 +57,7 @@ def _built(vision_config: dict[str, Any]) -> Any:
     if getattr(config, "dtype", None) is not None:
         config.dtype = torch.get_default_dtype()
     try:
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config, trust_remote_code=False)
     except ImportError as error:
         if model_type != TIMM:
             raise

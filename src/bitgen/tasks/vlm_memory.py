@@ -75,11 +75,13 @@ def empty_model(config: VlmConfig) -> VisionLanguageModel:
     with torch.device("meta"):
         if folder is None:
             settings = dict(random_language(config, language.language_vocab_size, {}))
-            lm: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+            made = AutoConfig.for_model(settings.pop("model_type"), **settings)
+            lm: Any = AutoModelForCausalLM.from_config(made, trust_remote_code=False)
         elif family_of(folder) == BITGEN:
             lm = BitGenForCausalLM(BitGenConfig.from_pretrained(folder))
         else:
-            lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            lm = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
         lm.to(torch.float32 if is_random else DTYPES[language.language_dtype]).requires_grad_(False)
         if description.vision is not None:
             name = (description.vision.config.get(OURS) or {}).get("source")

@@ -61,7 +61,7 @@ def empty_model(source: str | Path) -> PreTrainedModel:
         with torch.device("meta"):
             if isinstance(config, BitGenConfig):
                 return BitGenForCausalLM(config)
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # it would ask, else
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
         raise ConfigError(
             f"--model {source}: no causal language model can be built of it ({printable(error, 200)})"
@@ -107,7 +107,7 @@ def _configuration(source: str | Path) -> PretrainedConfig:
     try:
         if path.exists():
             return _from_settings(read_json(path / "config.json" if path.is_dir() else path, dict))
-        config = AutoConfig.from_pretrained(str(source))
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, BadJson) as error:
         raise ConfigError(
             f"--model {source}: no configuration of a language model there ({printable(error, 200)}). Name a folder "

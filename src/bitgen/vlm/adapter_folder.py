@@ -73,6 +73,7 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
         settings = read_json(folder / CONFIG, dict)
         config = from_peft(settings)
         targets, left_out = (_names(settings.get(name)) for name in ("target_modules", "exclude_modules"))
+        layers = _layers(settings.get("layers_to_transform"))
         record = read_json(folder / RECORD, dict) if (folder / RECORD).exists() else {}
         tensors = load_file(inside(folder, WEIGHTS))
     except OSError as error:
@@ -91,7 +92,7 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
     adapter = AdapterFolder(
         config,
         targets,
-        _layers(settings.get("layers_to_transform")),
+        layers,
         Base(
             str(settings.get("base_model_name_or_path") or ""),
             revision if isinstance(revision, str) else None,
@@ -223,9 +224,13 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def _layers(value: Any) -> list[int] | None:
+    """Raises ValueError."""
     if value is None:
         return None
-    return [int(each) for each in (value if isinstance(value, list) else [value])]
+    found = value if isinstance(value, list) else [value]
+    if wrong := [each for each in found if type(each) is not int]:
+        raise ValueError(f"layers_to_transform holds {printable(repr(wrong[0]), 60)}, which is no number of a layer")
+    return found
 
 
 def _check_shapes(adapter: AdapterFolder, folder: Path) -> None:
@@ -243,4 +248,9 @@ def _check_shapes(adapter: AdapterFolder, folder: Path) -> None:
             raise ValueError(
                 f"{where} has A {list(down.shape)} and B {list(up.shape)}; with r {rank} they are [{rank}, in] and "
                 f"[out, {rank}]"
+            )
+        magnitude = parts.get("lora_magnitude_vector")
+        if magnitude is not None and magnitude.shape != up.shape[:1]:
+            raise ValueError(
+                f"{where} has a magnitude {list(magnitude.shape)}; with B {list(up.shape)} it is [{up.shape[0]}]"
             )

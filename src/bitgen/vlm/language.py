@@ -132,7 +132,9 @@ def build_language_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerB
     def build() -> Any:
         if kind == BITGEN:
             return BitGenForCausalLM(BitGenConfig(**sizes))
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes), dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind, **sizes), dtype=torch.float32, trust_remote_code=False
+        )
 
     model = opened(f"a new {kind} model", build)
     if kind != BITGEN:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from bitgen.data.conversations.chat_templates import PLAIN, SYSTEM_PROMPTS, TEMPLATES, TOKENIZER
+from bitgen.data.conversations.spelled import cuts_in, tokens_of_parts
 from bitgen.guards.printable import printable
 from bitgen.model.likelihood import IGNORED
 from bitgen.vlm.splice import IMAGE_ID
@@ -50,11 +51,13 @@ class _Specials(NamedTuple):
 class _Rendered(NamedTuple):
     """The text of a conversation, the starts of its visuals' marks, and from where to where its answers go.
 
+    ``cuts``: where messages spell what would else be a token of the template.
     ``blocks``: whether the template itself says so, and then may count an answer's end in.
     """
 
     text: str
     marks: tuple[int, ...]
+    cuts: tuple[int, ...]
     answers: tuple[tuple[int, int], ...]
     blocks: bool
 
@@ -86,7 +89,7 @@ def encode_chat(
     if not messages or messages[-1].get("role") != ASSISTANT:
         raise _wrong(messages, "it does not end with an answer of the assistant, so that there is nothing to learn")
     rendered = _rendered(tokenizer, messages, template, system, visuals)
-    ids, offsets = _tokens(tokenizer, rendered.text, rendered.marks, messages)
+    ids, offsets = _tokens(tokenizer, rendered, messages)
     learned = torch.zeros(len(ids), dtype=torch.bool)
     for start, end in rendered.answers:
         learned[_answer(ids, offsets, rendered, start, end, _specials(tokenizer).ends)] = True
@@ -105,15 +108,14 @@ def encode_prompt(
     It is what training would see in front of an answer, not what ``add_generation_prompt`` gives, which in some
     templates is another header. Arguments and errors are those of :func:`encode_chat`.
     """
-    text, marks = _prompt(tokenizer, messages, template, system, visuals)
-    return _tokens(tokenizer, text, marks, messages)[0]
+    return _tokens(tokenizer, _prompt(tokenizer, messages, template, system, visuals), messages)[0]
 
 
 def prompt_text(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], template: str, system: str | None
 ) -> str:
     """The text of :func:`encode_prompt`, for a conversation without visuals."""
-    return _prompt(tokenizer, messages, template, system, 0)[0]
+    return _prompt(tokenizer, messages, template, system, 0).text
 
 
 def _prompt(
@@ -122,12 +124,12 @@ def _prompt(
     template: str,
     system: str | None,
     visuals: int | None,
-) -> tuple[str, tuple[int, ...]]:
+) -> _Rendered:
     if not messages or messages[-1].get("role") != USER:
         raise _wrong(messages, "it does not end with a message of the user, so that there is nothing to answer")
     asked = [*messages, {"role": ASSISTANT, "content": _PROBE}]
     rendered = _rendered(tokenizer, asked, template, system, visuals)
-    return rendered.text[: rendered.answers[-1][0]], rendered.marks
+    return rendered._replace(text=rendered.text[: rendered.answers[-1][0]])
 
 
 # ---- messages ----
@@ -245,10 +247,11 @@ def _joined(
     literals: list[str],
     messages: Sequence[Mapping[str, str]],
 ) -> _Rendered:
-    text, marks, answers = literals[0], [], []
+    text, marks, cuts, answers = literals[0], [], [], []
     for turn, after in zip(turns, literals[1:], strict=True):
         start = len(text)
         marks += [start + mark for mark in turn.marks]
+        cuts += [start + cut for cut in cuts_in(tokenizer, literals, turn.text, turn.marks)]
         if turn.role == ASSISTANT:
             answers.append((start, start + len(turn.text)))
         text += turn.text + after
@@ -261,7 +264,7 @@ def _joined(
         answers = blocks
     # A space in front of an answer belongs to its first token.
     answers = [(len(text[:start].rstrip(" ")), end) for start, end in answers]
-    return _Rendered(text, tuple(marks), tuple(answers), blocks is not None)
+    return _Rendered(text, tuple(marks), tuple(cuts), tuple(answers), blocks is not None)
 
 
 def _render(
@@ -303,16 +306,15 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> _Specials:
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase, text: str, marks: Sequence[int], messages: Sequence[Mapping[str, str]]
+    tokenizer: PreTrainedTokenizerBase, rendered: _Rendered, messages: Sequence[Mapping[str, str]]
 ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = torch.tensor(encoded["input_ids"], dtype=torch.long), [tuple(o) for o in encoded["offset_mapping"]]
-    length = len(_specials(tokenizer).mark)
-    places = {(mark, mark + length) for mark in marks}
+    mark = _specials(tokenizer).mark
+    ids, offsets = tokens_of_parts(tokenizer, rendered.text, rendered.cuts, mark)
+    places = {(start, start + len(mark)) for start in rendered.marks}
     visual = torch.tensor([offset in places for offset in offsets], dtype=torch.bool)
-    if int(visual.sum()) != len(marks):
+    if int(visual.sum()) != len(rendered.marks):
         raise _wrong(messages, "the tokenizer does not keep the places of its visuals apart from the text")
-    return ids.masked_fill(visual, IMAGE_ID), offsets
+    return torch.tensor(ids, dtype=torch.long).masked_fill(visual, IMAGE_ID), offsets
 
 
 def _answer(

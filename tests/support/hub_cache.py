@@ -1,0 +1,24 @@
+"""Folders as the cache of the Hugging Face Hub holds them: every file is a link to a blob of its repository."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+COMMIT = "a" * 40
+
+
+def as_in_the_cache(folder: Path, cache: Path) -> Path:
+    """A snapshot in ``cache`` of what ``folder`` holds, which stays."""
+    blobs = cache / f"models--x--{folder.name}" / "blobs"
+    snapshot = blobs.parent / "snapshots" / COMMIT
+    blobs.mkdir(parents=True)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            blob, link = blobs / hashlib.sha256(path.read_bytes()).hexdigest(), snapshot / path.relative_to(folder)
+            shutil.copy(path, blob)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
