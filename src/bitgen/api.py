@@ -221,16 +221,17 @@ class Model:
 
         Args:
             memory: of this model, from which it speaks; None: it says what it says without one.
-            temperature: 0: what is likeliest; else, with one beam, each word is drawn: the higher, the freer.
+            temperature: 0: what is likeliest; else each word is drawn, the higher, the freer, and there is one beam.
 
         Raises:
-            ValueError: an image that cannot be read, a prompt as long as the context, or a memory that this model does
-                not speak from.
+            ValueError: an image that cannot be read, a prompt as long as the context, a setting out of its range, or a
+                memory that this model does not speak from.
         """
         self.trained.require(CAPTIONS)
         tensor = self.pixels(image)
         recalled = self._recalled(memory, image=tensor[0])
-        return caption_of(self.trained, tensor, prompt, num_beams, max_new_tokens, recalled, temperature)
+        beams = 1 if temperature else num_beams
+        return caption_of(self.trained, tensor, prompt, beams, max_new_tokens, recalled, temperature)
 
     @torch.no_grad()
     def answer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import errno
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitgen.config import Config, ConfigError, load_config, parse_config, save_config
+from bitgen.config import Config, ConfigError, load_config, parse_config, save_config, values
 from bitgen.config.stage1_settings import VisionSettings
 from bitgen.config.values import coerce
 from bitgen.config.vlm import VlmConfig, stages_of
@@ -260,10 +260,13 @@ def test_a_file_that_is_not_one(tmp_path: Path) -> None:
     assert "name one file" in error_of(*two)
 
 
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read every file")
-def test_an_unreadable_file(tmp_path: Path) -> None:
+def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_config(Config(), tmp_path)
-    path.chmod(0)
+
+    def refusing(file: object, *arguments: object, **options: object) -> object:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(values, "open", refusing, raising=False)  # root may read every file
     assert "cannot be read" in error_of("--config", str(path))
 
 

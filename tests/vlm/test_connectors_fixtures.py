@@ -99,6 +99,7 @@ def test_the_references_equal_the_original(path: Path) -> None:
         for prefix in ("state.", "io.")
     ]
     found = reference(arguments, *parts)
+    assert found.keys() & parts[1].keys()
     for name in found.keys() & parts[1].keys():
         torch.testing.assert_close(found[name], parts[1][name], atol=2e-6, rtol=2e-6)
 

@@ -18,7 +18,7 @@ from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.asking import answers_questions
 from bitgen.evaluation.generation import SEARCH_RANGES, answer_of
 from bitgen.evaluation.talking import Talk, read_visuals
-from bitgen.guards.arguments import Parser
+from bitgen.guards.arguments import Parser, add_device_flag
 from bitgen.guards.flags import boolean, check_ranges
 from bitgen.guards.numbers import finite_float
 from bitgen.guards.printable import printable
@@ -94,9 +94,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="T",
         help="above 0: draw tokens at it (default: 0, none drawn)",
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
-    )
+    add_device_flag(parser)
     flags = parser.parse_args(argv)
     if flags.question is None and flags.files and _is_question(flags.files[-1]):
         flags.question = flags.files.pop()

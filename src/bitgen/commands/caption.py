@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+import torch
+
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.generation import LONGEST, SEARCH_RANGES, caption_of
 from bitgen.evaluation.talking import Talk, eyes, read_picture
-from bitgen.guards.arguments import Parser
+from bitgen.guards.arguments import Parser, add_device_flag
 from bitgen.guards.flags import check_ranges
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import read_regular_file
+from bitgen.machine.devices import choose_device
 from bitgen.memory import EpisodicMemory
 from bitgen.memory.spoken import MUTE
 from bitgen.show.bars import bars_on_terminals_alone
@@ -45,19 +48,20 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max_new_tokens", type=int, default=LONGEST, metavar="N", help=f"longest caption (default: {LONGEST})"
     )
+    add_device_flag(parser)
     flags = parser.parse_args(argv)
     check_ranges(parser, flags, SEARCH_RANGES)
     return flags
 
 
-def load_captioner(folder: str) -> Trained:
-    """The model of a run, a checkpoint or an export.
+def load_captioner(folder: str, device: torch.device | str = "cpu") -> Trained:
+    """The model of a run, a checkpoint or an export, on ``device``.
 
     Raises:
         ConfigError: there is none, it is damaged, never learned to write, or takes features instead of images.
     """
     try:
-        trained = open_model(folder)
+        trained = open_model(folder, device)
         trained.require(CAPTIONS)
     except ValueError as error:
         raise ConfigError(f"--model {error}") from error
@@ -102,16 +106,17 @@ def describer(flags: argparse.Namespace) -> Callable[[str], str]:
     Raises:
         ConfigError: there is no model, it cannot describe images, or what --memory names cannot be used.
     """
+    device = choose_device(flags.device)
     if is_vlm(flags.model):
         refuse_memory(flags.memory)
         try:
-            parts = open_vlm(flags.model)
+            parts = open_vlm(flags.model, device)
             eyes(parts)
         except ValueError as error:
             raise ConfigError(f"--model {error}") from error
         decoding, prompt = Decoding(flags.num_beams, flags.max_new_tokens), parts.description.speech.prompt
         return lambda path: Talk(parts, [read_picture(parts, path)], decoding).ask(flags.prompt or prompt)
-    trained = load_captioner(flags.model)
+    trained = load_captioner(flags.model, device)
     memory = load_memory(trained, flags.memory)
 
     def describe(path: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.demo.door import OwnPageOnly
-from bitgen.guards.arguments import Parser
+from bitgen.guards.arguments import Parser, add_device_flag
 from bitgen.guards.printable import printable, printable_lines
 
 _HELP = """\
@@ -66,9 +66,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--browser", action=argparse.BooleanOptionalAction, default=True, help="open the page in the browser"
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
-    )
+    add_device_flag(parser)
     flags = parser.parse_args(argv)
     if flags.port is not None and not 1 <= flags.port <= 65_535:
         parser.error(f"--port {flags.port}: it must be from 1 to 65535")

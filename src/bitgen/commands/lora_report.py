@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bitgen.config import ConfigError, exit_on_config_error
-from bitgen.guards.arguments import Parser
+from bitgen.guards.arguments import Parser, add_device_flag
 from bitgen.guards.flags import boolean
 
 logger = logging.getLogger("lora_report")
@@ -61,9 +61,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="BOOL",
         help="look at the weights of a folder that has them; minutes on a CPU for 7B (default: True)",
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
-    )
+    add_device_flag(parser)
     parser.add_argument(
         "--output", metavar="DIR", help="write report.json and the pictures there; empty or not there yet"
     )

@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.generation import answer_of, caption_of
-from bitgen.guards.arguments import Parser
+from bitgen.guards.arguments import Parser, add_device_flag
 from bitgen.guards.printable import printable
 from bitgen.guards.texts import MOST_CHARACTERS
 from bitgen.machine.devices import choose_device
@@ -124,12 +124,7 @@ def _add_place(parser: argparse.ArgumentParser, **default: Any) -> None:
     group = parser.add_argument_group("which memory", **default)
     group.add_argument("--model", metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export")
     group.add_argument("--memory", metavar="FILE", help="the memory's file (default: DIR.memory, beside the model)")
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default=default.get("argument_default", "auto"),
-        help="auto: a GPU when there is one (default)",
-    )
+    add_device_flag(group, default.get("argument_default", "auto"))
 
 
 def _add_size(parser: argparse.ArgumentParser, **default: Any) -> None:

@@ -26,7 +26,7 @@ from bitgen.evaluation.babylm.submission.model import SubmissionModel, read_subm
 from bitgen.evaluation.babylm.submission.report import CURVE, Report
 from bitgen.evaluation.babylm.submission.run import KEPT, Parts, evaluate_submission, write_official
 from bitgen.evaluation.results import write_results
-from bitgen.guards.arguments import Parser
+from bitgen.guards.arguments import Parser, add_device_flag
 from bitgen.guards.failures import is_disk_full
 from bitgen.guards.flags import boolean, check_ranges
 from bitgen.guards.printable import printable
@@ -80,9 +80,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="BOOL",
         help="(Super)GLUE too, if --eval_dir has glue_filtered: hours on a CPU (default: False)",
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
-    )
+    add_device_flag(parser)
     parser.add_argument(
         "--batch_size", type=int, default=128, metavar="N", help="more are faster on a GPU, and take more memory (128)"
     )

@@ -54,8 +54,9 @@ class EncoderSettings:
 
     vision_encoder: str = setting(
         "facebook/dinov2-base",
-        "A hub id, a local folder (DINOv2, DINOv3, ViT, CLIP, SigLIP), 'random' (a DINOv2 of the five sizes below with "
-        "random weights; needs no download) or 'features' (train_data holds features computed earlier).",
+        "A hub id or a local folder of DINOv2, DINOv3 ViT, ViT, CLIP, SigLIP, a vision transformer of timm or "
+        "BiomedCLIP (both need timm), 'random' (a DINOv2 of the five sizes below with random weights; needs no "
+        "download) or 'features' (train_data holds features computed earlier).",
     )
     vision_revision: str | None = setting(None, "Commit or tag of the hub id; none: the newest.")
     vision_hidden_size: Size = setting(64, "Width of a 'random' encoder.")

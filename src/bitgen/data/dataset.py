@@ -33,7 +33,7 @@ def payload_tensor(
 ) -> torch.Tensor:
     """``pixel_values [3, H, W]`` or ``vision_features [P, C]``, float32, of a stored payload.
 
-    Raises ``BadRecord`` naming the record for what cannot be decoded or holds NaN.
+    Raises ``BadRecord`` naming the record for what cannot be decoded, and features as :func:`stored_features` does.
     """
     if info.kind == "images":
         try:
@@ -44,7 +44,7 @@ def payload_tensor(
 
 
 def stored_features(payload: bytes, info: DatasetInfo, name: str) -> np.ndarray:
-    """Features ``[P, C]``, float32, of a stored payload. Raises ``BadRecord`` for another size, and for NaN."""
+    """Features ``[P, C]``, float32, of a stored payload. Raises ``BadRecord`` for another size, NaN or infinity."""
     try:
         features = info.dequantize(payload)
     except ValueError as error:

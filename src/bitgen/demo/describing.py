@@ -29,13 +29,13 @@ def describe(
     Raises:
         ValueError: a picture that cannot be read, or a setting out of its range.
     """
-    started, beams = time.perf_counter(), 1 if temperature else num_beams
+    started = time.perf_counter()
     if isinstance(model, VisionLanguage):
-        prompt = model.trained.description.speech.prompt
+        prompt, beams = model.trained.description.speech.prompt, 1 if temperature else num_beams
         decoding = {"num_beams": beams, "temperature": temperature, "max_new_tokens": LONGEST}
         text = model.talk(picture, **decoding).ask(prompt)
     else:
-        text = model.caption(picture, num_beams=beams, temperature=temperature)
+        text = model.caption(picture, num_beams=num_beams, temperature=temperature)
     return Described(text, time.perf_counter() - started)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from bitgen.evaluation.babylm.glue.data import GLUE, GLUE_TASKS
 from bitgen.evaluation.babylm.items import LATEST, YEARS
 from bitgen.evaluation.generation import SEARCH_RANGES
-from bitgen.guards.arguments import Parser
+from bitgen.guards.arguments import Parser, add_device_flag
 from bitgen.guards.flags import boolean, check_ranges
 from bitgen.guards.numbers import finite_float
 
@@ -217,9 +217,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="processes that decode images (default: as in training, 0 for features)",
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU when there is one (default)"
-    )
+    add_device_flag(parser)
     parser.add_argument(
         "--precision",
         choices=("auto", "bf16", "fp32", "fp16"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 from bitgen.guards.printable import printable
 
@@ -16,3 +16,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message, 2000))
+
+
+class _TakesFlags(Protocol):
+    """A parser, or a group of one."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action: ...
+
+
+def add_device_flag(parser: _TakesFlags, default: str = "auto") -> None:
+    """``--device``, as every command that opens a model has it; ``machine.devices.choose_device`` reads it."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default=default, help="auto: a GPU when there is one (default)"
+    )

@@ -54,11 +54,6 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return _GatherRows.apply(rows) if rows.requires_grad else _all_gather(rows)
 
 
-def rank_offset(rows: int) -> int:
-    """Where this rank's rows start among the gathered ones."""
-    return dist.get_rank() * rows if is_distributed() else 0
-
-
 def gather_entries(entries: QueueEntries, processes: Processes) -> QueueEntries:
     """Every rank's queue entries, in the order of the ranks, whose token tensors the objective padded to one width."""
     if not processes.is_distributed:

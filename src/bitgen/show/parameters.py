@@ -151,11 +151,3 @@ def table_in_document(document: str) -> str:
     if not start or not end or START_MARKER in rest or END_MARKER in before + after:
         raise ValueError(f"expected one parameter table between {START_MARKER} and {END_MARKER}")
     return table.strip()
-
-
-def with_table(document: str, table: ParameterTable) -> str:
-    """The document with the table between its markers replaced by this one. ValueError as `table_in_document`."""
-    table_in_document(document)
-    before, _, rest = document.partition(START_MARKER)
-    _, _, after = rest.partition(END_MARKER)
-    return f"{before}{START_MARKER}\n{table.to_markdown()}\n{END_MARKER}{after}"

@@ -62,7 +62,9 @@ def test_it_is_run_where_that_is_asked_for(foreign, eval_dir, tmp_path, mark):
 @pytest.mark.parametrize("flags", [(), ("--trust_remote_code", "True")])
 def test_an_exports_code_is_never_run(eval_dir, tmp_path, mark, flags):
     folder = export_run(str(written_run(features=True, max_seq_len=160)), str(tmp_path / "model"), True, False, {})
-    for path in folder.glob("*.py"):
+    planted = list(folder.glob("*.py"))
+    assert planted
+    for path in planted:
         path.write_text(CODE.format(mark=str(mark)) + path.read_text())
     evaluated(folder, eval_dir, tmp_path, *flags)
     assert not mark.exists()
