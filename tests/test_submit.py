@@ -210,6 +210,15 @@ def test_files_that_are_read_last_are_looked_at_first(data_dir, tmp_path, capsys
     assert name in said and not (tmp_path / "out").exists()
 
 
+def test_a_folder_without_glues_files_is_named_first(data_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(submit, "evaluate_submission", None)
+    full = tmp_path / "data" / "full_eval"
+    shutil.copytree(data_dir / "full_eval" / "wug_adj_nominalization", full / "wug_adj_nominalization")
+    (full / "glue_filtered").mkdir()
+    said = refused(capsys, tiny_export(), full, tmp_path / "out", "--finetune", "True")
+    assert "glue_filtered: holds none of the (Super)GLUE files" in said
+
+
 def test_a_second_process_waits_for_its_turn(data_dir, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     with exclusive(tmp_path / "out" / "submission.lock", "it", "wait"):

@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ logger = logging.getLogger("data_prep")
 _CHUNK = 2**20
 _LARGEST_ANSWER = 16 * 2**20
 _LONGEST_ANSWER = 300.0  # seconds
+_MOST_REDIRECTS = 20
 _HASHES = ("sha256", "md5")
 
 
@@ -36,8 +39,24 @@ class RemoteFile(NamedTuple):
 
 
 def make_client() -> httpx2.Client:
-    """A client that follows redirects and waits a minute at most for an answer or the next bytes."""
-    return httpx2.Client(follow_redirects=True, timeout=60.0, headers={"Accept-Encoding": "identity"})
+    """A client that waits a minute at most for an answer or the next bytes."""
+    return httpx2.Client(timeout=60.0, headers={"Accept-Encoding": "identity"})
+
+
+@contextmanager
+def _answer(client: httpx2.Client, url: str, headers: dict[str, str] | None = None) -> Iterator[httpx2.Response]:
+    """The answer behind redirects, whose bodies are not read: the library would read, and unpack, all of them."""
+    request: httpx2.Request | None = client.build_request("GET", url, headers=headers)
+    for _ in range(_MOST_REDIRECTS + 1):
+        response = client.send(request, stream=True, follow_redirects=False)
+        try:
+            request = response.next_request
+            if request is None:
+                yield response
+                return
+        finally:
+            response.close()
+    raise httpx2.TooManyRedirects(f"more than {_MOST_REDIRECTS} redirects", request=request)
 
 
 def get_json(client: httpx2.Client, url: str, retries: int = 4, backoff: float = 1.0) -> dict:
@@ -47,7 +66,7 @@ def get_json(client: httpx2.Client, url: str, retries: int = 4, backoff: float =
     """
     for attempt in range(retries + 1):
         try:
-            with client.stream("GET", url) as response:
+            with _answer(client, url) as response:
                 if response.status_code == 200:
                     return parse_json(_body(response), dict)
                 problem, transient = f"HTTP {response.status_code}", _transient(response.status_code)
@@ -105,8 +124,10 @@ def fetch_file(client: httpx2.Client, remote: RemoteFile, folder: Path, retries:
             break
         partial.unlink()
         if not start_over:
-            raise ValueError(f"{remote.url} arrives damaged twice ({problem}); it was removed. Try again later")
-        logger.warning("%s: %s; downloading it anew", remote.name, problem)
+            raise ValueError(
+                f"{printable(remote.url)} arrives damaged twice ({printable(problem)}); it was removed. Try again later"
+            )
+        logger.warning("%s: %s; downloading it anew", printable(remote.name), printable(problem))
     fsync(partial)
     os.replace(partial, path)
     fsync(folder)
@@ -126,10 +147,11 @@ def _complete(client: httpx2.Client, remote: RemoteFile, partial: Path, retries:
             have = now
             if failures > retries:
                 raise ValueError(
-                    f"cannot download {remote.url} ({problem}); {have} of {remote.size} bytes are kept in {partial}, "
-                    "and the same command goes on from there"
+                    f"cannot download {printable(remote.url)} ({printable(problem)}); {have} of {remote.size} bytes "
+                    f"are kept in {partial}, and the same command goes on from there"
                 )
-            logger.warning("%s: %s after %d of %d bytes; going on", remote.name, problem, have, remote.size)
+            said = printable(remote.name), printable(problem)
+            logger.warning("%s: %s after %d of %d bytes; going on", *said, have, remote.size)
             time.sleep(backoff * 2 ** max(0, failures - 1))
 
 
@@ -137,11 +159,11 @@ def _append(client: httpx2.Client, remote: RemoteFile, partial: Path, have: int,
     """Adds what is missing from byte ``have`` on; returns what went wrong on the way, or None."""
     headers = {"Range": f"bytes={have}-"} if have else {}
     try:
-        with client.stream("GET", remote.url, headers=headers) as response:
+        with _answer(client, remote.url, headers) as response:
             status = response.status_code
             if status not in (200, 206):
                 if not _transient(status):
-                    raise ValueError(f"cannot download {remote.url}: HTTP {status}")
+                    raise ValueError(f"cannot download {printable(remote.url)}: HTTP {status}")
                 return f"HTTP {status}"
             resumed = status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
             if status == 206 and not resumed:

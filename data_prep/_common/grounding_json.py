@@ -100,19 +100,20 @@ def mdetr_records(content: object, where: str) -> list[tuple[str, dict]]:
 
 def mdetr(entry: dict, where: str) -> Iterator[Phrase]:
     """Phrases of a caption. Of RefCOCO the whole caption names the box; elsewhere the words at `tokens_positive` do,
-    and boxes of the same words are united."""
+    and boxes of words at the same places are united."""
     caption, file = text_of(entry, "caption"), text_of(entry, "file_name")
     size = (_length(entry, "width"), _length(entry, "height"))
     notes = entry["annotations"]
     if not notes:
         raise Unusable("caption without a box", file)
     whole = str(entry.get("dataset_name", "refcoco")).startswith("refcoco")
-    boxes: dict[str, list[list[float]]] = {}
+    boxes: dict[tuple[str, str], list[list[float]]] = {}
     for note in notes:
         left, top, width, height = _numbers(note.get("bbox"), "`bbox`")
-        words = caption if whole else _words_at(caption, note.get("tokens_positive"))
-        boxes.setdefault(words, []).append([left, top, left + width, top + height])
-    for number, (words, own) in enumerate(boxes.items()):
+        words = caption if whole else _words_at(caption, spans := note.get("tokens_positive"))
+        places = "" if whole else str(sorted(map(tuple, spans)))  # the same words may name two things
+        boxes.setdefault((words, places), []).append([left, top, left + width, top + height])
+    for number, ((words, _), own) in enumerate(boxes.items()):
         name = name_of(entry, "id", where)
         yield Phrase(f"{name}/{number}" if len(boxes) > 1 else name, file, words, united(own), size)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx2
@@ -65,8 +66,6 @@ async def _fetch_all(urls: list[str], journal: Journal, options: FetchOptions) -
         # Images are compressed already, and a body that unpacks to more than it weighs could be a trap: `_get` takes
         # bodies as they are sent.
         headers={"User-Agent": USER_AGENT, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
-        follow_redirects=True,
-        max_redirects=options.max_redirects,
         timeout=options.timeout,
         limits=limits,
     )
@@ -141,10 +140,27 @@ async def _fetch(url: str, client: httpx2.AsyncClient, journal: Journal, options
     return await asyncio.to_thread(journal.store, url, payload)
 
 
+@asynccontextmanager
+async def _answer(url: str, client: httpx2.AsyncClient, most: int) -> AsyncIterator[httpx2.Response]:
+    """The answer behind at most so many redirects. Their bodies are not read: the library would read, and unpack, all
+    of them."""
+    request: httpx2.Request | None = client.build_request("GET", url)
+    for _ in range(most + 1):
+        response = await client.send(request, stream=True, follow_redirects=False)
+        try:
+            request = response.next_request
+            if request is None:
+                yield response
+                return
+        finally:
+            await response.aclose()
+    raise _Failure("redirect loop", f"more than {most} redirects")
+
+
 async def _get(url: str, client: httpx2.AsyncClient, options: FetchOptions) -> bytes:
     """The body behind ``url``, or :class:`_Failure`."""
     try:
-        async with client.stream("GET", url) as response:
+        async with _answer(url, client, options.max_redirects) as response:
             _check_head(response, options.max_bytes)
             body = bytearray()
             async for chunk in response.aiter_raw():
@@ -153,8 +169,6 @@ async def _get(url: str, client: httpx2.AsyncClient, options: FetchOptions) -> b
                     raise _Failure("file too large", f"over {options.max_bytes} bytes")
     except _Failure:
         raise
-    except httpx2.TooManyRedirects as error:
-        raise _Failure("redirect loop", f"more than {options.max_redirects} redirects") from error
     except httpx2.TimeoutException as error:
         raise _Failure("timed out", f"after {options.timeout:g} s", transient=True) from error
     except httpx2.ConnectError as error:

@@ -13,7 +13,7 @@ from _common.problems import Problems, Unusable
 from bitgen.data.captions import valid_unicode
 from bitgen.data.record_writer import write_dataset
 from bitgen.data.records import DatasetInfo, Record, RecordReader
-from bitgen.data.source_ids import read_source_ids, source_id
+from bitgen.data.source_ids import source_id
 
 logger = logging.getLogger("data_prep")
 
@@ -36,15 +36,16 @@ def hash_of(payload: bytes) -> int:
 
 class Excluded:
     """The images of the datasets in ``folders``, by name, or by COCO's number: one picture of COCO's has several names,
-    such as 000000000007.jpg and val2014/COCO_val2014_000000000007.jpg."""
+    such as 000000000007.jpg and val2014/COCO_val2014_000000000007.jpg. The numbers are those in such names alone, since
+    other files in COCO's layout have numbers of their own."""
 
     def __init__(self, folders: list[Path]) -> None:
         self.names: dict[Path, set[str | int]] = {}
         self.met: set[Path] = set()
         for folder in folders:
-            reader, numbers = RecordReader(folder), read_source_ids(folder)
+            reader = RecordReader(folder)
             names = [reader.image_id(row) for row in range(len(reader))]
-            self.names[folder] = {*names, *(source_id(numbers, name) for name in names)}
+            self.names[folder] = {*names, *(source_id({}, name) for name in names)}
 
     def __contains__(self, name: str) -> bool:
         one = {name, source_id({}, name)}

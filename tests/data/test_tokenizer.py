@@ -3,6 +3,7 @@ import json
 import pytest
 
 from bitgen.data.tokenizer import build_tokenizer, load_tokenizer, train_bpe
+from bitgen.machine.hub import hub_answers
 from support.warm import run_warm
 
 CAPTIONS = [
@@ -118,3 +119,13 @@ def test_gpt2_itself(shared_data):
     for line in (*lines, "naïve 猫 🙂  two  spaces"):
         ids = tokenizer(line, add_special_tokens=False).input_ids
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == line
+
+
+@pytest.mark.parametrize(("proxies", "answers"), [({"no": "localhost"}, False), ({"https": "http://proxy"}, True)])
+def test_a_hub_can_be_there_behind_a_proxy_alone(monkeypatch, proxies, answers) -> None:
+    def offline(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr("bitgen.machine.hub.getproxies", lambda: proxies)
+    monkeypatch.setattr("bitgen.machine.hub.socket.create_connection", offline)
+    assert hub_answers() == answers

@@ -39,6 +39,18 @@ def test_coco_gathers_captions_by_image(source, coco):
     assert reader[2].payload == (source.images / "2.jpg").read_bytes()
 
 
+def test_numbers_of_another_source_exclude_nothing_of_cocos(source, coco, tmp_path, caplog):
+    """A file in COCO's layout has numbers of its own: its 102 is not the picture 000000000102.jpg."""
+    coco(coco_flags(source, coco_json(source), "--output", str(tmp_path / "mine")))
+    content = coco_json(source)
+    for index, image in enumerate(content["images"]):
+        (source.images / image["file_name"]).rename(source.images / f"{100 + index:012d}.jpg")
+        image["file_name"] = f"{100 + index:012d}.jpg"
+    coco(coco_flags(source, content, "--exclude", str(tmp_path / "mine")))
+    assert len(RecordReader(source.output)) == 6
+    assert "none of its 6 images was met here by name" in caplog.text
+
+
 def test_coco_counts_what_is_wrong(large, coco, caplog):
     content = coco_json(large)
     content["annotations"].append({"image_id": 7, "caption": "nobody's"})

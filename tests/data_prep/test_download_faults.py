@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable
@@ -90,3 +91,50 @@ def test_a_server_that_misbehaves_costs_nothing_and_the_command_goes_on(site, tm
         site.pages["/f"] = lambda handler: site.send(handler, BODY)
         assert fetch_file(client, remote, folder, retries=1, backoff=0.01).read_bytes() == BODY
     assert [path.name for path in folder.iterdir()] == ["f.bin"]
+
+
+def endless_redirect(handler) -> None:
+    """To the file, with a body that is announced as packed and never ends."""
+    handler.send_response(302)
+    for name, value in (("Location", "/f"), ("Content-Encoding", "gzip")):
+        handler.send_header(name, value)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b"\0" * 65536)
+
+
+@pytest.mark.parametrize("what", ["a file", "an answer", "an image"])
+def test_the_body_of_a_redirect_is_not_read(site, tmp_path, what) -> None:
+    from _common.download import RemoteFile, fetch_file, get_json, make_client
+
+    site.pages["/r"] = endless_redirect
+    if what == "an image":
+        from _common.web_images import FetchOptions, _get
+
+        async def fetched() -> bytes:
+            async with httpx2.AsyncClient(timeout=5.0) as client:
+                options = FetchOptions(1, 5.0, 0, 0.01, 5, 10**6, 10**6, 32, "shorter", 90)
+                return await asyncio.wait_for(_get(f"{site.url}/r", client, options), 30)
+
+        site.pages["/f"] = lambda handler: site.send(handler, BODY)
+        assert asyncio.run(fetched()) == BODY
+        return
+    with make_client() as client:
+        if what == "an answer":
+            site.pages["/f"] = lambda handler: site.send(handler, b'{"a": 1}', "application/json")
+            assert get_json(client, f"{site.url}/r", retries=0) == {"a": 1}
+        else:
+            site.pages["/f"] = lambda handler: site.send(handler, BODY)
+            remote = RemoteFile("f.bin", f"{site.url}/r", len(BODY), {})
+            assert fetch_file(client, remote, tmp_path / "files", retries=0).read_bytes() == BODY
+
+
+def test_a_servers_words_are_printable(site, tmp_path, caplog) -> None:
+    from _common.download import RemoteFile, fetch_file, make_client
+
+    site.pages["/f"] = lambda handler: site.send(handler, BODY)
+    remote = RemoteFile("f.bin", f"{site.url}/f", len(BODY), {"md5": "\x1b[2Jpwned"})
+    with make_client() as client, pytest.raises(ValueError, match="arrives damaged twice") as caught:
+        fetch_file(client, remote, tmp_path / "files", retries=0)
+    assert "downloading it anew" in caplog.text and "pwned" in caplog.text
+    assert "\x1b" not in caplog.text + str(caught.value)

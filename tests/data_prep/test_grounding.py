@@ -91,6 +91,14 @@ def of_mdetr(*pairs: tuple[dict, list]) -> dict:
     }
 
 
+def test_the_same_words_at_two_places_of_a_caption_name_two_things(prepare) -> None:
+    notes = [note(1, [0, 0, 10, 10], [0, 3]), note(1, [20, 10, 20, 10], [15, 18]), note(1, [4, 4, 4, 4], [15, 18])]
+    caption = image(1, "one in red and one in blue", dataset_name="flickr", height=HEIGHT, width=WIDTH)
+    found = prepare("mdetr", of_mdetr((caption, notes)))
+    assert [found[index].question for index in range(len(found))] == ["where is one?"] * 2
+    assert [found[index].boxes for index in range(2)] == [(Box(0, 0, 0.25, 0.5),), (Box(0.1, 0.2, 1, 1),)]
+
+
 def test_mdetr(prepare, images) -> None:
     refcoco = (image(7, "lady in blue"), [note(7, [10, 5, 20, 15.5], [0, 4])])
     caption = "Two dogs and a red ball."

@@ -16,6 +16,7 @@ from bitgen.demo.asking import Reason
 from bitgen.demo.door import OwnPageOnly
 from bitgen.demo.matching import Matched
 from bitgen.evaluation.word_probabilities import END, WordProbability
+from bitgen.run import RunFailed
 from support.runs import REPOSITORY, written_run
 from support.warm import run_warm
 
@@ -239,6 +240,16 @@ def test_without_a_model_the_quickstart_is_taken_or_trained(tmp_path: Path, monk
     calls = []
     monkeypatch.setattr(bitgen, "train", lambda config: calls.append(config) or Path("trained"))
     assert demo.model_folder(None) == Path("trained") and calls == [demo.QUICKSTART_CONFIG]
+    ours = logging.getLogger().handlers
+
+    def fails(config):
+        assert not logging.getLogger().handlers, "training shows its lines itself"
+        raise RunFailed
+
+    monkeypatch.setattr(bitgen, "train", fails)
+    with pytest.raises(SystemExit) as stopped:  # it has said why
+        demo.model_folder(None)
+    assert stopped.value.code == 1 and logging.getLogger().handlers is ours
     # Also of a run that was stopped before its first validation, which has no `best`.
     (tmp_path / "checkpoints" / "quickstart" / "step-00000010").mkdir(parents=True)
     assert demo.model_folder(None) == demo.QUICKSTART and len(calls) == 1

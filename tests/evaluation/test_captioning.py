@@ -217,3 +217,13 @@ def test_what_cannot_be_is_said_before_the_long_part(features, tmp_path, monkeyp
             ["--checkpoint", str(run_without_memory), "--data", str(features), "--eval_dir", str(tmp_path), *flags]
         )
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_image_without_a_word_to_compare_with_is_named_before_captions_are_written(tmp_path, monkeypatch, capsys):
+    folder = write_features(tmp_path / "data", [["a cat sat"], ["?"], ["a mat"]], (9, 6))
+    monkeypatch.setattr(captioning, "sample_captions", None)
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    with pytest.raises(SystemExit):
+        evaluate.main(["--checkpoint", str(written_run(features=True)), "--data", str(folder),
+                       "--task", "captioning,retrieval"])  # fmt: skip
+    assert "image 1 has no reference with a word in it" in " ".join(capsys.readouterr().err.split())

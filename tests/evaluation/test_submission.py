@@ -254,6 +254,7 @@ def test_a_checkpoint_with_the_final_weights_is_not_evaluated_again(data_dir, tm
     assert len(evaluated) == len(FULL_SETS) + len(FAST_SETS) - 2
     of_final, of_checkpoint = (submission.done[name]["fast_eval/blimp_fast"] for name in ("main", "chck_2M"))
     assert of_final.figures == of_checkpoint.figures and of_final.predictions() == of_checkpoint.predictions()
+    assert submission.reused == 0 and submission.fresh == len(evaluated), "equal ones are of no earlier call"
 
 
 # ---- what an export says ----

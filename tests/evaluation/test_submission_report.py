@@ -46,7 +46,7 @@ def report(
     }
     nothing = Parts({}, {}, {}, {}, {"glue": "not asked for", "aoa": "no data"})
     model = SubmissionModel(Path("models/my_model"), revisions, words, passes)
-    return Report(model, data, Submission(done, 0, {}), parts or nothing, TRACKS["strict-small"])
+    return Report(model, data, Submission(done, 0, 0, {}), parts or nothing, TRACKS["strict-small"])
 
 
 def test_what_is_missing_is_named():
@@ -166,3 +166,8 @@ def test_labels_move_apart_and_keep_their_order():
     assert moved == sorted(moved) and moved[3] == 100.0
     assert min(right - left for left, right in zip(moved, moved[1:], strict=False)) == pytest.approx(_LABEL_GAP)
     assert sum(moved[:3]) == pytest.approx(35.0)
+
+
+def test_names_of_folders_cannot_steer_a_terminal():
+    said = report({FAST: ["blimp_\x1b]0;x\x07"]}, unknown=("odd\x1b[2J",)).terminal()
+    assert "odd" in said and "blimp_" in said and not set("\x1b\x07") & set(said)

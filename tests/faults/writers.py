@@ -169,7 +169,7 @@ def _write_submission(folder: Path, version: int) -> None:
     predictions = {"reading": {"predictions": [{"id": row, "pred": version, "prev_pred": version} for row in range(9)]}}
     done = {"main": {"full_eval/reading": Done({}, 0.0, lambda: predictions)}}
     nothing = Parts({}, {}, {}, {}, {})
-    write_official(folder, model, data, Submission(done, 0, {}), nothing, TRACKS["strict-small"])
+    write_official(folder, model, data, Submission(done, 0, 0, {}), nothing, TRACKS["strict-small"])
 
 
 def _read_submission(folder: Path) -> float:

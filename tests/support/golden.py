@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,11 @@ def platform() -> dict[str, str]:
         (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith(("model name", "CPU part"))), "unknown"
     )
     return {"torch": torch.__version__.split("+")[0], "cpu": f"{model} {torch.backends.cpu.get_cpu_capability()}"}
+
+
+def processor() -> str:
+    """The processor's name as that of a folder: ``amd_epyc_avx512``."""
+    return re.sub(r"\W+", "_", platform()["cpu"].lower()).strip("_")
 
 
 def _cpuinfo() -> list[str]:

@@ -54,6 +54,21 @@ def test_it_is_what_a_trained_run_holds(tmp_path, stage: dict) -> None:
     assert sharded(found, model, 2) == total // 2 + whole - sum(layers) + max(layers)
 
 
+def test_of_a_language_model_on_the_hub_the_configuration_is_fetched(tmp_path, monkeypatch) -> None:
+    settings = config_of("llama_tied")
+    AutoConfig.for_model(settings.pop("model_type"), **settings).save_pretrained(tmp_path / "lm")
+    asked = []
+
+    def fetched(name, revision, what, files):
+        asked.append((name, "config.json" in files))
+        return tmp_path / "lm"
+
+    monkeypatch.setattr("bitgen.tasks.vlm_memory.hub_folder", fetched)
+    stage = {"name": "one", "trains": "language", "connector": "none", "language_model": "some/model"}
+    empty_model(stages_of(recipe(tmp_path, [stage]))[0].config)
+    assert asked == [("some/model", True)]
+
+
 @pytest.mark.parametrize(("quantization", "bits"), [("none", 16), ("8bit", 8), ("4bit", 4)])
 def test_a_language_model_is_counted_from_its_configuration_alone(tmp_path, quantization: str, bits: int) -> None:
     settings = config_of("llama_tied")

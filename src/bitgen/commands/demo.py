@@ -96,7 +96,16 @@ def model_folder(given: str | None) -> Path:
         "%s, three to six minutes on two CPU cores. Then the page opens.",
         "No model yet: the quickstart is trained first" if left is None else f"The quickstart goes on, {left:,} steps",
     )
-    return bitgen.train(QUICKSTART_CONFIG)
+    from bitgen.run import RunFailed
+
+    root = logging.getLogger()
+    ours, root.handlers = root.handlers, []  # training has handlers of its own, which show the same
+    try:
+        return bitgen.train(QUICKSTART_CONFIG)
+    except RunFailed as error:  # it has said why
+        raise SystemExit(1) from error
+    finally:
+        root.handlers = ours
 
 
 def _steps_left() -> int | None:

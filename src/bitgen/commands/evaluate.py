@@ -29,7 +29,14 @@ from bitgen.data.scenes.swapped import SwappedScenes
 from bitgen.evaluation.babylm.evaluation import Evaluation, KeptSets, evaluate_babylm, read_evaluation_data
 from bitgen.evaluation.babylm.models import identity, open_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
-from bitgen.evaluation.captioning import Captioned, caption_dataset, coco_results, draw_sheet, pictures_of_sheet
+from bitgen.evaluation.captioning import (
+    Captioned,
+    caption_dataset,
+    check_references,
+    coco_results,
+    draw_sheet,
+    pictures_of_sheet,
+)
 from bitgen.evaluation.encode import Runner
 from bitgen.evaluation.flags import (
     BABYLM,
@@ -310,6 +317,7 @@ def main(argv: list[str] | None = None) -> None:
                 check_asked(loaded, dataset, flags.task)
                 other = open_captioner(flags, loaded.config)
                 if CAPTIONING in flags.task:
+                    check_references(dataset)
                     pictures = pictures_of_sheet(dataset, flags.images)
             if GLUE in flags.task:
                 check_glue_files(flags)

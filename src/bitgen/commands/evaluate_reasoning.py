@@ -15,7 +15,7 @@ from bitgen.data.questions.records import QuestionFolder
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.sort_of_clevr import SortOfClevr
 from bitgen.data.scenes.tables import FEWEST
-from bitgen.evaluation.asked import Model, boxes_of_folder, score_folder, score_pictures
+from bitgen.evaluation.asked import Model, boxes_of_folder, check_questions, score_folder, score_pictures
 from bitgen.evaluation.asking import answers_questions, thinks_by_default
 from bitgen.evaluation.flags import GROUNDING, REASONING
 from bitgen.evaluation.reasoning import (
@@ -189,6 +189,7 @@ def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> _Found
     if flags.max_images is None and len(folder) > count:
         says = "of the %d questions of %s the first %d of each kind are asked; --max_images takes more"
         logger.info(says, len(folder), flags.data, count)
+    check_questions(folder, words=REASONING in flags.task, boxes=GROUNDING in flags.task)
     model = Model(loaded.model, loaded.processor)
     results: Results = {}
     answers: list[dict[str, Any]] = []

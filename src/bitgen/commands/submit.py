@@ -17,7 +17,7 @@ import torch
 
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.babylm.acquisition.ages import age_of_acquisition, read_acquisition_data
-from bitgen.evaluation.babylm.glue.data import read_glue_task, tasks_of
+from bitgen.evaluation.babylm.glue.data import glue_folder, read_glue_task, tasks_of
 from bitgen.evaluation.babylm.glue.evaluation import evaluate_glue
 from bitgen.evaluation.babylm.submission.curves import write_curves
 from bitgen.evaluation.babylm.submission.data import SubmissionData, read_submission_data
@@ -126,8 +126,9 @@ def _check_files(flags: argparse.Namespace, model: SubmissionModel, data: Submis
     if data.aoa is not None and model.checkpoints:
         read_acquisition_data(data.aoa)
     if flags.finetune and data.glue is not None:
-        for task in tasks_of(data.glue):
-            read_glue_task(data.glue, task)
+        tasks = glue_folder(data.glue)
+        for task in tasks_of(tasks):
+            read_glue_task(tasks, task)
 
 
 def _submit(

@@ -17,7 +17,7 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z0-9]+_)?(0{6}\d{6})\.(?:jpg|png)")
 def write_source_ids(folder: Path, numbers: Mapping[str, int]) -> None:
     """Write the source's number of each image_id into a dataset's folder; nothing where there is none."""
     if numbers:
-        (folder / SOURCE_IDS).write_text(json.dumps(dict(numbers), ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / SOURCE_IDS).write_text(json.dumps(dict(numbers)) + "\n", encoding="utf-8")
 
 
 def source_id(numbers: Mapping[str, int], image_id: str) -> int | str:

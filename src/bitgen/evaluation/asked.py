@@ -91,6 +91,17 @@ def boxes_of_folder(model: Model, folder: QuestionFolder, count: int) -> dict[st
     return box_measures(found)
 
 
+def check_questions(folder: QuestionFolder, words: bool, boxes: bool) -> None:
+    """Refuse a folder without questions that are answered in words, or with boxes, before any is answered.
+
+    Raises:
+        ValueError: there is none of a kind that is asked for.
+    """
+    for is_wanted, with_boxes in ((words, False), (boxes, True)):
+        if is_wanted:
+            _asked(folder, 1, with_boxes)
+
+
 def _asked(folder: QuestionFolder, count: int, boxes: bool) -> list[Question]:
     found = first_questions(folder, count, boxes)
     if not found:

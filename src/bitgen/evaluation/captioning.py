@@ -12,10 +12,12 @@ from bitgen.config import ConfigError
 from bitgen.data.dataset import PairDataset
 from bitgen.data.records import RecordReader
 from bitgen.data.scenes.dataset import ScenesDataset
+from bitgen.data.scripts import split_words
 from bitgen.data.source_ids import read_source_ids, source_id
 from bitgen.evaluation.caption_metrics import caption_metrics
 from bitgen.evaluation.generation import sample_captions
 from bitgen.evaluation.scene_captions import scene_caption_metrics
+from bitgen.evaluation.text_metrics import with_words
 from bitgen.machine.devices import Precision
 from bitgen.trained import Trained
 
@@ -88,6 +90,16 @@ def caption_dataset(
     if len(captions) == 1:
         logger.warning("CIDEr needs at least two images: it weighs words by how few images have them")
     return Captioned(metrics, captions)
+
+
+def check_references(dataset: PairDataset) -> None:
+    """Refuse, before any caption is written, what could not be scored then.
+
+    Raises:
+        ValueError: an image without a reference that has a word; the message says which.
+    """
+    references = [dataset.captions_of(row) for row in range(dataset.image_count)]
+    with_words([""] * len(references), references, split_words, "caption", "image")
 
 
 def coco_results(dataset: PairDataset, captions: Sequence[str]) -> list[dict[str, int | str]]:

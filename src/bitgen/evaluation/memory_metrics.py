@@ -32,9 +32,9 @@ def memory_metrics(runner: Runner, encoded: EncodedSplit) -> dict[str, float]:
     }
 
 
-def read_split(runner: Runner, encoded: EncodedSplit, texts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean squared read weight of each slot [K] and the codes [S, C] of captions (default: all) with their images."""
-    texts = torch.arange(encoded.num_texts) if texts is None else texts
+def read_split(runner: Runner, encoded: EncodedSplit) -> tuple[Tensor, Tensor]:
+    """Mean squared read weight of each slot [K] and the codes [S, C] of all captions with their images."""
+    texts = torch.arange(encoded.num_texts)
     memory = runner.model.memory
     assert memory is not None
     squared, positions = torch.zeros(memory.gpm.slots, dtype=torch.float64), 0

@@ -19,7 +19,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def hub_answers() -> bool:
     """Whether a hub can be there at all: asking an unreachable one costs three quarters of a minute of retries."""
-    if getproxies():
+    if any(name != "no" for name in getproxies()):
         return True
     url = urlsplit(constants.ENDPOINT)
     try:
@@ -29,17 +29,14 @@ def hub_answers() -> bool:
     return True
 
 
-def hub_folder(
-    name: str | Path, revision: str | None, what: str, files: Sequence[str], weights: str = "*.safetensors"
-) -> Path:
+def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequence[str]) -> Path:
     """The folder of a repository's files: ``name`` itself where it is a folder, else the hub's files in its cache.
 
-    Where the cache holds weights, they are taken without asking the hub; ``revision`` is a branch, a tag or a commit.
+    Where the cache holds safetensors, these are taken without asking the hub; ``revision`` is a branch, tag or commit.
 
     Args:
         what: a word for the message, such as ``language model``.
         files: patterns of names that are wanted, at the repository's top.
-        weights: pattern of the names without which what is in the cache is not enough.
 
     Raises:
         ValueError: there is no such folder, or the hub has no such repository, wants a login, or cannot be reached. The
@@ -54,7 +51,7 @@ def hub_folder(
     try:
         try:
             cached = Path(snapshot(local_files_only=True))
-            if any(cached.glob(weights)) or constants.HF_HUB_OFFLINE:
+            if any(cached.glob("*.safetensors")) or constants.HF_HUB_OFFLINE:
                 return cached
         except Exception:  # not in the cache
             if constants.HF_HUB_OFFLINE or not hub_answers():

@@ -36,6 +36,11 @@ class Processes:
         return self.world_size > 1
 
 
+def writes_here() -> bool:
+    """Whether this process is the one that writes, of those that it is in a group with."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def stop_processes() -> None:
     """Leave the process group, if this process is in one."""
     if dist.is_initialized():

@@ -54,22 +54,22 @@ class LocalMixing(nn.Module):
         return self.norm(image_tokens + mixed)
 
 
-def grid_positions(side: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
+def grid_positions(side: int, width: int) -> torch.Tensor:
     """``[side * side, width]``: of each cell sines and cosines of y, then of x; channels beyond a multiple of 4 are 0.
 
     Frequencies fall from one radian a cell to one radian a side.
     """
     used = width // 4 * 4
-    along = line_positions(side, used // 2, device)
+    along = line_positions(side, used // 2)
     grid = torch.cat((along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)), dim=2)
     return F.pad(grid.flatten(0, 1), (0, width - used))
 
 
-def line_positions(count: int, width: int, device: torch.device | str = "cpu") -> torch.Tensor:
+def line_positions(count: int, width: int) -> torch.Tensor:
     """``[count, width]``, an even width: sines, then cosines, of places in a line, of frequencies that fall from one
     radian a place to one radian the whole line."""
-    frequencies = max(count, 2) ** -torch.linspace(0, 1, width // 2, device=device)
-    angles = torch.arange(count, device=device)[:, None] * frequencies
+    frequencies = max(count, 2) ** -torch.linspace(0, 1, width // 2)
+    angles = torch.arange(count)[:, None] * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 

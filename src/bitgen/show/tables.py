@@ -50,7 +50,7 @@ def format_markdown(columns: Row, rows: Sequence[Row]) -> str:
     return "\n".join([line(columns), rule, *(line(row) for row in rows)])
 
 
-def print_table(columns: Row, rows: Sequence[Row], title: str | None = None) -> bool:
+def print_table(columns: Row, rows: Sequence[Row]) -> bool:
     """Print the table in colour through rich on stderr; False, with nothing printed, where rich is not installed."""
     try:
         from rich import box
@@ -60,14 +60,7 @@ def print_table(columns: Row, rows: Sequence[Row], title: str | None = None) -> 
     except ImportError:
         return False
     _check(columns, rows)
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_header=any(columns),
-        pad_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i and any(columns) else "left", overflow="fold")
     for row in rows:

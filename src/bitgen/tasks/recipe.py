@@ -14,7 +14,7 @@ from bitgen.data.conversations.chat_templates import TOKENIZER
 from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing
 from bitgen.machine.hub import hub_folder
-from bitgen.machine.ranks import stop_processes
+from bitgen.machine.ranks import stop_processes, writes_here
 from bitgen.run import train
 from bitgen.tasks.vlm import Vlm
 from bitgen.vlm.pretrained import FILES, family_of, tokenizer_of
@@ -61,8 +61,9 @@ def train_recipe(stages: Sequence[StageRun], resume: bool) -> int:
             stopped = train(task, config, purpose)
             if stopped:
                 return stopped
-            with replacing(done) as temporary:
-                temporary.write_text(f"# This stage is at its end, with these settings:\n{config.to_yaml()}")
+            if writes_here():
+                with replacing(done) as temporary:
+                    temporary.write_text(f"# This stage is at its end, with these settings:\n{config.to_yaml()}")
     finally:
         stop_processes()
     return 0

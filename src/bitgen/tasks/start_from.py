@@ -49,9 +49,10 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
         theirs |= {name: tensor for name, tensor in ours.items() if name.startswith("itm_head.")}
     differing = [name for name in {**ours, **theirs} if not _same_shape(ours.get(name), theirs.get(name))]
     if differing:
+        speaks = " and episodes" if any(name.startswith("recall.") for name in differing) else ""
         raise ConfigError(
             f"init_from {path} holds another network: {len(differing)} of its weights differ in shape or are missing, "
-            f"first {differing[0]}. Give this run the vision, lora, model and memory settings of "
+            f"first {differing[0]}. Give this run the vision, lora, model, memory{speaks} settings of "
             f"{source.folder / 'config.yaml'}."
         )
     then, now = _meaning(source.model), _meaning(model)

@@ -68,9 +68,8 @@ def empty_model(config: VlmConfig) -> VisionLanguageModel:
         source = conversations_of(config, config.data.train_data, "train")
         shape, frames = source.feature_shape, most_pictures(config, source)
     description = describe(named, shape, None, None)
-    folder = (
-        None if is_random else hub_folder(language.language_model, language.language_revision, "language model", ())
-    )
+    wanted = language.language_model, language.language_revision, "language model", ("config.json",)
+    folder = None if is_random else hub_folder(*wanted)
     tower = connector = None
     with torch.device("meta"):
         if folder is None:

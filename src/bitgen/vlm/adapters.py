@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -105,25 +104,18 @@ def adapted_layers(lm: PreTrainedModel) -> dict[str, LoraLayer]:
     return {name: layer for name, layer in _linears(lm).items() if is_adapted(layer)}
 
 
-def adapter_state(lm: PreTrainedModel, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """The adapter's tensors on the CPU, under the names that peft's files have.
-
-    Args:
-        state: the whole state of ``lm`` where its own parameters are sharded; None: read from ``lm``.
-    """
-    source = dict(lm.named_parameters()) if state is None else state
+def adapter_state(lm: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The adapter's tensors on the CPU, under the names that peft's files have."""
+    source = dict(lm.named_parameters())
     return {key: source[name].detach().cpu() for name, key in _adapter_parameters(lm).items()}
 
 
-def save_adapter(
-    lm: PreTrainedModel, folder: str | Path, base: Base, state: Mapping[str, torch.Tensor] | None = None
-) -> None:
+def save_adapter(lm: PreTrainedModel, folder: str | Path, base: Base) -> None:
     """Write the adapter as peft does (``PeftModel.from_pretrained`` loads it), and beside it a record of its base.
 
     Args:
         folder: absent or empty; written whole or not at all.
         base: what the adapter belongs to (``adapter_folder.base_of`` makes it of a folder).
-        state: as of :func:`adapter_state`.
 
     Raises:
         ValueError: there is no adapter, or the folder cannot be written.
@@ -133,7 +125,7 @@ def save_adapter(
         raise ValueError(f"{folder}: the language model has no adapter to save; attach one first")
     settings = lm.peft_config[_NAME]
     settings.target_modules = list(layers)  # peft may have shortened them; full names hold on every model
-    write_adapter(folder, settings, adapter_state(lm, state), base)
+    write_adapter(folder, settings, adapter_state(lm), base)
 
 
 def load_adapter(lm: PreTrainedModel, folder: str | Path) -> AdapterConfig:

@@ -116,8 +116,8 @@ def open_language_model(
     return LanguageModel(model.eval(), tokenizer, str(name_or_folder), revision_of(folder), found)
 
 
-def build_language_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None = None) -> LanguageModel:
-    """A model of random weights in float32, for tests and for models trained from the start.
+def build_language_model(config: dict[str, Any]) -> LanguageModel:
+    """A model of random weights in float32 without a tokenizer, for tests and for models trained from the start.
 
     Args:
         config: ``model_type`` of :data:`FAMILIES`, and that family's sizes by their names in ``config.json``.
@@ -140,7 +140,7 @@ def build_language_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerB
     if kind != BITGEN:
         use_fast_attention(model)
     found = digest(model.named_parameters())
-    return LanguageModel(model.eval(), tokenizer, kind, None, found)
+    return LanguageModel(model.eval(), None, kind, None, found)
 
 
 # ---- training: the head where something is learned ----

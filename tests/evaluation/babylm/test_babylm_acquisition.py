@@ -95,6 +95,13 @@ def test_words_that_are_never_or_always_known_have_no_age():
     assert with_gap == without is not None
 
 
+def test_of_an_almost_flat_curve_a_word_has_no_age(monkeypatch):
+    """It crosses after more words than a number can hold."""
+    monkeypatch.setattr("bitgen.evaluation.babylm.acquisition.curves._fit", lambda *_: (10.0, 0.005, 6.6, -9.0))
+    words = [M, 2 * M, 5 * M, 10 * M, 50 * M]
+    assert model_age(words, [4.0, 3.5, 3.0, 2.5, 2.0], 0.0, RULES[2026]) is None
+
+
 def test_children_know_a_word_when_half_of_them_say_it():
     ages = np.arange(16, 31)
     for middle in (18.0, 22.5, 28.0):

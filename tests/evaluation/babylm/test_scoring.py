@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM, MistralConfig, MistralForCausalLM
 
 from bitgen.evaluation.babylm import scoring
 from bitgen.evaluation.babylm.models import as_language_model
@@ -90,6 +90,22 @@ def test_a_model_that_attends_within_a_window_of_places_is_read_plainly(caplog):
         patch.setattr("bitgen.evaluation.babylm.packing.SHORTEST", 12)
         found = Scorer(as_language_model(model), CPU).score([*short, *ended])
     assert_equal(found, one_by_one(model, [*short, *ended]))
+    assert "does not read packed rows" in caplog.text
+
+
+def test_a_model_that_attends_within_a_window_of_positions_is_read_plainly(caplog):
+    """Many short texts make the longest row, and the one text beyond the window stands in another."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
+    sizes |= dict(intermediate_size=48, vocab_size=99, initializer_range=0.3)
+    model = MistralForCausalLM(MistralConfig(sliding_window=8, **sizes)).eval()
+    draw = np.random.default_rng(0)
+    short = [TokenSequence(draw.integers(3, 99, 6).tolist(), [3, 4, 5], "here") for _ in range(40)]
+    long = TokenSequence(draw.integers(3, 99, 30).tolist(), [20, 29], "here")
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO"):
+        patch.setattr("bitgen.evaluation.babylm.packing.SHORTEST", 12)
+        found = Scorer(as_language_model(model), CPU).score([*short, long])
+    assert_equal(found, one_by_one(model, [*short, long]))
     assert "does not read packed rows" in caplog.text
 
 

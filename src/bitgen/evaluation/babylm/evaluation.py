@@ -29,6 +29,7 @@ from bitgen.evaluation.babylm.zero_shot import (
     rank_correlation,
     sequences_of,
 )
+from bitgen.guards.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def evaluate_babylm(
             except ValueError as error:  # what was scored must not be lost by this
                 logger.warning("%s: an interruption would lose this result", error)
         else:
-            logger.info("%s was scored before: taken from %s", name, results.folder)
+            logger.info("%s was scored before: taken from %s", printable(name), results.folder)
         whole.results[name], whole.predictions[name] = found
     return whole
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitgen.evaluation.babylm.items import LATEST, tasks_of
+from bitgen.guards.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,11 @@ def report_folders(eval_dir: Path, left_out: Sequence[Path], names: Sequence[str
     for folder in left_out:
         why = next((reason for start, reason in ELSEWHERE.items() if folder.name.startswith(start)), None)
         if why is not None:
-            logger.info("%s is left out here: %s", folder, why)
+            logger.info("%s is left out here: %s", printable(folder), why)
             continue
-        logger.warning("%s is left out: not a kind of data that is evaluated here%s", folder, _hint(folder, year))
+        logger.warning(
+            "%s is left out: not a kind of data that is evaluated here%s", printable(folder), _hint(folder, year)
+        )
     if missing := components_missing(names, year):
         packed = sorted(path.name for path in eval_dir.glob("*.zip"))
         unpack = f"Unpack {', '.join(packed)} (the pipeline's README has the password); t" if packed else "T"

@@ -68,9 +68,10 @@ class Scorer:
         return by_sequence
 
     def _reads_packed(self, sequences: Sequence[TokenSequence], rows: Sequence[Row]) -> bool:
-        """Whether packed rows give what plain passes give, tried on neighbours in the tree and on the longest row.
+        """Whether packed rows give what plain passes give: tried on neighbours in the tree, on the longest row, and on
+        the longest sequence.
 
-        The long one shows a model that attends by places in the row: within a window, for instance (GPT-Neo).
+        The long ones show a model that attends within a window: by places in the row (GPT-Neo), or by positions.
         """
         ordered = sorted((sequence for sequence in sequences if sequence.wanted), key=lambda sequence: sequence.ids)
         last = max(len(ordered) - 2, 0)
@@ -78,7 +79,9 @@ class Scorer:
         neighbours = [sequence for first in firsts for sequence in ordered[first : first + 2]]
         longest = max(rows, key=len, default=Row())
         together = np.unique(np.searchsorted(slots_of(sequences), longest.slots, side="right") - 1)
-        for samples in (neighbours, [sequences[index] for index in together]):
+        deepest = max(sequences, key=lambda sequence: len(sequence.inputs), default=None)
+        deep = [deepest] if deepest is not None else []
+        for samples in (neighbours, [sequences[index] for index in together], deep):
             expected = self._plain(samples, quiet=True)
             try:
                 packed = self._packed(samples, pack(samples), quiet=True)

@@ -109,7 +109,7 @@ def model_age(words: Sequence[float], surprisals: Sequence[float], ceiling: floa
     if found is None or found[0] <= rules.least or found[1] <= rules.least:
         return None
     time = _crossing(level, *found)
-    if time is None or not seen[0] <= 10**time - 1 <= seen[-1]:
+    if time is None or not times[0] <= time <= times[-1]:  # of an almost flat curve 10**time is beyond every number
         return None
     return time
 

@@ -24,6 +24,7 @@ from bitgen.evaluation.babylm.submission.published import CAVEAT, COMPONENTS, PU
 from bitgen.evaluation.babylm.submission.run import KEPT, RESULTS, Parts, Submission, sets_of
 from bitgen.evaluation.babylm.submission.scores import CORRELATIONS, component_of, formatted, scores_of
 from bitgen.guards.markdown import markdown
+from bitgen.guards.printable import printable
 from bitgen.show.tables import format_markdown, format_table
 from bitgen.training.budget import MILLION, milestone
 
@@ -263,7 +264,7 @@ class Report(NamedTuple):
 
 
 def _listed(title: str, lines: Sequence[str]) -> list[str]:
-    return ["\n".join([title, *(f"  - {line}" for line in lines)])] if lines else []
+    return ["\n".join([title, *(f"  - {printable(line, 1000)}" for line in lines)])] if lines else []
 
 
 def _bullets(title: str, lines: Sequence[str]) -> str:

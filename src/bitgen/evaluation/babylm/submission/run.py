@@ -36,6 +36,7 @@ from bitgen.evaluation.babylm.submission.layout import (
     size_problems,
 )
 from bitgen.evaluation.babylm.submission.model import Revision, SubmissionModel
+from bitgen.guards.printable import printable
 from bitgen.machine.files import remove_leftovers, replacing_folder
 
 logger = logging.getLogger(__name__)
@@ -76,17 +77,13 @@ class Parts(NamedTuple):
 
 
 class Submission(NamedTuple):
-    """All results by revision and ``PART/SET``; ``fresh``: how many were evaluated by this call, the others were kept;
+    """All results by revision and ``PART/SET``: ``fresh`` of them are of this call, ``reused`` of earlier ones.
     ``problems``: by ``PART/SET``, how a set differs in size from the official one; the collated file leaves it out."""
 
     done: dict[str, dict[str, Done]]
     fresh: int
+    reused: int
     problems: dict[str, list[str]]
-
-    @property
-    def reused(self) -> int:
-        """Results of earlier calls."""
-        return sum(map(len, self.done.values())) - self.fresh
 
 
 def sets_of(revision: Revision, data: SubmissionData) -> list[SetData]:
@@ -110,7 +107,7 @@ def evaluate_submission(
     """
     done: dict[str, dict[str, Done]] = {}
     known: dict[str, Done] = {}  # of the same model and data, whatever they are called
-    fresh, problems = 0, {}
+    fresh, earlier, problems = 0, 0, {}
     for revision in model.revisions:
         own = folder / KEPT / revision.name
         if own.is_dir():
@@ -121,7 +118,9 @@ def evaluate_submission(
             mark = fingerprint(f"{_RULES} {one.data.year} {one.name}", revision.fingerprint, one.fingerprint)
             kept = KeptResults(own, mark)
             found = _kept(kept, one)
-            if found is None and mark in known:  # an equal set of the other part, or a checkpoint with equal weights
+            if found is not None:
+                reused += 1
+            elif mark in known:  # an equal set of the other part, or a checkpoint with equal weights
                 twin = known[mark]
                 kept.put(_file(one), [twin.figures, twin.predictions(), twin.seconds])
                 found = _kept(kept, one)
@@ -138,17 +137,16 @@ def evaluate_submission(
                 seconds = time.monotonic() - began
                 content = [evaluation.results[one.name], evaluation.predictions[one.name], seconds]
                 kept.put(_file(one), content)
-                logger.info("%s: %s in %.0f s", revision.name, one.label, seconds)
+                logger.info("%s: %s in %.0f s", revision.name, printable(one.label), seconds)
                 found, fresh = _kept(kept, one), fresh + 1
                 assert found is not None, one.label
-            else:
-                reused += 1
             known[mark] = done[revision.name][one.label] = found
             if revision.name == FINAL:
                 problems[one.label] = size_problems(one.part, one.name, found.predictions())
+        earlier += reused
         if reused:
             logger.info("%s: %d of %d results were there already", revision.name, reused, len(done[revision.name]))
-    return Submission(done, fresh, {label: found for label, found in problems.items() if found})
+    return Submission(done, fresh, earlier, {label: found for label, found in problems.items() if found})
 
 
 def _file(one: SetData) -> str:
