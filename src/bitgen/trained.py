@@ -228,7 +228,9 @@ def _open_export(folder: Path, device: torch.device) -> Trained:
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"it lacks {len(missing)} weights, first {missing[0]}, which would be random")
         config, seen = model.config, parts.image_processor
-        normalisation = config.normalisation if seen is None else seen.normalisation
+        normalisation = config.normalisation
+        if seen is not None:
+            normalisation = seen.normalisation | {"max_image_pixels": seen.max_image_pixels}
         processor = BitGenProcessor(parts.tokenizer, config.image_size, config.max_seq_len, **normalisation)
         kept = getattr(config, "trained_with", None)
         settings = {name: kept[name] for name in _KEPT_SETTINGS if name in kept} if kept is not None else {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoProcessor
 from transformers.dynamic_module_utils import check_imports, get_relative_import_files, get_relative_imports
 
 from bitgen.commands import export
@@ -189,6 +192,17 @@ def test_unmerged_adapters_stay_and_load(tmp_path, changes):
     assert "and peft" in (folder / "README.md").read_text() and not list(folder.glob("chck_*"))
 
 
+def test_images_as_large_as_in_training_are_taken(tmp_path):
+    exported = run_export(written_run(settings={"max_image_pixels": 900}), tmp_path / "model")
+    assert open_model(exported).processor.max_image_pixels == 900
+    seen = AutoProcessor.from_pretrained(exported, trust_remote_code=True)
+    seen(images=Image.new("RGB", (30, 30)))
+    content = io.BytesIO()
+    Image.new("RGB", (31, 30)).save(content, "PNG")
+    with pytest.raises(ValueError, match="more than max_image_pixels 900"):
+        seen(images=content.getvalue())
+
+
 def test_a_model_on_features_has_no_image_processor(tmp_path):
     folder = run_export(written_run(features=True), tmp_path / "model", "--merge_lora", "True")
     assert not (folder / "preprocessor_config.json").exists()
@@ -255,6 +269,9 @@ def test_pushing_makes_one_revision_of_each_chck(exported, monkeypatch):
         def __getattr__(self, name):
             return lambda *args, **named: calls.append(SimpleNamespace(name=name, args=args, **named))
 
+        def repo_info(self, *args, **named):
+            return SimpleNamespace(private=True)
+
     monkeypatch.setattr(hub, "HfApi", Api)
     hub.push_to_hub(exported, "someone/bitgen", private=True)
     assert calls[0].name == "create_repo" and calls[0].args == ("someone/bitgen",) and calls[0].private
@@ -263,6 +280,25 @@ def test_pushing_makes_one_revision_of_each_chck(exported, monkeypatch):
     assert uploads["main"].ignore_patterns == ["chck_*/*"] and uploads["main"].folder_path == str(exported)
     assert uploads["chck_10M"].folder_path == str(exported / "chck_10M")
     assert [call.branch for call in calls if call.name == "create_branch"] == ["chck_1M", "chck_10M"]
+    written = [path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()]
+    for call in uploads.values():  # what an earlier upload left would be opened with it
+        left = [name for name in written if not any(fnmatch(name, pattern) for pattern in call.delete_patterns)]
+        assert all(name.endswith((".md", ".txt")) for name in left), left
+
+
+def test_nothing_private_goes_to_a_public_repository(exported, monkeypatch):
+    calls = []
+
+    class Api:
+        def __getattr__(self, name):
+            return lambda *args, **named: calls.append(name) or SimpleNamespace(private=False)
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    with pytest.raises(ValueError, match="this repository is public"):
+        hub.push_to_hub(exported, "someone/bitgen", private=True)
+    assert "upload_folder" not in calls
+    hub.push_to_hub(exported, "someone/bitgen")
+    assert "upload_folder" in calls
 
 
 class NoNetwork(Exception):

@@ -173,6 +173,21 @@ def test_generation_ends_at_the_context(model_of):
         model.generate(sequence(12), max_new_tokens=1)
 
 
+def test_a_length_that_is_asked_for_comes_before_the_models_own(model_of):
+    """Exports bring `max_new_tokens`, which transformers prefers to `max_length`."""
+    model = model_of().eval()
+    model.generation_config.eos_token_id, model.generation_config.max_new_tokens = None, 4
+    ids = torch.tensor([[1, 5, 6]])
+    assert model.generate(ids, do_sample=False).shape[1] == 7
+    for asked in (5, 10):
+        assert model.generate(ids, max_length=asked, do_sample=False).shape[1] == asked
+        embeds = model.get_input_embeddings()(ids)
+        assert model.generate(inputs_embeds=embeds, max_length=asked, do_sample=False).shape[1] == asked - 3
+    assert model.generate(ids, max_length=12, max_new_tokens=2, do_sample=False).shape[1] == 5
+    with pytest.raises(ValueError, match="has 3 tokens and max_length is 3"):
+        model.generate(ids, max_length=3)
+
+
 def test_of_a_long_text_the_end_is_read(model_of):
     model, ids = model_of(), sequence(17)
     with torch.no_grad():

@@ -79,7 +79,10 @@ def exported_processor(loaded: Trained) -> BitGenAutoProcessor:
     """Tokenizer and image processor as training used them; the tokenizer puts BOS before a text and nothing after."""
     config = loaded.model.config
     tokenizer = causal_tokenizer(loaded.tokenizer, config.max_seq_len)
-    image_processor = None if config.takes_features else BitGenImageProcessor(config.image_size, **config.normalisation)
+    image_processor = None
+    if not config.takes_features:
+        seen = {"max_image_pixels": loaded.processor.max_image_pixels, **config.normalisation}
+        image_processor = BitGenImageProcessor(config.image_size, **seen)
     return BitGenAutoProcessor(image_processor, tokenizer)
 
 

@@ -53,14 +53,20 @@ def exclusive(lock: str | Path, what: str, remedy: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read(200).decode("utf-8", "replace").strip()
             by = f"another process ({holder})" if holder.isprintable() and holder else "another process"
+            if holder == _holder():
+                by = "this very process, which holds it already and writes it when it is done"
             raise InUse(f"{what} is in use by {by}. {remedy}") from error
         except OSError as error:  # some network file systems have no locks, and work must go on there
             logger.warning("%s cannot be locked (%s): let no other process work on it", what, error.strerror or error)
         file.seek(0)
         file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.write(_holder().encode())
         file.flush()
         yield
+
+
+def _holder() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextlib.contextmanager

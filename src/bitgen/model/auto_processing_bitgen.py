@@ -17,7 +17,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from .image_decoding import ImageSource
 from .image_settings import IMAGENET_MEAN, IMAGENET_STD
-from .processing_bitgen import BitGenProcessor
+from .processing_bitgen import MAX_IMAGE_PIXELS, BitGenProcessor
 
 if TYPE_CHECKING:
     # As in causal_lm_bitgen.py: transformers 4 finds the files that this one names.
@@ -42,9 +42,11 @@ class BitGenImageProcessor(ImageProcessingMixin):
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         image_resample: str = "bicubic",
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.max_image_pixels = max_image_pixels
         self.image_resample = image_resample
         self.image_size = image_size
         self.image_mean, self.image_std = list(image_mean), list(image_std)
@@ -56,7 +58,8 @@ class BitGenImageProcessor(ImageProcessingMixin):
 
     def __call__(self, images: ImageSource | Sequence[ImageSource], return_tensors: str | None = "pt") -> BatchFeature:
         """One PIL image (or encoded bytes) or several; ``ValueError`` names the one that cannot be read."""
-        pixels = BitGenProcessor(None, self.image_size, **self.normalisation)
+        most = self.max_image_pixels
+        pixels = BitGenProcessor(None, self.image_size, max_image_pixels=most, **self.normalisation)
         several: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
         return BatchFeature({"pixel_values": pixels.images(several)}, tensor_type=return_tensors)
 
@@ -169,6 +172,7 @@ class BitGenAutoProcessor(ProcessorMixin):
                 "image_mean": self.image_processor.image_mean,
                 "image_std": self.image_processor.image_std,
                 "image_resample": self.image_processor.image_resample,
+                "max_image_pixels": self.image_processor.max_image_pixels,
             }
             written.append(_write_json(folder / IMAGE_PROCESSOR_FILE, settings))
         settings = {

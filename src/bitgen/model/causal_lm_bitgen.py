@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 
-from .generation import one_for_each, prompts_of, within_context
+from .generation import nothing_follows, one_for_each, prompts_of, within_context
 from .likelihood import shifted_loss
 from .modeling_bitgen import BitGenModel
 from .recalled import Recalled
@@ -76,7 +76,8 @@ class BitGenTextModel(BitGenModel):
         """The image tokens ``[B, P', D]`` that text is written from, pooled as in training; None without an image."""
         if pixel_values is None and vision_features is None:
             return None
-        return self.pool_image_tokens(self.encode_image(pixel_values, vision_features).image_tokens).to(self.dtype)
+        given = (None if part is None else part.to(self.device) for part in (pixel_values, vision_features))
+        return self.pool_image_tokens(self.encode_image(*given).image_tokens).to(self.dtype)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table, which is the output head too: what ``resize_token_embeddings`` changes."""
@@ -331,8 +332,9 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         kwargs |= {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if inputs.get("recalled") is not None and 0 < (new := inputs["input_ids"].shape[1]) < input_ids.shape[1]:
-            mask = inputs.get("attention_mask", torch.ones_like(input_ids))
-            inputs["recalled_after"] = input_ids[:, :-new].masked_fill(mask[:, :-new] == 0, -1)
+            said = input_ids[:, :-new].to(inputs["input_ids"].device)  # which transformers has moved to the model
+            mask = inputs.get("attention_mask", torch.ones_like(input_ids))[:, :-new].to(said.device)
+            inputs["recalled_after"] = said.masked_fill(mask == 0, -1)
         return {name: value for name, value in inputs.items() if value is not None}
 
     def _validate_generated_length(
@@ -341,10 +343,7 @@ class BitGenForCausalLM(BitGenTextModel, GenerationMixin):
         """Called by ``generate`` before its first step: end at the context instead of failing there."""
         limit = self.config.max_seq_len
         if input_ids_length >= limit:
-            raise ValueError(
-                f"The prompt has {input_ids_length} tokens and the context max_seq_len={limit}: nothing can follow. "
-                "Shorten the prompt."
-            )
+            raise nothing_follows(input_ids_length, limit)
         if generation_config.max_length is not None:
             generation_config.max_length = min(generation_config.max_length, limit)
         super()._validate_generated_length(generation_config, input_ids_length, *args)

@@ -232,7 +232,9 @@ class SpokenMemory:
                 recalled = self._by_pictures(model, image_tokens)
             else:
                 assert ids is not None
-                recalled = self._by_prompts(model, ids, arguments.get("attention_mask"))
+                mask = arguments.get("attention_mask")
+                on_model = None if mask is None else mask.to(model.device)  # transformers takes prompts of the CPU, too
+                recalled = self._by_prompts(model, ids.to(model.device), on_model)
         return {} if recalled is None else {"recalled": recalled.tokens, "recalled_mask": recalled.present}
 
     def _by_pictures(self, model: BitGenModel, image_tokens: torch.Tensor) -> Recalled | None:
