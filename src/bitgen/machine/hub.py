@@ -12,9 +12,12 @@ from urllib.request import getproxies
 
 from huggingface_hub import constants, snapshot_download
 
+from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_INDEX = "model.safetensors.index.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def hub_answers() -> bool:
@@ -32,7 +35,7 @@ def hub_answers() -> bool:
 def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequence[str]) -> Path:
     """The folder of a repository's files: ``name`` itself where it is a folder, else the hub's files in its cache.
 
-    Where the cache holds safetensors, these are taken without asking the hub; ``revision`` is a branch, tag or commit.
+    Where the cache holds what is wanted, it is taken without asking the hub; ``revision`` is a branch, tag or commit.
 
     Args:
         what: a word for the message, such as ``language model``.
@@ -51,7 +54,7 @@ def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequenc
     try:
         try:
             cached = Path(snapshot(local_files_only=True))
-            if any(cached.glob("*.safetensors")) or constants.HF_HUB_OFFLINE:
+            if _is_whole(cached, files) or constants.HF_HUB_OFFLINE or not hub_answers():
                 return cached
         except Exception:  # not in the cache
             if constants.HF_HUB_OFFLINE or not hub_answers():
@@ -65,6 +68,24 @@ def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequenc
             f"{what} {shown} is not on this machine and the hub does not give it ({type(error).__name__}: {reason}); "
             f"where there is a network: hf download {shown}{of} --local-dir FOLDER, then name FOLDER here"
         ) from error
+
+
+def _is_whole(folder: Path, files: Sequence[str]) -> bool:
+    """Whether a snapshot of the cache has what is wanted: other programs may have fetched a part of it."""
+    if not (folder / "config.json").is_file():
+        return False
+    wanted = " ".join(files)
+    if "tokenizer" in wanted and not any((folder / name).is_file() for name in _TOKENIZERS):
+        return False
+    if "safetensors" not in wanted:
+        return True
+    if not (folder / _INDEX).is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        names = read_json(folder / _INDEX, dict, {"weight_map": dict})["weight_map"].values()
+    except (OSError, BadJson):
+        return False
+    return all((folder / str(name)).is_file() for name in names)
 
 
 def is_commit(revision: object) -> bool:

@@ -1,0 +1,62 @@
+"""What is taken from the Hub's cache as it is, and when the Hub is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bitgen.machine import hub
+
+WANTED = ("*.json", "model*.safetensors", "tokenizer*")
+SHARDS = ("model-1.safetensors", "model-2.safetensors")
+INDEX = json.dumps({"weight_map": dict(zip("ab", SHARDS, strict=True))})
+WHOLE = {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors.index.json": INDEX} | dict.fromkeys(SHARDS, "")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A snapshot's folder; what the Hub would give is ``hub`` beside it."""
+
+    def snapshot(name, revision, allow_patterns, ignore_patterns, local_files_only=False):
+        return str(tmp_path / ("cached" if local_files_only else "hub"))
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
+    (tmp_path / "cached").mkdir()
+    return tmp_path / "cached"
+
+
+def filled(folder: Path, without: str = "") -> None:
+    for name, text in WHOLE.items():
+        if name != without:
+            (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("lacks", ["", "config.json", "tokenizer.json", "model-2.safetensors"])
+def test_a_part_of_a_model_in_the_cache_is_completed(cache: Path, lacks: str) -> None:
+    filled(cache, lacks)
+    found = hub.hub_folder("some/model", None, "language model", WANTED)
+    assert found == (cache if not lacks else cache.parent / "hub")
+
+
+def test_a_model_in_one_file_is_whole_with_it(cache: Path) -> None:
+    for name in ("config.json", "tokenizer.model"):
+        (cache / name).write_text("{}")
+    assert hub.hub_folder("some/model", None, "language model", WANTED).name == "hub"
+    (cache / "model.safetensors").write_text("")
+    assert hub.hub_folder("some/model", None, "language model", WANTED) == cache
+
+
+def test_where_no_hub_answers_the_cache_is_taken_as_it_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(cache, "tokenizer.json")
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    assert hub.hub_folder("some/model", None, "language model", WANTED) == cache
+
+
+def test_a_configuration_alone_is_enough_where_it_is_all_that_is_wanted(cache: Path) -> None:
+    assert hub.hub_folder("some/model", None, "language model", ("config.json",)).name == "hub"
+    (cache / "config.json").write_text("{}")
+    assert hub.hub_folder("some/model", None, "language model", ("config.json",)) == cache
