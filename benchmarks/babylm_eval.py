@@ -100,8 +100,9 @@ def evaluate_ours(year: int, model: Path, sets: Path, output: Path) -> None:
     if any(path.name != AGE_OF_ACQUISITION for path in sets.iterdir()):
         data = read_evaluation_data(sets, year)
         language_model, encoder = open_language_model(model, device)
-        kept = KeptSets(Path(tempfile.mkdtemp(dir=output)), identity(language_model, encoder, model), sets, year)
-        results, predictions = evaluate_babylm(data, encoder, Scorer(language_model, device), kept)
+        with tempfile.TemporaryDirectory(dir=output) as folder:  # of this round alone
+            kept = KeptSets(Path(folder), identity(language_model, encoder, model), sets, year)
+            results, predictions = evaluate_babylm(data, encoder, Scorer(language_model, device), kept)
     write_results({"babylm": results}, str(output / "results.json"))
     write_results(predictions, str(output / "predictions.json"))
     if (sets / AGE_OF_ACQUISITION).is_dir():

@@ -28,6 +28,8 @@ EXAMPLE = """\
       --output data/flickr8k_images/train
   python data_prep/flickr8k.py --captions captions.txt --split split_train.txt --features train.npy \\
       --feature_images train_images.txt --feature_info features.json --output data/flickr8k_features/train
+  python data_prep/flickr8k.py --captions captions.txt --split split_dev.txt --features dev.npy \\
+      --feature_images dev_images.txt --feature_info features.json --output data/flickr8k_features/dev
 then
   python src/train_stage1_vision_language.py --config configs/flickr8k_features.yaml"""
 

@@ -4,7 +4,8 @@ The scenes are those that training on `scenes` never draws (held-out combination
 numbers). With --with THING they are pictures of that thing: first one of it alone, then new ones of it beside another
 thing. With --with twice: one of each alone, then new ones of both. Their captions are in metadata.csv.
 
-With --questions N the pictures are of three to six objects, as models of stage 2 know them, and questions.jsonl holds N
+With --questions N they are other scenes, of three to six objects, as models of stage 2 know them (their colours, shapes
+and questions are of the kinds that training has, but no training draws these very scenes). questions.jsonl then holds N
 questions about each, with answers and rationales, as data_prep/questions.py --source jsonl reads them.
 
 The same flags write the same pictures.

@@ -102,11 +102,12 @@ def convert(weights: Path, folder: Path, dtype: torch.dtype) -> None:
 
     source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
     logger.info("reading the tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     tokenizer.pad_token = PAD
     logger.info("reading the weights")
     # Not dequantized, transformers would mark the model as one that is neither saved nor trained.
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=GgufConfig(dequantize=True))
+    how = {"dtype": dtype, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(**source, **how, trust_remote_code=False)
     if (found := model.num_parameters()) != PARAMETERS:
         raise ValueError(
             f"the model has {found:,} parameters, not {PARAMETERS:,}: this version of transformers reads "

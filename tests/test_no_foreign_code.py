@@ -55,7 +55,7 @@ def _dangers(path: Path) -> Iterator[str]:
         if name.endswith(("extractall", ".extract")) and "filter" not in ast.unparse(call):
             yield where
         is_auto = name.startswith("transformers.Auto") and name.endswith((".from_config", ".from_pretrained"))
-        if is_auto and not any(keyword.arg in ("trust_remote_code", None) for keyword in call.keywords):
+        if is_auto and not _keyword(call, "trust_remote_code"):
             yield where  # where nobody says, it asks, and takes a yes from a pipe
         if _keyword(call, "shell") == "True" or _keyword(call, "trust_remote_code") == "True":
             yield where

@@ -91,7 +91,7 @@ def make_parser(
         default=[],
         metavar="DATASET",
         help="datasets prepared earlier whose images must not come again, such as the validation set; images are "
-        "compared by name, those of COCO by their numbers",
+        "compared by name, those of COCO by the numbers in their names",
     )
     return parser
 

@@ -19,7 +19,7 @@ from bitgen.checkpoint.format import (
     step_of,
 )
 from bitgen.checkpoint.manifest import CheckpointError, read_manifest
-from bitgen.checkpoint.store import CheckpointStore
+from bitgen.checkpoint.store import CheckpointStore, mend_links
 from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.values import ConfigError
 from bitgen.guards.failures import explained
@@ -142,9 +142,12 @@ def find_resume(config: Config, processes: Processes) -> Checkpoint | None:
 
     Raises:
         ConfigError: no resume was asked for, and ``output_dir`` holds checkpoints.
-        CheckpointError: as ``find_checkpoint``.
+        CheckpointError: as ``find_checkpoint`` and ``mend_links``.
     """
     output_dir = config.output.output_dir
+    with main_first(processes):
+        if processes.is_main:
+            mend_links(output_dir)
     if config.training.resume is None:
         if checkpoint_folders(output_dir) or revision_folders(output_dir):
             raise ConfigError(

@@ -22,7 +22,7 @@ from bitgen.checkpoint.format import (
     step_folder,
 )
 from bitgen.checkpoint.manifest import EMA_FILE, MODEL_FILE, STATE_FILE, CheckpointError, CheckpointFiles, verify
-from bitgen.checkpoint.store import CheckpointStore
+from bitgen.checkpoint.store import CheckpointStore, mend_links
 from bitgen.config import Config
 from bitgen.machine import files
 
@@ -61,8 +61,8 @@ def test_links_are_relative_and_point_to_the_newest_and_the_best(store: Checkpoi
     assert resolve_checkpoint(store.folder / step_folder(2)).name == step_folder(2)
 
 
-@pytest.mark.parametrize("keeps_steps", [True, False])
-def test_links_that_a_copy_made_folders_of_are_links_again(tmp_path: Path, keeps_steps: bool) -> None:
+@pytest.mark.parametrize("lost", ["nothing", "the best step", "all steps", "a file of the best step"])
+def test_links_that_a_copy_made_folders_of_are_links_again(tmp_path: Path, lost: str) -> None:
     """As `cp -rL`, and tools for object storage, copy a run."""
     store = CheckpointStore(tmp_path / "run", keep=2)
     for step in (1, 2):
@@ -70,14 +70,19 @@ def test_links_that_a_copy_made_folders_of_are_links_again(tmp_path: Path, keeps
     copy = tmp_path / "copy"
     shutil.copytree(store.folder, copy)
     assert not (copy / "best").is_symlink()
-    if not keeps_steps:
-        shutil.rmtree(copy / step_folder(1))
-    again = CheckpointStore(copy, keep=2)
+    for step in {"the best step": [1], "all steps": [1, 2]}.get(lost, []):
+        shutil.rmtree(copy / step_folder(step))
+    if lost.startswith("a file"):
+        (copy / step_folder(1) / MODEL_FILE).unlink()
+    mend_links(copy)
     assert (os.readlink(copy / "best"), os.readlink(copy / "latest")) == (step_folder(1), step_folder(2))
+    assert find_checkpoint("auto", copy).step == 2
+    again = CheckpointStore(copy, keep=2)
     for step in (3, 4):
         save(again, step)
     assert [path.name for path in checkpoint_folders(copy)] == [step_folder(step) for step in (4, 3, 1)]
     assert read_checkpoint(copy / "best").step == 1
+    assert (copy / f"damaged-{step_folder(1)}").exists() == lost.startswith("a file")
 
 
 def test_a_folder_in_place_of_a_link_that_holds_no_checkpoint_is_left_alone(store: CheckpointStore) -> None:
@@ -86,7 +91,7 @@ def test_a_folder_in_place_of_a_link_that_holds_no_checkpoint_is_left_alone(stor
     (store.folder / "best").mkdir()
     (store.folder / "best" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="best was a link .* Remove this folder"):
-        CheckpointStore(store.folder, keep=2)
+        mend_links(store.folder)
     assert (store.folder / "best" / "notes.txt").read_text() == "mine"
 
 

@@ -280,10 +280,11 @@ def test_pushing_makes_one_revision_of_each_chck(exported, monkeypatch):
     assert uploads["main"].ignore_patterns == ["chck_*/*"] and uploads["main"].folder_path == str(exported)
     assert uploads["chck_10M"].folder_path == str(exported / "chck_10M")
     assert [call.branch for call in calls if call.name == "create_branch"] == ["chck_1M", "chck_10M"]
-    written = [path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()]
+    written = [path.name for path in exported.iterdir() if path.is_file()]
+    theirs = ["handler.py", "eval/results.json", "onnx/model.safetensors", "onnx/config.json", "notes.json", "logo.png"]
     for call in uploads.values():  # what an earlier upload left would be opened with it
-        left = [name for name in written if not any(fnmatch(name, pattern) for pattern in call.delete_patterns)]
-        assert all(name.endswith((".md", ".txt")) for name in left), left
+        gone = {name for name in written + theirs if any(fnmatch(name, pattern) for pattern in call.delete_patterns)}
+        assert gone == set(written) - {"README.md"}
 
 
 def test_nothing_private_goes_to_a_public_repository(exported, monkeypatch):

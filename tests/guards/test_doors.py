@@ -60,6 +60,7 @@ def test_a_snapshot_of_the_hubs_cache_links_to_the_blobs_of_its_repository(tmp_p
     snapshot = as_in_the_cache(tmp_path / "x", tmp_path / "hub")
     root = Path(os.path.realpath(snapshot))
     assert inside(snapshot, "model/a.mp4") == root / "model" / "a.mp4", "by its name, which says what it is"
+    assert inside(snapshot / "model", "a.mp4") == root / "model" / "a.mp4"
     (snapshot / "other").symlink_to(tmp_path / "x" / "model" / "a.mp4")
     (snapshot / "beside").symlink_to(root.parent.parent / "refs")
     for name in ("other", "beside"):

@@ -12,7 +12,12 @@ from bitgen.machine import hub
 WANTED = ("*.json", "model*.safetensors", "tokenizer*")
 SHARDS = ("model-1.safetensors", "model-2.safetensors")
 INDEX = json.dumps({"weight_map": dict(zip("ab", SHARDS, strict=True))})
-WHOLE = {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors.index.json": INDEX} | dict.fromkeys(SHARDS, "")
+WHOLE = {
+    "config.json": "{}",
+    "tokenizer.json": "{}",
+    "tokenizer_config.json": "{}",
+    "model.safetensors.index.json": INDEX,
+} | dict.fromkeys(SHARDS, "")
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def filled(folder: Path, without: str = "") -> None:
             (folder / name).write_text(text)
 
 
-@pytest.mark.parametrize("lacks", ["", "config.json", "tokenizer.json", "model-2.safetensors"])
+@pytest.mark.parametrize("lacks", ["", "config.json", "tokenizer.json", "tokenizer_config.json", "model-2.safetensors"])
 def test_a_part_of_a_model_in_the_cache_is_completed(cache: Path, lacks: str) -> None:
     filled(cache, lacks)
     found = hub.hub_folder("some/model", None, "language model", WANTED)
@@ -43,7 +48,7 @@ def test_a_part_of_a_model_in_the_cache_is_completed(cache: Path, lacks: str) ->
 
 
 def test_a_model_in_one_file_is_whole_with_it(cache: Path) -> None:
-    for name in ("config.json", "tokenizer.model"):
+    for name in ("config.json", "tokenizer.model", "tokenizer_config.json", "adapter_model.safetensors"):
         (cache / name).write_text("{}")
     assert hub.hub_folder("some/model", None, "language model", WANTED).name == "hub"
     (cache / "model.safetensors").write_text("")
@@ -53,6 +58,19 @@ def test_a_model_in_one_file_is_whole_with_it(cache: Path) -> None:
 def test_where_no_hub_answers_the_cache_is_taken_as_it_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(cache, "tokenizer.json")
     monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    assert hub.hub_folder("some/model", None, "language model", WANTED) == cache
+
+
+def test_where_the_hub_refuses_the_cache_is_taken_as_it_is(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(cache, "tokenizer.json")
+    known = hub.snapshot_download
+
+    def refuses(*arguments, local_files_only=False, **named):
+        if not local_files_only:
+            raise PermissionError("gated")
+        return known(*arguments, local_files_only=True, **named)
+
+    monkeypatch.setattr(hub, "snapshot_download", refuses)
     assert hub.hub_folder("some/model", None, "language model", WANTED) == cache
 
 

@@ -16,7 +16,6 @@ from bitgen.show.parameters import (
     ComponentCount,
     count_parameters,
     table_in_document,
-    with_table,
 )
 from bitgen.stages import Group, Phase, Stage
 from bitgen.tasks.stage1 import groups as groups_of_stage1
@@ -154,15 +153,6 @@ def test_unwritable_run_folder_is_named(stage1, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--output_dir .*file.run"):
         count_parameters(stage1).write(tmp_path / "file" / "run")
-
-
-def test_table_replaces_the_one_in_a_document(stage1):
-    table = count_parameters(stage1)
-    document = f"# Title\n\n{START_MARKER}\n| old |\n{END_MARKER}\n\nafter\n"
-    replaced = with_table(document, table)
-    assert table_in_document(replaced) == table.to_markdown()
-    assert replaced.startswith("# Title") and replaced.endswith("\n\nafter\n")
-    assert with_table(replaced, table) == replaced
 
 
 @pytest.mark.parametrize(

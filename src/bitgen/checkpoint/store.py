@@ -35,6 +35,37 @@ _TEMPORARY, _DELETING = ".tmp-", ".deleting-"
 logger = logging.getLogger(__name__)
 
 
+def mend_links(folder: str | Path) -> None:
+    """Make ``latest`` and ``best`` of a run links where they are folders: what follows links copies the checkpoints
+    themselves. The caller holds the run's lock.
+
+    Raises:
+        CheckpointError: such a folder holds no checkpoint, or cannot be replaced.
+    """
+    for copied in (Path(folder) / "latest", Path(folder) / "best"):
+        if copied.is_symlink() or not copied.is_dir():
+            continue
+        try:
+            target = copied.with_name(step_folder(read_manifest(copied)["step"]))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{copied} was a link to a checkpoint, and is a folder without one ({error}). Remove this folder."
+            ) from error
+        try:
+            if target.exists() and not _is_whole(target):  # the copy broke off
+                _set_aside(target)
+            if target.exists():
+                remove(copied)
+            else:
+                os.rename(copied, target)
+            _link(copied, target)
+        except OSError as error:
+            raise CheckpointError(
+                f"{copied} is a folder in place of a link, and cannot be replaced ({error.strerror or error})"
+            ) from error
+        logger.warning("%s was a folder, as copies of a run have it: it is a link to %s again", copied, target.name)
+
+
 class CheckpointStore:
     """Writes a run's checkpoints on rank 0.
 
@@ -62,8 +93,6 @@ class CheckpointStore:
             probe = self.folder / f"{_TEMPORARY}probe"
             probe.write_bytes(b"")
             probe.unlink()
-            for name in ("latest", "best"):
-                self._link_again(name)
         except OSError as error:
             raise CheckpointError(
                 f"--output_dir {self.folder}: cannot write there ({error.strerror or error}). Choose a folder that you "
@@ -170,35 +199,10 @@ class CheckpointStore:
 
     def set_aside(self, folder: Path) -> Path:
         """Rename a damaged checkpoint of this run, so that it is neither resumed nor counted; returns its new path."""
-        target = folder.with_name(f"damaged-{folder.name}")
-        remove(target)
-        os.rename(folder, target)
-        return target
-
-    def _link_again(self, name: str) -> None:
-        """Make ``name`` a link where it is a folder: what follows links copies the checkpoint itself."""
-        copied = self.folder / name
-        if copied.is_symlink() or not copied.is_dir():
-            return
-        try:
-            target = self.folder / step_folder(read_manifest(copied)["step"])
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{copied} was a link to a checkpoint, and is a folder without one ({error}). Remove this folder."
-            ) from error
-        if target.exists():
-            self._delete(copied)
-        else:
-            os.rename(copied, target)
-        self._link(name, target)
-        logger.warning("%s was a folder, as copies of a run have it: it is a link to %s again", copied, target.name)
+        return _set_aside(folder)
 
     def _link(self, name: str, target: Path) -> None:
-        temporary = self.folder / f"{_TEMPORARY}{name}"
-        remove(temporary)
-        os.symlink(target.name, temporary)
-        os.replace(temporary, self.folder / name)
-        fsync(self.folder)
+        _link(self.folder / name, target)
 
     def _retain(self) -> None:
         best = self.best
@@ -265,3 +269,26 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _set_aside(folder: Path) -> Path:
+    target = folder.with_name(f"damaged-{folder.name}")
+    remove(target)
+    os.rename(folder, target)
+    return target
+
+
+def _link(link: Path, target: Path) -> None:
+    temporary = link.with_name(f"{_TEMPORARY}{link.name}")
+    remove(temporary)
+    os.symlink(target.name, temporary)
+    os.replace(temporary, link)
+    fsync(link.parent)

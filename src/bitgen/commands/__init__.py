@@ -18,7 +18,7 @@ COMMANDS = {
     "train-vlm": "train a vision encoder, a connector and a language model with adapters, stage by stage",
     "train-reasoning": "train a captioner to answer questions with rationales and boxes (stage 2)",
     "caption": "describe image files",
-    "ask": "ask models of stage 2, of parts or with a memory about pictures and videos, or talk with one of parts",
+    "ask": "ask a model about pictures and videos (which models: bitgen ask --help)",
     "memory": "teach a trained model pictures and sentences, in one shot, and recall, edit or forget them",
     "demo": "play with a trained model in the browser",
     "export": "write a folder that transformers loads without BitGen, and upload it",

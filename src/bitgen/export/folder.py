@@ -38,6 +38,7 @@ _IMAGE_TASK = {
 PIPELINES = {"image-to-text": _IMAGE_TASK, IMAGE_TASK: _IMAGE_TASK}
 LONGEST_ANSWER = 64
 # What builds new models, from pretrained towers.
+_CODE = Path(bitgen.model.__path__[0])
 _NOT_CARRIED = ("__init__.py", "factory.py", "pretrained_tower.py", "open_clip_files.py")
 
 
@@ -105,11 +106,15 @@ def causal_tokenizer(tokenizer: PreTrainedTokenizerFast, max_seq_len: int) -> Pr
     return tokenizer
 
 
+def carried_code() -> list[str]:
+    """The names of the files of code that an export carries."""
+    return [path.name for path in sorted(_CODE.glob("*.py")) if path.name not in _NOT_CARRIED]
+
+
 def carry_code(folder: Path) -> None:
     """Put the code of a BitGen model beside its weights, which ``trust_remote_code`` loads."""
-    for source in sorted(Path(bitgen.model.__path__[0]).glob("*.py")):
-        if source.name not in _NOT_CARRIED:
-            shutil.copyfile(source, folder / source.name)
+    for name in carried_code():
+        shutil.copyfile(_CODE / name, folder / name)
 
 
 def write_folder(

@@ -44,7 +44,7 @@ def inside(folder: str | Path, name: str) -> Path:
         raise BadName(f"{shown} is longer than a file's name can be")
     root = Path(os.path.realpath(folder))
     path = Path(os.path.realpath(root / name))
-    if root.parent.name == _SNAPSHOTS and path.parent == root.parent.parent / _BLOBS:
+    if any(above.name == _SNAPSHOTS and path.parent == above.parent / _BLOBS for above in root.parents):
         return root / name
     if root not in (path, *path.parents):
         raise Outside(f"{shown} leads out of the folder it belongs to, through a link")

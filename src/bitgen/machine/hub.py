@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from huggingface_hub import constants, snapshot_download
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
 
+logger = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -51,6 +53,7 @@ def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequenc
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
         raise ValueError(f"{what} {printable(name)}: there is no such folder; name one that is there, or a hub id")
     snapshot = partial(snapshot_download, name, revision=revision, allow_patterns=list(files), ignore_patterns=["*/*"])
+    cached = None
     try:
         try:
             cached = Path(snapshot(local_files_only=True))
@@ -61,6 +64,9 @@ def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequenc
                 raise
         return Path(snapshot())
     except Exception as error:  # no such repository, gated, offline: the hub raises many kinds
+        if cached is not None:  # a login that ran out, say; what is missing is said where it is looked for
+            logger.warning("%s: the hub does not complete what its cache has of it", printable(name, 100))
+            return cached
         reason = printable(next(iter(str(error).splitlines()), "no reason given"), 200)
         of = f" --revision {printable(revision, 80)}" if revision else ""
         shown = printable(name, 100)
@@ -75,12 +81,15 @@ def _is_whole(folder: Path, files: Sequence[str]) -> bool:
     if not (folder / "config.json").is_file():
         return False
     wanted = " ".join(files)
-    if "tokenizer" in wanted and not any((folder / name).is_file() for name in _TOKENIZERS):
+    has_tokenizer = (folder / "tokenizer_config.json").is_file() and any(
+        (folder / name).is_file() for name in _TOKENIZERS
+    )
+    if "tokenizer" in wanted and not has_tokenizer:
         return False
     if "safetensors" not in wanted:
         return True
     if not (folder / _INDEX).is_file():
-        return any(folder.glob("*.safetensors"))
+        return (folder / "model.safetensors").is_file()
     try:
         names = read_json(folder / _INDEX, dict, {"weight_map": dict})["weight_map"].values()
     except (OSError, BadJson):

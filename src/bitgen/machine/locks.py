@@ -26,7 +26,7 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class InUse(ValueError):
-    """Another process holds the lock."""
+    """Another process holds the lock, or this one does already."""
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def exclusive(lock: str | Path, what: str, remedy: str) -> Iterator[None]:
         remedy: what to do about it.
 
     Raises:
-        InUse: another process has it, named by its number and host.
+        InUse: another process has it, named by its number and host, or this process has it already.
         ValueError: the lock cannot be written.
     """
     lock = Path(lock)
@@ -53,20 +53,16 @@ def exclusive(lock: str | Path, what: str, remedy: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read(200).decode("utf-8", "replace").strip()
             by = f"another process ({holder})" if holder.isprintable() and holder else "another process"
-            if holder == _holder():
-                by = "this very process, which holds it already and writes it when it is done"
+            if any(os.path.samestat(os.fstat(file.fileno()), os.fstat(other.fileno())) for other in _held - {file}):
+                by = "this process already"
             raise InUse(f"{what} is in use by {by}. {remedy}") from error
         except OSError as error:  # some network file systems have no locks, and work must go on there
             logger.warning("%s cannot be locked (%s): let no other process work on it", what, error.strerror or error)
         file.seek(0)
         file.truncate()
-        file.write(_holder().encode())
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         file.flush()
         yield
-
-
-def _holder() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextlib.contextmanager

@@ -251,7 +251,7 @@ def _joined(
     for turn, after in zip(turns, literals[1:], strict=True):
         start = len(text)
         marks += [start + mark for mark in turn.marks]
-        cuts += [start + cut for cut in cuts_in(tokenizer, literals, turn.text, turn.marks)]
+        cuts += [start + cut for cut in cuts_in(tokenizer, [source, *literals], turn.text, turn.marks)]
         if turn.role == ASSISTANT:
             answers.append((start, start + len(turn.text)))
         text += turn.text + after

@@ -12,27 +12,31 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+_ROLES = ("system", "user", "assistant", "tool")
+
 
 @functools.lru_cache(maxsize=64)
-def _structure(tokenizer: PreTrainedTokenizerBase, literals: frozenset[str]) -> re.Pattern[str] | None:
+def _structure(tokenizer: PreTrainedTokenizerBase, template: frozenset[str]) -> re.Pattern[str] | None:
     """What finds each place where one of these tokens begins; None: there are none."""
-    written = "\n".join(literals)
-    tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content in written}
+    written = "\n".join(template)
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    # A template may put tokens together of a role's name; not every role speaks in this conversation.
+    tokens = {token for token in added if token in written or any(role in token for role in _ROLES)}
     tokens |= {getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")} - {None}
     longer = sorted(re.escape(token) for token in tokens if len(token) > 1 and token.strip())  # and no run of spaces
     return re.compile(f"(?={'|'.join(longer)})") if longer else None
 
 
 def cuts_in(
-    tokenizer: PreTrainedTokenizerBase, literals: Iterable[str], text: str, visuals: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase, template: Iterable[str], text: str, visuals: Sequence[int]
 ) -> list[int]:
     """Where a message is to be cut so that no token in it is one of the template's: behind the first letter of each.
 
     Args:
-        literals: what the template writes around its messages.
+        template: its source, and what it writes around the messages of this conversation.
         visuals: where in the text the marks of visuals stand, which are meant.
     """
-    found = _structure(tokenizer, frozenset(literals))
+    found = _structure(tokenizer, frozenset(template))
     return [place.start() + 1 for place in found.finditer(text) if place.start() not in visuals] if found else []
 
 
@@ -43,7 +47,7 @@ def tokens_of_parts(
 
     Args:
         mark: a special token. It stands before each part but the first and is taken off again, because tokenizers write
-            the beginning of a text in a way of its own.
+            the beginning of a text in a way of its own. (Some write a space before the part all the same.)
     """
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
