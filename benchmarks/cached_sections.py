@@ -48,7 +48,8 @@ class Split:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count the block's time under ``name`` (on a GPU: until its work is queued)."""
+        """Count the block's time under ``name``. On a GPU this is until its work is queued; reading waits for what was
+        queued before."""
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

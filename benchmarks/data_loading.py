@@ -58,10 +58,13 @@ _WARM_UP = 500  # images before memory is first looked at
 
 
 def read_images(folder: Path | None, count: int) -> tuple[list[bytes], str]:
-    """Encoded JPEGs of a folder, or made-up ones of COCO's size where there is none; and what they are."""
-    folder = folder or COCO
-    paths = sorted(folder.glob("*.jpg"))[:count] if folder.is_dir() else []
+    """Encoded JPEGs of a folder, or made-up ones of COCO's size where none is named and COCO's sample is not here; and
+    what they are."""
+    paths = sorted((folder or COCO).glob("*.jpg"))[:count]
+    if folder is not None and not paths:
+        raise SystemExit(f"--images {folder}: there is no *.jpg in it")
     if paths:
+        folder = folder or COCO
         return [path.read_bytes() for path in paths], f"{len(paths)} JPEGs of {folder.name}"
     return [made_up_jpeg(seed) for seed in range(count)], f"{count} made-up JPEGs of 640 x 480"
 
@@ -241,12 +244,11 @@ def main() -> None:
             print(json.dumps(result), flush=True)
         torch.set_num_threads(torch_threads)
     if flags.steps > 1:
-        print(
-            json.dumps(wait_section(images, flags.vision, flags.steps, flags.batch_size, flags.num_workers)), flush=True
-        )
+        result = wait_section(images, flags.vision, flags.steps, flags.batch_size, flags.num_workers)
+        print(json.dumps(result | {"of": what}), flush=True)
     for count in flags.scale:
         result = scale_section(images, count, flags.scale_images, flags.shuffle_buffer)
-        print(json.dumps(result), flush=True)
+        print(json.dumps(result | {"of": what}), flush=True)
 
 
 if __name__ == "__main__":

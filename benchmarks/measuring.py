@@ -75,9 +75,17 @@ def timed(section: Callable[[], None], device: torch.device) -> float:
 
 
 def measure(
-    sections: dict[str, Callable[[], None]], device: torch.device, samples: int, rounds: int
+    sections: dict[str, Callable[[], None]],
+    device: torch.device,
+    samples: int,
+    rounds: int,
+    forget: Callable[[], None] = lambda: None,
 ) -> list[dict[str, str | float]]:
-    """Run all sections in turn, `rounds` times after one unmeasured round; a result each."""
+    """Run all sections in turn, `rounds` times after one unmeasured round; a result each.
+
+    Args:
+        forget: called after the unmeasured round: what sections count of themselves begins anew.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sections}
     peaks = dict.fromkeys(sections, 0)
     for number in range(rounds + 1):
@@ -89,6 +97,8 @@ def measure(
             if number:  # the first round compiles kernels, fills caches and allocates the optimizer's state
                 seconds[name].append(elapsed)
                 peaks[name] = max(peaks[name], memory.peak)
+        if not number:
+            forget()
     return [
         {
             "name": name,

@@ -32,6 +32,7 @@ def costs(codes: Codes, largest: int) -> None:
             for count in (count for count in (32, 512) if count < len(codes.images)):
                 written, unwritten = next(episodes_of(codes, count))
                 memory = memory_of(written, slots, widen)
+                assert memory.space.gpm is not None  # made once for all memories of these slots
                 line = {"sum_ms": seconds(lambda m=memory: m.precision)}  # later writes add to the sums
                 pair = torch.cat([unwritten.images[:1], unwritten.texts[:1]], dim=1)
                 cue = unwritten.images[:1]

@@ -1,7 +1,7 @@
 """What a model that speaks from a memory says after it was taught, on held-out things, names and wordings. Prints JSON
 lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of a 95% interval, "episodes": count, ..}:
 
-  says_KIND        share of the answers that hold what was taught, in percent: of `taught` pictures (efficacy), new
+  says_KIND        share of its answers that hold what was taught, in percent: of `taught` pictures (efficacy), new
                    pictures of the thing `alone`, `with` another or of `two` taught ones, a `question` about a picture,
                    a `sentence` that was told, asked for in other words or (`sentence_back`) from its other end; of
                    photographs the `same` and another `view`
@@ -38,7 +38,7 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
   write_ms, read_ms   one more fact; one cue; sums_ms, prepare_ms: what the first of each computes once
   token_ms         one more token of a text about a picture, by the facts that were recalled (0: none)
 
-Means are over the answers of several episodes for each of three seeds; intervals are over episodes."""
+Means are over several episodes for each of three seeds, which count alike; intervals are over episodes."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _measured(speaker: Speaker, episode: Episode, told: bool, compared: bool) ->
     if not compared:
         return measured
     space = memory.space
-    held = (space.slots**2 + space.slots * space.width) // space.width  # facts that the memory's bytes would hold
+    held = sum(sums.nbytes for sums in memory.precision) // (4 * sum(space.halves))  # facts, float32, of these bytes
     newest = AssociativeMemory.empty(space).written(memory.pairs[-held:])
     first = len(memory) - len(newest)
     # What the newest facts' store does not hold is not found in it: rows are those of the newest.
@@ -210,7 +210,7 @@ def _edited(
 ) -> dict[str, float]:
     """Each of these facts that is asked about gets another name, as an edit gives it: a picture's key stays. Questions
     from the other end are left out, since they tell the old name."""
-    rng, old, new = random.Random(0), {}, {}
+    rng, old, new = random.Random(str(episode.queries)), {}, {}
     asked = [query for query in episode.queries if query.kind != BACK]
     for query in asked:
         for fact, name in zip(query.facts, list(query.names.values()) or [query.answer], strict=False):

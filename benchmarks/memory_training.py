@@ -176,6 +176,7 @@ def one_teaching(
     )
     student = Student(loaded.model, image_input(dataset), facts)
     before = memory_of(Codes(*(part[others] for part in codes)), *shape)
+    assert before.precision  # its sums, to which each write adds
 
     @torch.no_grad()
     def encode() -> Tensor:

@@ -118,7 +118,6 @@ def measure(arm: str, trained: Trained, count: int, samples: int) -> None:
     answerer = Answerer(trained.model, trained.processor)
     for split in SPLITS:
         given = problems(split, count, SEED, per_scene=1)  # questions about one picture are right or wrong together
-        report("", "", split.name, "majority", majority(given), count)
         for way in ways_of(trained):
             replies = answered(answerer, given, way)
             report(arm, way, split.name, "accuracy", accuracy(replies), count)
@@ -146,7 +145,8 @@ def _rationales(
 ) -> None:
     right = sum(one.right for one in replies)
     for name, value in clause_measures(replies).items():
-        report(arm, "rationale", split, name.replace(" ", "_"), value, right)
+        # Clauses of one rationale hold or fail together, so that an interval of a share would be too narrow.
+        report(arm, "rationale", split, name.replace(" ", "_"), value, right, share=False)
     followed = follow_rate(answerer, replies)
     for name in ("follows", "stays"):
         report(arm, "rationale", split, name, followed[name], int(followed["edited"]))
@@ -170,6 +170,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=600, help="of each split (default: 600)")
     parser.add_argument("--samples", type=int, default=200, help="questions with 8 sampled replies (default: 200)")
     flags = parser.parse_args(argv)
+    for split in SPLITS:
+        report(
+            "",
+            "",
+            split.name,
+            "majority",
+            majority(problems(split, flags.questions, SEED, per_scene=1)),
+            flags.questions,
+        )
     for arm in flags.arm:
         name, named, path = arm.partition("=")
         if not named:

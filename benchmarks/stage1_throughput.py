@@ -271,7 +271,13 @@ def main() -> None:
             if unknown := set(flags.only) - set(sections):
                 parser.error(f"--only knows {', '.join(sections)}, not {', '.join(unknown)}")
             sections = {name: section for name, section in sections.items() if name in wanted}
-        for result in measure(sections, device, batch_size * config.training.grad_accum_steps, flags.rounds):
+
+        def forget() -> None:
+            for split in splits.values():
+                split.seconds.clear()
+
+        samples = batch_size * config.training.grad_accum_steps
+        for result in measure(sections, device, samples, flags.rounds, forget):
             split = splits.get(result["name"])
             print(json.dumps({**result, "split": split.shares()} if split else result), flush=True)
         if flags.profile:
