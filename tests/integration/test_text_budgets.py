@@ -20,6 +20,7 @@ from bitgen.protocols import Batch
 from bitgen.run import finish
 from bitgen.trained import open_model
 from bitgen.training import budget
+from bitgen.training.skipped_records import TooManyBadRecords
 
 NO_VALIDATION = dict(val_data=None, text_val_data=None)
 
@@ -158,6 +159,25 @@ def test_a_milestone_is_made_up_for_after_a_kill_and_resuming_elsewhere_needs_no
 
     moved = build("moved", **settings | dict(max_steps=4), resume=str(first.store.folder / "step-00000003"))
     assert moved.fit() and moved.progress.step == 4
+
+
+def test_a_step_that_reaches_a_milestone_and_ends_the_run_keeps_it(build, both, small_millions) -> None:
+    settings = both | NO_VALIDATION | dict(words_seen_checkpoints=True, max_steps=8, save_steps=1000)
+    trainer = build(**settings)
+    count = trainer.throughput.end_step
+
+    def ended(*counts):
+        count(*counts)
+        if trainer.progress.words_seen >= budget.MILLION:
+            raise TooManyBadRecords("too many")
+
+    trainer.throughput.end_step = ended
+    with pytest.raises(TooManyBadRecords):
+        trainer.fit()
+    [name] = milestones(trainer.store.folder)
+    [step] = checkpoint_folders(trainer.store.folder)
+    one, other = (load_file(folder / "model.safetensors") for folder in (trainer.store.folder / name, step))
+    assert all(torch.equal(one[key], other[key]) for key in {*one, *other})
 
 
 def test_a_stop_in_the_step_that_reaches_a_milestone_keeps_it(build, both, small_millions) -> None:

@@ -123,20 +123,16 @@ class Trainer:
             self.throughput.waited_for_data()
             if exceeds(self.settings.max_words_seen, progress.words_seen, drawn, self.ranks):
                 self.stage, self.throughput.began = self.stage.cut(progress.step), None
-                self._milestone_reached()
                 self.save(progress.validated_at < progress.step and self._validation_due() and self._validate())
-                self._keep_milestone()
                 return
             stopped, reached = self._step(drawn, stop), self._milestone_reached()
             if stopped:
                 self.save()
-                self._keep_milestone()
                 logger.info("Stopped after step %d. Go on with:\n  %s", progress.step, self.resume_command)
                 return
             is_best = self._validate() if self._validation_due() else False
             if any((progress.step == self.stage.steps, is_best, reached, self._checkpoint_due())):
                 self.save(is_best)
-                self._keep_milestone()
             if progress.step % self.stage.steps_per_epoch == 0 and progress.step < self.stage.steps:
                 self.reporter.epoch(progress.step)
 
@@ -273,7 +269,9 @@ class Trainer:
             on_main(self.ranks, lambda: store.keep_as(progress.step, name) if store.has(progress.step) else None)
 
     def save(self, is_best: bool = False) -> None:
-        """A checkpoint of this moment, unless there is one. Errors as of :meth:`Snapshots.save`."""
+        """A checkpoint of this moment, unless there is one; kept besides where it is a milestone's, also of a step that
+        ended the run. Errors as of :meth:`Snapshots.save`."""
+        self._milestone_reached()
         loop = {
             "phase": self.phase,
             "progress": asdict(self.progress),
@@ -283,6 +281,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
         }
         self.snapshots.save(self.progress.step, self.stage, loop, self.average, is_best)
+        self._keep_milestone()
         self.monitor.flush()
 
     def _moments(self) -> dict[str, Any]:
