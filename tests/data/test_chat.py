@@ -165,6 +165,14 @@ def test_tokens_of_roles_that_do_not_speak_are_text_too():
     assert ids.count(tokenizer.convert_tokens_to_ids("<|end|>")) == 1
 
 
+def test_tokens_for_thinking_stay_tokens_though_the_template_writes_them():
+    tokenizer = styled("thinking")
+    tokenizer.add_tokens(["<think>", "</think>"])  # as Qwen's has them: no special ones
+    ids = encode_chat(tokenizer, chat(("<think>it barks</think> a dog",))).ids.tolist()
+    for token in ("<think>", "</think>"):
+        assert ids.count(tokenizer.convert_tokens_to_ids(token)) == 2
+
+
 def test_other_special_tokens_in_a_message_stay_tokens():
     tokenizer = styled("chatml")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|box|>"]})

@@ -19,7 +19,8 @@ _ROLES = ("system", "user", "assistant", "tool")
 def _structure(tokenizer: PreTrainedTokenizerBase, template: frozenset[str]) -> re.Pattern[str] | None:
     """What finds each place where one of these tokens begins; None: there are none."""
     written = "\n".join(template)
-    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    # Special ones alone: answers may well hold `<think>` or `<tool_call>`, which templates write, too.
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     # A template may put tokens together of a role's name; not every role speaks in this conversation.
     tokens = {token for token in added if token in written or any(role in token for role in _ROLES)}
     tokens |= {getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")} - {None}
