@@ -222,7 +222,7 @@ def test_a_folder_without_glues_files_is_named_first(data_dir, tmp_path, capsys,
 def test_a_second_process_waits_for_its_turn(data_dir, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     with exclusive(tmp_path / "out" / "submission.lock", "it", "wait"):
-        assert "is in use by another process" in refused(capsys, tiny_export(), data_dir, tmp_path / "out")
+        assert "is in use by this process already" in refused(capsys, tiny_export(), data_dir, tmp_path / "out")
 
 
 @pytest.mark.realdata

@@ -47,6 +47,11 @@ def _first(name: str) -> dict:
     return json.loads((golden.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def _of_the_record(found: dict, expected: dict) -> dict:
+    """Of a run's tensors those that the record has: checkpoints of today may hold more."""
+    return {name: found["tensors"].get(name) for name in expected["tensors"]}
+
+
 def _counts(name: str) -> bool:
     """Whether a figure is a share or a rank of few pairs: on another CPU one of them may fall on the other side."""
     return "acc_" in name or "_R@" in name or name.endswith(("_acc", "_rank"))
@@ -71,7 +76,7 @@ def _compare(found: dict, name: str) -> None:
     if golden.platform() != expected["platform"]:
         pytest.skip(f"bits were recorded on {expected['platform']}: here losses agree to 2% alone, and counts need not")
     assert found["losses"] == expected["losses"]
-    assert found["tensors"] == expected["tensors"]
+    assert _of_the_record(found, expected) == expected["tensors"]
 
 
 @pytest.mark.parametrize("name", golden.RUNS)
@@ -110,11 +115,11 @@ def test_a_checkpoint_of_the_first_format_resumes_to_the_recorded_end(step: int,
     found = golden.result_of(folder)
     expected = _first("two_phases")  # whose processor wrote these checkpoints
     assert min(int(key.split()[0]) for key in found["losses"]) == step + 1
-    assert found["tensors"].keys() == expected["tensors"].keys()
+    assert found["tensors"].keys() >= expected["tensors"].keys()
     near = {key: value for key, value in found["losses"].items() if not _counts(key)}
     assert near == pytest.approx({key: expected["losses"][key] for key in near}, rel=2e-2, abs=1e-3)
     if golden.platform() != expected["platform"]:
         pytest.skip(f"bits were recorded on {expected['platform']}")
     assert found["losses"] == {key: value for key, value in expected["losses"].items() if key in found["losses"]}
     # A resumed run has no record of scores from before; every tensor is there.
-    assert found["tensors"] == expected["tensors"]
+    assert _of_the_record(found, expected) == expected["tensors"]
