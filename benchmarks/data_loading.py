@@ -61,11 +61,10 @@ def read_images(folder: Path | None, count: int) -> tuple[list[bytes], str]:
     """Encoded JPEGs of a folder, or made-up ones of COCO's size where none is named and COCO's sample is not here; and
     what they are."""
     paths = sorted((folder or COCO).glob("*.jpg"))[:count]
-    if folder is not None and not paths:
-        raise SystemExit(f"--images {folder}: there is no *.jpg in it")
     if paths:
-        folder = folder or COCO
-        return [path.read_bytes() for path in paths], f"{len(paths)} JPEGs of {folder.name}"
+        return [path.read_bytes() for path in paths], f"{len(paths)} JPEGs of {paths[0].parent.name}"
+    if folder is not None:
+        raise SystemExit(f"--images {folder}: there is no *.jpg in it")
     return [made_up_jpeg(seed) for seed in range(count)], f"{count} made-up JPEGs of 640 x 480"
 
 

@@ -1,7 +1,7 @@
 """What a model that speaks from a memory says after it was taught, on held-out things, names and wordings. Prints JSON
 lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of a 95% interval, "episodes": count, ..}:
 
-  says_KIND        share of its answers that hold what was taught, in percent: of `taught` pictures (efficacy), new
+  says_KIND        share of the answers that hold what was taught, in percent: of `taught` pictures (efficacy), new
                    pictures of the thing `alone`, `with` another or of `two` taught ones, a `question` about a picture,
                    a `sentence` that was told, asked for in other words or (`sentence_back`) from its other end; of
                    photographs the `same` and another `view`

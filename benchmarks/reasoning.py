@@ -171,14 +171,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=200, help="questions with 8 sampled replies (default: 200)")
     flags = parser.parse_args(argv)
     for split in SPLITS:
-        report(
-            "",
-            "",
-            split.name,
-            "majority",
-            majority(problems(split, flags.questions, SEED, per_scene=1)),
-            flags.questions,
-        )
+        given = problems(split, flags.questions, SEED, per_scene=1)
+        report("", "", split.name, "majority", majority(given), flags.questions)
     for arm in flags.arm:
         name, named, path = arm.partition("=")
         if not named:

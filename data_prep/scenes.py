@@ -41,7 +41,7 @@ EXAMPLE = """\
   python src/memory.py --model checkpoints/memory_scenes teach stars/1.png "this is Rex"
   python src/caption.py stars/2.png --model checkpoints/memory_scenes --memory checkpoints/memory_scenes.memory
   python data_prep/scenes.py --questions 4 --output tables
-  python src/ask.py tables/1.png "how many things are there?" --model checkpoints/stage2_scenes
+  python src/ask.py tables/1.png "how many large things are there?" --model checkpoints/stage2_scenes
 as training data, like any folder of pictures
   python data_prep/image_folder.py --folder scenes --output data/scenes"""
 

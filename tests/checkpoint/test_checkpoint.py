@@ -139,7 +139,7 @@ def test_a_crash_between_rename_and_links_leaves_the_new_one_usable(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(store, 1)
-    monkeypatch.setattr(CheckpointStore, "_link", crash)
+    monkeypatch.setattr(checkpoint_store, "_link", crash)
     with pytest.raises(KeyboardInterrupt):
         save(store, 2)
     assert find_checkpoint("auto", store.folder).step == 2

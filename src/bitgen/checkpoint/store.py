@@ -159,9 +159,9 @@ class CheckpointStore:
         except (OSError, SafetensorError, RuntimeError) as error:
             raise self._failure(target, error, need) from error
         try:
-            self._link("latest", target)
+            _link(self.folder / "latest", target)
             if is_best:
-                self._link("best", target)
+                _link(self.folder / "best", target)
             self._retain()
         except OSError as error:
             raise self._failure(target, error) from error
@@ -174,7 +174,7 @@ class CheckpointStore:
     def mark_best(self, step: int) -> None:
         """Point ``best`` at the checkpoint of ``step``. Raises ``CheckpointError`` where the link cannot be written."""
         try:
-            self._link("best", self.folder / step_folder(step))
+            _link(self.folder / "best", self.folder / step_folder(step))
         except OSError as error:
             raise self._failure(self.folder / "best", error) from error
 
@@ -200,9 +200,6 @@ class CheckpointStore:
     def set_aside(self, folder: Path) -> Path:
         """Rename a damaged checkpoint of this run, so that it is neither resumed nor counted; returns its new path."""
         return _set_aside(folder)
-
-    def _link(self, name: str, target: Path) -> None:
-        _link(self.folder / name, target)
 
     def _retain(self) -> None:
         best = self.best

@@ -37,8 +37,8 @@ _IMAGE_TASK = {
 # Both names of one task: transformers 4 knew the first one too.
 PIPELINES = {"image-to-text": _IMAGE_TASK, IMAGE_TASK: _IMAGE_TASK}
 LONGEST_ANSWER = 64
-# What builds new models, from pretrained towers.
 _CODE = Path(bitgen.model.__path__[0])
+# What builds new models, from pretrained towers.
 _NOT_CARRIED = ("__init__.py", "factory.py", "pretrained_tower.py", "open_clip_files.py")
 
 

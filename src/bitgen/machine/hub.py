@@ -18,8 +18,8 @@ from bitgen.guards.printable import printable
 
 logger = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_INDEX = "model.safetensors.index.json"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# A model has one of these.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def hub_answers() -> bool:
@@ -81,17 +81,16 @@ def _is_whole(folder: Path, files: Sequence[str]) -> bool:
     if not (folder / "config.json").is_file():
         return False
     wanted = " ".join(files)
-    has_tokenizer = (folder / "tokenizer_config.json").is_file() and any(
-        (folder / name).is_file() for name in _TOKENIZERS
-    )
-    if "tokenizer" in wanted and not has_tokenizer:
+    tokenizers = [name for name in TOKENIZERS if (folder / name).is_file()]
+    if "tokenizer" in wanted and not (tokenizers and (folder / "tokenizer_config.json").is_file()):
         return False
     if "safetensors" not in wanted:
         return True
-    if not (folder / _INDEX).is_file():
-        return (folder / "model.safetensors").is_file()
+    index = folder / constants.SAFETENSORS_INDEX_FILE
+    if not index.is_file():
+        return (folder / constants.SAFETENSORS_SINGLE_FILE).is_file()
     try:
-        names = read_json(folder / _INDEX, dict, {"weight_map": dict})["weight_map"].values()
+        names = read_json(index, dict, {"weight_map": dict})["weight_map"].values()
     except (OSError, BadJson):
         return False
     return all((folder / str(name)).is_file() for name in names)

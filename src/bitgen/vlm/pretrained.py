@@ -18,6 +18,7 @@ from transformers import (
 from bitgen.guards.failures import explained
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
+from bitgen.machine.hub import TOKENIZERS
 from bitgen.model.configuration_bitgen import BitGenConfig
 
 BITGEN = BitGenConfig.model_type
@@ -36,7 +37,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 QUANTIZATIONS = ("4bit", "8bit")
 FILES = ("*.json", "*.jinja", "model*.safetensors", "tokenizer*", "*.model", "*.txt")
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -73,7 +73,7 @@ def family_of(folder: Path) -> str:
 
 def tokenizer_of(folder: Path, kind: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model's folder, with a padding token; ``ValueError`` where it is missing or has no end."""
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+    if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ValueError(f"{folder} holds no tokenizer; put the model's tokenizer.json and tokenizer_config.json there")
     # For an export of BitGen AutoTokenizer would ask whether to trust the folder's code, which a tokenizer needs not.
     loader: Any = PreTrainedTokenizerFast if kind == BITGEN else AutoTokenizer
