@@ -5,13 +5,15 @@ training never asked, each about a picture of its own. Prints JSON lines {"arm":
   accuracy         percent of the questions that are answered right, `direct` or after a `rationale`; also by hops
                    (accuracy_2_hops) and by family; of arms trained with dots, `dots` stand where the rationale would
   other_picture    the same, seeing the picture of another scene; nothing: seeing none
+  form             percent of replies that have the form of one: what reinforcement may teach without a better answer
   majority         percent for the most frequent training answer of a question's family and form: knowing no picture
   clauses, whole_chains   of right answers: clauses that hold; answers all of whose clauses hold
   one, pass, majority_of_8   of 8 sampled replies: right ones; problems with some right one; the majority's answer
   follows, stays   answers that follow an edit of the rationale's last object; that stay as they were
   truncated_none, _half, _all, pasted   right after a part of the own rationale, and after one of another picture
   where_*          boxes of things in scenes with others (evaluation/reasoning.py, box_measures); where_mean IoU is no
-                   percentage, but a mean from 0 to 1, without an interval
+                   percentage, but a mean from 0 to 1, without an interval. where_described: of whole pictures that are
+                   described, things named with a right box; where_described rightly: of the named ones, those there
 
 Train the arms first (docs/reasoning.md has the commands), then
   python benchmarks/reasoning.py --arm rationale=checkpoints/stage2_scenes --arm direct=checkpoints/stage2_direct"""
@@ -51,6 +53,8 @@ from bitgen.evaluation.replies import Decoding
 from bitgen.trained import Trained, open_model
 
 SEED = 77
+# Of these no interval is given: a mean, and shares of the things of a picture, which are right or wrong together.
+_NO_SHARES_OF_QUESTIONS = ("mean IoU", "described", "described rightly")
 _TRAINED_ON = 20_000  # questions that the majority is taken of
 
 
@@ -117,10 +121,12 @@ def measure(arm: str, trained: Trained, count: int, samples: int) -> None:
     """All lines of an arm."""
     answerer = Answerer(trained.model, trained.processor)
     for split in SPLITS:
-        given = problems(split, count, SEED, per_scene=1)  # questions about one picture are right or wrong together
+        given = problems(split, count, SEED)
         for way in ways_of(trained):
             replies = answered(answerer, given, way)
             report(arm, way, split.name, "accuracy", accuracy(replies), count)
+            with_form = 100 * sum(one.reply.answer is not None for one in replies) / count
+            report(arm, way, split.name, "form", with_form, count)
             for hops, value in by_hops(replies).items():
                 asked = sum(one.problem.question.hops == hops for one in replies)
                 report(arm, way, split.name, f"accuracy_{hops}_hops", value, asked)
@@ -136,7 +142,7 @@ def measure(arm: str, trained: Trained, count: int, samples: int) -> None:
     for pair in (False, True):
         name = "held-out pairs" if pair else "in distribution"
         for measure_name, value in answerer.where(count, SEED, pair).items():
-            asked, share = things_asked(measure_name, count), measure_name != "mean IoU"
+            asked, share = things_asked(measure_name, count), measure_name not in _NO_SHARES_OF_QUESTIONS
             report(arm, "direct", name, f"where_{measure_name}", value, asked, share)
 
 
@@ -171,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=200, help="questions with 8 sampled replies (default: 200)")
     flags = parser.parse_args(argv)
     for split in SPLITS:
-        given = problems(split, flags.questions, SEED, per_scene=1)
+        given = problems(split, flags.questions, SEED)
         report("", "", split.name, "majority", majority(given), flags.questions)
     for arm in flags.arm:
         name, named, path = arm.partition("=")

@@ -22,7 +22,7 @@ from bitgen.data.scenes.rationales import clauses_that_hold
 from bitgen.data.scenes.reasoning import CAPTION, DESCRIBE, WHAT_AT, WHERE, Picture, SceneReasoning
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.processing_bitgen import BitGenProcessor
-from support.tokenizers import tiny_tokenizer
+from support.tokenizers import tiny_tokenizer, wordpiece_tokenizer
 
 WHY = "find <b3><b8><b7><b12> small red star"
 SHORT, LONG = Asked("is it?", "yes"), Asked("is it " + "red " * 60 + "?", "yes")
@@ -136,7 +136,7 @@ def test_where_nothing_fits_at_all_it_says_so(tokens) -> None:
 
 def test_what_does_not_fit_is_said_before_the_first_step(tokens, caplog: pytest.LogCaptureFixture) -> None:
     fits = len(tokens.sequence(WITH_WHY, 2).ids) - 1
-    dataset(tokens, (SHORT, WITH_WHY), (LONG, SHORT), (LONG, LONG), length=fits).warn_of_lengths()
+    dataset(tokens, (SHORT, WITH_WHY), (LONG, SHORT), (LONG, LONG), length=fits).check_what_is_asked()
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         f"1 of 6 questions are longer than {fits} tokens (max_seq_len), and are answered without their rationale: "
@@ -145,8 +145,22 @@ def test_what_does_not_fit_is_said_before_the_first_step(tokens, caplog: pytest.
         "picture 2",
     ]
     caplog.clear()
-    dataset(tokens, (SHORT, WITH_WHY), length=fits + 1).warn_of_lengths()
+    dataset(tokens, (SHORT, WITH_WHY), length=fits + 1).check_what_is_asked()
     assert not caplog.records
+
+
+def test_answers_that_no_token_spells_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """A tokenizer of words writes what it does not know as its unknown token, which says nothing."""
+    words = MarkedTokens(extended_tokenizer(wordpiece_tokenizer(), MARKS, [], 200))
+    known, unknown = Asked("is it?", "dog"), Asked("is it?", "\u65e5")
+    dataset(words, (known, known)).check_what_is_asked()
+    assert not caplog.records
+    dataset(words, (known, unknown), (known,)).check_what_is_asked(says=False)
+    assert not caplog.records
+    dataset(words, (known, unknown), (known,)).check_what_is_asked()
+    assert "1 of 3 answers have words that the tokenizer has no tokens for" in caplog.text
+    with pytest.raises(ValueError, match="2 of 2 answers have words"):
+        dataset(words, (unknown,), (unknown,)).check_what_is_asked(says=False)
 
 
 # ---- scenes ----

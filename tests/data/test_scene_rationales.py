@@ -13,7 +13,16 @@ from bitgen.data.questions.boxes import EDGES, GRID, Box, box_text
 from bitgen.data.questions.marked_text import MARKS
 from bitgen.data.scenes.programs import ATTRIBUTES, execute, parse_program
 from bitgen.data.scenes.questions import FAMILIES, SceneQuestion, draw_question
-from bitgen.data.scenes.rationales import STYLES, clauses_that_hold, object_text, read_rationale, write_rationale
+from bitgen.data.scenes.rationales import (
+    STYLES,
+    checked_clauses,
+    clauses_that_hold,
+    object_text,
+    read_rationale,
+    things_named,
+    write_rationale,
+)
+from bitgen.data.scenes.reasoning import description
 from bitgen.data.scenes.tables import TableScene, table_scene
 
 ITEM = re.compile(r"((?:<b\d+>){4}) (\w+ \w+ \w+)")
@@ -109,6 +118,29 @@ def test_a_rationale_of_a_program_read_from_its_text_is_the_same(many) -> None:
     for scene, question, text in many[:150]:
         steps = execute(parse_program(str(question.program)), scene)
         assert text in [write_rationale(scene, steps, style) for style in range(STYLES)]
+
+
+def test_each_clause_has_its_own_verdict(many) -> None:
+    for scene, question, text in many[:200]:
+        clauses = text.split("; ")
+        assert checked_clauses(scene, question.steps, text) == [(clause, True) for clause in clauses]
+        wrong = [*clauses[:-1], "find <b0><b0><b1><b1> small red nothing"]
+        verdicts = [holds for _, holds in checked_clauses(scene, question.steps, "; ".join(wrong))]
+        assert verdicts == [True] * (len(clauses) - 1) + [False]
+        longer = checked_clauses(scene, question.steps, f"{text}; {clauses[0]}")
+        assert [holds for _, holds in longer] == [True] * len(clauses) + [False]
+        assert clauses_that_hold(scene, question.steps, f"{text}; {clauses[0]}") == (len(clauses), len(clauses) + 1)
+
+
+def test_things_that_a_description_names(many) -> None:
+    for scene, _, _ in many[:50]:
+        whole, count = description(scene), len(scene.objects)
+        first, *others = whole.split("; ")
+        assert things_named(scene, whole) == (count, count)
+        assert things_named(scene, "; ".join(others)) == (count - 1, count - 1)
+        assert things_named(scene, f"{whole}; {first}") == (count, count + 1), "a thing counts once"
+        assert things_named(scene, whole.replace(first.split("> ")[1], "small red nothing", 1)) == (count - 1, count)
+        assert things_named(scene, "") == (0, 0)
 
 
 # ---- what is changed ----

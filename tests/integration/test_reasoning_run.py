@@ -104,18 +104,19 @@ def test_it_goes_on_in_another_folder_with_its_tokenizer(tmp_path: Path, caption
     assert open_model(then.output.output_dir).tokenizer.get_vocab() == open_model(run).tokenizer.get_vocab()
 
 
-def test_replies_are_weighed_against_their_group(tmp_path: Path, captioner: str) -> None:
+def test_replies_are_weighed_against_their_group(tmp_path: Path, captioner: str, caplog) -> None:
     config = config_of(tmp_path, init_from=captioner, **{**QUESTIONS, **REINFORCED})
     trainer = build_trainer(task_of(config), config, start_processes("cpu", False))
     source = trainer.source
     assert isinstance(source, RolloutSource)
-    worth = iter([1.0, 0.0, 0.0, 0.0] + [0.5] * 4 + [float("nan")] * 4 + [0.0, 0.0, 1.0, 1.0])
+    worth = iter([1.0, 0.0, 0.0, 0.0] + [0.5] * 4 + [0.5, float("inf"), float("nan"), float("nan")] + [0.0, 0.0, 1.0, 1.0])
     source.reward = lambda one: next(worth)
     source.start(trainer.stage, 0)
     (batch,) = source.draw()
     inputs = batch.inputs
     drawn = ~inputs["sampled"].isnan()
     rows = drawn.any(dim=1).nonzero()[:, 0]
+    assert "3 of 16 rewards could not be computed (the last: it is nan)" in caplog.text
     assert len(rows) == 8  # of two groups: equal rewards teach nothing, and one could not be scored
     constant = config.training.batch_size * 4 * config.reasoning.rollout_tokens / 4
     for row, advantage in zip(rows.tolist(), [1, -1 / 3, -1 / 3, -1 / 3, -2 / 3, -2 / 3, 2 / 3, 2 / 3], strict=True):
@@ -124,7 +125,13 @@ def test_replies_are_weighed_against_their_group(tmp_path: Path, captioner: str)
     trainer.objective.begin(0.0, logged=True)
     output = trainer.objective(inputs)
     assert output.metrics["sampler_gap"] < 1e-4
-    assert output.metrics["idle_groups"] == 0.5
+    assert output.metrics["idle_groups"] == output.metrics["unscored_groups"] == 0.25
+    assert output.metrics["reward"] == pytest.approx((1 + 2 + 2) / 12)  # of those that were scored
+    assert "sampler_gap" not in caplog.text
+    apart = {**inputs, "sampled": inputs["sampled"] + 0.01}
+    for _ in range(2):
+        assert trainer.objective(apart).metrics["sampler_gap"] == pytest.approx(0.01, rel=0.05)
+    assert caplog.text.count("(sampler_gap)") == 1
     trainer.monitor.close()
 
 
@@ -156,6 +163,16 @@ def test_nothing_to_learn_from_ends_the_run_with_the_reason(tmp_path: Path, capt
     trainer.monitor.close()
 
 
+def test_a_reward_that_always_raises_ends_the_run_with_its_error(tmp_path: Path, captioner: str, caplog) -> None:
+    config = config_of(tmp_path, init_from=captioner, **{**QUESTIONS, **REINFORCED, "idle_steps": 2})
+    trainer = build_trainer(task_of(config), config, start_processes("cpu", False))
+    trainer.source.reward = lambda one: 1 / 0
+    with pytest.raises(ValueError, match="no reward could be computed .ZeroDivisionError: division by zero.. Mend"):
+        trainer.fit()
+    assert caplog.text.count("rewards could not be computed (the last: ZeroDivisionError") == 2  # once a step
+    trainer.monitor.close()
+
+
 def test_a_resumed_run_counts_the_steps_without_anything_to_learn_on(tmp_path: Path, captioner: str) -> None:
     settings = {**QUESTIONS, **REINFORCED, "idle_steps": 3, "process_weight": 0.0, "resume": "auto", "max_steps": 5}
     config = config_of(tmp_path, init_from=captioner, **settings)
@@ -173,12 +190,13 @@ def test_a_resumed_run_counts_the_steps_without_anything_to_learn_on(tmp_path: P
     assert steps == [2, 2]  # the third, the first of the resumed run, had nothing either
 
 
+@pytest.mark.parametrize("question_first", [False, True])
 @pytest.mark.parametrize("think", ["True", "False"])
-def test_a_person_asks(tmp_path: Path, answering: str, think: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_person_asks(tmp_path: Path, answering: str, think: str, question_first: bool, capsys) -> None:
     drawn = tmp_path / "boxes.png"
+    words = [picture(tmp_path), "where is the red star?"]
     command = [
-        picture(tmp_path),
-        "where is the red star?",
+        *(words[::-1] if question_first else words),
         "--model",
         answering,
         "--think",
@@ -204,6 +222,7 @@ ASKED_WRONGLY = {
     "a file that is not there": (["my holiday.jpg"], "my holiday.jpg"),
     "a memory": (["{picture}", "what is it?", "--memory", "x.memory"], "does not speak from a memory"),
     "over the picture itself": (["{picture}", "what is it?", "--picture", "{picture}"], "is the picture itself"),
+    "two questions": (["what is it?", "{picture}", "where is it?"], "two questions: what is it? and where is it?"),
     "a scene and a file": (["{picture}", "what is it?", "--scene", "1"], "about one picture"),
 }
 

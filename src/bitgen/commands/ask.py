@@ -61,7 +61,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "files",
         nargs="*",
         metavar="IMAGE_OR_VIDEO",
-        help="files; DICOM too. What stands last and is no file is the question, if --question is left out",
+        help="files; DICOM too. A word among them that asks and is no file is the question, without --question",
     )
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a run's --output_dir, one checkpoint in it, or an export"
@@ -96,8 +96,11 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_device_flag(parser)
     flags = parser.parse_args(argv)
-    if flags.question is None and flags.files and _is_question(flags.files[-1]):
-        flags.question = flags.files.pop()
+    asked = [word for word in flags.files if _is_question(word)] if flags.question is None else []
+    if len(asked) > 1:
+        parser.error(f"two questions: {' and '.join(printable(word, 100) for word in asked[:2])}. Ask one at a time.")
+    for flags.question in asked:
+        flags.files.remove(flags.question)
     check_ranges(parser, flags, {**SEARCH_RANGES, "scene": (0, 10**9)})
     if not 0 <= flags.temperature <= 100:
         parser.error(f"--temperature is {flags.temperature}; it must be from 0 to 100")

@@ -35,7 +35,7 @@ from bitgen.trained import Trained
 
 logger = logging.getLogger(__name__)
 
-_QUESTIONS = 1000  # of each kind; one standard error is at most 1.6 points
+_QUESTIONS = 1000  # of each kind, each about a picture of its own; one standard error is at most 1.6 points
 DIRECT, RATIONALE = "direct", "rationale"
 _COUNTS = ("questions", "no_answer")  # among figures that are percentages
 _HEADS = {

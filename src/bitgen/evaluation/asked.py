@@ -65,7 +65,13 @@ def score_folder(model: Model, folder: QuestionFolder, count: int, thinks: bool)
         right = sum(same_answer(answer, one.answers[0]) for one, answer in choosing)
         figures["right_choice"] = 100 * right / len(choosing)
     records = [
-        {"id": one.id, "question": one.question, "rationale": reply.rationale, "answer": reply.answer}
+        {
+            "id": one.id,
+            "question": one.question,
+            "rationale": reply.rationale,
+            "answer": reply.answer,
+            "right_answer": " / ".join(dict.fromkeys(one.answers)),
+        }
         for one, reply in zip(asked, said, strict=True)
     ]
     return figures, records

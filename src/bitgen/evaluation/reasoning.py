@@ -12,8 +12,8 @@ from bitgen.data.questions.boxes import Box, box_text, intersection_over_union, 
 from bitgen.data.questions.marked_text import NONE, MarkedTokens, Reply
 from bitgen.data.scenes.descriptions import scene_rng
 from bitgen.data.scenes.questions import FAMILIES, MOST_HOPS, TRAINED_HOPS, SceneQuestion, draw_question
-from bitgen.data.scenes.rationales import clauses_that_hold
-from bitgen.data.scenes.reasoning import WHAT_IS_AT, pixels_of, where, where_absent
+from bitgen.data.scenes.rationales import clauses_that_hold, things_named
+from bitgen.data.scenes.reasoning import DESCRIBE_PICTURE, WHAT_IS_AT, pixels_of, where, where_absent
 from bitgen.data.scenes.tables import FEWEST, MOST, TableScene, table_scene
 from bitgen.evaluation.replies import Decoding, replies_to
 from bitgen.model.modeling_bitgen import BitGenModel
@@ -62,18 +62,18 @@ class Judged(NamedTuple):
     clauses: tuple[int, int] = (0, 0)
 
 
-def problems(split: Split, count: int, seed: int, per_scene: int = 4) -> list[Problem]:
-    """The first ``count`` problems of a split, ``per_scene`` a picture."""
+def problems(split: Split, count: int, seed: int) -> list[Problem]:
+    """The first ``count`` problems of a split, each about a picture of its own: answers about one picture are right or
+    wrong together, so that fewer pictures would tell less than their questions promise."""
     found: list[Problem] = []
     index = 0
     while len(found) < count:
         key = (seed, "evaluation", split.name, index)
         scene, rng = table_scene(key, *split.objects, split.pair), scene_rng("questions", *key)
         index += 1
-        for _ in range(min(per_scene, count - len(found))):
-            question = draw_question(scene, rng, split.families, split.composition, split.hops)
-            if question is not None and (not split.pair or _about_held_out(scene, question)):
-                found.append(Problem(scene, question, key, split))
+        question = draw_question(scene, rng, split.families, split.composition, split.hops)
+        if question is not None and (not split.pair or _about_held_out(scene, question)):
+            found.append(Problem(scene, question, key, split))
     return found
 
 
@@ -152,11 +152,23 @@ class Answerer:
         if not pair:
             measures["absent"] = self._absent(things_asked("absent", count), seed, split)
             measures["named"] = self._named(things_asked("named", count), seed, split)
+            measures |= self._described(things_asked("described", count), seed, split)
         return measures
+
+    def _described(self, count: int, seed: int, split: Split) -> dict[str, float]:
+        """Of whole pictures that are described: percent of their things that are named with a right box, and percent of
+        the named things that are there (recall and precision, at an intersection over union of 0.5)."""
+        given = problems(split, count, seed)
+        prompts = [self.tokens.prompt(DESCRIBE_PICTURE, False)] * len(given)
+        found = named = there = 0
+        for problem, reply in zip(given, self.replies(given, prompts, False, Decoding()), strict=True):
+            right, said = things_named(problem.scene, reply.answer or "")
+            found, named, there = found + right, named + said, there + len(problem.scene.objects)
+        return {"described": 100 * found / there, "described rightly": 100 * found / named if named else float("nan")}
 
     def _named(self, count: int, seed: int, split: Split) -> float:
         """Percent of places of which what is there is named, size, colour and shape."""
-        given = problems(split, count, seed, 1)
+        given = problems(split, count, seed)
         rng = scene_rng(seed, "named")
         asked = [(one, rng.randrange(len(one.scene.objects))) for one in given]
         prompts = [
@@ -169,7 +181,7 @@ class Answerer:
 
     def _absent(self, count: int, seed: int, split: Split) -> float:
         """Percent of things that are not there of which that is said."""
-        given = [Problem(problem.scene, problem.question, problem.key) for problem in problems(split, count, seed, 1)]
+        given = [Problem(problem.scene, problem.question, problem.key) for problem in problems(split, count, seed)]
         rng = scene_rng(seed, "absent")
         prompts = [self.tokens.prompt(where_absent(problem.scene, rng).question, False) for problem in given]
         said = self.replies(given, prompts, False, Decoding(8))
@@ -179,7 +191,7 @@ class Answerer:
 def _where_problems(count: int, seed: int, pair: bool, split: Split) -> Iterator[tuple[Problem, int, str]]:
     split = SPLITS[1] if pair else split
     rng = scene_rng(seed, "where", pair)
-    for problem in problems(split, count, seed, 1):
+    for problem in problems(split, count, seed):
         scene = problem.scene
         indices = [
             index for index in range(len(scene.objects))
@@ -191,7 +203,7 @@ def _where_problems(count: int, seed: int, pair: bool, split: Split) -> Iterator
 
 def things_asked(measure: str, count: int) -> int:
     """How many things a measure of :meth:`Answerer.where` is of, which was asked for ``count``."""
-    return max(count // 4, 1) if measure in ("absent", "named") else count
+    return max(count // 4, 1) if measure in ("absent", "named", "described", "described rightly") else count
 
 
 def box_measures(found: Sequence[tuple[Box | None, Box, Sequence[Box]]]) -> dict[str, float]:

@@ -9,6 +9,8 @@ policies and nothing to clip.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from bitgen.model.modeling_bitgen import BitGenModel
@@ -16,6 +18,9 @@ from bitgen.objectives.language import language_loss
 from bitgen.objectives.reasoning import UNREACHED, ReasoningObjective
 from bitgen.protocols import Output
 
+logger = logging.getLogger(__name__)
+
+_WIDEST_GAP = 1e-3  # nats; both compute in float32, whose sums in another order differ by 3e-7
 PASSED_ON = "rollout/"
 """How names of figures begin that a batch brings along for the log."""
 
@@ -36,7 +41,7 @@ class PolicyGradientObjective(ReasoningObjective):
 
     def __init__(self, model: BitGenModel, temperature: float = 0.07) -> None:
         super().__init__(model, temperature)
-        self.logged = False
+        self.logged, self._warned = False, False
 
     def train(self, mode: bool = True) -> PolicyGradientObjective:
         """Without dropout in either mode."""
@@ -63,9 +68,18 @@ class PolicyGradientObjective(ReasoningObjective):
 
     @torch.no_grad()
     def _gap(self, states: torch.Tensor, labels: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
-        """The mean distance of the log-probabilities of drawn tokens from what the sampler gave; 0 where none was."""
+        """The mean distance of the log-probabilities of drawn tokens from what the sampler gave; 0 where none was.
+
+        Said once in the log where it is too wide: the gradient is then that of another policy than the sampled one.
+        """
         drawn = ~sampled.isnan()
         if not drawn.any():
             return states.new_zeros(())
         log_probs = self.model.lm_logits(states[drawn]).float().log_softmax(dim=-1)
-        return (log_probs.gather(1, labels[drawn][:, None])[:, 0] - sampled[drawn]).abs().mean()
+        gap = (log_probs.gather(1, labels[drawn][:, None])[:, 0] - sampled[drawn]).abs().mean()
+        if gap > _WIDEST_GAP and not self._warned:
+            self._warned = True
+            says = "log-probabilities of sampled tokens differ by %.2g from those of the update (sampler_gap): replies "
+            says += "are no longer drawn by the policy that learns. Is TF32 on, or has the sampler been changed?"
+            logger.warning(says, float(gap))
+        return gap

@@ -78,8 +78,7 @@ class Reasoning:
             asked_pictures(config, processor), tokens, config.model.max_seq_len, settings.answer_weight,
             settings.rationale == "dots", training.seed,
         )  # fmt: skip
-        if ranks.is_main:
-            data.warn_of_lengths()
+        data.check_what_is_asked(says=ranks.is_main)
         source: LoaderSource | RolloutSource
         if reinforced:
             assert isinstance(objective, PolicyGradientObjective)

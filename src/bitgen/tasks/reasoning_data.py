@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from bitgen.config.sources import SCENES, SORT_OF_CLEVR
 from bitgen.data.questions.folder import FolderQuestions
 from bitgen.data.questions.records import QuestionFolder
 from bitgen.data.sampler import SampleKey
+from bitgen.data.scenes.rationales import checked_clauses
 from bitgen.data.scenes.reasoning import SceneReasoning
 from bitgen.data.scenes.sort_of_clevr import SortOfClevr
 from bitgen.data.scenes.tables import FEWEST, render_table
@@ -25,6 +27,7 @@ from bitgen.objectives.reasoning import ReasoningObjective
 from bitgen.protocols import HeldOutResult, Objective, Validator
 from bitgen.show.boxes import draw_boxes
 from bitgen.show.tables import format_markdown
+from bitgen.tasks.rollouts import Reward, reward_of
 
 # Questions of a validation, and how many of them, and of their pictures, are shown.
 _VALIDATED, _SHOWN, _DRAWN = 400, 12, 6
@@ -78,7 +81,7 @@ def validator_of(config: Config, processor: BitGenProcessor) -> Validator | None
     if source == SCENES:
         # Scenes and questions of the sizes that training has, and none that evaluation asks.
         split = Split("validation", objects=(FEWEST, settings.max_objects), hops=(0, settings.max_hops))
-        return SceneValidator(split, config.training.seed, processor, thinks)
+        return SceneValidator(split, config.training.seed, processor, thinks, reward_of(settings.process_weight))
     if source == SORT_OF_CLEVR:
         pictures = SortOfClevr(processor, config.training.seed, "validation")
         return _AskedValidator([pictures[SampleKey(index)] for index in range(_VALIDATED // 20)], processor, thinks)
@@ -88,8 +91,8 @@ def validator_of(config: Config, processor: BitGenProcessor) -> Validator | None
 class SceneValidator:
     """Asks about scenes that training never drew, and looks for things in them."""
 
-    def __init__(self, split: Split, seed: int, processor: BitGenProcessor, thinks: bool) -> None:
-        self.split, self.seed, self.processor, self.thinks = split, seed, processor, thinks
+    def __init__(self, split: Split, seed: int, processor: BitGenProcessor, thinks: bool, reward: Reward) -> None:
+        self.split, self.seed, self.processor, self.thinks, self.reward = split, seed, processor, thinks, reward
         self.problems = problems(split, _VALIDATED, seed)
 
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
@@ -105,7 +108,8 @@ class SceneValidator:
             scalars |= {f"val/{name.replace(' ', '_')}": value for name, value in clause_measures(samples).items()}
         where = answerer.where(_VALIDATED, self.seed, split=self.split)
         scalars |= {f"val/where_{name.replace(' ', '_')}": value for name, value in where.items()}
-        return HeldOutResult(scalars, {"samples/boxes": _drawn(samples)}, {"samples/answers": _table(samples)}, score)
+        texts = {"samples/answers": _table(samples, self.reward)}
+        return HeldOutResult(scalars, {"samples/boxes": _drawn(samples)}, texts, score)
 
 
 def _ways(thinks: bool) -> list[tuple[str, bool]]:
@@ -113,28 +117,42 @@ def _ways(thinks: bool) -> list[tuple[str, bool]]:
     return [("direct", False), ("rationale", True)] if thinks else [("direct", False)]
 
 
-def _table(samples: Sequence[Judged]) -> str:
+def _table(samples: Sequence[Judged], reward: Reward) -> str:
     rows = [
         (
             one.problem.question.text,
-            one.reply.rationale or "",
+            _marked(one),
             one.reply.answer or "",
             one.problem.question.answer,
             f"{one.clauses[0]} of {one.clauses[1]}",
-            f"{float(one.right):g}",
+            f"{reward(one):.3g}",
         )
         for one in samples[:_SHOWN]
     ]
-    return format_markdown(("question", "rationale", "answer", "right", "clauses that hold", "reward"), rows)
+    heads = ("question", "rationale (+: the clause holds, -: it does not)", "answer", "right answer", "hold", "reward")
+    return format_markdown(heads, rows)
+
+
+def _marked(one: Judged) -> str:
+    """A rationale, with a mark before each clause for whether it holds."""
+    said = checked_clauses(one.problem.scene, one.problem.question.steps, one.reply.rationale or "")
+    return "; ".join(f"{'+' if holds else '-'} {clause}" for clause, holds in said)
 
 
 def _drawn(samples: Sequence[Judged]) -> Tensor:
     """The first pictures with the boxes that the rationales speak of, uint8 ``[3, H, W]``."""
     shown = []
-    for one in samples[: _DRAWN * 4 : 4]:  # four questions of each picture
+    for one in samples[:_DRAWN]:
         picture = render_table(one.problem.scene, _SIDE, one.problem.key)
         shown.append(pil_to_tensor(draw_boxes(picture, readable(one.reply).boxes)))
     return make_grid(torch.stack(shown), nrow=3)
+
+
+def _said(records: Sequence[dict[str, Any]]) -> str:
+    """The first answers, of questions without a program to check a rationale by."""
+    columns = ("question", "rationale", "answer", "right_answer")
+    rows = [[one[column] or "" for column in columns] for one in records[:_SHOWN]]
+    return format_markdown([column.replace("_", " ") for column in columns], rows)
 
 
 class _AskedValidator:
@@ -146,12 +164,12 @@ class _AskedValidator:
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, ReasoningObjective)
         objective.eval()
-        model, scalars, score = Model(objective.model, self.processor), {}, 0.0
+        model, scalars, score, records = Model(objective.model, self.processor), {}, 0.0, []
         for name, thinks in _ways(self.thinks):
-            figures, _ = score_pictures(model, self.pictures, thinks)
+            figures, records = score_pictures(model, self.pictures, thinks)
             score = scalars[f"val/{name}"] = figures["all"]
             scalars |= {f"val/{name}_{family}": value for family, value in figures.items() if family != "all"}
-        return HeldOutResult(scalars, {}, {}, score)
+        return HeldOutResult(scalars, {}, {"samples/answers": _said(records)}, score)
 
 
 class _FolderValidator:
@@ -168,12 +186,14 @@ class _FolderValidator:
         objective.eval()
         model, score = Model(objective.model, self.processor), 0.0
         scalars: dict[str, float] = {}
+        texts: dict[str, str] = {}
         if True in self.kinds:
             figures = boxes_of_folder(model, self.folder, _VALIDATED)
             score = figures["acc@.5"]
             scalars |= {f"val/where_{what.replace(' ', '_')}": value for what, value in figures.items()}
         for name, thinks in _ways(self.thinks) if False in self.kinds else []:
-            figures, _ = score_folder(model, self.folder, _VALIDATED, thinks)
+            figures, records = score_folder(model, self.folder, _VALIDATED, thinks)
+            texts["samples/answers"] = _said(records)
             score = scalars[f"val/{name}"] = next(iter(figures.values()))
             scalars |= {f"val/{name}_{what}": value for what, value in figures.items()}
-        return HeldOutResult(scalars, {}, {}, score)
+        return HeldOutResult(scalars, {}, texts, score)

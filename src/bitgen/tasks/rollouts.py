@@ -7,6 +7,7 @@ resumes exactly.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from bitgen.data.scenes.reasoning import pixels_of
 from bitgen.data.scenes.tables import FEWEST, table_scene
 from bitgen.evaluation.reasoning import Judged, Problem, judged
 from bitgen.evaluation.replies import Decoding, read_replies, write_replies
+from bitgen.guards.printable import printable
 from bitgen.machine.ranks import Processes, sum_over_ranks
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.processing_bitgen import BitGenProcessor, pad_tokens
@@ -95,6 +97,7 @@ class RolloutSource:
         self.collate = QuestionCollator(processor.tokenizer.pad_token_id)
         self.steps_per_epoch, self.size = steps_per_epoch, steps_per_epoch * settings.prompts * ranks.world_size
         self._at, self._idle = 0, 0
+        self._failure = ""  # of the last reward that could not be computed
 
     # ---- what the training loop asks ----
 
@@ -162,7 +165,7 @@ class RolloutSource:
         written = write_replies(self.objective.model, self.tokens, seen, repeated, decoding)
         replies = read_replies(self.tokens, written, thinks=True)
         found = [judged(given[row // settings.group], reply) for row, reply in enumerate(replies)]
-        rewards = torch.tensor([self._worth(one) for one in found]).unflatten(0, (-1, settings.group))
+        rewards = torch.tensor(self._worth(found)).unflatten(0, (-1, settings.group))
         self.objective.train(was_training)
         return [self._batch(step, pixels, repeated, written, found, rewards)]
 
@@ -176,23 +179,29 @@ class RolloutSource:
                 return Problem(scene, question, (*key, attempt))
         raise ValueError(f"no scene has a question of {self.settings.hops[0]} to {self.settings.hops[1]} hops")
 
-    def _worth(self, one: Judged) -> float:
-        """NaN where the reward cannot be computed: its group is left out."""
-        try:
-            return float(self.reward(one))
-        except Exception as error:  # whatever a reward of somebody else's may raise
-            logger.warning(
-                "a reward could not be computed (%s: %s): its group is left out", type(error).__name__, error
-            )
-            return float("nan")
+    def _worth(self, found: Sequence[Judged]) -> list[float]:
+        """NaN where the reward cannot be computed, or is none: its group is left out."""
+        worth = []
+        for one in found:
+            try:
+                worth.append(float(self.reward(one)))
+                failure = "" if math.isfinite(worth[-1]) else f"it is {worth[-1]}"
+            except Exception as error:  # whatever a reward of somebody else's may raise
+                worth.append(math.nan)
+                failure = printable(f"{type(error).__name__}: {error}", 200)
+            self._failure = failure or self._failure
+        if failed := sum(not math.isfinite(one) for one in worth):
+            says = "%d of %d rewards could not be computed (the last: %s); their groups are left out"
+            logger.warning(says, failed, len(worth), self._failure)
+        return worth
 
     def _batch(
         self, step: int, pixels: torch.Tensor, prompts: Sequence[list[int]], written: Any, found: Sequence[Judged],
         rewards: torch.Tensor,
     ) -> Batch:  # fmt: skip
         settings = self.settings
-        scored = ~rewards.isnan().any(dim=1)
-        rewards = rewards.nan_to_num()
+        scored = rewards.isfinite().all(dim=1)
+        rewards = rewards.where(rewards.isfinite(), 0.0)
         varied = scored & (rewards != rewards[:, :1]).any(dim=1)
         worth = leave_one_out(rewards)
         if settings.only_right:
@@ -200,6 +209,11 @@ class RolloutSource:
             varied, worth = scored & (right.sum(dim=1) > 0), right
         # Of all processes together, so that none ends alone while the others wait for it.
         self._idle = 0 if sum_over_ranks(self.ranks, int(varied.any())) else self._idle + 1
+        if self._idle >= settings.idle_steps and not scored.any():
+            raise ValueError(
+                f"in {settings.idle_steps} steps in a row there was nothing to learn from, and in the last one no "
+                f"reward could be computed ({self._failure}). Mend the reward, and go on with --resume auto."
+            )
         if self._idle >= settings.idle_steps:
             what = "no reply was right" if settings.only_right else "all replies to a question were worth the same"
             raise ValueError(
@@ -246,7 +260,7 @@ class RolloutSource:
             "labels": labels.masked_fill((counts == 0) & drawn.isnan(), IGNORED),
             "weights": counts,
             "sampled": drawn,
-            **self._figures(found, rewards, varied, written),
+            **self._figures(found, rewards, scored, varied, written),
         }
         indices = torch.arange(settings.prompts) + step * settings.prompts
         words = sum(len(self.tokens.decode(ids).split()) for ids in written.ids)
@@ -259,15 +273,17 @@ class RolloutSource:
         return self.collate([self.data[SampleKey(index, epoch)] for epoch, index in keys])
 
     def _figures(
-        self, found: Sequence[Judged], rewards: torch.Tensor, varied: torch.Tensor, written: Any
+        self, found: Sequence[Judged], rewards: torch.Tensor, scored: torch.Tensor, varied: torch.Tensor, written: Any
     ) -> dict[str, torch.Tensor]:
+        """For the log. Idle groups are those whose replies were worth the same, not those without a reward."""
         held = [one.clauses[0] / one.clauses[1] for one in found if one.clauses[1]]
         figures = {
-            "reward": float(rewards.mean()),
+            "reward": float(rewards[scored].mean()) if scored.any() else math.nan,
             "right": sum(one.right for one in found) / len(found),
             "form": sum(one.reply.answer is not None for one in found) / len(found),
             "clauses": sum(held) / max(len(held), 1),
-            "idle_groups": 1 - float(varied.float().mean()),
+            "idle_groups": float((scored & ~varied).float().mean()),
+            "unscored_groups": float((~scored).float().mean()),
             "reply_tokens": sum(map(len, written.ids)) / len(written.ids),
         }
         return {f"{PASSED_ON}{name}": torch.tensor(value) for name, value in figures.items()}

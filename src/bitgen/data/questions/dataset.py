@@ -71,11 +71,18 @@ class QuestionDataset:
         """How messages call a picture."""
         return self.pictures.name(index)
 
-    def warn_of_lengths(self) -> None:
+    def check_what_is_asked(self, says: bool = True) -> None:
         """Say in the log how much of what is asked, of pictures from all over the data, does not fit; of a picture of
-        which nothing fits that is counted when it is read."""
+        which nothing fits that is counted when it is read. And how many answers hold words that no token spells.
+
+        Args:
+            says: what is found; every process looks, so that all end where nothing can be learned.
+
+        Raises:
+            ValueError: all answers do.
+        """
         count = min(len(self), _LOOKED_AT)
-        asked = 0
+        asked = unwritten = 0
         long: dict[str, list[str]] = {_NO_RATIONALE: [], _LEFT_OUT: []}
         for number in range(count):
             index = number * len(self) // count
@@ -85,11 +92,21 @@ class QuestionDataset:
                 continue
             asked += len(given)
             for one in given:
+                unwritten += self.tokens.cannot_write(one)
                 if len(self.tokens.sequence(one, self.answer_weight, self.dots).ids) > self.max_length:
                     fits = len(self.sequence(one).ids) <= self.max_length
                     long[_NO_RATIONALE if fits else _LEFT_OUT].append(self.record_name(index))
+        if unwritten:
+            text = (
+                f"{unwritten} of {asked} answers have words that the tokenizer has no tokens for, so that they can be "
+                "neither learned nor said: take a tokenizer of bytes, or one that was trained on such words."
+            )
+            if unwritten == asked:
+                raise ValueError(text)
+            if says:
+                logger.warning(text)
         for what, names in long.items():
-            if names:
+            if names and says:
                 logger.warning(
                     "%d of %d questions are longer than %d tokens (max_seq_len), and %s: those of %s%s",
                     len(names), asked, self.max_length, what, ", ".join(list(dict.fromkeys(names))[:_NAMED]),

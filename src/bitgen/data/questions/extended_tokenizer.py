@@ -50,6 +50,7 @@ def extended_tokenizer(
         bos_token=base.bos_token,
         eos_token=base.eos_token,
         pad_token=base.pad_token,
+        unk_token=base.unk_token,
         clean_up_tokenization_spaces=False,
     )
 

@@ -90,6 +90,12 @@ class MarkedTokens:
                 found += text_ids(self.tokenizer, [begun])[0]
         return found
 
+    def cannot_write(self, asked: Asked) -> bool:
+        """Whether an answer has a word that the tokenizer has no tokens for. (GPT-2's unknown token is its EOS, which
+        no text gives.)"""
+        words = self.marked(asked.answer) if asked.trusted else self.text(asked.answer)
+        return self.tokenizer.unk_token_id in words
+
     def prompt(self, question: str, thinks: bool, trusted: bool = False) -> list[int]:
         """What the model goes on from: ``<s><q> question<think>`` or ``<s><q> question<answer>``.
 

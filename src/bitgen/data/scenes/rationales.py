@@ -144,7 +144,11 @@ def _words(source: Program, begin: tuple[str, str, str]) -> tuple[str, str, str]
 
 def read_rationale(text: str) -> list[Clause]:
     """The clauses of a text, whatever else it says."""
-    return [_read(part) for part in text.split(_SEPARATOR) if part.strip()]
+    return [_read(part) for part in _clauses_of(text)]
+
+
+def _clauses_of(text: str) -> list[str]:
+    return [part.strip() for part in text.split(_SEPARATOR) if part.strip()]
 
 
 def _read(text: str) -> Clause:
@@ -172,9 +176,26 @@ def _without_boxes(text: str) -> Clause:
 
 def clauses_that_hold(scene: TableScene, steps: Sequence[Step], text: str) -> tuple[int, int]:
     """How many clauses of a rationale hold, and of how many: those that it says, or should say if that is more."""
-    said, expected = read_rationale(text), _expected(scene, steps)
-    held = sum(_holds(scene, clause, wanted) for clause, wanted in zip(said, expected, strict=False))
-    return held, max(len(said), len(expected))
+    said, expected = checked_clauses(scene, steps, text), _expected(scene, steps)
+    return sum(holds for _, holds in said), max(len(said), len(expected))
+
+
+def checked_clauses(scene: TableScene, steps: Sequence[Step], text: str) -> list[tuple[str, bool]]:
+    """Each clause that a rationale says, and whether it holds; those that should not be there do not."""
+    said, expected = _clauses_of(text), _expected(scene, steps)
+    held = [_holds(scene, _read(part), wanted) for part, wanted in zip(said, expected, strict=False)]
+    return list(zip(said, [*held, *[False] * (len(said) - len(held))], strict=True))
+
+
+def things_named(scene: TableScene, text: str) -> tuple[int, int]:
+    """How many things a description names with the right name and box, each thing once, and how many it names."""
+    items = [item for clause in read_rationale(text) for item in clause.items]
+    left = list(range(len(scene.objects)))
+    for item in items:
+        found = next((index for index in left if _is(scene, index, item)), None)
+        if found is not None:
+            left.remove(found)
+    return len(scene.objects) - len(left), len(items)
 
 
 def is_there(scene: TableScene, clause: Clause) -> bool | None:
