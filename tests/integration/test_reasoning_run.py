@@ -109,7 +109,8 @@ def test_replies_are_weighed_against_their_group(tmp_path: Path, captioner: str,
     trainer = build_trainer(task_of(config), config, start_processes("cpu", False))
     source = trainer.source
     assert isinstance(source, RolloutSource)
-    worth = iter([1.0, 0.0, 0.0, 0.0] + [0.5] * 4 + [0.5, float("inf"), float("nan"), float("nan")] + [0.0, 0.0, 1.0, 1.0])
+    unscored = [0.5, float("inf"), float("nan"), float("nan")]
+    worth = iter([1.0, 0.0, 0.0, 0.0, *[0.5] * 4, *unscored, 0.0, 0.0, 1.0, 1.0])
     source.reward = lambda one: next(worth)
     source.start(trainer.stage, 0)
     (batch,) = source.draw()
