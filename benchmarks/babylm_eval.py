@@ -100,6 +100,7 @@ def evaluate_ours(year: int, model: Path, sets: Path, output: Path) -> None:
     if any(path.name != AGE_OF_ACQUISITION for path in sets.iterdir()):
         data = read_evaluation_data(sets, year)
         language_model, encoder = open_language_model(model, device)
+        output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output) as folder:  # of this round alone
             kept = KeptSets(Path(folder), identity(language_model, encoder, model), sets, year)
             results, predictions = evaluate_babylm(data, encoder, Scorer(language_model, device), kept)

@@ -32,7 +32,10 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    is recalled (`gate`), `no words`, the `noise` of reading, `no pointer`, `no cross-attention`
   empty_memory     share of the answers with an empty memory that are not those without a memory (0)
   teach_seconds, fine_tuning_seconds, fine_tuning_over_teaching   CPU seconds to encode and write facts and to read one;
-                   to fine-tune until as many are said, at the best of three rates; their ratio. null: not reached
+                   to fine-tune until as many are said, at the best of three rates; their ratio. null: not reached,
+                   in `at_least` seconds
+  calibration      of all answers about `pictures` or `sentences` whose surest fact has a probability in a bin: percent
+                   that recall what is asked for and nothing else; their mean probability; how many they are
   addresses_seconds, fine_tuning_over_first   what a memory's matrices of addresses cost once, before the first fact;
                    the ratio with them
   write_ms, read_ms   one more fact; one cue; sums_ms, prepare_ms: what the first of each computes once
@@ -44,13 +47,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
 import statistics
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 from memory_speaks_ablations import reading, without_parts
+from memory_speaks_calibration import calibration
 from memory_speaks_costs import cost_of_a_token, costs
+from memory_speaks_edits import edited_and_forgotten
+from memory_speaks_episodes import SEEDS, episodes, report
 from memory_speaks_names import WAYS
 from memory_speaks_training import teaching_and_tuning
 
 from bitgen.data.dataset import PairDataset
-from bitgen.data.episodes.dataset import Episode, EpisodeDataset, SceneEpisodes
-from bitgen.data.episodes.names import invented_name
-from bitgen.data.episodes.photos import PhotoEpisodes
-from bitgen.data.sampler import SampleKey
+from bitgen.data.episodes.dataset import Episode
 from bitgen.memory.answering import Answer, Speaker, measures, says
 from bitgen.memory.associative import AssociativeMemory
 from bitgen.objectives.recall import SIMILAR, RecallObjective
@@ -75,29 +75,8 @@ from bitgen.trained import Trained, open_model
 PICTURES, SENTENCES = (1, 8, 16, 32, 64, 128), (1, 8, 16, 32, 64, 127)  # with the one picture beside them: 128
 _MOST_THINGS = 76  # that an episode of scenes can teach
 SLOTS = (32, 128)
-SEEDS = (11, 12, 13)
-BACK, TAUGHT = "sentence_back", ("taught", "same")
 _FEWEST = 16  # facts of a seed's episodes
 _FEW = 12  # queries about pictures, or about sentences, in an episode of one fact
-
-
-def episodes(trained: Trained, data: PairDataset | None, seed: int, count: int, **sizes: Any) -> Iterator[tuple]:
-    """(data, episode) of a seed; sizes are those of the makers."""
-    maker: Any
-    if data is None:
-        maker = SceneEpisodes(trained.processor, seed, held_out=True, **sizes)
-    else:
-        maker = PhotoEpisodes(data, trained.processor, seed, held_out=True, **sizes)
-    dataset = EpisodeDataset(maker, trained.processor, count, seed, trained.model.config.as_taught)
-    for index in range(count):
-        yield dataset, maker.episode(SampleKey(index))
-
-
-def report(name: str, values: list[float], **more: Any) -> None:
-    """One line; ``values``: the mean of each episode."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    line = {"name": name, **more, "value": statistics.fmean(values), "interval": 1.96 * spread / len(values) ** 0.5}
-    print(json.dumps(line | {"episodes": len(values)}), flush=True)
 
 
 def said_after_teaching(
@@ -107,6 +86,7 @@ def said_after_teaching(
     pictures = [facts for facts in PICTURES if data is not None or facts <= _MOST_THINGS]
     plans: list[tuple[dict[str, int], int]] = [({"pictures": facts, "sentences": 0}, facts) for facts in pictures]
     plans += [({"pictures": 1, "sentences": facts, "picture_queries": 1}, facts) for facts in SENTENCES]
+    sure: tuple[list[Answer], list[Answer]] = ([], [])
     for sizes, facts in plans:
         if facts == 1:  # then as many episodes as facts
             sizes |= {"sentence_queries" if sizes["sentences"] else "picture_queries": _FEW}
@@ -115,17 +95,24 @@ def said_after_teaching(
             for seed in SEEDS:
                 for dataset, episode in episodes(trained, data, seed, max(count, _FEWEST // facts), **sizes):
                     speaker = Speaker(objective, dataset, slots)
-                    for name, value in _measured(speaker, episode, sizes["sentences"] > 0, compared).items():
+                    told = sizes["sentences"] > 0
+                    for name, value in _measured(speaker, episode, told, compared, sure[told]).items():
                         found.setdefault(name, []).append(value)
             for name, values in found.items():
                 report(name, values, facts=facts, slots=slots)
+    for about, answers in zip(("pictures", "sentences"), sure, strict=True):
+        for bin, (mean, right, count) in calibration(answers).items():
+            line = {"name": "calibration", "about": about, "bin": bin, "probability": mean}
+            print(json.dumps(line | {"value": right, "answers": count}), flush=True)
 
 
-def _measured(speaker: Speaker, episode: Episode, told: bool, compared: bool) -> dict[str, float]:
+def _measured(speaker: Speaker, episode: Episode, told: bool, compared: bool, sure: list[Answer]) -> dict[str, float]:
     tensors = speaker.tensors(episode)
     memory = speaker.teach(tensors)
     answers = speaker.ask(memory, episode, tensors)
-    measured = measures([answer for answer in answers if answer.query.kind.startswith("sentence") == told])
+    asked = [answer for answer in answers if answer.query.kind.startswith("sentence") == told]
+    sure += asked if not compared or speaker.space.slots == SLOTS[-1] else []
+    measured = measures(asked)
     if not compared:
         return measured
     space = memory.space
@@ -186,79 +173,6 @@ def _in_two(episode: Episode, answer: Answer) -> bool:
     return bool(name) and sum(name[0] in text.split() for text, picture in episode.taught if picture is None) == 2
 
 
-def edited_and_forgotten(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
-    """Half of 16 pictures' and 16 sentences' facts get other names, or are forgotten."""
-    found: dict[str, list[float]] = {}
-    for seed in SEEDS:
-        for dataset, episode in episodes(trained, data, seed, count, pictures=16, sentences=16):
-            speaker = Speaker(objective, dataset)
-            tensors = speaker.tensors(episode)
-            memory, half = speaker.teach(tensors), range(0, 32, 2)
-            for name, value in {**_edited(speaker, memory, episode, tensors, half),
-                                **_forgotten(speaker, memory, episode, tensors, half)}.items():  # fmt: skip
-                found.setdefault(name, []).append(value)
-    for name, values in found.items():
-        report(name, values, facts=32, slots=128)
-
-
-def _about(answers: list[Answer], rows: range) -> list[Answer]:
-    return [answer for answer in answers if answer.query.facts and set(answer.query.facts) <= set(rows)]
-
-
-def _edited(
-    speaker: Speaker, memory: AssociativeMemory, episode: Episode, tensors: dict[str, torch.Tensor], rows: range
-) -> dict[str, float]:
-    """Each of these facts that is asked about gets another name, as an edit gives it: a picture's key stays. Questions
-    from the other end are left out, since they tell the old name."""
-    rng, old, new = random.Random(str(episode.queries)), {}, {}
-    asked = [query for query in episode.queries if query.kind != BACK]
-    for query in asked:
-        for fact, name in zip(query.facts, list(query.names.values()) or [query.answer], strict=False):
-            old[fact] = name
-    taught = list(episode.taught)
-    for row in set(rows) & set(old):
-        new[row] = next(name for name in iter(partial(invented_name, rng, True), None) if name not in old.values())
-        text, picture = taught[row]
-        taught[row] = (re.sub(rf"\b{old[row]}\b", new[row], text), picture)
-    with torch.no_grad():
-        pairs = torch.cat(speaker.objective.write(speaker.tensors(replace(episode, taught=tuple(taught)))), dim=1)
-    changed = memory
-    for row in new:
-        own = len(memory.halves(0)[row]) if taught[row][1] is not None else 0
-        changed = changed.replaced(row, torch.cat([memory.pairs[row, :own], pairs[row, own:].to(memory.pairs)]))
-    answers = _about(speaker.ask(changed, episode, tensors, plain=False), rows)
-    answers = [answer for answer in answers if len(answer.query.facts) == 1 and answer.query.kind != BACK]
-    said: dict[str, list[bool]] = {}
-    for answer in answers:
-        words, fact = re.findall(r"\w+", answer.said), answer.query.facts[0]
-        for name, names in (("edited", new), ("edited_old", old)):
-            for line in (name, f"{name}_taught")[: 1 + (answer.query.kind in TAUGHT)]:
-                said.setdefault(line, []).append(names[fact] in words)
-    return {name: 100 * sum(found) / len(found) for name, found in said.items()}
-
-
-def _forgotten(
-    speaker: Speaker, memory: AssociativeMemory, episode: Episode, tensors: dict[str, torch.Tensor], rows: range
-) -> dict[str, float]:
-    memory.precision  # noqa: B018  # the sums, from which the facts are then subtracted
-    left = memory
-    for row in reversed(rows):
-        left = left.without(row)
-    kept = [row for row in range(len(memory)) if row not in rows]
-    never = AssociativeMemory.empty(memory.space).written(memory.pairs[kept])
-    state = max(
-        (mine - theirs).abs().max().item() for mine, theirs in zip(left.precision, never.precision, strict=True)
-    )
-    answers, others = speaker.ask(left, episode, tensors), speaker.ask(never, episode, tensors, plain=False)
-    as_never = [mine.said == other.said for mine, other in zip(answers, others, strict=True)]
-    same = [answer.said == answer.plain for answer in _about(answers, rows)]
-    return {
-        "forgotten": 100 * sum(as_never) / len(as_never),
-        "forgotten_plain": 100 * sum(same) / max(1, len(same)),
-        "forgotten_state": state,
-    }
-
-
 def prompted(objective: RecallObjective, trained: Trained, data: PairDataset | None, count: int) -> None:
     """The same model without a memory, whose prompt is what the memory would have read."""
     found: dict[str, list[float]] = {}
@@ -305,7 +219,7 @@ def empty_memory(objective: RecallObjective, trained: Trained, data: PairDataset
 
 def seconds_of_teaching(objective: RecallObjective, trained: Trained, data: PairDataset | None) -> None:
     """CPU seconds of teaching against fine-tuning."""
-    for facts in (1, 16, 64):
+    for facts in (1, 16, 64) if data is None else (1, 16, 64, 128):
         for dataset, episode in episodes(trained, data, SEEDS[0], 1, pictures=facts, sentences=0):
             for name, line in teaching_and_tuning(Speaker(objective, dataset), episode).items():
                 print(json.dumps({"name": name, "facts": facts, **line}), flush=True)

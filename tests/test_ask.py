@@ -196,3 +196,28 @@ def test_a_model_without_eyes_says_so_and_can_be_asked_without_pictures(export, 
 def test_a_model_of_another_kind_is_named(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "bitgen"}')
     assert str(tmp_path) in refused(capsys, ask.main, "--model", tmp_path, "--question", QUESTION)
+
+
+def test_a_model_that_reads_no_question_says_so_and_describes(export, photos, capsys, monkeypatch):
+    model = ("--model", str(export(speech=SpeechSource("plain"))), "--max_new_tokens", "12", "--num_beams", "1")
+    caption.main([str(photos[0]), *model])
+    said = capsys.readouterr()
+    described = said.out.rstrip("\n").split("\t")[1]
+    assert described and "question" not in said.err
+    caption.main([str(photos[0]), str(photos[1]), *model, "--prompt", "the colour is"])
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].endswith(f"\t{described}")
+    assert said.err.count("reads no question: --prompt changes nothing") == 1
+    ask.main([str(photos[0]), *model, "--question", QUESTION])
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [described]
+    assert said.err.count("only describes pictures and reads no question: the answer is its caption") == 1
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is it?\nWhere is it?\n"))
+    assert "so that there is no second one. Begin anew" in refused(capsys, ask.main, photos[0], *model)
+    assert "nothing to describe: give a picture" in refused(capsys, ask.main, *model, "--question", QUESTION)
+
+
+def test_a_model_that_asks_for_questions_is_not_called_one_that_reads_none(export, photos, capsys):
+    ask.main([str(photos[0]), "--model", str(export()), "--question", QUESTION, "--max_new_tokens", "2"])
+    caption.main([str(photos[0]), "--model", str(export()), "--prompt", QUESTION, "--max_new_tokens", "2"])
+    assert "question" not in capsys.readouterr().err

@@ -128,6 +128,32 @@ def test_fine_tuning_and_ages_of_acquisition_are_part_of_it(data_dir, tmp_path, 
     assert list(content["glue"]) == ["wsc"] and content["aoa"] == {"aoa": 0.125} and content["aoa_surprisals"] is None
 
 
+def test_ages_of_acquisition_are_asked_of_the_checkpoints_of_the_track_alone(data_dir, tmp_path, capsys, monkeypatch):
+    """As the pipeline does; one more would be a point more on every curve, and null in the collated file."""
+    asked = []
+
+    def ages(by_words, *_, **options):
+        asked.append(by_words)
+        return AgeOfAcquisition({"aoa": 0.125}, {"results": []}, {"aoa": 0.125})
+
+    monkeypatch.setattr(submit, "age_of_acquisition", ages)
+    model = shutil.copytree(tiny_export(), tmp_path / "model")
+    for name in ("chck_0M", "chck_15M", "chck_200M"):
+        shutil.copytree(model / "chck_1M", model / name)
+    full = tmp_path / "data" / "full_eval"
+    shutil.copytree(data_dir / "full_eval" / "wug_adj_nominalization", full / "wug_adj_nominalization")
+    write_acquisition(full / "aoa", np.random.default_rng(0))
+    run(model, full, tmp_path / "out")
+    assert asked == [{1_000_000: model / "chck_1M", 10_000_000: model / "chck_10M"}]
+    said = capsys.readouterr().out
+    assert "chck_15M, chck_200M: not among the checkpoints" in said and "chck_0M was left out" in said
+    for name in ("chck_1M", "chck_10M"):
+        shutil.rmtree(model / name)
+    run(model, full, tmp_path / "out")
+    assert len(asked) == 1
+    assert "age of acquisition: it needs checkpoints chck_*M of strict-small" in capsys.readouterr().out
+
+
 # ---- bad input ----
 
 

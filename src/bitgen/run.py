@@ -36,6 +36,7 @@ from bitgen.protocols import Run, Task
 from bitgen.show.monitor import Monitor
 from bitgen.show.run_logging import FILE_ONLY
 from bitgen.training.loop_settings import LoopSettings
+from bitgen.training.origin import started_from
 from bitgen.training.reporting import TrainingDiverged, message_of
 from bitgen.training.trainer import Trainer
 
@@ -44,7 +45,8 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lock"  # in a run's folders
 
 # What a run that goes on may change without a word.
-_NOT_OF_TRAINING = ("resume", "init_from", "output_dir", "log_dir", "progress")
+# (``rationale`` of stage 2 is part of a run's identity, as it was asked for; its settings say what could be learned.)
+_NOT_OF_TRAINING = ("resume", "init_from", "output_dir", "log_dir", "progress", "rationale")
 
 # A configuration of any task: it has the groups `training` and `output`.
 Config = Any
@@ -199,7 +201,8 @@ def _manifest_step(folder: Path) -> int:
         return 0  # damaged: whoever exports it is told so
 
 
-def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore, config: Config) -> None:
+def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore, config: Config) -> Config:
+    """Returns: the settings, with the init_from that the run began with where the command leaves it out."""
     for folder, problem in checkpoint.damaged.items():
         logger.warning("checkpoint %s is damaged, so the one before it is taken: %s", folder, problem)
         if store.writes and folder.parent.resolve() == store.folder.resolve():
@@ -210,6 +213,8 @@ def _announce_resume(checkpoint: Checkpoint, store: CheckpointStore, config: Con
     if rescored and checkpoint.state["progress"].get("best_score") is not None:
         logger.info("scores are of something else now (%s): the best is looked for anew", ", ".join(rescored))
         checkpoint.state["progress"] |= {"best_score": None, "best_step": None, "highest_score": None}
+    began_with = changed.get("init_from", (None, None))[0] if config.training.init_from is None else None
+    return config if began_with is None else config.replace(init_from=began_with)
 
 
 def _say_what_changed(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -273,14 +278,15 @@ def _assemble(
     monitor: Monitor,
 ) -> Trainer:
     if checkpoint is not None:
-        _announce_resume(checkpoint, store, config)
+        config = _announce_resume(checkpoint, store, config)
     elif config.training.resume is not None:
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
     run = task.build(config, ranks, fresh=checkpoint is None)
     precision = resolve_precision(config.training.precision, ranks.device)
     parallel = _parallel(config.training, ranks, precision, run)
     command = resume_command(world_size=ranks.world_size)
-    trainer = Trainer(run, _loop_settings(config, run), monitor, store, parallel, precision, checkpoint, command)
+    settings = _loop_settings(config, run, fresh=checkpoint is None)
+    trainer = Trainer(run, settings, monitor, store, parallel, precision, checkpoint, command)
     monitor.total_steps = run.stage.steps
     monitor.begin()
     monitor.banner(run.banner, run.parameters)
@@ -307,8 +313,9 @@ def _parallel(training: Any, ranks: Processes, precision: Precision, run: Run) -
     return parallel
 
 
-def _loop_settings(config: Config, run: Run) -> LoopSettings:
+def _loop_settings(config: Config, run: Run, fresh: bool) -> LoopSettings:
     training, output = config.training, config.output
+    start = started_from(training.init_from, output.words_seen_checkpoints, training.max_words_seen) if fresh else None
     return LoopSettings(
         seed=training.seed,
         max_grad_norm=training.max_grad_norm,
@@ -319,6 +326,7 @@ def _loop_settings(config: Config, run: Run) -> LoopSettings:
         eval_steps=run.eval_steps or output.eval_steps,
         log_steps=output.log_steps,
         words_seen_checkpoints=output.words_seen_checkpoints,
+        started_from=start,
     )
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from bitgen.checkpoint.format import checkpoint_folders, load_weights, read_state, resolve_checkpoint, step_of
 from bitgen.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, CheckpointError, CheckpointFiles, DamagedCheckpoint
 from bitgen.config import Config, ConfigError
+from bitgen.config.sources import BUILT_IN_QUESTIONS
 from bitgen.data.records import SIDECAR
 from bitgen.data.text_shards import TEXT_SIDECAR, tokenizer_sha256
 from bitgen.data.tokenizer import check_vocabulary, kept_spec, load_tokenizer, vocabulary_size
@@ -41,7 +42,7 @@ _MOST_OF = {"num_layers": 1000, "num_hidden_layers": 1000, "compressor_convoluti
 # The last say which built-in scenes it never saw, and how it was taught to answer about them.
 _KEPT_SETTINGS = (
     *("contrastive_weight", "itm_weight", "text_loss_weight", "temperature", "itm_temperature"),
-    *("seed", "scenes_val", "rationale", "max_objects", "max_hops"),
+    *("seed", "scenes_val", "rationale", "question_data", "max_objects", "max_hops"),
 )
 
 
@@ -117,6 +118,8 @@ def kept_of_training(config: Config, temperature: float) -> dict[str, Any]:
     """What an export records of its training, in its ``config.json``; :func:`open_model` reads it."""
     flat = config.flat()
     kept = {name: flat[name] for name in _KEPT_SETTINGS}
+    if kept["question_data"] not in BUILT_IN_QUESTIONS:  # a path, which says nothing elsewhere
+        kept["question_data"] = None
     return kept | {"images": saw_pictures(config), "learned_temperature": temperature}
 
 

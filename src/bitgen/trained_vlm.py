@@ -142,7 +142,7 @@ def open_vlm(path: str | Path, device: torch.device | str = "cpu") -> TrainedVlm
     description, is_export = read_description(folder), is_exported_vlm(folder)
     tensors = own_weights(folder)
     try:
-        made = assemble(parts_of(folder, description) if is_export else description)
+        made = assemble(parts_of(folder, description) if is_export else description, device=device)
     except _NO_MODEL as error:
         raise CheckpointError(_no_model(folder, error)) from error
     own = split_state(made.model, ())[0]

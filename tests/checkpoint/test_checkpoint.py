@@ -90,9 +90,30 @@ def test_a_folder_in_place_of_a_link_that_holds_no_checkpoint_is_left_alone(stor
     (store.folder / "best").unlink()
     (store.folder / "best").mkdir()
     (store.folder / "best" / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="best was a link .* Remove this folder"):
+    with pytest.raises(CheckpointError, match="best was a link .* Remove it"):
         mend_links(store.folder)
     assert (store.folder / "best" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fault", ["a newer format", "the base of both", "a file of all"])
+def test_no_copy_is_removed_where_nobody_knows_which_is_whole(tmp_path: Path, fault: str, monkeypatch) -> None:
+    store = CheckpointStore(tmp_path / "run", keep=2)
+    base = store.store_base({"frozen": torch.ones(3)})
+    store.save(1, {"weight": torch.ones(3)}, {"step": 1}, FILES, base, is_best=True)
+    copy = tmp_path / "copy"
+    shutil.copytree(store.folder, copy)
+    if fault == "a newer format":
+        monkeypatch.setattr(manifest, "FORMAT_VERSION", 0)
+    elif fault == "the base of both":
+        (copy / f"vision_base-{base}.safetensors").unlink()
+    else:
+        for folder in (copy / "best", copy / "latest", copy / step_folder(1)):
+            (folder / MODEL_FILE).unlink()
+    before = sorted(path for path in copy.rglob("*") if path.is_file())
+    with pytest.raises(CheckpointError) as caught:
+        mend_links(copy)
+    assert "Remove it" not in str(caught.value)
+    assert sorted(path for path in copy.rglob("*") if path.is_file()) == before
 
 
 def test_retention_keeps_the_newest_and_the_best(store: CheckpointStore) -> None:

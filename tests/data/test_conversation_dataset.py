@@ -230,3 +230,16 @@ def test_lengths_are_those_of_the_samples_and_no_picture_is_read(kind: str, tmp_
     with pytest.raises(TypeError):
         data[0]
     assert data.lengths() == expected
+
+
+def test_turns_that_the_template_cannot_write_are_named_with_their_record(source, caplog) -> None:
+    def refusing(turns: Sequence[Turn], counts: Sequence[int]) -> tuple[list[int], list[int]]:
+        if turns[0].text == "hello":
+            raise BadRecord("a conversation cannot be used", "unwritten")
+        return encode_turns(turns, counts)
+
+    data = ConversationDataset(source, refusing, tokens, picture, 60)
+    with pytest.raises(BadRecord, match=r"dataset .*, record 1 \(1\): a conversation cannot be used") as error:
+        data[1]
+    assert error.value.reason == "unwritten"
+    assert "1 of 5 conversations cannot be used, the first: dataset" in caplog.text

@@ -11,6 +11,7 @@ import torch
 
 from bitgen.data.conversations.dataset import ConversationDataset, VisualCollator, start_of_last_answer
 from bitgen.data.conversations.records import IMAGE_MARKER, ConversationReader, Turn
+from bitgen.data.conversations.speech import Speech
 from bitgen.data.conversations.writer import writing_conversations
 from bitgen.evaluation import answers
 from bitgen.evaluation.answers import Decoding, askable, up_to_the_answer, write_answers
@@ -94,3 +95,13 @@ def test_an_answer_ends_before_the_token_that_ends_it_though_that_is_not_special
     collate = VisualCollator(trained.tokenizer.pad_token_id)
     said = write_answers(trained.model, speech, [dataset[0]], collate, Decoding(max_new_tokens=8), 1)
     assert said == [trained.tokenizer.decode(words)]
+
+
+def test_what_ends_an_answer_is_found_out_once(trained, tmp_path, monkeypatch) -> None:
+    """It renders a conversation, which would take minutes where it was asked for each token."""
+    dataset = dataset_of(trained, tmp_path / "data", 130, (WHAT, "red"), (WHAT, "blue"))
+    asked, ends = [], trained.speech.ends
+    monkeypatch.setattr(Speech, "ends", property(lambda speech: asked.append(speech) or ends))
+    collate = VisualCollator(trained.tokenizer.pad_token_id)
+    write_answers(trained.model, trained.speech, [dataset[0], dataset[1]], collate, Decoding(max_new_tokens=8), 1)
+    assert len(asked) == 1

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from bitgen.commands import evaluate, export
+from bitgen.commands.evaluate_by_kind import refuse_flags_of_parts
 from bitgen.commands.evaluate_vlm import evaluate_vlm
+from bitgen.config import ConfigError
 from bitgen.data.conversations.opening import open_conversations
 from bitgen.data.conversations.records import ConversationReader
 from bitgen.evaluation.caption_likelihood import likelihood_retrieval, log_likelihoods
@@ -21,12 +23,19 @@ from bitgen.evaluation.scene_captions import scene_caption_metrics
 from bitgen.evaluation.text_metrics import score_texts
 from bitgen.evaluation.vlm import VlmEvaluation
 from bitgen.trained_vlm import is_vlm, open_vlm
+from support.tiny_vlms import exported_vlm
 from support.vlm_runs import QUESTIONS, train_tiny, write_questions
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
     return train_tiny(tmp_path_factory.mktemp("vlm"))
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """A model whose template writes questions."""
+    return exported_vlm(tmp_path_factory.mktemp("asked"))
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +106,37 @@ def test_ranks_of_likelihoods_by_hand() -> None:
     assert nan["t2i_R@1"] == 0
 
 
-def test_questions_are_scored_against_every_persons_answer(stage, questions, tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(VlmEvaluation, "answers", lambda self, decoding: ["Red.", "a green", "navy", "black"])
-    found = run(stage, tmp_path, "--data", str(questions), "--task", "vqa", "--predictions", str(tmp_path / "p.json"))
-    # red: 2 of 3 people; green: 1 of 1; navy: 1 of 2; black: none.
-    assert found["vqa"]["vqa_accuracy"] == pytest.approx(100 * (2 / 3 + 1 + 0.5 + 0) / 4)
-    assert found["vqa"]["exact_match"] == pytest.approx(75)
-    # This model's template writes no question, so that nothing stands before the answer to text alone.
-    assert "1 of 5 are left out" in caplog.text and "record 4 (text): nothing stands before its answer" in caplog.text
+def test_questions_are_scored_against_every_persons_answer(asked, questions, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(VlmEvaluation, "answers", lambda self, decoding: ["Red.", "a green", "navy", "black", "4"])
+    found = run(asked, tmp_path, "--data", str(questions), "--task", "vqa", "--predictions", str(tmp_path / "p.json"))
+    # red: 2 of 3 people; green: 1 of 1; navy: 1 of 2; black: none; 4: 1 of 1, which said "four".
+    assert found["vqa"]["vqa_accuracy"] == pytest.approx(100 * (2 / 3 + 1 + 0.5 + 0 + 1) / 5)
+    assert found["vqa"]["exact_match"] == pytest.approx(80)
     assert json.loads((tmp_path / "p.json").read_text())[1] == {"question_id": "q1", "answer": "a green"}
 
 
-def test_the_control_shows_every_question_another_image(stage, questions, tmp_path) -> None:
+def test_a_model_that_reads_no_question_is_not_scored_on_questions(stage, questions, tmp_path, capsys, caplog) -> None:
+    with pytest.raises(SystemExit):
+        run(stage, tmp_path, "--data", str(questions), "--task", "captioning,vqa")
+    assert "reads no question. Take captioning, or train with another template" in capsys.readouterr().err
+    # Its template writes no question, so that nothing stands before the answer to text alone.
+    run(stage, tmp_path, "--data", str(questions))
+    assert "1 of 5 are left out" in caplog.text and "record 4 (text): nothing stands before its answer" in caplog.text
+
+
+def test_a_length_penalty_is_part_of_the_search_and_named_with_the_scores(stage, tmp_path, capsys) -> None:
+    found = [
+        run(stage, tmp_path, "--data", "scenes", "--num_beams", "4", "--length_penalty", penalty)["captioning"]
+        for penalty in ("-5", "5")
+    ]
+    assert [one["decoding"].split(", ")[1] for one in found] == ["length penalty -5", "length penalty 5"]
+    for beams, penalty, says in (("1", "2", "--num_beams is 1"), ("4", "1000", "must be from -100 to 100")):
+        with pytest.raises(SystemExit):
+            run(stage, tmp_path, "--data", "scenes", "--num_beams", beams, "--length_penalty", penalty)
+        assert says in capsys.readouterr().err
+
+
+def test_the_control_shows_every_question_another_image(asked, questions, tmp_path) -> None:
     source = ConversationReader(questions)
     shown = partners(source, list(range(len(source))))
     assert sorted(shown) == [0, 1, 2, 3]  # the one without a picture is left out
@@ -117,7 +145,7 @@ def test_the_control_shows_every_question_another_image(stage, questions, tmp_pa
         assert other[row].turns == source[row].turns and other.references(row) == source.references(row)
         assert other[row].visuals != source[row].visuals and other[row].image != source[row].image
     assert {other[row].image for row in shown} == {source[row].image for row in shown}
-    found = run(stage, tmp_path, "--data", str(questions), "--task", "vqa", "--shuffle_images", "True")
+    found = run(asked, tmp_path, "--data", str(questions), "--task", "vqa", "--shuffle_images", "True")
     assert found["vqa"]["questions"] == len(QUESTIONS) and found["vqa"]["shuffle_images"] is True
 
 
@@ -179,3 +207,10 @@ def test_numbers_of_questions_are_numbers_again() -> None:
     source = [SimpleNamespace(id=name) for name in ("458752000", "q1", "\u0664")]
     work = VlmEvaluation(None, None, source, [0, 1, 2], 1, None)  # type: ignore[arg-type]
     assert [entry["question_id"] for entry in work.predictions(["a", "b", "c"])] == [458752000, "q1", "\u0664"]
+
+
+@pytest.mark.parametrize("flags", [["--length_penalty", "2"], ["--shuffle_images", "True"], ["--task", "vqa"]])
+def test_flags_of_models_of_parts_are_refused_for_others(flags) -> None:
+    asked = parse_flags(["--checkpoint", "stage1", "--data", "scenes", *flags])
+    with pytest.raises(ConfigError, match=f"{flags[0]}.* is for vision-language models of parts"):
+        refuse_flags_of_parts(asked)

@@ -10,7 +10,7 @@ import torch
 from bitgen.data.questions.boxes import EDGES
 from bitgen.data.questions.extended_tokenizer import extended_tokenizer
 from bitgen.data.questions.marked_text import MARKS, MarkedTokens
-from bitgen.evaluation.replies import Decoding, Written, write_replies
+from bitgen.evaluation.replies import Decoding, Written, read_replies, write_replies
 from support.models import FEATURES, tiny_model
 from support.tokenizers import tiny_tokenizer
 
@@ -238,6 +238,14 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
             counts[ids[0] if ids else tokens().tokenizer.eos_token_id] += 1
     assert (counts / 6000 - expected).abs().sum() / 2 < 0.12
     assert not counts[expected == 0].any()
+
+
+def test_a_reply_with_tokens_that_are_no_words_has_no_answer() -> None:
+    tokenizer = tokens().tokenizer
+    (red,) = {tuple(tokens().text("red"))}
+    ids = [[*red], [*red, tokenizer.pad_token_id], [tokenizer.bos_token_id, *red], [*red]]
+    written = Written(ids, [True, True, True, False], [torch.zeros(len(one)) for one in ids])
+    assert [one.answer for one in read_replies(tokens(), written, False)] == ["red", None, None, None]
 
 
 # ---- limits ----

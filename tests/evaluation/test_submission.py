@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bitgen.evaluation.babylm import evaluation as zero_shot
+from bitgen.evaluation.babylm.evaluation import KeptSets
 from bitgen.evaluation.babylm.submission import run as module
 from bitgen.evaluation.babylm.submission.data import read_submission_data
 from bitgen.evaluation.babylm.submission.layout import (
@@ -25,6 +27,7 @@ from bitgen.evaluation.babylm.submission.layout import (
     size_problems,
 )
 from bitgen.evaluation.babylm.submission.model import read_submission_model, training_said
+from bitgen.evaluation.babylm.submission.report import Report
 from bitgen.evaluation.babylm.submission.run import Parts, evaluate_submission, write_official
 from bitgen.model.causal_lm_bitgen import CHECKSUMS
 from support.submissions import FAST_SETS, FULL_SETS, lines_of, tiny_export, write_evaluation_data
@@ -269,3 +272,54 @@ def test_words_and_passes_come_from_the_export(tmp_path):
     assert training_said(tmp_path) == (None, None)
     (tmp_path / "README.md").write_text("| words seen, all epochs counted | 19,800,000 |\n")
     assert training_said(tmp_path) == (19_800_000, None)
+
+
+# ---- checkpoints that count as none ----
+
+
+def test_checkpoints_that_count_words_from_another_run_take_no_place(data_dir, tmp_path, official_sizes):
+    model = shutil.copytree(tiny_export(), tmp_path / "tiny_model")
+    settings = json.loads((model / "chck_1M" / "config.json").read_text())
+    settings["trained_with"] |= {"words_since_another_run": 1_000_000}
+    (model / "chck_1M" / "config.json").write_text(json.dumps(settings))
+    # Exports of earlier versions have it in their card alone.
+    card = "| words seen since it started from another run, all epochs counted | 10,000,000 |\n"
+    (model / "chck_10M" / "README.md").write_text(card)
+    found, data, submission = evaluate(data_dir, tmp_path / "out", model)
+    assert found.checkpoints == [] and list(submission.done) == ["main"]
+    [said] = found.left_out
+    assert said.startswith("chck_1M, chck_10M: left out. Their run started from another one") and "init_from" in said
+    track = TRACKS["strict-small"]
+    content = json.loads(write_official(tmp_path / "out", found, data, submission, NOTHING, track).read_text())
+    assert content["fast_eval_results"]["blimp"] == [None] * 19
+    report = Report(found, data, submission, Parts({}, {}, {}, {}, {"aoa": "x"}), track)
+    assert said in report.remarks() and not report.curves()
+    assert "checkpoints: chck_1M" in report.missing() and "--words_seen_checkpoints" not in str(report.missing())
+
+
+def test_folders_that_are_called_nearly_as_checkpoints_are_named(tmp_path):
+    model = shutil.copytree(tiny_export(), tmp_path / "tiny_model")
+    for name in ("chck_0M", "chck_01M"):
+        shutil.copytree(model / "chck_1M", model / name)
+    found = read_submission_model(model)
+    assert [one.name for one in found.checkpoints] == ["chck_1M", "chck_10M"]
+    assert found.left_out == (
+        "chck_01M was left out: its name would be chck_1M. Rename it",
+        "chck_0M was left out: no track asks for a model that has seen nothing",
+    )
+
+
+# ---- what other code left ----
+
+
+def test_results_of_another_edition_are_evaluated_anew(data_dir, finished, tmp_path, evaluated, monkeypatch):
+    """The first one scored models with a window, and packed rows of GPT-Neo, otherwise."""
+    monkeypatch.setattr(module, "EDITION", 1)
+    evaluate(data_dir / "fast_eval", copied(finished, tmp_path))
+    assert sorted(evaluated) == sorted(FAST_SETS * 3)
+
+
+def test_the_other_kept_results_are_of_an_edition_too(data_dir, tmp_path, monkeypatch):
+    today = KeptSets(tmp_path, "model", data_dir / "fast_eval").of("blimp_fast")[1]
+    monkeypatch.setattr(zero_shot, "EDITION", 1)
+    assert KeptSets(tmp_path, "model", data_dir / "fast_eval").of("blimp_fast")[1] != today

@@ -87,6 +87,14 @@ def test_what_is_odd_is_named():
     )
 
 
+def test_what_another_script_or_track_would_say_is_named():
+    with_ewok = report({FAST: ["ewok_fast"]})
+    assert "it is an old copy (8 July 2026), which compares whole sentences" in "\n".join(with_ewok.remarks())
+    assert "multimodal" not in "\n".join(with_ewok.remarks())
+    with_images = with_ewok._replace(model=with_ewok.model._replace(images=True))
+    assert "images are part of its training: for the multimodal track" in "\n".join(with_images.remarks())
+
+
 @pytest.mark.parametrize(
     ("words", "passes", "verdicts"),
     [

@@ -262,12 +262,16 @@ def test_exporting_leaves_the_loaded_model_alone():
     assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.model.state_dict().items())
 
 
-def test_pushing_makes_one_revision_of_each_chck(exported, monkeypatch):
+def test_pushing_makes_one_revision_of_each_chck(exported, monkeypatch, caplog):
     calls = []
 
     class Api:
         def __getattr__(self, name):
             return lambda *args, **named: calls.append(SimpleNamespace(name=name, args=args, **named))
+
+        def list_repo_refs(self, *args, **named):
+            names = ["main", "chck_10M", "chck_90M", "chck_100M", "chck_final"]
+            return SimpleNamespace(branches=[SimpleNamespace(name=name) for name in names])
 
         def repo_info(self, *args, **named):
             return SimpleNamespace(private=True)
@@ -280,8 +284,11 @@ def test_pushing_makes_one_revision_of_each_chck(exported, monkeypatch):
     assert uploads["main"].ignore_patterns == ["chck_*/*"] and uploads["main"].folder_path == str(exported)
     assert uploads["chck_10M"].folder_path == str(exported / "chck_10M")
     assert [call.branch for call in calls if call.name == "create_branch"] == ["chck_1M", "chck_10M"]
+    [warned] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "someone/bitgen has branches of an earlier upload" in warned and "for: chck_100M, chck_90M. They" in warned
     written = [path.name for path in exported.iterdir() if path.is_file()]
     theirs = ["handler.py", "eval/results.json", "onnx/model.safetensors", "onnx/config.json", "notes.json", "logo.png"]
+    theirs += ["models/teacher.safetensors", "model.fp16.safetensors", "language/notes.md", "language/attention.py"]
     for call in uploads.values():  # what an earlier upload left would be opened with it
         gone = {name for name in written + theirs if any(fnmatch(name, pattern) for pattern in call.delete_patterns)}
         assert gone == set(written) - {"README.md"}
@@ -292,7 +299,7 @@ def test_nothing_private_goes_to_a_public_repository(exported, monkeypatch):
 
     class Api:
         def __getattr__(self, name):
-            return lambda *args, **named: calls.append(name) or SimpleNamespace(private=False)
+            return lambda *args, **named: calls.append(name) or SimpleNamespace(private=False, branches=[])
 
     monkeypatch.setattr(hub, "HfApi", Api)
     with pytest.raises(ValueError, match="this repository is public"):

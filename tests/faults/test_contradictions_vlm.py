@@ -42,8 +42,17 @@ def refused(tmp_path: Path, capsys, **settings: object) -> str:
         ({"max_length": 8, "vision_patch_size": 7}, "16 tokens, and the text before them are longer than 8 tokens"),
         ({"language_hidden_size": 30}, "language_hidden_size is 30 and language_num_heads 2"),
         ({"vision_hidden_size": 33}, "vision_hidden_size is 33, which vision_num_heads 2 do not divide"),
-        ({"connector": "resampler", "connector_queries": 4, "connector_heads": 5}, "heads is 5, which does not divide"),
-        ({"connector": "c_abstractor", "connector_queries": 5}, "queries is 5"),
+        (
+            {"connector": "resampler", "connector_queries": 4, "connector_heads": 5},
+            "heads is 5, which does not divide the language width 32; write a divisor of it, as heads: 4 (setting "
+            "connector_heads)",
+        ),
+        (
+            {"connector": "c_abstractor", "connector_queries": 5},
+            "queries is 5; write 64 or 144, say (setting connector_queries)",
+        ),
+        ({"connector": "pixel_shuffle", "connector_factor": 3}, "write a divisor of 2 (setting connector_factor)"),
+        ({"connector_depth": 0}, "its depth is 0; it must be at least 1 (setting connector_depth)"),
         ({"quantization": "4bit"}, "quantization is on, but a 'random' language model is trained whole"),
         ({"language_model": "nobody/nothing", "quantization": "none"}, "language model nobody/nothing"),
         ({"vision_encoder": "nobody/nothing"}, "nobody/nothing"),

@@ -57,13 +57,21 @@ def test_a_folder_may_itself_be_a_link(tmp_path: Path) -> None:
 def test_a_snapshot_of_the_hubs_cache_links_to_the_blobs_of_its_repository(tmp_path: Path) -> None:
     (tmp_path / "x" / "model").mkdir(parents=True)
     (tmp_path / "x" / "model" / "a.mp4").write_text("b")
+    (tmp_path / "x" / "model" / "a.json").write_text("{}")
     snapshot = as_in_the_cache(tmp_path / "x", tmp_path / "hub")
     root = Path(os.path.realpath(snapshot))
     assert inside(snapshot, "model/a.mp4") == root / "model" / "a.mp4", "by its name, which says what it is"
     assert inside(snapshot / "model", "a.mp4") == root / "model" / "a.mp4"
+    assert inside(snapshot, "model/a.json") == root / "model" / "a.json"
+    blobs = {os.path.realpath(root / "model" / name) for name in ("a.mp4", "a.json")}
+    assert {Path(blob).parent.parent.name for blob in blobs} == {"blobs", root.parent.parent.name}, "of either kind"
+    shared = next(blob for blob in blobs if Path(blob).parent.parent.name == "blobs")
+    (snapshot / "past").symlink_to(shared)
+    (root.parent.parent / "blobs" / "leads-out").symlink_to(tmp_path / "x" / "model" / "a.mp4")
+    (snapshot / "far").symlink_to("../../blobs/leads-out")
     (snapshot / "other").symlink_to(tmp_path / "x" / "model" / "a.mp4")
     (snapshot / "beside").symlink_to(root.parent.parent / "refs")
-    for name in ("other", "beside"):
+    for name in ("other", "beside", "past", "far"):
         with pytest.raises(Outside):
             inside(snapshot, name)
 

@@ -24,3 +24,19 @@ from bitgen.guards.texts import as_question
 )
 def test_what_people_leave_out_is_put_in_and_nothing_else_is_changed(typed: str, read: str) -> None:
     assert as_question(typed) == read == as_question(read)
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("count the  red things", "count the red things"),
+        ("Describe the picture", "Describe the picture"),
+        ("find the star.", "find the star."),
+        ("what colour is the star", "what colour is the star?"),
+        ("the star has what shape", "the star has what shape?"),
+        ("counting", "counting?"),
+    ],
+)
+def test_an_instruction_gets_no_mark_where_models_learn_some(typed: str, read: str) -> None:
+    assert as_question(typed, instructions=True) == read
+    assert as_question("count the red things") == "count the red things?"

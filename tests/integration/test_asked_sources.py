@@ -16,13 +16,14 @@ from bitgen.config import ConfigError
 from bitgen.data.questions.boxes import Box, box_text
 from bitgen.data.questions.folder import FolderQuestions
 from bitgen.data.questions.marked_text import Asked, MarkedTokens, Reply
-from bitgen.data.questions.records import Question
+from bitgen.data.questions.records import Question, QuestionFolder
 from bitgen.data.questions.writer import writing_questions
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.descriptions import is_held_out_pair
 from bitgen.data.scenes.rationales import write_rationale
 from bitgen.data.scenes.tables import TableScene, render_table, table_scene
-from bitgen.evaluation.asked import Model, boxes_of_folder, score_folder
+from bitgen.evaluation.asked import Model, boxes_of_folder, first_questions, score_folder
+from bitgen.evaluation.asking import thinks_by_default
 from bitgen.evaluation.faithfulness import follow_rate, pasted, sampled, truncation
 from bitgen.evaluation.reasoning import SPLITS, Answerer, Split, box_measures, problems
 from bitgen.evaluation.replies import Decoding, replies_to, write_replies
@@ -64,6 +65,45 @@ def test_a_run_on_a_folder_learns_its_questions(tmp_path: Path, captioner: str, 
     assert all(0 <= held_out[name] <= 100 for name in shares)
     assert trainer.progress.best_score == max(entry["score"] for entry in trainer.scores)
     assert trainer.scores[-1]["score"] == held_out["val/rationale"]
+
+
+def test_a_run_without_rationales_is_asked_for_none_later(tmp_path: Path, captioner: str, folder: str, caplog) -> None:
+    bare = tmp_path / "bare"
+    with writing_questions(bare, "a test") as writer:
+        file = io.BytesIO()
+        render_table(table_scene(("folder", 0)), 64, ("folder", 0)).save(file, "PNG")
+        writer.add(Question("a", writer.picture("0.png", file.getvalue()), "what is it?", ("a ring",)))
+    settings = {**QUESTIONS, "question_data": str(bare), "question_val_data": None, "batch_size": 1, "max_steps": 2}
+    config = config_of(tmp_path / "run", init_from=captioner, **settings, resume="auto")
+    trained(config)
+    opened = open_model(config.output.output_dir)
+    assert opened.config.reasoning.rationale == "none" and not thinks_by_default(opened)
+    caplog.clear()
+    trained(config.replace(max_steps=3))  # goes on, and finds nothing changed but its steps
+    changed = [one.getMessage() for one in caplog.records if "changed since" in one.getMessage()]
+    assert changed == ["changed since the checkpoint: max_steps was 2 and is 3"]
+
+
+def test_questions_are_found_by_kind(folder: str) -> None:
+    reader = QuestionFolder(folder)
+    assert [reader[row].id for row in reader.about_pictures(True)] == ["0-b", "0-c", "1-b", "1-c"]
+    assert len(reader.about_pictures(False)) == 6  # none without a picture
+    assert [one.id for one in first_questions(reader, 9, True)] == ["0-c", "1-c"]
+    assert [one.id for one in first_questions(reader, 3, False)] == ["0-a", "0-b", "1-a"]
+    assert reader.words(0) == "what is it? it is round a ring"
+
+
+def test_answers_may_be_as_long_as_the_context(answering: str, folder: str, monkeypatch) -> None:
+    """A rationale that people wrote is longer than those of scenes."""
+    opened, lengths = open_model(answering), []
+
+    def replies(model, tokens, seen, prompts, thinks, decoding):
+        lengths.append(decoding.max_new_tokens)
+        return [Reply("", "a ring")] * len(prompts)
+
+    monkeypatch.setattr("bitgen.evaluation.asked.replies_to", replies)
+    score_folder(Model(opened.model, opened.processor), QuestionFolder(folder), 4, True)
+    assert set(lengths) == {opened.model.config.max_seq_len}
 
 
 def _records(log_dir: str) -> list[dict]:
@@ -130,7 +170,6 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, answering: str) ->
 
 
 def test_folders_are_scored(answering: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitgen.data.questions.records import QuestionFolder
     from bitgen.evaluation import asked
 
     opened = open_model(answering)

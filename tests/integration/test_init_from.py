@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitgen.checkpoint.format import checkpoint_folders, step_of
+from bitgen.checkpoint.format import checkpoint_folders, find_checkpoint, read_state, step_of
+from bitgen.checkpoint.manifest import CheckpointFiles
 from bitgen.config import ConfigError
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import load_tokenizer
@@ -23,6 +24,7 @@ from bitgen.run import build_trainer
 from bitgen.tasks import TASKS
 from bitgen.tasks.chain import split_first_stage
 from bitgen.trained import open_model
+from bitgen.training.origin import words_before
 from bitgen.training.trainer import Trainer
 from support.runs import command, fit_until, same_checkpoint
 from support.warm import run_warm
@@ -45,17 +47,91 @@ def test_weights_are_the_trained_ones_and_counters_start_anew(build, first_stage
     assert not torch.equal(second.objective.model.state_dict()["final_norm.weight"], trained["final_norm.weight"])
 
 
-def test_an_export_does_not_call_the_words_of_the_second_run_all_that_it_has_seen(
-    build, first_stage: str, tmp_path
-) -> None:
+def words_at(run: str) -> int:
+    """Words that the model of a run had seen in it."""
+    return read_state(CheckpointFiles(open_model(run).folder)).state["progress"]["words_seen"]
+
+
+def test_an_export_counts_the_words_of_both_runs_and_knows_no_passes(build, first_stage: str, tmp_path) -> None:
     second = build("second", init_from=first_stage, max_steps=2)
     second.fit()
-    for run, known in ((first_stage, True), (second.config.output.output_dir, False)):
-        export = export_run(str(run), str(tmp_path / f"export{known}"), False, False, {})
+    before, own = words_at(first_stage), words_at(second.config.output.output_dir)
+    for run, words in ((first_stage, before), (second.config.output.output_dir, before + own)):
+        export = export_run(str(run), str(tmp_path / f"export{words}"), False, False, {})
         kept = json.loads((export / "config.json").read_text())["trained_with"]
-        assert ({"words_seen", "passes"} <= set(kept)) == known == bool({"words_seen", "passes"} & set(kept))
-        assert ("since it started from another run" in (export / "README.md").read_text()) != known
-        assert (read_submission_model(export).words_seen is not None) == known
+        card = (export / "README.md").read_text()
+        is_first = run == first_stage
+        assert kept["words_seen"] == words and ("passes" in kept) == is_first
+        assert kept.get("words_since_another_run") == (None if is_first else own)
+        assert f"words seen, all epochs counted | {words:,}" in " ".join(card.split())
+        assert ("since it started from another run" in card) != is_first
+        assert read_submission_model(export).words_seen == words
+
+
+def test_what_started_from_a_run_that_does_not_tell_its_words_tells_none(build, first_stage: str, tmp_path) -> None:
+    silent = export_run(first_stage, str(tmp_path / "silent"), False, False, {})
+    settings = json.loads((silent / "config.json").read_text())
+    del settings["trained_with"]["words_seen"]
+    (silent / "config.json").write_text(json.dumps(settings))
+    second = build("second", init_from=str(silent), max_steps=2)
+    second.fit()
+    third = build("third", init_from=second.config.output.output_dir, max_steps=2)
+    third.fit()
+    for trainer in (second, third):
+        run = trainer.config.output.output_dir
+        export = export_run(run, str(tmp_path / "export" / Path(run).parent.name), False, False, {})
+        kept = json.loads((export / "config.json").read_text())["trained_with"]
+        assert kept["words_since_another_run"] == words_at(run) and not {"words_seen", "passes"} & set(kept)
+        assert read_submission_model(export)[2:4] == (None, None)
+
+
+def test_a_run_that_is_resumed_without_the_flag_still_started_from_another(build, first_stage: str, tmp_path) -> None:
+    fit_until(build("second", init_from=first_stage), 3)
+    resumed = build("second", resume="auto")
+    resumed.fit()
+    run = resumed.config.output.output_dir
+    trained = open_model(run)
+    assert read_state(CheckpointFiles(trained.folder)).state["started_from"] == {"words_seen": words_at(first_stage)}
+    assert trained.config.training.init_from == first_stage
+    kept = json.loads((export_run(run, str(tmp_path / "export"), False, False, {}) / "config.json").read_text())
+    assert kept["trained_with"]["words_since_another_run"] == words_at(run)
+    assert kept["trained_with"]["words_seen"] == words_at(run) + words_at(first_stage)
+
+
+def test_a_run_of_new_weights_is_none_that_started_from_another_whatever_a_resume_names(
+    build, first_stage: str, tmp_path
+) -> None:
+    fit_until(build("own"), 3)
+    resumed = build("own", init_from=first_stage, resume="auto")
+    resumed.fit()
+    run = resumed.config.output.output_dir
+    kept = json.loads((export_run(run, str(tmp_path / "export"), False, False, {}) / "config.json").read_text())
+    assert kept["trained_with"]["words_seen"] == words_at(run) and "words_since_another_run" not in kept["trained_with"]
+
+
+def test_a_checkpoint_from_before_states_said_so_goes_on_without_saying(build, first_stage: str) -> None:
+    fit_until(build("old", init_from=first_stage), 3)
+    checkpoint = find_checkpoint("auto", build("old", resume="auto").config.output.output_dir)
+    assert checkpoint is not None and checkpoint.state.pop("started_from")
+    resumed = build("old", resume="auto")
+    resumed._restore(checkpoint)
+    assert resumed.snapshots.origin == {}
+    assert words_before(checkpoint.state, first_stage) is None and words_before(checkpoint.state, None) == 0
+
+
+def test_a_run_that_counts_words_anew_says_so_at_its_start(build, first_stage: str, caplog) -> None:
+    def warned(run: str, **settings: object) -> str:
+        caplog.clear()
+        build(run, **settings)
+        return " ".join(record.getMessage() for record in caplog.records if "counted anew" in record.getMessage())
+
+    counted = dict(words_seen_checkpoints=True, max_words_seen=10**6)
+    said = warned("second", init_from=first_stage, **counted)
+    assert f"has seen {words_at(first_stage):,} words" in said
+    assert "max_words_seen 1,000,000 and words_seen_checkpoints count those of this run alone" in said
+    assert "BabyLM means all words by chck_1M: train without init_from" in said
+    assert "chck_1M" not in warned("third", init_from=first_stage, max_words_seen=10**6)
+    assert not warned("fourth", init_from=first_stage) and not warned("fifth", **counted)
 
 
 def test_a_resumed_second_stage_goes_on_from_its_own_checkpoint(build, first_stage: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,9 @@ from bitgen.config import ConfigError
 from bitgen.data.questions.marked_text import MARKS, MarkedTokens
 from bitgen.data.scenes.descriptions import scene_rng
 from bitgen.data.scenes.tables import render_table, table_scene
+from bitgen.evaluation.replies import Decoding, write_replies
 from bitgen.machine.devices import start_processes
+from bitgen.memory.encoder import PairEncoder
 from bitgen.run import build_trainer
 from bitgen.tasks import task_of
 from bitgen.tasks.rollouts import RolloutSource
@@ -24,6 +27,7 @@ from bitgen.trained import open_model
 from bitgen.training.trainer import Trainer
 from support.reasoning import QUESTIONS, REINFORCED, config_of, picture, trained
 from support.runs import same_checkpoint
+from support.warm import run_alone
 
 
 def stopped_in_its_step(step: int, trainer: Trainer) -> None:
@@ -285,6 +289,7 @@ def test_an_export_answers_with_transformers_alone(tmp_path: Path, answering: st
     folder = tmp_path / "export"
     export.main(["--checkpoint", answering, "--output", str(folder)])
     opened = open_model(folder)
+    assert opened.config.reasoning.question_data == "scenes"
     tokens = MarkedTokens(opened.tokenizer)
     prompt = tokens.prompt("where is the red star?", thinks=False)
     scene = table_scene(("file", 1))
@@ -296,6 +301,16 @@ def test_an_export_answers_with_transformers_alone(tmp_path: Path, answering: st
     ]
     assert torch.equal(*written)
     assert set(MARKS) <= set(opened.tokenizer.get_vocab())
+    (tmp_path / "empty").mkdir()
+    done = run_alone([Path(__file__).parent / "ask_export.py", str(folder), picture(tmp_path)], tmp_path / "empty")
+    assert done.returncode == 0, done.stderr[-3000:]
+    [pixels] = PairEncoder(run.model, run.processor).inputs([picture(tmp_path)]).values()
+    seen = run.model.pool_image_tokens(run.model.encode_image(pixel_values=pixels).image_tokens)
+    for thinks, (ids, said) in zip((False, True), json.loads(done.stdout.splitlines()[-1]), strict=True):
+        prompt = tokens.prompt("what colour is the star?", thinks)
+        assert ids == prompt
+        ours = write_replies(run.model, tokens, seen, [prompt], Decoding(20, whole_boxes=False))
+        assert said.split() == run.tokenizer.decode(ours.ids[0], skip_special_tokens=True).split()
 
 
 def _generating(run: object) -> object:

@@ -98,6 +98,27 @@ def test_an_edit_that_stays_behind_a_later_one_names_that(speaker, caplog, monke
     assert not warnings(caplog, "is told beside")
 
 
+def test_what_is_taught_of_the_same_thing_is_named_at_once(speaker, caplog) -> None:
+    def wrote(number: int, text: str) -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            speaker.write([picture(number)], [text])
+        return warnings(caplog, "from now on")
+
+    assert wrote(0, TEXTS[0]) == []
+    [line] = wrote(0, TEXTS[0])  # twice
+    assert f"episode 2 ('{TEXTS[0]}') is about the same thing as episode 1 ('{TEXTS[0]}')" in line
+    told = pairs(3)
+    told[:2, : told.shape[1] // 2] = 0  # two sentences and a picture, whose keys are alike
+    values = torch.randn(3, TOKENS * CODE)
+    keys = torch.cat([turned(0.99), torch.eye(KEY)[:1]])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        speaker.write_codes(told, ["a", "b", "c"], spoken=torch.cat([keys, values], dim=1))
+    [line] = warnings(caplog, "from now on")
+    assert "episode 4 ('b') is about the same thing as episode 3 ('a')" in line and "more" not in line
+
+
 def test_what_was_taught_again_does_not_count_as_unreadable(speaker) -> None:
     told = pairs(4)
     keys = F.normalize(torch.randn(4, KEY), dim=1)

@@ -11,7 +11,7 @@ from bitgen.config.vlm import stages_of
 from bitgen.machine.ranks import Processes
 from bitgen.run import build_trainer
 from bitgen.tasks.vlm import Vlm
-from bitgen.tasks.vlm_memory import Memory, empty_model, memory_by_part, sharded
+from bitgen.tasks.vlm_memory import Memory, empty_model, memory_by_part, memory_table, sharded
 from support.language_models import config_of
 from support.runs import REPOSITORY
 from support.vlm import recipe
@@ -86,6 +86,8 @@ def test_a_language_model_is_counted_from_its_configuration_alone(tmp_path, quan
     assert found["language"] == Memory(quantized * bits // 8 + 2 * others, 0, 0)
     adapters = 4 * sum(4 * (linear.in_features + linear.out_features) for linear in linears)
     assert found["adapter"] == Memory(adapters, adapters, 2 * adapters)
+    row = next(line for line in memory_table("one", config, 4).splitlines() if "sharded on 4" in line)
+    assert "MiB" in row if quantization == "none" else "no: quantized" in row and "MiB" not in row
 
 
 def test_the_command_says_it_and_trains_nothing(tmp_path, capsys) -> None:

@@ -236,6 +236,9 @@ def test_another_connector_or_language_model_is_refused(trained: Path, tmp_path)
     without = tune.replace(init_from=str(trained / "runs" / "tune"), adapter="none", trains="connector")
     with pytest.raises(ValueError, match="has adapters and this stage has none, which would lose what they learned"):
         build_trainer(Vlm(), without, ALONE)
+    blind = tune.replace(connector="none", trains="adapter")
+    with pytest.raises(ValueError, match="has a connector and this stage has none, .* Keep connector mlp"):
+        build_trainer(Vlm(), blind, ALONE)
 
 
 @pytest.mark.parametrize(

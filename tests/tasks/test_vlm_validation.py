@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from bitgen.config.values import ConfigError
-from bitgen.config.vlm import stages_of
+from bitgen.config.vlm import VlmConfig, stages_of
 from bitgen.data.bad_records import BadRecord
 from bitgen.data.conversations.dataset import ConversationDataset
 from bitgen.data.conversations.records import IMAGE_MARKER, Turn
@@ -21,6 +22,7 @@ from bitgen.objectives.supervised import NextTokens
 from bitgen.show.drawing import canvas, draw_tile, render
 from bitgen.tasks.vlm_parts import build_parts
 from bitgen.tasks.vlm_validation import HeldOutAnswers
+from support.runs import REPOSITORY
 from support.vlm import recipe
 from support.vlm_runs import encoded
 
@@ -107,3 +109,33 @@ def test_where_nothing_could_be_read_there_is_no_loss(tmp_path: Path, monkeypatc
     monkeypatch.setattr(ConversationDataset, "__getitem__", unreadable)
     assert math.isnan(held_out._loss(held_out.model))  # type: ignore[attr-defined]
     assert "no held-out conversation could be read" in caplog.text
+
+
+def test_validation_has_batches_of_its_own_size(tmp_path: Path) -> None:
+    """Its rows are padded, and those of training may be packed."""
+    held_out = held_out_of(tmp_path, ["red", "blue", "green"], val_batch_size=2)
+    sizes, collate = [], held_out.collate
+    held_out.collate = lambda samples: sizes.append(len(samples)) or collate(samples)  # type: ignore[assignment]
+    held_out(NextTokens(held_out.model))  # type: ignore[attr-defined]
+    assert sizes == [2, 1, 2, 1]  # of the loss, and of the answers
+
+
+def test_libras_reports_fit_behind_picture_and_question() -> None:
+    config = stages_of(VlmConfig.parse(["--config", str(REPOSITORY / "configs" / "vlm_libra.yaml")]))[-1].config
+    picture = (518 // 14) ** 2  # patches of RAD-DINO, which tac keeps
+    assert 512 <= config.validation.val_max_new_tokens <= config.language.max_length - picture - 128
+
+
+def test_the_guides_experiments_are_flags_of_its_recipe() -> None:
+    recipe = REPOSITORY / "configs" / "vlm_guide.yaml"
+    listed = re.findall(r"^#   (E\d), E\d +((?:--\w+ \w+ ?)+)", recipe.read_text(), re.MULTILINE)
+    found = {}
+    for name, flags in listed:
+        config = stages_of(VlmConfig.parse(["--config", str(recipe), *flags.split()]))[-1].config
+        found[name] = (config.connector.connector, config.connector.connector_depth)
+    assert found == {
+        "E1": ("linear", None),
+        "E3": ("mlp", None),
+        "E5": ("resampler", None),
+        "E7": ("perceiver", 2),
+    }

@@ -167,8 +167,9 @@ def test_a_broken_record_of_a_configuration_is_an_error(change: dict[str, Any], 
 def test_more_pictures_than_it_was_built_for_are_an_error(kind: str) -> None:
     connector = small_connector(kind)
     for frames in (0, 3):
-        with pytest.raises(ValueError, match=f"of 1 to 2 pictures, and one has {frames}; take fewer"):
+        with pytest.raises(ValueError, match=f"of 1 to 2 pictures, and one has {frames}; take fewer") as error:
             connector.tokens(frames)
+        assert str(error.value).endswith(f"build it with frames: {max(frames, 1)} (setting num_frames).")
         with pytest.raises(ValueError, match=f"of 1 to 2 pictures, and one has {frames}; take fewer"):
             connector(features_for(connector, frames=frames))
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from bitgen.checkpoint.format import checkpoint_folders, short_hash, step_folder
 from bitgen.checkpoint.manifest import (
     EMA_FILE,
+    MANIFEST_FILE,
     MODEL_FILE,
     STATE_FILE,
     CheckpointError,
@@ -40,19 +41,18 @@ def mend_links(folder: str | Path) -> None:
     themselves. The caller holds the run's lock.
 
     Raises:
-        CheckpointError: such a folder holds no checkpoint, or cannot be replaced.
+        CheckpointError: such a folder holds no checkpoint that this version reads, or is damaged as the checkpoint of
+            its step is, or cannot be replaced.
     """
     for copied in (Path(folder) / "latest", Path(folder) / "best"):
         if copied.is_symlink() or not copied.is_dir():
             continue
-        try:
-            target = copied.with_name(step_folder(read_manifest(copied)["step"]))
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{copied} was a link to a checkpoint, and is a folder without one ({error}). Remove this folder."
-            ) from error
+        if not (copied / MANIFEST_FILE).exists():
+            raise CheckpointError(f"{copied} was a link to a checkpoint, and is a folder without one. Remove it.")
+        target = copied.with_name(step_folder(read_manifest(copied)["step"]))
         try:
             if target.exists() and not _is_whole(target):  # the copy broke off
+                verify(copied)  # else nobody knows which of the two to keep
                 _set_aside(target)
             if target.exists():
                 remove(copied)

@@ -44,7 +44,7 @@ examples:
   bitgen memory --model checkpoints/quickstart teach scenes/1.png "this is Rex"
   bitgen memory --model checkpoints/quickstart recall scenes/1.png
       the quickstart's model knows scenes alone; the repository's data_prep/scenes.py draws some as files
-  bitgen ask --model checkpoints/vlm_quick/tune photo.jpg --question "What is it?"
+  bitgen ask --model checkpoints/vlm_llava/tune photo.jpg --question "What is it?"
   bitgen export --checkpoint checkpoints/quickstart --output my-model
   torchrun --nproc_per_node=8 -m bitgen train --use_ddp True --num_gpus 8 ...
       on eight GPUs

@@ -17,7 +17,7 @@ from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.asking import answers_questions
 from bitgen.evaluation.generation import SEARCH_RANGES, answer_of
-from bitgen.evaluation.talking import Talk, read_visuals
+from bitgen.evaluation.talking import Talk, read_visuals, unread
 from bitgen.guards.arguments import Parser, add_device_flag
 from bitgen.guards.flags import boolean, check_ranges
 from bitgen.guards.numbers import finite_float
@@ -33,6 +33,8 @@ _HELP = """\
 Ask a model of src/train_vlm.py about pictures and videos, or talk with it: without --question every line that you
 write is a question, in the light of all before, until an empty line or Ctrl-D.
 
+Of a model that was trained without questions (template plain) the answer is its caption.
+
 Each file is a picture or a video of its own. Where the connector compares (tac), give the current picture and then the
 prior one.
 
@@ -46,11 +48,14 @@ _EXAMPLES = """\
 examples:
   python src/ask.py "what colour is the thing just left of the ring?" --scene 13 --model checkpoints/stage2_scenes \\
       --picture boxes.png
-  python src/ask.py --model checkpoints/vlm_quick/tune photo.jpg --question "Describe the image."
+  python src/ask.py --model checkpoints/vlm_llava/tune photo.jpg --question "What is on the table?"
   python src/ask.py --model my-export clip.mp4
   python src/ask.py --model chest-model today.dcm last_year.dcm --question "What has changed?"
   python src/ask.py --model my-run --memory my-run.memory --question "who owns Blick?"
   python src/ask.py --model my-run --memory my-run.memory photo.jpg --question "who is left of the ring?" """
+
+
+_LONGEST = 128  # tokens of an answer
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -86,7 +91,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--scene", type=int, metavar="N", help="models of stage 2: ask about built-in scene N in place of a file"
     )
     parser.add_argument("--picture", metavar="FILE.png", help="models of stage 2: draw the boxes on the picture")
-    parser.add_argument("--max_new_tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        metavar="N",
+        help="longest answer (default: 128; models of stage 2: what the context holds)",
+    )
     parser.add_argument(
         "--temperature",
         type=finite_float,
@@ -156,7 +166,9 @@ def talker(flags: argparse.Namespace) -> Answers:
         visuals = read_visuals(trained, flags.files)
     except ValueError as error:
         raise ConfigError(printable(error, 1000)) from error
-    talk = Talk(trained, visuals, Decoding(flags.num_beams, flags.max_new_tokens, flags.temperature))
+    if (says := unread(trained)) is not None:
+        print(printable(f"{says}: the answer is its caption.", 1000), file=sys.stderr, flush=True)
+    talk = Talk(trained, visuals, Decoding(flags.num_beams, flags.max_new_tokens or _LONGEST, flags.temperature))
     return lambda question: [talk.ask(question)]
 
 
@@ -198,7 +210,7 @@ def speaker(flags: argparse.Namespace) -> Answers:
             if recalled is None:
                 notice = f"nothing like this was taught (surest: {spoken.surest:.0%}): the model answers by itself"
                 print(notice, file=sys.stderr, flush=True)
-        return [answer_of(trained, question, pixels, flags.num_beams, flags.max_new_tokens, recalled)]
+        return [answer_of(trained, question, pixels, flags.num_beams, flags.max_new_tokens or _LONGEST, recalled)]
 
     return answer
 

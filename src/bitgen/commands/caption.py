@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from bitgen.config import ConfigError, exit_on_config_error
 from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.generation import LONGEST, SEARCH_RANGES, caption_of
-from bitgen.evaluation.talking import Talk, eyes, read_picture
+from bitgen.evaluation.talking import Talk, eyes, read_picture, unread
 from bitgen.guards.arguments import Parser, add_device_flag
 from bitgen.guards.flags import check_ranges
 from bitgen.guards.printable import printable
@@ -114,6 +115,8 @@ def describer(flags: argparse.Namespace) -> Callable[[str], str]:
             eyes(parts)
         except ValueError as error:
             raise ConfigError(f"--model {error}") from error
+        if flags.prompt and (says := unread(parts)) is not None:
+            print(printable(f"{says}: --prompt changes nothing.", 1000), file=sys.stderr, flush=True)
         decoding, prompt = Decoding(flags.num_beams, flags.max_new_tokens), parts.description.speech.prompt
         return lambda path: Talk(parts, [read_picture(parts, path)], decoding).ask(flags.prompt or prompt)
     trained = load_captioner(flags.model, device)

@@ -83,6 +83,7 @@ def main_of_reasoning(
 
 def refuse_flags_of_parts(flags: argparse.Namespace) -> None:
     """Raises ConfigError where the flags ask another model for what a model of parts alone has."""
-    if VQA in flags.task or flags.shuffle_images:
-        flag = f"--task {VQA}" if VQA in flags.task else "--shuffle_images"
-        raise ConfigError(f"{flag} is for vision-language models of parts, and --checkpoint names none.")
+    asked = {f"--task {VQA}": VQA in flags.task, "--shuffle_images": flags.shuffle_images}
+    asked["--length_penalty"] = flags.length_penalty is not None
+    if named := [flag for flag, is_asked in asked.items() if is_asked]:
+        raise ConfigError(f"{named[0]} is for vision-language models of parts, and --checkpoint names none.")

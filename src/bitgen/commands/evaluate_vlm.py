@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,9 @@ from bitgen.evaluation.answers import Decoding, askable
 from bitgen.evaluation.flags import CAPTIONING, RETRIEVAL, VQA
 from bitgen.evaluation.other_pictures import OtherPictures, partners
 from bitgen.evaluation.tables import captions_that_are_right, likelihood_table
+from bitgen.evaluation.talking import unread
 from bitgen.evaluation.vlm import VlmEvaluation
+from bitgen.guards.printable import printable
 from bitgen.machine.devices import resolve_precision
 from bitgen.show.tables import format_table
 from bitgen.tasks.vlm_data import dataset_of
@@ -62,6 +65,8 @@ def evaluate_vlm(flags: argparse.Namespace, device: torch.device) -> tuple[dict[
     results: dict[str, Any] = {}
     tables, answers = [], []
     decoding = Decoding(flags.num_beams, flags.max_new_tokens)
+    if flags.length_penalty is not None:
+        decoding = replace(decoding, length_penalty=flags.length_penalty)
     if CAPTIONING in tasks or VQA in tasks:
         logger.info("writing %d answers on %s", len(work.rows), device)
         answers = work.answers(decoding)
@@ -161,6 +166,8 @@ def _check_kind(source: Conversations, trained: TrainedVlm, data: str, tasks: li
         raise ConfigError(f"--data {data} holds {names[0]}, and this model takes {names[1]}: name such a folder.")
     if VQA in tasks and isinstance(source, PairConversations):
         raise ConfigError(f"--task {VQA} needs questions: {data} holds captions. Name a folder of conversations.")
+    if VQA in tasks and (says := unread(trained)) is not None:
+        raise ConfigError(f"--task {VQA}: {printable(says, 1000)}. Take {CAPTIONING}, or train with another template.")
     if RETRIEVAL in tasks and not isinstance(source, PairConversations):
         raise ConfigError(f"--task {RETRIEVAL} needs captions: {data} holds conversations. Name a folder of captions.")
 

@@ -66,10 +66,15 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--push_to_hub",
         metavar="REPO",
-        help="upload to this repository (USER/NAME), one revision for each chck_*; log in with `hf auth login` first",
+        help="upload to this repository (USER/NAME), in place of an export that it holds, one revision for each "
+        "chck_*; log in with `hf auth login` first",
     )
     parser.add_argument(
-        "--private", type=boolean, default=False, metavar="BOOL", help="a private repository (default: False)"
+        "--private",
+        type=boolean,
+        default=False,
+        metavar="BOOL",
+        help="into a private repository; refuses one that is public (default: False)",
     )
     return parser.parse_args(argv)
 

@@ -216,12 +216,20 @@ def said(memory: EpisodicMemory, trained: Trained, flags: argparse.Namespace) ->
     return rows if spoken.facts else [*rows, _row("nothing like this was taught", f"{spoken.surest:.0%}")]
 
 
+_UNSURE = (
+    "A strange picture may come near, too: this memory cannot tell that nothing like it was taught. `teach --whiten` "
+    "keeps strange photographs apart, and a model of configs/memory_scenes.yaml says when it knows nothing."
+)
+
+
 def look(memory: EpisodicMemory, trained: Trained, flags: argparse.Namespace) -> None:
     """Recall from a loaded memory, list it or draw it."""
     if flags.command == "recall":
         episodes = memory.recall(flags.image, flags.text, flags.top_k)
         for row in said(memory, trained, flags) if memory.speaks else []:
             print(row)
+        if not memory.speaks and memory.codes.space.whitening is None:
+            print(_UNSURE, file=sys.stderr)
         print("share\tdistance\tid\ttext")
         for found in episodes:
             print(_row(f"{found.confidence:.0%}", f"{found.error:.2f}", found.id, found.text))

@@ -21,7 +21,7 @@ from bitgen.evaluation.babylm.glue.data import glue_folder, read_glue_task, task
 from bitgen.evaluation.babylm.glue.evaluation import evaluate_glue
 from bitgen.evaluation.babylm.submission.curves import write_curves
 from bitgen.evaluation.babylm.submission.data import SubmissionData, read_submission_data
-from bitgen.evaluation.babylm.submission.layout import AOA, AOA_SCORE, GLUE, SURPRISAL, TRACKS
+from bitgen.evaluation.babylm.submission.layout import AOA, AOA_SCORE, GLUE, SURPRISAL, TRACKS, Track
 from bitgen.evaluation.babylm.submission.model import SubmissionModel, read_submission_model
 from bitgen.evaluation.babylm.submission.report import CURVE, Report
 from bitgen.evaluation.babylm.submission.run import KEPT, Parts, evaluate_submission, write_official
@@ -139,7 +139,7 @@ def _submit(
     logger.info("%s: the final model and %d checkpoints, %s", model.folder, len(model.checkpoints), device)
     tokens = 32 * flags.batch_size
     submission = evaluate_submission(model, data, folder, device, tokens, flags.trust_remote_code)
-    parts = _other_parts(flags, folder, device, model, data, tokens)
+    parts = _other_parts(flags, folder, device, model, data, track, tokens)
     logger.info("%d results evaluated now, %d kept from earlier calls", submission.fresh, submission.reused)
     report = Report(model, data, submission, parts, track)
     print(report.terminal())
@@ -160,19 +160,25 @@ def _other_parts(
     device: torch.device,
     model: SubmissionModel,
     data: SubmissionData,
+    track: Track,
     batch_tokens: int,
 ) -> Parts:
     """Ages of acquisition and GLUE, as far as they can be had and are asked for."""
+    # The pipeline asks its own list of checkpoints; one more would be a point more on every curve.
+    by_words = {
+        millions * MILLION: revision.folder
+        for revision in model.checkpoints
+        if (millions := revision.millions or 0) in track.milestones
+    }
     why: dict[str, str] = {}
     figures: dict[str, Mapping[str, Any]] = {AOA: {}, GLUE: {}}
     aoa_files: dict[str, Any] = {}
     glue_predictions: Mapping[str, Any] = {}
     if data.aoa is None:
         why[AOA] = "--eval_dir has no folder aoa (cdi_childes.json and cdi_human.csv)"
-    elif not model.checkpoints:
-        why[AOA] = "it needs checkpoints chck_*M, and the export has none"
+    elif not by_words:
+        why[AOA] = f"it needs checkpoints chck_*M of {track.name}, and the export has none"
     else:
-        by_words = {(revision.millions or 0) * MILLION: revision.folder for revision in model.checkpoints}
         ages = age_of_acquisition(
             by_words,
             data.aoa,

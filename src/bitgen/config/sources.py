@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 SCENES = "scenes"  # the built-in data, rendered on the fly
 SORT_OF_CLEVR = "sort_of_clevr"  # for stage 2: a benchmark whose pictures are drawn by its rules
+BUILT_IN_QUESTIONS = (SCENES, SORT_OF_CLEVR)
 _WEIGHT = re.compile(r"(?P<path>.*[^:/]):(?P<weight>[0-9]*\.?[0-9]+)")
 
 

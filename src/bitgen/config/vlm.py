@@ -80,7 +80,7 @@ class VlmConfig(RunSchema):
         *(setting.name for setting in fields(OutputSettings)),
         *("resume", "init_from", "device", "precision", "use_ddp", "num_gpus", "parallel", "max_nonfinite_steps"),
         *("num_workers", "max_bad_fraction", "max_image_pixels", "feature_cache", "feature_cache_dtype"),
-        *("language_checkpointing", "estimate"),
+        *("language_checkpointing", "estimate", "val_batch_size"),
     )
 
     @property

@@ -148,7 +148,9 @@ class LanguageSettings:
     quantization: Literal["none", "4bit", "8bit"] = setting(
         "none", "Keep the language model in 4 or 8 bits (bitsandbytes), with adapters beside."
     )
-    language_dtype: Literal["float32", "bfloat16"] = setting("float32", "Numbers that the frozen weights are kept in.")
+    language_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "Numbers that the frozen weights are kept in; a 'random' language model is in float32."
+    )
     language_checkpointing: bool = setting(
         False, "Recompute the language model's activations in the backward pass: a third slower, far less memory."
     )
@@ -188,6 +190,11 @@ class VlmTrainingSettings(TrainingSettings):
     vision_learning_rate: Positive | None = setting(None, "Peak rate of the encoder's part; none: learning_rate.")
     warmup_ratio: Rate | None = setting(0.03, "Share of the steps that warm up; none: warmup_steps says how many.")
     batch_size: Batch = setting(16, "Conversations of a micro-batch on each process.")
+    optimizer: Literal["adamw", "muon", "normuon"] = setting(
+        "adamw",
+        "muon: Muon updates the matrices of connector, vision and language that train, AdamW the rest, such as tables "
+        "and the language model's adapters. normuon: the same with NorMuon (arXiv 2510.05491).",
+    )
     grad_accum_steps: Batch = setting(1, "Micro-batches of an optimizer step.")
     num_epochs: Batch = setting(1, "Passes over the training data; the schedule spans them.")
     weight_decay: NotNegative[float] = setting(0.0, "Decay of matrices; vectors have none.")
@@ -251,6 +258,9 @@ class ValidationSettings:
         "loss",
         "What the best checkpoint has best: loss, bleu1 to bleu4, rouge_l, meteor, cider, temporal_f1, or right (the "
         "share of answers that are one of the references, or that describe a built-in scene rightly).",
+    )
+    val_batch_size: Batch | None = setting(
+        None, "Held-out conversations of a batch on each process, whose rows are padded; none: batch_size."
     )
     val_beams: Size = setting(1, "Beams of the search that writes the answers; 1: greedy.")
     val_max_new_tokens: AtLeastOne = setting(64, "Longest answer in tokens.")

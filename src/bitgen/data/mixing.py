@@ -1,4 +1,4 @@
-"""Several mapped datasets as one; ``sources.py`` says what joining and mixing mean."""
+"""Several mapped datasets as one; ``quotas.py`` says what joining and mixing mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``train_data`` names: one dataset, or several that are joined or mixed by weight.
+"""How many samples each of several datasets gives to an epoch, joined or mixed by weight.
 
 Several are written as ``DIR_A:2,DIR_B:1`` (in YAML also as a list or a mapping). Without weights they are joined:
 an epoch shows every sample of each. With weights, an epoch has as many samples as all of them together, and each source

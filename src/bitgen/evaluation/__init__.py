@@ -1,1 +1,1 @@
-"""How good a checkpoint is: retrieval, matching, memory."""
+"""How good a checkpoint is: retrieval, matching, captions, language, BabyLM, questions, and models of parts."""

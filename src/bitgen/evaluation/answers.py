@@ -107,6 +107,7 @@ def write_answers(
         shared: ranks hold pieces of one model, and all write the same answers.
     """
     answers: list[str] = []
+    ends = speech.ends  # it renders a conversation each time
     bar = tqdm(total=total, desc="answers", leave=False, disable=None if show_progress else True)
     with bar, evaluating(model):
         for batch in _batches(samples, batch_size):
@@ -120,10 +121,10 @@ def write_answers(
                     inputs["attention_mask"],
                     decoding.max_new_tokens,
                     synced_gpus=shared,
-                    **decoding.settings(speech.tokenizer) | {"eos_token_id": speech.ends},
+                    **decoding.settings(speech.tokenizer) | {"eos_token_id": ends},
                 )
             # Up to the token that ends it: not every tokenizer calls that token special.
-            said = (takewhile(lambda id: id not in speech.ends, ids) for ids in written.tolist())
+            said = (takewhile(lambda id: id not in ends, ids) for ids in written.tolist())
             texts = (speech.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in said)
             answers += [" ".join(text.split()) for text in texts]
             bar.update(len(batch))

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bitgen.data.bad_records import BadRecord
 from bitgen.data.questions.boxes import Box, read_boxes
 from bitgen.data.questions.dataset import AskedPicture
 from bitgen.data.questions.marked_text import MarkedTokens, Reply
 from bitgen.data.questions.records import Question, QuestionFolder
 from bitgen.evaluation.reasoning import BATCH, box_measures
-from bitgen.evaluation.replies import replies_to
+from bitgen.evaluation.replies import Decoding, replies_to
 from bitgen.evaluation.vqa_metrics import same_answer, vqa_scores
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
@@ -119,9 +120,12 @@ def _asked(folder: QuestionFolder, count: int, boxes: bool) -> list[Question]:
 def first_questions(folder: QuestionFolder, count: int, boxes: bool) -> list[Question]:
     """The first questions about pictures whose answer is a box, or words; none where there are none."""
     found: list[Question] = []
-    for index in range(len(folder)):
-        question = folder[index]
-        if question.picture >= 0 and bool(question.boxes and read_boxes(question.answers[0])) == boxes:
+    for index in folder.about_pictures(boxes):
+        try:
+            question = folder[int(index)]
+        except BadRecord:  # which training leaves out, too
+            continue
+        if bool(question.boxes and read_boxes(question.answers[0])) == boxes:
             found.append(question)
             if len(found) == count:
                 break
@@ -151,4 +155,5 @@ def _replies(
     pixels = pixels.to(next(network.parameters()).device)
     seen = network.pool_image_tokens(network.encode_image(pixels).image_tokens)[list(picture_of)]
     prompts = [tokens.prompt(question, thinks) for question in questions]
-    return replies_to(network, tokens, seen, prompts, thinks)
+    # Rationales of people's data may be as long as the context.
+    return replies_to(network, tokens, seen, prompts, thinks, Decoding(network.config.max_seq_len))

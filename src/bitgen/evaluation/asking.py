@@ -9,7 +9,7 @@ import torch
 
 from bitgen.data.questions.boxes import Box, read_boxes
 from bitgen.data.questions.marked_text import MARKS, NONE, MarkedTokens, Reply
-from bitgen.evaluation.replies import LONGEST_REPLY, Decoding, read_replies, write_replies
+from bitgen.evaluation.replies import Decoding, read_replies, write_replies
 from bitgen.guards.texts import as_question
 from bitgen.trained import Trained
 
@@ -39,11 +39,12 @@ def answers_questions(trained: Trained) -> bool:
 
 @torch.no_grad()
 def ask(
-    trained: Trained, image: torch.Tensor, question: str, thinks: bool, max_new_tokens: int = LONGEST_REPLY
+    trained: Trained, image: torch.Tensor, question: str, thinks: bool, max_new_tokens: int | None = None
 ) -> Answered:
-    """The answer to a question (:func:`as_question`) about one picture.
+    """The answer to a question, or an instruction (:func:`as_question`), about one picture.
 
     Args:
+        max_new_tokens: of the reply; None: what the context holds.
         image: ``[1, 3, H, W]`` as the processor makes it, or of a model without a tower ``[1, P, C]``.
 
     Raises:
@@ -55,8 +56,8 @@ def ask(
     name = "vision_features" if model.config.takes_features else "pixel_values"
     image = image.to(next(model.parameters()).device)
     seen = model.pool_image_tokens(model.encode_image(**{name: image}).image_tokens)
-    prompt = tokens.prompt(as_question(question), thinks)
-    written = write_replies(model, tokens, seen, [prompt], Decoding(max_new_tokens))
+    prompt = tokens.prompt(as_question(question, instructions=True), thinks)
+    written = write_replies(model, tokens, seen, [prompt], Decoding(max_new_tokens or model.config.max_seq_len))
     (reply,) = read_replies(tokens, written, thinks)
     return readable(reply)
 

@@ -190,6 +190,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--num_beams", type=int, default=3, metavar="N", help="beams of captioning's search; 1: greedy (default: 3)"
     )
     parser.add_argument(
+        "--length_penalty",
+        type=finite_float,
+        metavar="X",
+        help="models of parts: beams are compared by log-likelihood / tokens^X; above 0 favours long answers "
+        "(default: 1)",
+    )
+    parser.add_argument(
         "--max_new_tokens", type=int, default=40, metavar="N", help="longest caption in tokens (default: 40)"
     )
     parser.add_argument(
@@ -246,6 +253,10 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     elif not flags.contact_sheet.lower().endswith(".png"):
         parser.error(f"--contact_sheet {flags.contact_sheet}: it is written as a PNG; give a name that ends in .png")
     check_ranges(parser, flags, _RANGES)
+    if flags.length_penalty is not None and not -100 <= flags.length_penalty <= 100:
+        parser.error(f"--length_penalty is {flags.length_penalty:g}; it must be from -100 to 100")
+    if flags.length_penalty is not None and flags.num_beams == 1:
+        parser.error("--length_penalty compares beams, and --num_beams is 1: write more beams, or leave it out")
     return flags
 
 

@@ -101,11 +101,13 @@ def write_replies(
 
 
 def read_replies(tokens: MarkedTokens, written: Written, thinks: bool) -> list[Reply]:
-    """What was written, read; a reply that did not end has no answer."""
-    replies = [read_reply(tokens.decode(ids), thinks) for ids in written.ids]
-    return [
-        reply if ended else reply._replace(answer=None) for reply, ended in zip(replies, written.ended, strict=True)
-    ]
+    """What was written, read; a reply that did not end, or that holds padding or a beginning, has no answer."""
+    no_words = {tokens.tokenizer.pad_token_id, tokens.tokenizer.bos_token_id} - {tokens.tokenizer.eos_token_id}
+    found = []
+    for ids, ended in zip(written.ids, written.ended, strict=True):
+        reply = read_reply(tokens.decode(ids), thinks)
+        found.append(reply if ended and no_words.isdisjoint(ids) else reply._replace(answer=None))
+    return found
 
 
 def replies_to(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
+from bitgen.data.conversations.chat_templates import PLAIN
 from bitgen.data.conversations.dataset import VisualCollator
 from bitgen.data.conversations.records import IMAGE_MARKER, Turn
 from bitgen.data.dicom import DicomError, dicom_picture, is_dicom
 from bitgen.data.video import read_frames
-from bitgen.evaluation.answers import Decoding, write_answers
+from bitgen.evaluation.answers import Decoding, up_to_the_answer, write_answers
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import BadFile, read_regular_file
 from bitgen.guards.texts import check_texts
@@ -39,9 +40,11 @@ class Talk:
 
         Raises:
             ValueError: the question is empty or no valid Unicode, the template cannot write it, or the conversation is
-                longer than the model reads.
+                longer than the model reads; it is the second one, and the model reads none (:func:`unread`).
         """
         check_texts([question])
+        if self.turns and (says := unread(self.trained)) is not None:
+            raise ValueError(f"{says}, so that there is no second one. Begin anew for another picture.")
         trained, frames = self.trained, [len(visual) for visual in self.visuals]
         marks = f"{IMAGE_MARKER}\n" * (0 if self.turns else len(frames))
         asked = [*self.turns, Turn("user", marks + question)]
@@ -59,11 +62,20 @@ class Talk:
             "image_id": -1,
             **({"pixel_values": torch.cat(self.visuals)} if frames else {}),
         }
+        if not len(up_to_the_answer(sample)["input_ids"]):
+            raise ValueError("there is nothing to describe: give a picture")
         collate = VisualCollator(trained.tokenizer.pad_token_id, "left")
         [answer] = write_answers(trained.model, trained.speech, [sample], collate, self.decoding)
         # An answer without a word could not be written into the next prompt.
         self.turns = [*asked, Turn("assistant", answer or "...")]
         return answer
+
+
+def unread(trained: TrainedVlm) -> str | None:
+    """What to say of a model that was trained without questions, and reads none; None: it reads them."""
+    if trained.description.speech.template != PLAIN:
+        return None
+    return f"{trained.folder} was trained with template plain: it only describes pictures and reads no question"
 
 
 def read_visuals(trained: TrainedVlm, paths: Sequence[str]) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitgen.config.sources import SCENES, parse_sources
+from bitgen.data.questions.marked_text import ANSWER
 from bitgen.model.parameter_roles import LORA
 from bitgen.model.vision_towers import TIMM
 from bitgen.show.parameters import COMPONENTS, count_parameters
@@ -25,12 +26,15 @@ tags: [{tags}]
 """
 
 
-def model_card(loaded: Trained, state: dict[str, Any], metrics: dict[str, Any], merge_lora: bool) -> str:
+def model_card(
+    loaded: Trained, state: dict[str, Any], metrics: dict[str, Any], merge_lora: bool, before: int | None = 0
+) -> str:
     """The text of README.md.
 
     Args:
         state: the checkpoint's training state: ``step``, ``phase``, ``progress``.
         metrics: results of ``src/evaluate.py`` by task, or empty.
+        before: words that the weights had seen before this run; None: nobody knows.
     """
     features = loaded.model.config.takes_features
     parts = [
@@ -41,7 +45,7 @@ def model_card(loaded: Trained, state: dict[str, Any], metrics: dict[str, Any], 
         + ("image features computed earlier." if features else f"images through {_tower(loaded)}.")
         + " It continues text, describes images, and scores both.\n",
         "## Usage\n\n" + _usage(loaded, merge_lora),
-        "## Training\n\n" + _training(loaded, state),
+        "## Training\n\n" + _training(loaded, state, before),
         "## Parameters\n\n" + _parameters(loaded, merge_lora),
         "## Metrics\n\n" + metrics_table(metrics),
         "## Limits\n\n" + _limits(loaded, state),
@@ -96,7 +100,29 @@ def _usage(loaded: Trained, merge_lora: bool) -> str:
         )
     if loaded.model.config.recall_tokens:
         lines.append(_speaking(loaded))
+    if ANSWER in loaded.tokenizer.get_vocab():
+        lines.append(_answering(loaded))
     return "\n".join(lines)
+
+
+def _answering(loaded: Trained) -> str:
+    """How to ask it about a picture."""
+    features = loaded.model.config.takes_features
+    picture, beside = ("", "vision_features=features, ") if features else ("images=Image.open('photo.jpg'), ", "")
+    thinks = loaded.config.reasoning.rationale == "clauses"
+    why = " With `<think>` in its place it says first why, and then writes `<answer>` itself." if thinks else ""
+    return f"""\
+It answers questions about pictures. `<q>` and `<answer>` are tokens of its own. A question ends with its mark.{why}
+
+```python
+inputs = processor({picture}text='<q> what colour is the star?<answer>', return_tensors='pt')
+said = model.generate(**inputs, {beside}max_new_tokens=112)
+print(processor.decode(said[0], skip_special_tokens=True))
+```
+
+A box is written as four tokens, `<b0>` to `<b32>`: its left, top, right and bottom edge in 32nds of the picture. \
+`<none>` says that there is no such thing.
+"""
 
 
 def _speaking(loaded: Trained) -> str:
@@ -123,18 +149,20 @@ memory.save('facts.safetensors')  # model.load_memory('facts.safetensors') reads
 """
 
 
-def _training(loaded: Trained, state: dict[str, Any]) -> str:
+def _training(loaded: Trained, state: dict[str, Any], before: int | None) -> str:
     data, progress = loaded.config.data, state.get("progress", {})
     sources = parse_sources(data.train_data) if data.train_data is not None else []
     pairs = ", ".join(_source_name(path) for path, _ in sources)
     tokenizer = "trained on the corpus" if data.tokenizer == "train" else Path(data.tokenizer).name
-    since = "" if loaded.config.training.init_from is None else " since it started from another run"
+    own, since = progress.get("words_seen", 0), "since it started from another run"
+    words = [("words seen, all epochs counted", f"{(before or 0) + own:,}")] if before is not None else []
+    words += [(f"words seen {since}, all epochs counted", f"{own:,}")] if before != 0 else []
     asked = loaded.config.reasoning.question_data
     rows = [
         *([("questions about pictures", _source_name(asked))] if asked is not None else []),
         ("image-caption pairs", pairs or "none"),
         ("text", _folder_name(data.text_data) if data.text_data is not None else "none"),
-        (f"words seen{since}, all epochs counted", f"{progress.get('words_seen', 0):,}"),
+        *words,
         ("samples seen (pairs, sequences of text)", f"{progress.get('samples_seen', 0):,}"),
         ("optimizer steps", f"{state.get('step', 0):,}"),
         ("tokenizer", f"{tokenizer}, {len(loaded.tokenizer):,} tokens"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from bitgen.guards.json_files import BadJson, read_json
 from bitgen.guards.printable import printable
 from bitgen.machine.files import replacing_folder
 from bitgen.trained import Trained, is_export, open_model
+from bitgen.training.origin import words_before
+
+logger = logging.getLogger(__name__)
 
 
 def read_results(path: str | None) -> dict[str, Any]:
@@ -62,6 +66,13 @@ def export_run(
                 f"--words_seen_checkpoints True: {run} holds no {REVISION_PREFIX}*M checkpoints (chck_1M: "
                 "after a million words). Leave the flag out, or name a run that saved them."
             )
+        if _before(main, read_state(CheckpointFiles(main.folder)).state) != 0:
+            logger.warning(
+                "%s: its run started from another one (init_from), and %s*M count the words of this run alone. "
+                "Checkpoints for BabyLM count all words: train without init_from for those.",
+                printable(run),
+                REVISION_PREFIX,
+            )
     try:
         with replacing_folder(target, replace=False) as folder:
             _export_one(main, folder, merge_lora, metrics)
@@ -82,16 +93,28 @@ def _opened(checkpoint: str | Path) -> Trained:
 
 def _export_one(trained: Trained, folder: Path, merge_lora: bool, metrics: dict[str, Any]) -> None:
     state = read_state(CheckpointFiles(trained.folder)).state
-    # What a run saw before, from which this one started, is not in its state.
-    seen = seen_in_training(state) if trained.config.training.init_from is None else {}
-    write_folder(trained, folder, model_card(trained, state, metrics, merge_lora), merge_lora, seen)
+    before = _before(trained, state)
+    card = model_card(trained, state, metrics, merge_lora, before)
+    write_folder(trained, folder, card, merge_lora, seen_in_training(state, before))
 
 
-def seen_in_training(state: dict[str, Any]) -> dict[str, int]:
+def _before(trained: Trained, state: dict[str, Any]) -> int | None:
+    return words_before(state, trained.config.training.init_from)
+
+
+def seen_in_training(state: dict[str, Any], before: int | None = 0) -> dict[str, int]:
     """What challenges limit, as a checkpoint's training state knows it: ``words_seen``, all passes counted, and
-    ``passes`` that were begun through that part of the data (text, captions, a source of a mixture) seen most often."""
+    ``passes`` that were begun through that part of the data (text, captions, a source of a mixture) seen most often.
+
+    Args:
+        before: words that its weights had seen before its run; None: nobody knows. Where there were some, passes are
+            not known, and ``words_since_another_run`` are those of its own run.
+    """
     progress, source = state.get("progress", {}), state.get("source", {})
-    seen = {"words_seen": int(progress["words_seen"])} if progress.get("words_seen") else {}
+    own = int(progress.get("words_seen") or 0)
+    if before != 0:
+        return {"words_since_another_run": own} | ({} if before is None else {"words_seen": before + own})
+    seen = {"words_seen": own} if own else {}
     if isinstance(source.get("epoch"), int):
         # Checkpoints from before passes were counted know epochs alone: passes through the text.
         passes = source.get("passes", source["epoch"] + bool(source.get("batch")))

@@ -25,7 +25,7 @@ class _TakesFlags(Protocol):
 
 
 def add_device_flag(parser: _TakesFlags, default: str = "auto") -> None:
-    """``--device``, as every command that opens a model has it; ``machine.devices.choose_device`` reads it."""
+    """``--device``, as every command that computes with a model has it; ``machine.devices.choose_device`` reads it."""
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default=default, help="auto: a GPU when there is one (default)"
     )

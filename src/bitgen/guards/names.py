@@ -23,8 +23,8 @@ class Outside(BadName):
 def inside(folder: str | Path, name: str) -> Path:
     """The path of ``name`` in ``folder``, after links are followed. Whether there is a file is not asked.
 
-    In the cache of the Hugging Face Hub each file of a snapshot is a link to the ``blobs`` of its repository. There the
-    path keeps the name, which tells what kind of file it is.
+    In the cache of the Hugging Face Hub each file of a snapshot is a link to the ``blobs`` of its repository, and these
+    may be links to blobs of the whole cache. There the path keeps the name, which tells what kind of file it is.
 
     Raises:
         BadName: the name is empty, holds a control character, or has a part of more than 255 bytes.
@@ -44,8 +44,20 @@ def inside(folder: str | Path, name: str) -> Path:
         raise BadName(f"{shown} is longer than a file's name can be")
     root = Path(os.path.realpath(folder))
     path = Path(os.path.realpath(root / name))
-    if any(above.name == _SNAPSHOTS and path.parent == above.parent / _BLOBS for above in root.parents):
+    if _is_blob(root / name, path, root):
         return root / name
     if root not in (path, *path.parents):
         raise Outside(f"{shown} leads out of the folder it belongs to, through a link")
     return path
+
+
+def _is_blob(link: Path, path: Path, root: Path) -> bool:
+    """Whether a file in a snapshot of the Hub's cache is a link to a blob of its repository, which ``path`` is."""
+    if not link.is_symlink() or root not in (folder := Path(os.path.realpath(link.parent)), *folder.parents):
+        return False
+    first = Path(os.path.normpath(folder / os.readlink(link)))
+    for repository in (above.parent for above in root.parents if above.name == _SNAPSHOTS):
+        own, shared = repository / _BLOBS, repository.parent / _BLOBS
+        if first.parent == own and (path.parent == own or shared in path.parents):
+            return True
+    return False

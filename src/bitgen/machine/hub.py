@@ -62,12 +62,14 @@ def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequenc
         except Exception:  # not in the cache
             if constants.HF_HUB_OFFLINE or not hub_answers():
                 raise
-        return Path(snapshot())
+        # What the cache has of it is completed, and is not left for a newer commit.
+        return Path(snapshot() if cached is None else snapshot(revision=revision or cached.name))
     except Exception as error:  # no such repository, gated, offline: the hub raises many kinds
-        if cached is not None:  # a login that ran out, say; what is missing is said where it is looked for
-            logger.warning("%s: the hub does not complete what its cache has of it", printable(name, 100))
-            return cached
         reason = printable(next(iter(str(error).splitlines()), "no reason given"), 200)
+        if cached is not None:  # a login that ran out, say; what is missing is said where it is looked for
+            says = "%s: the hub does not complete what its cache has of it (%s: %s)"
+            logger.warning(says, printable(name, 100), type(error).__name__, reason)
+            return cached
         of = f" --revision {printable(revision, 80)}" if revision else ""
         shown = printable(name, 100)
         raise ValueError(

@@ -1,4 +1,5 @@
-"""What a model says with a memory: answers to the queries of episodes, and how many of them are right."""
+"""What a model says with a memory: answers to the queries of episodes, and how many of them are right. Training is
+validated by these, and benchmarks print them; what users ask goes through ``spoken.py``."""
 
 from __future__ import annotations
 

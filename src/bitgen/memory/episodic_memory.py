@@ -21,9 +21,8 @@ from bitgen.memory.episodes import Episode, Held, MemoryState, Recollection, hel
 from bitgen.memory.files import StoredSpoken, exclusive, write_memory
 from bitgen.memory.notices import (
     warn_after_edit,
+    warn_after_write,
     warn_of_another_thing,
-    warn_of_contradictions,
-    warn_of_like_texts,
     warn_of_unsaid,
     warn_when_full,
 )
@@ -178,9 +177,7 @@ class EpisodicMemory:
             raise ValueError(MUTE)
         with self._writing:
             held, ids = self._held.added(pairs, texts, keys, spoken)
-            warn_of_like_texts(held, len(ids))
-            warn_of_contradictions(held, len(ids))
-            warn_when_full(held)
+            warn_after_write(held, len(ids))
             self._held = held  # last: whatever raises above leaves the memory as it was
         if self._facts is not None and spoken is not None:
             self._facts.say_cut(texts)

@@ -67,11 +67,10 @@ def warn_of_contradictions(held: Held, newest: int, id: str | None = None) -> No
     newly = range(len(keys) - newest, len(keys)) if id is None else (held.row(id),)
     for new in newly:
         cosines = keys @ keys[new]
-        near = (cosines > BY_TEXT.alike) & ~pictured & ~pictured[new]
+        near = (cosines > BY_TEXT.alike) & (cosines <= BY_TEXT.same)  # of those with the same key the later counts
+        near &= ~pictured & ~pictured[new]
         if id is None:
             near[new:] = False
-        else:  # of those with the same key warn_of_later_ones tells
-            near &= cosines <= BY_TEXT.same
         for old in near.nonzero()[:, 0].tolist():
             if names[new] & names[old] and held.episodes[old].text != held.episodes[new].text:
                 found.append((held.episodes[old], held.episodes[new]))
@@ -102,6 +101,34 @@ def warn_of_later_ones(held: Held, id: str) -> None:
             printable(later[-1].text, 60),
             printable(id, 60),
         )
+
+
+def warn_of_earlier_ones(held: Held, newest: int) -> None:
+    """Say which earlier episodes are no longer what is said, as one of the newest is about the same thing."""
+    if held.spoken is None:
+        return
+    keys, pictured = held.spoken.halves(IMAGE), held.memory.halves(IMAGE).any(dim=1)
+    found = []
+    for new in range(len(keys) - newest, len(keys)):
+        level = (BY_PICTURE if pictured[new] else BY_TEXT).same
+        same = (keys[:new] @ keys[new] > level) & (pictured[:new] == pictured[new]) & keys[:new].any(dim=1)
+        found += [(held.episodes[old], held.episodes[new]) for old in same.nonzero()[-1:, 0].tolist()]
+    if found:
+        old, newer = found[-1]
+        logger.warning(
+            "episode %s ('%s') is about the same thing as episode %s ('%s') and is what the model says from now on%s. "
+            "Forget the earlier one if it is no longer true.",
+            *(printable(text, 60) for text in (newer.id, newer.text, old.id, old.text)),
+            f" (and {len(found) - 1:,} more such pairs)" if len(found) > 1 else "",
+        )
+
+
+def warn_after_write(held: Held, newest: int) -> None:
+    """Name what newly written episodes are like, contradict or stand for from now on, and what to expect when full."""
+    warn_of_like_texts(held, newest)
+    warn_of_contradictions(held, newest)
+    warn_of_earlier_ones(held, newest)
+    warn_when_full(held)
 
 
 def warn_after_edit(held: Held, id: str) -> None:

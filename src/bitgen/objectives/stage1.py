@@ -255,7 +255,7 @@ class Stage1Objective(nn.Module):
                 caption_loss = language_loss(fused.hidden_states, model.embeddings.token.weight, labels)
                 loss = loss + settings.text_loss_weight * caption_loss
                 metrics["caption_loss"] = caption_loss
-                if weighs:  # a nat of evidence is one more than without the image
+                if weighs:  # the likelihood ratio needs log p(caption) without the image, too
                     labels = next_token_labels(input_ids, mask)
                     assert alone is not None
                     prior_loss = language_loss(alone, model.embeddings.token.weight, labels)

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerFast
 from bitgen.config import Config, ConfigError
 from bitgen.config.reasoning_rules import EXTEND
 from bitgen.config.schema import CONFIG_FILE
-from bitgen.config.sources import SCENES, SORT_OF_CLEVR
+from bitgen.config.sources import BUILT_IN_QUESTIONS, SCENES
 from bitgen.data.loader_source import LoaderSource
 from bitgen.data.questions.dataset import QuestionCollator, QuestionDataset
 from bitgen.data.questions.extended_tokenizer import extended_tokenizer
-from bitgen.data.questions.folder import QuestionFolder
+from bitgen.data.questions.folder import FolderQuestions, QuestionFolder
 from bitgen.data.questions.marked_text import MARKS, MarkedTokens
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import keep_tokenizer, kept_meta, load_tokenizer, vocabulary_size
@@ -113,7 +113,7 @@ class Reasoning:
                 **{name: value for name, value in vars(settings).items() if name not in _FREE},
                 **source.identity(),
             },
-            {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(model)},
+            {CONFIG_FILE: _as_learned(config, data).to_yaml(), "config.json": model_config_text(model)},
             {
                 TOKENIZER: tokenizer_sha256(load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER)),
                 **fingerprints_of(data.pictures),
@@ -131,6 +131,14 @@ class Reasoning:
             score_text="answered right: {:.1f}%".format,
             next_commands=_next_commands(config),
         )  # fmt: skip
+
+
+def _as_learned(config: Config, data: QuestionDataset) -> Config:
+    """With ``rationale none`` where no question has one: who asks the model later is not to ask for a rationale."""
+    settings, pictures = config.reasoning, data.pictures
+    has_none = isinstance(pictures, FolderQuestions) and not pictures.reader.has_rationales
+    learns_none = settings.rationale == "clauses" and (has_none or settings.rationale_share == 0)
+    return config.replace(rationale="none") if learns_none else config
 
 
 def rollouts_of(
@@ -179,7 +187,7 @@ def build_stage2_tokenizer(config: Config, ranks: Processes, fresh: bool) -> Pre
 def _next_commands(config: Config) -> list[tuple[str, str]]:
     run, data = config.output.output_dir, config.reasoning.question_val_data or config.reasoning.question_data
     tasks = "reasoning"
-    if data is not None and data not in (SCENES, SORT_OF_CLEVR):  # a folder may ask for words, boxes or both
+    if data is not None and data not in BUILT_IN_QUESTIONS:  # a folder may ask for words, boxes or both
         folder = QuestionFolder(data)
         kinds = (("reasoning", False), ("grounding", True))
         tasks = ",".join(name for name, boxes in kinds if first_questions(folder, 1, boxes))

@@ -164,7 +164,9 @@ class _AskedValidator:
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, ReasoningObjective)
         objective.eval()
-        model, scalars, score, records = Model(objective.model, self.processor), {}, 0.0, []
+        model, score = Model(objective.model, self.processor), 0.0
+        scalars: dict[str, float] = {}
+        records: list[dict[str, Any]] = []
         for name, thinks in _ways(self.thinks):
             figures, records = score_pictures(model, self.pictures, thinks)
             score = scalars[f"val/{name}"] = figures["all"]

@@ -1,4 +1,4 @@
-"""Stage 1: vision and language together, in two phases; the vision tower joins in the second."""
+"""Stage 1: images, captions and text, in two phases; what ``vision_tuning`` names joins in the second."""
 
 from __future__ import annotations
 

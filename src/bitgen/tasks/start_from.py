@@ -53,7 +53,7 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
         raise ConfigError(
             f"init_from {path} holds another network: {len(differing)} of its weights differ in shape or are missing, "
             f"first {differing[0]}. Give this run the vision, lora, model, memory{speaks} settings of "
-            f"{source.folder / 'config.yaml'}."
+            f"{_settings_of(source)}."
         )
     then, now = _meaning(source.model), _meaning(model)
     encoder = source.model.vision_encoder
@@ -62,11 +62,16 @@ def start_from(model: BitGenModel, tokenizer: PreTrainedTokenizerBase, path: str
     if meant := [f"{name} was {was} and is {now[name]}" for name, was in then.items() if was != now[name]]:
         raise ConfigError(
             f"init_from {path}: {'; '.join(meant)}, so that its weights would mean something else. Give this run the "
-            f"settings of {source.folder / 'config.yaml'}."
+            f"settings of {_settings_of(source)}."
         )
     model.load_state_dict(theirs)
     logger.info("starting from the weights of %s", source.folder)
     return source
+
+
+def _settings_of(source: Trained) -> str:
+    """Where the settings stand that it was trained with."""
+    return "the run that it was exported from" if source.kind == "export" else str(source.folder / "config.yaml")
 
 
 def _meaning(model: BitGenModel) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 
 from bitgen.config.schema import CONFIG_FILE
 from bitgen.config.vlm import ADAPTER, CONNECTOR, LANGUAGE, VISION, VlmConfig
+from bitgen.config.vlm_settings import ConversationSettings
+from bitgen.data.conversations.chat_templates import PLAIN
 from bitgen.data.loader_source import LoaderSource
 from bitgen.machine.devices import Precision, resolve_precision, warn_of_emulation
 from bitgen.machine.ranks import Processes
@@ -23,6 +26,9 @@ from bitgen.tasks.vlm_parts import VlmParts, build_parts
 from bitgen.tasks.vlm_validation import HeldOutAnswers, score_text
 from bitgen.training.budget import planned
 from bitgen.vlm.modeling import MATRIX
+from bitgen.vlm.vision import RANDOM
+
+logger = logging.getLogger(__name__)
 
 MODEL_FILE = "config.json"
 
@@ -37,7 +43,8 @@ class Vlm:
             ValueError: what was asked for cannot be; the message says what to write instead.
         """
         precision = resolve_precision(config.training.precision, ranks.device)
-        if config.language.language_dtype == "bfloat16":
+        _warn_of_what_is_not_used(config)
+        if config.language.language_dtype == "bfloat16" and config.language.language_model != RANDOM:
             warn_of_emulation("language_dtype=bfloat16", "--language_dtype float32", ranks.device)
         parts = build_parts(config, ranks, fresh)
         objective = NextTokens(parts.model)
@@ -71,6 +78,19 @@ class Vlm:
             eval_steps=validated_every(config, stage),
             blocks=_blocks,
         )
+
+
+def _warn_of_what_is_not_used(config: VlmConfig) -> None:
+    """Say which settings were set for nothing."""
+    language, data = config.language, config.data
+    if language.template == PLAIN:
+        given = {"prompts": data.prompts != ConversationSettings.prompts, "system_prompt": language.system_prompt}
+        if named := " and ".join(name for name, is_set in given.items() if is_set):
+            message = "%s: the template plain writes the picture and its caption alone. Leave it out, or write another "
+            logger.warning(message + "template.", named)
+    if language.language_model == RANDOM and language.language_dtype != "float32":
+        message = "language_dtype=%s: a 'random' language model is trained whole, in float32. Leave it out."
+        logger.warning(message, language.language_dtype)
 
 
 def _blocks(objective: nn.Module) -> list[nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from bitgen.model.processing_bitgen import BitGenProcessor
 from bitgen.vlm.language import check_packing
 from bitgen.vlm.modeling import VisionLanguageModel
 from bitgen.vlm.vision import image_processor
+
+logger = logging.getLogger(__name__)
 
 
 def conversations_of(config: VlmConfig, source: str | None, split: str) -> Conversations:
@@ -119,6 +122,7 @@ def sampler_of(config: VlmConfig, dataset: ConversationDataset, ranks: Processes
     batch = config.training.batch_size
     if not config.training.group_by_length:
         return dataset.batch_sampler(batch, ranks.rank, ranks.world_size)
+    logger.info("counting the tokens of %s conversations, for batches of like length", f"{len(dataset):,}")
     lengths = dataset.lengths()
     return LengthGroupedBatchSampler(lengths, batch, ranks.rank, ranks.world_size, seed=config.training.seed)
 

@@ -13,21 +13,10 @@ from bitgen.config.values import ConfigError
 from bitgen.config.vlm import LANGUAGE, VISION, VlmConfig
 from bitgen.model.factory import random_vision_config
 from bitgen.trained_vlm import read_description
-from bitgen.vlm.connectors import KINDS, ConnectorConfig
+from bitgen.vlm.connectors import KINDS, SETTINGS, ConnectorConfig
 from bitgen.vlm.description import Description, LanguageSource, SpeechSource, VisionSource
 from bitgen.vlm.language import LanguageModel
 from bitgen.vlm.vision import FEATURES, OURS, RANDOM, VisionSpec
-
-# Options of connectors, and the settings that say them.
-_OPTIONS = {
-    "queries": "connector_queries",
-    "depth": "connector_depth",
-    "heads": "connector_heads",
-    "width": "connector_width",
-    "prenorm": "connector_prenorm",
-    "factor": "connector_factor",
-    "dropout": "connector_dropout",
-}
 
 
 def describe(
@@ -153,7 +142,7 @@ class ConnectorPlan:
         settings, lm = self.config.connector, language.model.config
         kind = KINDS[settings.connector].connector
         taken = {option.name for option in fields(kind.Options)}
-        options = {name: getattr(settings, of) for name, of in _OPTIONS.items() if name in taken}
+        options = {name: getattr(settings, of) for name, of in SETTINGS.items() if name in taken}
         embedding = language.model.get_input_embeddings()
         if "token_std" in taken:
             options["token_std"] = _token_std(embedding)

@@ -133,7 +133,9 @@ def memory_table(name: str, config: VlmConfig, processes: int) -> str:
     whole = Memory(*(sum(values) for values in zip(*parts.values(), strict=True)))
     rows = [(part, *(_readable(size) for size in (*memory, memory.total))) for part, memory in parts.items()]
     rows.append(("all", *(_readable(size) for size in (*whole, whole.total))))
-    if processes > 1:
+    if processes > 1 and config.language.quantization != "none":
+        rows.append((f"sharded on {processes}", "", "", "", "no: quantized"))
+    elif processes > 1:
         each = sharded(parts, model, processes)
         rows.append((f"sharded on {processes}, each", "", "", "", _readable(each)))
     return format_table(("part", "weights", "gradients", "optimizer", "together"), rows, title=f"Stage {name}".strip())

@@ -37,6 +37,7 @@ from bitgen.trained import TOKENIZER_FOLDER
 from bitgen.trained_vlm import is_exported_vlm, own_weights, read_description, vlm_folder
 from bitgen.vlm.adapters import renorm
 from bitgen.vlm.assembly import Assembled, assemble
+from bitgen.vlm.connectors import ConnectorConfig
 from bitgen.vlm.description import Description
 from bitgen.vlm.modeling import VisionLanguageModel
 from bitgen.vlm.vision import FEATURES, OURS, RANDOM
@@ -89,13 +90,17 @@ def build_parts(config: VlmConfig, ranks: Processes, fresh: bool) -> VlmParts:
         )
     own_tokenizer = _own_tokenizer(config, ranks, before)
     shown = min(config.data.num_frames, source.most_pictures)
+    most = most_pictures(config, source)
     if before is not None:  # a stage on single pictures forgets no videos
-        shown = max(shown, read_description(before).speech.num_frames)
+        was = read_description(before)
+        shown = max(shown, was.speech.num_frames)
+        most = max(most, 1 if was.connector is None else ConnectorConfig.from_dict(was.connector).frames)
     seed_everything(config.training.seed)  # the same new weights on every rank
     made = assemble(
         describe(config, source.feature_shape, own_tokenizer, before, shown),
-        None if config.connector.connector == "none" else ConnectorPlan(config, most_pictures(config, source)),
+        None if config.connector.connector == "none" else ConnectorPlan(config, most),
         checkpointing=config.language.language_checkpointing,
+        device=ranks.device,
     )
     _check_positions(config, made)
     tokenizer = own_tokenizer or made.tokenizer
@@ -181,6 +186,12 @@ def start_from(made: Assembled, folder: Path) -> None:
             f"init_from {folder} has adapters and this stage has none, which would lose what they learned. Keep "
             f"adapter {then.adapter['kind']}, or merge them first (src/export.py --merge_lora True)."
         )
+    if then.connector is not None and now.connector is None:
+        kind = printable(then.connector.get("kind"), 40)
+        raise ConfigError(
+            f"init_from {folder} has a connector and this stage has none, which would lose what connector and encoder "
+            f"learned. Keep connector {kind}: what trains is chosen by trains."
+        )
     # Weights under an adapter have another name than without one.
     places = {_plain(name): name for name in split_state(made.model, ())[0]}
     ours = {_plain(name): tensor for name, tensor in split_state(made.model, ())[0].items()}
@@ -189,13 +200,11 @@ def start_from(made: Assembled, folder: Path) -> None:
     for part in sorted({made.model.part_of(name) for name in theirs}):
         there = {name: tensor for name, tensor in theirs.items() if made.model.part_of(name) == part}
         here = {name: tensor for name, tensor in ours.items() if made.model.part_of(name) == part}
-        if not here and part == VISION and made.model.tower is not None:
+        if not here and part == VISION:
             raise ConfigError(
                 f"init_from {folder} has changed the encoder, and this stage takes it as it was, which would lose what "
                 "was learned. Keep the vision_tuning of that run: what trains is chosen by trains."
             )
-        if not here:
-            continue  # a stage without a connector, say
         _suit_frames(there, here)
         differing = [n for n in {**there, **here} if n not in there or n not in here or there[n].shape != here[n].shape]
         if differing:

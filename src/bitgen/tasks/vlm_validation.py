@@ -44,7 +44,8 @@ class HeldOutAnswers:
         validation = config.validation
         self.data, self.speech = parts.val, speech_of(config, parts.tokenizer)
         self.collate = VisualCollator(parts.tokenizer.pad_token_id)  # one sample a row
-        self.device, self.precision, self.batch_size = ranks.device, precision, config.training.batch_size
+        self.device, self.precision = ranks.device, precision
+        self.batch_size = validation.val_batch_size or config.training.batch_size
         self.shared = config.training.parallel == "sharded"
         self.best = validation.best_metric
         self.decoding = Decoding(validation.val_beams, validation.val_max_new_tokens)

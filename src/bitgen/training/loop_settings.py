@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitgen.training.origin import Start
+
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What the loop itself is told; ``bitgen.config`` documents each."""
+    """What the loop itself is told; ``bitgen.config`` documents each. ``started_from``: what a new run keeps of the one
+    whose weights it starts with (:func:`bitgen.training.origin.started_from`)."""
 
     seed: int
     max_grad_norm: float
@@ -18,3 +21,4 @@ class LoopSettings:
     eval_steps: int
     log_steps: int
     words_seen_checkpoints: bool
+    started_from: Start | None = None

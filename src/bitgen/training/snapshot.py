@@ -18,6 +18,7 @@ from bitgen.machine.ranks import Processes, check_equal_on_ranks, from_main, gat
 from bitgen.protocols import Run, State
 from bitgen.stages import Stage
 from bitgen.training.averaging import WeightAverage
+from bitgen.training.origin import STARTED_FROM, Start
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -29,11 +30,13 @@ class Snapshots:
     Args:
         run: whose objective and identity are saved.
         store: writes on rank 0.
+        started_from: what a new run keeps of the one whose weights it starts with.
     """
 
-    def __init__(self, run: Run, store: CheckpointStore, parallel: Parallel) -> None:
+    def __init__(self, run: Run, store: CheckpointStore, parallel: Parallel, started_from: Start | None = None) -> None:
         self.run, self.store, self.parallel, self.ranks = run, store, parallel, parallel.ranks
         self.identity = {"num_gpus": self.ranks.world_size, **run.identity}
+        self.origin: State = {STARTED_FROM: started_from}
         self.base_hash: str | None = None
         self.saved_at = -1
 
@@ -55,8 +58,8 @@ class Snapshots:
             RuntimeError: what the ranks hold differs.
         """
         if self.saved_at == step:
-            if is_best and self.ranks.is_main:
-                self.store.mark_best(step)
+            if is_best:
+                on_main(self.ranks, lambda: self.store.mark_best(step))
             return
         own, objective = self.parallel.gather(self._split()[0]), self.run.objective.state()
         if self.ranks.is_distributed and self.parallel.replicated:
@@ -67,6 +70,7 @@ class Snapshots:
         state = {
             "step": step,
             **loop,
+            **self.origin,
             "total_steps": stage.steps,
             "run": dict(self.identity),
             "fingerprints": dict(self.run.fingerprints),
@@ -90,6 +94,8 @@ class Snapshots:
         """
         self._check_identity(checkpoint)
         state, objective = checkpoint.state, self.run.objective
+        # What began before states said so may have begun either way.
+        self.origin = {STARTED_FROM: state[STARTED_FROM]} if STARTED_FROM in state else {}
         load_weights(objective.model, checkpoint.files, objective.base_names())
         try:
             objective.load_state(state["objective"])

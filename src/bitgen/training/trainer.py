@@ -74,7 +74,7 @@ class Trainer:
         self.skipped_records = SkippedRecords(self.source.max_bad_fraction, self.source.size)
         self.throughput = Throughput(device, precision.name)
         self.reporter = Reporter(run, monitor, self.ranks, self.throughput, settings.log_steps)
-        self.snapshots = Snapshots(run, store, parallel)
+        self.snapshots = Snapshots(run, store, parallel, settings.started_from)
         # Identical models on all ranks, then dropout and other draws of each rank's own.
         seed_everything(settings.seed + self.ranks.rank)
         if checkpoint is not None:

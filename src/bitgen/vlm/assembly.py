@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from bitgen.guards.printable import printable
@@ -32,6 +33,7 @@ def assemble(
     description: Description,
     connector_of: Callable[[VisionSpec, LanguageModel, int], ConnectorConfig] | None = None,
     checkpointing: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Assembled:
     """Open encoder and language model, and put connector and adapters on them, with fresh weights.
 
@@ -41,12 +43,14 @@ def assemble(
     Args:
         connector_of: says what the connector is, once both its sides are known; None: the description says it.
         checkpointing: recompute the language model's activations in the backward pass.
+        device: of the run. A quantized language model is made there, because bitsandbytes leaves the scales of 8-bit
+            weights behind when a model that holds them is moved; all else is made on the CPU, for the caller to move.
 
     Raises:
         ValueError: a part cannot be opened, has other weights than those that the description names, or parts do not
             fit one another.
     """
-    language = _language(description.language, LANGUAGE in description.own_parts)
+    language = _language(description.language, LANGUAGE in description.own_parts, device)
     vision, tower = description.vision, None
     if vision is not None:
         tower = _tower(vision, VISION in description.own_parts)
@@ -80,10 +84,11 @@ def _adapter(settings: dict[str, Any]) -> AdapterConfig:
         raise ValueError(f"config.json: its adapter has a field of another kind ({printable(error, 100)})") from error
 
 
-def _language(source: LanguageSource, is_own: bool) -> LanguageModel:
+def _language(source: LanguageSource, is_own: bool, device: torch.device | str) -> LanguageModel:
     if source.config is not None:
         return build_language_model(source.config)._replace(name=source.name)
-    found = open_language_model(source.name, source.revision, source.dtype, source.quantization)
+    place = "cpu" if source.quantization is None else str(device)  # transformers compares texts
+    found = open_language_model(source.name, source.revision, source.dtype, source.quantization, place)
     if source.weights_sha256 not in (None, found.weights_sha256) and not is_own:
         raise ValueError(
             f"the language model {source.name} has other weights than the one that this model was trained on "

@@ -197,6 +197,16 @@ def test_finished_checkpoints_are_not_read_again(found, aoa, checkpoints, tmp_pa
     np.testing.assert_equal(again.surprisal, found.surprisal)
 
 
+def test_surprisals_of_another_edition_are_not_taken(aoa, checkpoints, tmp_path, monkeypatch):
+    opened, whole = [], module.open_language_model
+    monkeypatch.setattr(module, "open_language_model", lambda one, *rest: opened.append(one) or whole(one, *rest))
+    last = {10 * M: checkpoints[10 * M]}
+    for edition, times in ((module.EDITION, 1), (module.EDITION, 1), (1, 2)):
+        monkeypatch.setattr(module, "EDITION", edition)
+        age_of_acquisition(last, aoa[0], kept=tmp_path)
+        assert len(opened) == times
+
+
 def test_checkpoints_of_other_vocabularies_are_refused(aoa, checkpoints, tmp_path):
     odd = shutil.copytree(checkpoints[2 * M], tmp_path / "chck_2M")
     tokenizer = json.loads((odd / "tokenizer.json").read_text())

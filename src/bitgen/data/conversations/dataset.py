@@ -186,7 +186,11 @@ class ConversationDataset(Dataset):
             counts = [self.tokens(count) for count in frames]
         except ValueError as error:
             raise BadRecord(f"{name}: {error}", REFUSED) from error
-        ids, labels = (torch.as_tensor(values, dtype=torch.int64) for values in self.encode(conversation.turns, counts))
+        try:
+            encoded = self.encode(conversation.turns, counts)
+        except BadRecord as error:
+            raise BadRecord(f"{name}: {error}", error.reason) from error
+        ids, labels = (torch.as_tensor(values, dtype=torch.int64) for values in encoded)
         assert ids.shape == labels.shape and int((ids < 0).sum()) == sum(counts), (
             "ids, labels and visuals belong together"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -66,15 +67,12 @@ class FolderQuestions:
         picture = self.reader[int(self._questions[index][0])].picture
         return f"{self.reader.folder} picture {printable(self.reader.picture_name(picture), 200)}"
 
-    def texts(self, count: int) -> list[str]:
-        """Questions, rationales and first answers, for a tokenizer to learn its words."""
-        step = max(len(self.reader) // count, 1)
-        found = []
-        for index in range(0, len(self.reader), step):
+    def texts(self, count: int) -> Iterator[str]:
+        """All questions, rationales and first answers, for a tokenizer to learn its words; ``count`` is for pictures
+        that are drawn, of which there is no end."""
+        for index in range(len(self.reader)):
             with suppress(BadRecord):  # which is counted when its turn comes
-                one = self.reader[index]
-                found.append(f"{one.question} {one.rationale} {one.answers[0]}")
-        return found
+                yield self.reader.words(index)
 
     def __getitem__(self, key: SampleKey) -> SeenPicture:
         rng = scene_rng(self.seed, "questions of a folder", key.index, key.epoch)

@@ -173,6 +173,22 @@ class QuestionFolder:
         longest = pc.max(pc.binary_length(self._columns["rationale"])).as_py()
         return bool(longest)
 
+    def about_pictures(self, with_boxes: bool) -> np.ndarray:
+        """The rows of questions about a picture that have boxes, or, without them, of all questions about a picture
+        (a box beside an answer in words is no answer). ``int64``, in their order."""
+        import pyarrow.compute as pc
+
+        counts = pc.fill_null(pc.list_value_length(self._columns["boxes"]), 0).to_numpy()
+        return np.flatnonzero((self.picture_rows() >= 0) & ((counts > 0) | (not with_boxes)))
+
+    def words(self, index: int) -> str:
+        """What a question asks, why, and its first answer; faster than the whole record. Raises ``BadRecord``."""
+        try:
+            parts = [self._columns[name][index].as_py() for name in ("question", "rationale", "answers")]
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"{self.record_name(index)} has text that is not UTF-8", "no UTF-8") from error
+        return f"{parts[0] or ''} {parts[1] or ''} {parts[2][0] or ''}"
+
     def picture_rows(self) -> np.ndarray:
         """The row of every question's picture, ``int64 [num_questions]``; -1: none."""
         return self._columns["picture"].to_numpy()

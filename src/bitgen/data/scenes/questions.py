@@ -26,7 +26,7 @@ from bitgen.data.scenes.programs import (
     execute,
 )
 from bitgen.data.scenes.question_wording import COMPARE, COUNT, EXIST, NEXT, NUMBERS, QUERY, SIDES
-from bitgen.data.scenes.tables import TableScene
+from bitgen.data.scenes.tables import HELD_OUT_PAIRS, TableScene
 from bitgen.data.scenes.wording import plural
 
 FAMILIES = (
@@ -180,14 +180,20 @@ class _Drawing:
         return Program("unique", inputs=(filtered(words, related),)), f"the {noun(words)} {side}"
 
     def some(self, most: int = 2) -> dict[str, str]:
-        """One or two attributes, mostly of an object that is there."""
-        drawn = self.rng.sample(list(ATTRIBUTES), self.rng.randint(1, most))
-        names = [name for name in ATTRIBUTES if name in drawn]  # in one order: the same words are the same program
-        index = self.index()
-        return {
-            name: attribute(self.scene, index, name) if self.rng.random() < 0.75 else self.rng.choice(ATTRIBUTES[name])
-            for name in names
-        }
+        """One or two attributes, mostly of an object that is there. A colour and a shape that training never shows
+        together are asked for in scenes alone that show some: else their name would always mean "none"."""
+        while True:
+            drawn = self.rng.sample(list(ATTRIBUTES), self.rng.randint(1, most))
+            names = [name for name in ATTRIBUTES if name in drawn]  # in one order: the same words are the same program
+            index = self.index()
+            words = {
+                name: attribute(self.scene, index, name)
+                if self.rng.random() < 0.75
+                else self.rng.choice(ATTRIBUTES[name])
+                for name in names
+            }
+            if (words.get("colour"), words.get("shape")) not in HELD_OUT_PAIRS or self.scene.has_held_out_pair:
+                return words
 
     def chain(self, links: int, hidden: Sequence[str] = ()) -> tuple[Program, str] | None:
         """An object that is reached in that many steps from one that is named."""

@@ -22,7 +22,8 @@ back. Your memory is your own: other visitors of this page do not see it, and it
 you save it."""
 _MUTE = """This model was not trained to speak from its memory (`configs/memory_scenes.yaml` trains one that is): its
 captions do not change by what it is taught."""
-_DISTANCE = "Distance: 0.00 is the very picture or text that was taught; from about 0.5 on nothing like it is known."
+_DISTANCE = """Distance: 0.00 is the very picture or text that was taught. Others mostly have more, but a picture of
+something else may come near, too."""
 _EXAMPLES = 20
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.evaluation.babylm.folders import READING, nothing_found, report_folders
 from bitgen.evaluation.babylm.items import LATEST, read_items, task_of
-from bitgen.evaluation.babylm.kept import KeptResults, fingerprint
+from bitgen.evaluation.babylm.kept import EDITION, KeptResults, fingerprint
 from bitgen.evaluation.babylm.reading import ReadingQueries, read_reading_data, reading_metrics
 from bitgen.evaluation.babylm.records import Item
 from bitgen.evaluation.babylm.scoring import Scorer
@@ -128,7 +128,7 @@ class KeptSets:
         Raises:
             ValueError: the set cannot be read.
         """
-        mark = fingerprint(self.of_model, self.eval_dir / name, f"zero-shot {self.year}, form 1")
+        mark = fingerprint(self.of_model, self.eval_dir / name, f"zero-shot {self.year}, form {EDITION}")
         return KeptResults(self.folder, mark), f"{name}-{mark[:16]}"
 
     def remove(self, names: Iterable[str]) -> None:

@@ -15,6 +15,9 @@ from bitgen.machine.files import file_hash, write_whole
 
 logger = logging.getLogger(__name__)
 
+# Raise it when log-probabilities, figures or predictions come out otherwise than before: what is kept is then evaluated
+# anew, whether by src/evaluate.py or src/submit.py. No test can know when (CONTRIBUTING.md, "Golden runs").
+EDITION = 2
 _CHECKPOINT = re.compile(r"chck_\d+M")
 
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 from bitgen.config.values import ConfigError, shown, suggest
 from bitgen.vlm.connectors.base import Connector
 from bitgen.vlm.connectors.c_abstractor import CAbstractor
-from bitgen.vlm.connectors.config import ConnectorConfig, read_options, with_options
+from bitgen.vlm.connectors.config import SETTINGS, ConnectorConfig, read_options, with_options
 from bitgen.vlm.connectors.perceiver import Perceiver
 from bitgen.vlm.connectors.projections import MLP, Linear, PixelShuffle
 from bitgen.vlm.connectors.resampler import Resampler
 from bitgen.vlm.connectors.tac import TAC
 
-__all__ = ["KINDS", "Connector", "ConnectorConfig", "Kind", "build_connector"]
+__all__ = ["KINDS", "SETTINGS", "Connector", "ConnectorConfig", "Kind", "build_connector"]
 
 
 class Kind(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bitgen.config.values import ConfigError
-from bitgen.vlm.connectors.config import ConnectorConfig
+from bitgen.vlm.connectors.config import ConnectorConfig, its_setting
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Connector(nn.Module):
         if not 1 <= frames <= self.config.frames:
             raise ValueError(
                 f"The connector {self.config.kind} was built for visuals of 1 to {self.config.frames} pictures, and "
-                f"one has {frames}; take fewer pictures, or build it with frames: {max(frames, 1)}."
+                f"one has {frames}; take fewer pictures, or build it with frames: {max(frames, 1)}"
+                f"{its_setting('frames')}."
             )
 
     def _tokens(self, frames: int) -> int:
@@ -111,7 +112,7 @@ def check_heads(heads: int, width: int, what: str, kind: str) -> None:
         near = max(divisors(width, heads))
         raise ConfigError(
             f"The connector {kind}: heads is {heads}, which does not divide the {what} {width}; write a divisor of it, "
-            f"as heads: {near}."
+            f"as heads: {near}{its_setting('heads')}."
         )
 
 

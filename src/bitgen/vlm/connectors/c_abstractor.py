@@ -10,7 +10,7 @@ from torchvision.ops import SqueezeExcitation
 
 from bitgen.config.fields import AtLeastOne, Depth, Few, Size, setting
 from bitgen.vlm.connectors.base import Connector, side_of_square
-from bitgen.vlm.connectors.config import ConnectorConfig
+from bitgen.vlm.connectors.config import ConnectorConfig, its_setting
 
 
 class ConvNorm(nn.Module):
@@ -78,7 +78,7 @@ class CAbstractor(Connector):
         kind, width, output_width = config.kind, self.width, config.language_width
         remedy = "write another kind or another encoder"
         self.side = side_of_square(config.tokens, "the number of tokens of a picture", kind, remedy)
-        pooled = side_of_square(options.queries, "queries", kind, "write 64 or 144, say")
+        pooled = side_of_square(options.queries, "queries", kind, f"write 64 or 144, say{its_setting('queries')}")
         inner = options.width if options.depth else width
         self.prenorm = nn.LayerNorm(width, eps=1e-6) if options.prenorm else None
         self.pos_emb = nn.Parameter(torch.empty(1, config.tokens, width)) if options.pos_emb else None

@@ -10,6 +10,18 @@ from typing import Any
 from bitgen.config.fields import AtLeastOne, Depth, Size, settings_of
 from bitgen.config.values import ConfigError, coerce, shown, suggest
 
+SETTINGS = {
+    "frames": "num_frames",
+    "queries": "connector_queries",
+    "depth": "connector_depth",
+    "heads": "connector_heads",
+    "width": "connector_width",
+    "prenorm": "connector_prenorm",
+    "factor": "connector_factor",
+    "dropout": "connector_dropout",
+}
+"""What a training run calls the frames and options of a connector; other options have no setting."""
+
 
 @dataclass(frozen=True)
 class ConnectorConfig:
@@ -90,11 +102,17 @@ def _value(group: type, name: str, value: Any, where: str) -> Any:
     setting = settings_of(group)[name]
     read, allowed = coerce(setting.hint, value, f"{where} {name}"), setting.range
     if allowed is not None and read is not None:
+        says = f"{where} {name} is {shown(read)}; it must be"
         if not allowed.holds(read):
-            raise ConfigError(f"{where} {name} is {shown(read)}; it must be {allowed.words}.")
+            raise ConfigError(f"{says} {allowed.words}{its_setting(name)}.")
         if allowed.most is not None and read > allowed.most:
-            raise ConfigError(f"{where} {name} is {shown(read)}; it must be at most {allowed.most:,}.")
+            raise ConfigError(f"{says} at most {allowed.most:,}{its_setting(name)}.")
     return read
+
+
+def its_setting(name: str) -> str:
+    """The end of a message about a value of a connector: its setting in a training run; empty: it has none."""
+    return f" (setting {SETTINGS[name]})" if name in SETTINGS else ""
 
 
 def with_options(config: ConnectorConfig, options: Any) -> ConnectorConfig:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bitgen.config.fields import AtLeastOne, Depth, setting
 from bitgen.config.values import ConfigError
 from bitgen.vlm.connectors.base import Connector, NoOptions, side_of_square
-from bitgen.vlm.connectors.config import ConnectorConfig
+from bitgen.vlm.connectors.config import ConnectorConfig, its_setting
 
 
 class Linear(Connector):
@@ -90,7 +90,7 @@ class PixelShuffle(Connector):
         if self.side % self.factor:
             raise ConfigError(
                 f"The connector {config.kind}: factor is {self.factor}, which does not divide the side {self.side} of "
-                f"the map of {config.tokens} tokens; write a divisor of {self.side}."
+                f"the map of {config.tokens} tokens; write a divisor of {self.side}{its_setting('factor')}."
             )
         self.linear = nn.Linear(self.width * self.factor**2, config.language_width, bias=False)
 

@@ -18,7 +18,7 @@ from scipy.stats import pearsonr
 from bitgen.evaluation.babylm.acquisition.curves import RULES, child_age, model_age
 from bitgen.evaluation.babylm.encoding import Encoded, ProcessorEncoder
 from bitgen.evaluation.babylm.items import LATEST
-from bitgen.evaluation.babylm.kept import KeptResults, fingerprint
+from bitgen.evaluation.babylm.kept import EDITION, KeptResults, fingerprint
 from bitgen.evaluation.babylm.models import open_language_model
 from bitgen.evaluation.babylm.packing import TokenSequence
 from bitgen.evaluation.babylm.scoring import Scorer
@@ -231,7 +231,7 @@ def age_of_acquisition(
         folder, name = Path(folders_by_words[seen]), step_name(seen)
         store = None
         if kept is not None:
-            store = KeptResults(kept, fingerprint(folder, found.path / CONTEXTS_FILE, "surprisal 1"))
+            store = KeptResults(kept, fingerprint(folder, found.path / CONTEXTS_FILE, f"surprisal {EDITION}"))
         known = store.get(f"aoa_{name}") if store is not None else None
         if known is None:
             logger.info("ages of acquisition: %s", folder)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitgen.checkpoint.format import REVISION_PREFIX
 from bitgen.evaluation.babylm.kept import fingerprint
-from bitgen.evaluation.babylm.submission.layout import FINAL
+from bitgen.evaluation.babylm.submission.layout import FINAL, revision_name
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.machine.files import file_hash
 from bitgen.trained import is_model_folder
@@ -22,6 +23,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "
 _COUNTS = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
 _WEIGHTS = (".safetensors", ".bin")
 _WORDS_IN_CARD = re.compile(r"words seen, all epochs counted\s*\|\s*([\d,]+)")
+# What cards of exports say whose settings do not.
+_IN_CARD_OF_SECOND_RUN = "words seen since it started from another run"
 
 
 class Revision(NamedTuple):
@@ -39,12 +42,16 @@ class SubmissionModel(NamedTuple):
 
     ``revisions``: the final model, then the checkpoints, fewest words first.
     ``words_seen``, ``passes``: of the final model, all passes counted; None where the export does not say.
+    ``left_out``: of folders that are called as checkpoints and count as none, why, a sentence each.
+    ``images``: whether it was trained with images, as far as the export says.
     """
 
     folder: Path
     revisions: list[Revision]
     words_seen: int | None
     passes: int | None
+    left_out: tuple[str, ...] = ()
+    images: bool = False
 
     @property
     def name(self) -> str:
@@ -67,15 +74,50 @@ def read_submission_model(path: str | Path) -> SubmissionModel:
     if not folder.is_dir():
         raise ValueError(f"{path}: {'this is a file' if folder.exists() else 'there is no such folder'}. {_EXPORT}")
     _check_model(folder)
-    found = [(int(match[1]), child) for child in folder.iterdir() if (match := _REVISION.fullmatch(child.name))]
-    checkpoints = sorted((millions, child) for millions, child in found if child.is_dir())
+    checkpoints, left_out = _checkpoints(folder)
     for _, child in checkpoints:
-        _check_model(child)
         _check_same_tokenizer(folder, child)
     revisions = [Revision(FINAL, None, folder, fingerprint_of_files(folder))]
     revisions += [Revision(child.name, millions, child, fingerprint_of_files(child)) for millions, child in checkpoints]
     words, passes = training_said(folder)
-    return SubmissionModel(folder, revisions, words, passes)
+    return SubmissionModel(folder, revisions, words, passes, left_out, _trained_with(folder).get("images") is True)
+
+
+def _checkpoints(folder: Path) -> tuple[list[tuple[int, Path]], tuple[str, ...]]:
+    """``(millions of words, folder)`` of each checkpoint, and why others are none.
+
+    Raises:
+        ValueError: one has no model.
+    """
+    found: list[tuple[int, Path]] = []
+    anew: list[tuple[int, Path]] = []
+    left_out = []
+    for child in folder.iterdir():
+        match = _REVISION.fullmatch(child.name)
+        if match is None or not child.is_dir():
+            continue
+        millions = int(match[1])
+        if not millions:
+            left_out.append(f"{child.name} was left out: no track asks for a model that has seen nothing")
+        elif child.name != revision_name(millions):
+            left_out.append(f"{child.name} was left out: its name would be {revision_name(millions)}. Rename it")
+        else:
+            _check_model(child)
+            (anew if _counts_anew(child) else found).append((millions, child))
+    if anew:
+        left_out.append(
+            f"{shortened([child.name for _, child in sorted(anew)])}: left out. Their run started from another one "
+            "(init_from), and these names count the words of this run alone. Train without init_from for checkpoints "
+            "that count all words"
+        )
+    return sorted(found), tuple(sorted(left_out))
+
+
+def _counts_anew(folder: Path) -> bool:
+    """Whether a model's run began with the weights of another one."""
+    if "words_since_another_run" in _trained_with(folder):
+        return True
+    return _IN_CARD_OF_SECOND_RUN in _card(folder)
 
 
 def _check_model(folder: Path) -> None:
@@ -124,14 +166,28 @@ def fingerprint_of_files(folder: Path) -> str:
 
 def training_said(folder: Path) -> tuple[int | None, int | None]:
     """Words seen and passes begun, all counted, as ``config.json`` says them, the words else by the model card."""
-    kept = _config(folder).get("trained_with")
-    kept = kept if isinstance(kept, dict) else {}
+    kept = _trained_with(folder)
     words, passes = (_whole(kept.get(name)) for name in ("words_seen", "passes"))
-    card = folder / "README.md"
-    if words is None and card.is_file() and card.stat().st_size < MILLION:
-        match = _WORDS_IN_CARD.search(card.read_text(encoding="utf-8", errors="replace"))
+    if words is None:
+        match = _WORDS_IN_CARD.search(_card(folder))
         words = int(match[1].replace(",", "")) if match and len(match[1]) < 20 else None
     return words or None, passes or None
+
+
+def _trained_with(folder: Path) -> dict[str, Any]:
+    kept = _config(folder).get("trained_with")
+    return kept if isinstance(kept, dict) else {}
+
+
+def _card(folder: Path) -> str:
+    card = folder / "README.md"
+    readable = card.is_file() and card.stat().st_size < MILLION
+    return card.read_text(encoding="utf-8", errors="replace") if readable else ""
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Names of many folders in a line."""
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:3])} ... {names[-1]} ({len(names)})"
 
 
 def _whole(value: object) -> int | None:

@@ -19,7 +19,7 @@ from bitgen.evaluation.babylm.submission.layout import (
     Track,
     revision_name,
 )
-from bitgen.evaluation.babylm.submission.model import SubmissionModel
+from bitgen.evaluation.babylm.submission.model import SubmissionModel, shortened
 from bitgen.evaluation.babylm.submission.published import CAVEAT, COMPONENTS, PUBLISHED, UNITS
 from bitgen.evaluation.babylm.submission.run import KEPT, RESULTS, Parts, Submission, sets_of
 from bitgen.evaluation.babylm.submission.scores import CORRELATIONS, component_of, formatted, scores_of
@@ -98,8 +98,9 @@ class Report(NamedTuple):
                 found.append(f"{part}: {', '.join(absent)}")
         names = {revision.name for revision in self.model.checkpoints}
         if absent := [name for name in self.wanted_checkpoints() if name not in names]:
-            how = " (python src/export.py --words_seen_checkpoints True exports them)" if not names else ""
-            found.append(f"checkpoints: {_shortened(absent)}{how}")
+            nothing_there = not names and not self.model.left_out
+            how = " (python src/export.py --words_seen_checkpoints True exports them)" if nothing_there else ""
+            found.append(f"checkpoints: {shortened(absent)}{how}")
         if GLUE in self.parts.why:
             found.append(f"GLUE: {self.parts.why[GLUE]}")
         elif absent := [task for task in GLUE_TASKS if task not in self.parts.glue_predictions]:
@@ -111,6 +112,7 @@ class Report(NamedTuple):
     def remarks(self) -> list[str]:
         """What is there and is not as the pipeline wants it, a sentence each."""
         found = [f"{folder} was left out: no kind of data that is evaluated here" for folder in self.data.unknown]
+        found += self.model.left_out
         for one in self.data.sets:
             if one.name not in OFFICIAL[one.part] and component_of(one.name) not in CORRELATIONS:
                 near = [name for name in OFFICIAL[one.part] if component_of(name) == component_of(one.name)]
@@ -124,17 +126,22 @@ class Report(NamedTuple):
             found.append(f"{several[0]}{more}: {COLLATED} leaves it out, as the pipeline would")
         asked = {revision_name(millions) for millions in self.track.milestones}
         if others := [revision.name for revision in self.model.checkpoints if revision.name not in asked]:
-            found.append(f"{_shortened(others)}: not among the checkpoints of {self.track.name}")
+            found.append(f"{shortened(others)}: not among the checkpoints of {self.track.name}")
         if self.model.checkpoints and any(one.name == "ewok_fast" for one in self.data.of(FAST)):
             found.append(
-                "the pipeline's own collate script (July 2026) gives every checkpoint 0 on ewok_fast, for it compares "
-                f"whole sentences with their ends; {COLLATED} has the shares that are right"
+                "where the pipeline's collate script gives each checkpoint 0 on ewok_fast, it is an old copy (8 July "
+                f"2026), which compares whole sentences with their ends. Get today's; {COLLATED} has the right shares"
+            )
+        if self.model.images:
+            found.append(
+                "images are part of its training: for the multimodal track the pipeline's collate script asks for vqa, "
+                f"winoground and devbench, too, and {COLLATED} is for the tracks of text alone"
             )
         seen, reached = self.model.words_seen, self._reached()
         if reached is not None and (
             late := [one.name for one in self.model.checkpoints if (one.millions or 0) > reached]
         ):
-            found.append(f"{_shortened(late)}: after more words than the {seen:,} that the final model has seen")
+            found.append(f"{shortened(late)}: after more words than the {seen:,} that the final model has seen")
         if reached is not None and reached < self.track.milestones[-1]:
             found.append(
                 f"the pipeline's collate script expects all checkpoints up to {self.track.words_seen // MILLION}M; "
@@ -283,7 +290,3 @@ def _verdict(value: int | None, limit: int) -> str:
 
 def _millions(words: int) -> str:
     return f"{words / MILLION:.1f}M"
-
-
-def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:3])} ... {names[-1]} ({len(names)})"

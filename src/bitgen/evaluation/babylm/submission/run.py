@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bitgen.evaluation.babylm.evaluation import evaluate_babylm
-from bitgen.evaluation.babylm.kept import KeptResults, fingerprint
+from bitgen.evaluation.babylm.kept import EDITION, KeptResults, fingerprint
 from bitgen.evaluation.babylm.models import open_language_model
 from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.babylm.submission.data import SetData, SubmissionData
@@ -42,8 +42,6 @@ from bitgen.machine.files import remove_leftovers, replacing_folder
 logger = logging.getLogger(__name__)
 
 KEPT, RESULTS = "kept", "results"
-# Raise it when the evaluation gives other figures or predictions than before: what is kept is then evaluated anew.
-_RULES = 1
 
 
 class Done(NamedTuple):
@@ -115,7 +113,7 @@ def evaluate_submission(
         scorer = encoder = None
         done[revision.name], reused = {}, 0
         for one in sets_of(revision, data):
-            mark = fingerprint(f"{_RULES} {one.data.year} {one.name}", revision.fingerprint, one.fingerprint)
+            mark = fingerprint(f"{EDITION} {one.data.year} {one.name}", revision.fingerprint, one.fingerprint)
             kept = KeptResults(own, mark)
             found = _kept(kept, one)
             if found is not None:
