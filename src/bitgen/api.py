@@ -19,6 +19,7 @@ Each call is one of the package's own functions; look there for more control.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from bitgen.config import parse_config
 from bitgen.evaluation.answers import Decoding
 from bitgen.evaluation.asking import Answered, ask, thinks_by_default
 from bitgen.evaluation.generation import LONGEST, answer_of, caption_of
-from bitgen.evaluation.talking import Talk, read_visuals
+from bitgen.evaluation.talking import Talk, read_visuals, unread
 from bitgen.guards.texts import check_texts
 from bitgen.machine.devices import choose_device
 from bitgen.memory.encoder import MemoryImage, PairEncoder
@@ -44,6 +45,7 @@ from bitgen.tasks.chain import train_chain
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, Trained, open_model
 from bitgen.trained_vlm import TrainedVlm, is_vlm, open_vlm
 
+logger = logging.getLogger(__name__)
 _BATCH = 32
 
 
@@ -130,11 +132,14 @@ class VisionLanguage:
         return f"bitgen.load_vlm({str(self.trained.folder)!r})"
 
     def ask(self, question: str, *files: str | Path, num_beams: int = 1, max_new_tokens: int = 128) -> str:
-        """The answer to a question about pictures or videos, given as files; see :meth:`talk` for more questions.
+        """The answer to a question about pictures or videos, given as files; see :meth:`talk` for more questions. A
+        model that was trained with ``template: plain`` reads no question and answers with a caption: a warning says so.
 
         Raises:
             ValueError: a file that cannot be read, or a prompt longer than the model reads.
         """
+        if question != self.trained.description.speech.prompt and (says := unread(self.trained)) is not None:
+            logger.warning("%s: the answer is its caption", says)
         return self.talk(*files, num_beams=num_beams, max_new_tokens=max_new_tokens).ask(question)
 
     def talk(self, *files: str | Path, **decoding: Any) -> Talk:

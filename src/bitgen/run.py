@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lock"  # in a run's folders
 
 # What a run that goes on may change without a word.
-# (``rationale`` of stage 2 is part of a run's identity, as it was asked for; its settings say what could be learned.)
+# (``rationale`` of stage 2 is part of a run's identity, as it could be learned, and is kept so in its settings.)
 _NOT_OF_TRAINING = ("resume", "init_from", "output_dir", "log_dir", "progress", "rationale")
 
 # A configuration of any task: it has the groups `training` and `output`.
@@ -285,7 +285,7 @@ def _assemble(
     precision = resolve_precision(config.training.precision, ranks.device)
     parallel = _parallel(config.training, ranks, precision, run)
     command = resume_command(world_size=ranks.world_size)
-    settings = _loop_settings(config, run, fresh=checkpoint is None)
+    settings = _loop_settings(config, run, begins=checkpoint is None and ranks.is_main)
     trainer = Trainer(run, settings, monitor, store, parallel, precision, checkpoint, command)
     monitor.total_steps = run.stage.steps
     monitor.begin()
@@ -313,9 +313,9 @@ def _parallel(training: Any, ranks: Processes, precision: Precision, run: Run) -
     return parallel
 
 
-def _loop_settings(config: Config, run: Run, fresh: bool) -> LoopSettings:
+def _loop_settings(config: Config, run: Run, begins: bool) -> LoopSettings:
     training, output = config.training, config.output
-    start = started_from(training.init_from, output.words_seen_checkpoints, training.max_words_seen) if fresh else None
+    start = started_from(training.init_from, output.words_seen_checkpoints, training.max_words_seen) if begins else None
     return LoopSettings(
         seed=training.seed,
         max_grad_norm=training.max_grad_norm,

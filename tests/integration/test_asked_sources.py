@@ -82,6 +82,10 @@ def test_a_run_without_rationales_is_asked_for_none_later(tmp_path: Path, captio
     trained(config.replace(max_steps=3))  # goes on, and finds nothing changed but its steps
     changed = [one.getMessage() for one in caplog.records if "changed since" in one.getMessage()]
     assert changed == ["changed since the checkpoint: max_steps was 2 and is 3"]
+    kept = type(config).load(Path(config.output.output_dir) / "latest" / "config.yaml")  # its own settings resume it
+    bare.rename(tmp_path / "moved")  # and its folder may be elsewhere
+    elsewhere = kept.replace(max_steps=4, resume="auto", question_data=str(tmp_path / "moved"))
+    assert trained(elsewhere).progress.step == 4
 
 
 def test_questions_are_found_by_kind(folder: str) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import IncompleteSnapshotError
 
 from bitgen.machine import hub
 
@@ -25,12 +26,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A snapshot's folder; what the Hub would give is ``hub`` beside it."""
 
     def snapshot(name, revision, allow_patterns, ignore_patterns, local_files_only=False):
-        return str(tmp_path / ("cached" if local_files_only else "hub"))
+        asked.append(None if local_files_only else revision)
+        return str(tmp_path / ("cached" if local_files_only else "hub" if revision is None else f"at {revision}"))
 
+    asked: list[str | None] = []
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "hub_answers", lambda: True)
-    (tmp_path / "cached").mkdir()
+    for name in ("cached", "at cached"):
+        (tmp_path / name).mkdir()
     return tmp_path / "cached"
 
 
@@ -43,8 +47,35 @@ def filled(folder: Path, without: str = "") -> None:
 @pytest.mark.parametrize("lacks", ["", "config.json", "tokenizer.json", "tokenizer_config.json", "model-2.safetensors"])
 def test_a_part_of_a_model_in_the_cache_is_completed(cache: Path, lacks: str) -> None:
     filled(cache, lacks)
+    filled(cache.parent / "at cached")  # its own commit
     found = hub.hub_folder("some/model", None, "language model", WANTED)
-    assert found == (cache if not lacks else cache.parent / "hub")
+    assert found == (cache if not lacks else cache.parent / "at cached")
+
+
+@pytest.mark.parametrize("given", [None, "a-branch"])
+def test_a_commit_that_lacks_what_is_wanted_is_left_for_a_newer_one(cache: Path, given: str | None) -> None:
+    """As models got safetensors later; not where a revision was asked for."""
+    filled(cache, "model-2.safetensors")
+    filled(cache.parent / "at cached", "model-2.safetensors")
+    found = hub.hub_folder("some/model", given, "language model", WANTED)
+    assert found.name == ("hub" if given is None else "at a-branch")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_part_that_the_cache_knows_for_one_is_completed_or_taken(cache: Path, monkeypatch, answers: bool) -> None:
+    filled(cache, "tokenizer.json")
+    filled(cache.parent / "at cached")
+    known = hub.snapshot_download
+
+    def incomplete(*arguments, local_files_only=False, **named):
+        if local_files_only:
+            raise IncompleteSnapshotError("a part", snapshot_path=str(cache))
+        return known(*arguments, **named)
+
+    monkeypatch.setattr(hub, "snapshot_download", incomplete)
+    monkeypatch.setattr(hub, "hub_answers", lambda: answers)
+    found = hub.hub_folder("some/model", None, "language model", WANTED)
+    assert found == (cache.parent / "at cached" if answers else cache)
 
 
 def test_a_model_in_one_file_is_whole_with_it(cache: Path) -> None:

@@ -22,6 +22,7 @@ from bitgen.checkpoint.manifest import (
     MODEL_FILE,
     STATE_FILE,
     CheckpointError,
+    DamagedCheckpoint,
     base_path,
     read_manifest,
     verify,
@@ -41,19 +42,22 @@ def mend_links(folder: str | Path) -> None:
     themselves. The caller holds the run's lock.
 
     Raises:
-        CheckpointError: such a folder holds no checkpoint that this version reads, or is damaged as the checkpoint of
-            its step is, or cannot be replaced.
+        CheckpointError: such a folder holds no checkpoint that this version reads, or cannot be replaced.
     """
     for copied in (Path(folder) / "latest", Path(folder) / "best"):
         if copied.is_symlink() or not copied.is_dir():
             continue
         if not (copied / MANIFEST_FILE).exists():
             raise CheckpointError(f"{copied} was a link to a checkpoint, and is a folder without one. Remove it.")
-        target = copied.with_name(step_folder(read_manifest(copied)["step"]))
         try:
-            if target.exists() and not _is_whole(target):  # the copy broke off
-                verify(copied)  # else nobody knows which of the two to keep
-                _set_aside(target)
+            try:
+                target = copied.with_name(step_folder(read_manifest(copied)["step"]))
+                if target.exists() and not _is_whole(target):  # the copy broke off
+                    verify(copied)
+                    _set_aside(target)
+            except DamagedCheckpoint as error:  # neither is whole: nothing is removed
+                logger.warning("%s, a folder in place of a link, is kept as %s: %s", copied, _set_aside(copied), error)
+                continue
             if target.exists():
                 remove(copied)
             else:

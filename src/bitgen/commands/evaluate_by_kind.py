@@ -72,6 +72,7 @@ def main_of_reasoning(
 
     if others := [task for task in flags.task if task not in (REASONING, GROUNDING)]:
         raise ConfigError(f"--task {others[0]} is not evaluated beside {REASONING} and {GROUNDING}. Run it by itself.")
+    refuse_flags_of_parts(flags)
     with naming_bad_records():
         results, answers, text = evaluate_reasoning(opened("checkpoint", flags.checkpoint), flags, device)
     writers = {

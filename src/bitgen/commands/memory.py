@@ -218,7 +218,8 @@ def said(memory: EpisodicMemory, trained: Trained, flags: argparse.Namespace) ->
 
 _UNSURE = (
     "A strange picture may come near, too: this memory cannot tell that nothing like it was taught. `teach --whiten` "
-    "keeps strange photographs apart, and a model of configs/memory_scenes.yaml says when it knows nothing."
+    "(of a run, not of an export) keeps strange photographs apart, and a model of configs/memory_scenes.yaml says when "
+    "it knows nothing."
 )
 
 
@@ -228,7 +229,7 @@ def look(memory: EpisodicMemory, trained: Trained, flags: argparse.Namespace) ->
         episodes = memory.recall(flags.image, flags.text, flags.top_k)
         for row in said(memory, trained, flags) if memory.speaks else []:
             print(row)
-        if not memory.speaks and memory.codes.space.whitening is None:
+        if flags.image is not None and not memory.speaks and memory.codes.space.whitening is None:
             print(_UNSURE, file=sys.stderr)
         print("share\tdistance\tid\ttext")
         for found in episodes:

@@ -28,7 +28,7 @@ class Answered(NamedTuple):
 
 
 def thinks_by_default(trained: Trained) -> bool:
-    """Whether a model was trained to say why; of an export that is taken for granted."""
+    """Whether a model was trained to say why; of an export that does not say so that is taken for granted."""
     return trained.config.reasoning.rationale == "clauses"
 
 

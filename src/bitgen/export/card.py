@@ -107,16 +107,14 @@ def _usage(loaded: Trained, merge_lora: bool) -> str:
 
 def _answering(loaded: Trained) -> str:
     """How to ask it about a picture."""
-    features = loaded.model.config.takes_features
-    picture, beside = ("", "vision_features=features, ") if features else ("images=Image.open('photo.jpg'), ", "")
     thinks = loaded.config.reasoning.rationale == "clauses"
     why = " With `<think>` in its place it says first why, and then writes `<answer>` itself." if thinks else ""
     return f"""\
 It answers questions about pictures. `<q>` and `<answer>` are tokens of its own. A question ends with its mark.{why}
 
 ```python
-inputs = processor({picture}text='<q> what colour is the star?<answer>', return_tensors='pt')
-said = model.generate(**inputs, {beside}max_new_tokens=112)
+inputs = processor(images=Image.open('photo.jpg'), text='<q> what colour is the star?<answer>', return_tensors='pt')
+said = model.generate(**inputs, max_new_tokens=112)
 print(processor.decode(said[0], skip_special_tokens=True))
 ```
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from bitgen.checkpoint.format import REVISION_PREFIX, revision_folders
-from bitgen.export.folder import carried_code
 from bitgen.guards.printable import printable
 from bitgen.model.causal_lm_bitgen import CHECKSUMS
 from bitgen.vlm.folder import LANGUAGE_FOLDER
@@ -24,12 +23,14 @@ _OURS += ["adapter_model.safetensors", "adapter_config.json", "bitgen_adapter.js
 _OURS += ["config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", CHECKSUMS]
 _OURS += ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"]
 _OURS += ["vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"]
+_GONE = [*_OURS, *(f"{LANGUAGE_FOLDER}/{name}" for name in _OURS)]
 
 
 def push_to_hub(folder: Path, repo_id: str, private: bool = False) -> None:
     """Upload ``folder`` to ``main`` of ``repo_id`` (made when missing), and each ``chck_*`` in it to that revision.
 
-    What an earlier upload holds and this one has not is removed, as far as exports are made of it. Revisions
+    What an earlier upload holds and this one has not is removed, as far as exports are made of it; code stays, which
+    nothing opens where no ``config.json`` names it. Revisions
     of it that this one lacks stay, and a warning names them.
 
     Raises:
@@ -48,7 +49,7 @@ def push_to_hub(folder: Path, repo_id: str, private: bool = False) -> None:
         revision="main",
         commit_message="Upload BitGen",
         ignore_patterns=[f"{REVISION_PREFIX}*/*"],
-        delete_patterns=made_of(folder),
+        delete_patterns=_GONE,
     )
     for revision in revision_folders(folder):
         logger.info("uploading revision %s", revision.name)
@@ -58,7 +59,7 @@ def push_to_hub(folder: Path, repo_id: str, private: bool = False) -> None:
             folder_path=str(revision),
             revision=revision.name,
             commit_message=f"Upload BitGen after {revision.name.removeprefix(REVISION_PREFIX)} words",
-            delete_patterns=made_of(revision),
+            delete_patterns=_GONE,
         )
 
 
@@ -73,12 +74,3 @@ def _warn_of_others(api: HfApi, repo_id: str, folder: Path) -> None:
             printable(repo_id),
             printable(", ".join(others)),
         )
-
-
-def made_of(folder: Path) -> list[str]:
-    """Patterns of the files that exports are made of; of code only where this one carries some."""
-    found = []
-    for part in ("", f"{LANGUAGE_FOLDER}/"):
-        found += [f"{part}{name}" for name in _OURS]
-        found += [f"{part}{name}" for name in carried_code() if (folder / part / name).is_file()]
-    return found

@@ -41,8 +41,7 @@ def start_processes(device: str, use_ddp: bool) -> Processes:
     chosen = choose_device(device, launcher_local_rank())
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+        _allow_tf32(True)
     if use_ddp and not dist.is_initialized():
         on_gpus = chosen.type == "cuda"
         dist.init_process_group(
@@ -54,6 +53,15 @@ def start_processes(device: str, use_ddp: bool) -> Processes:
             device_id=chosen if on_gpus else None,
         )
     return Processes(rank, world_size, chosen)
+
+
+def forbid_tf32() -> None:
+    """Products of float32 in float32, from now on; on a GPU :func:`start_processes` allows TF32."""
+    _allow_tf32(False)
+
+
+def _allow_tf32(is_allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_allowed
 
 
 def _meet(rank: int, world_size: int) -> dist.Store:

@@ -57,13 +57,18 @@ def hub_folder(name: str | Path, revision: str | None, what: str, files: Sequenc
     try:
         try:
             cached = Path(snapshot(local_files_only=True))
-            if _is_whole(cached, files) or constants.HF_HUB_OFFLINE or not hub_answers():
-                return cached
-        except Exception:  # not in the cache
-            if constants.HF_HUB_OFFLINE or not hub_answers():
+        except Exception as error:
+            if hasattr(error, "snapshot_path"):  # the cache knows that it has a part alone
+                cached = Path(error.snapshot_path)
+            elif constants.HF_HUB_OFFLINE or not hub_answers():
                 raise
-        # What the cache has of it is completed, and is not left for a newer commit.
-        return Path(snapshot() if cached is None else snapshot(revision=revision or cached.name))
+        if cached is None:
+            return Path(snapshot())
+        if _is_whole(cached, files) or constants.HF_HUB_OFFLINE or not hub_answers():
+            return cached
+        # Completed at its own commit, not left for a newer one; unless that commit lacks what is wanted.
+        completed = Path(snapshot(revision=revision or cached.name))
+        return completed if revision or _is_whole(completed, files) else Path(snapshot())
     except Exception as error:  # no such repository, gated, offline: the hub raises many kinds
         reason = printable(next(iter(str(error).splitlines()), "no reason given"), 200)
         if cached is not None:  # a login that ran out, say; what is missing is said where it is looked for

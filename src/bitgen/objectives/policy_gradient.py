@@ -80,6 +80,6 @@ class PolicyGradientObjective(ReasoningObjective):
         if gap > _WIDEST_GAP and not self._warned:
             self._warned = True
             says = "log-probabilities of sampled tokens differ by %.2g from those of the update (sampler_gap): replies "
-            says += "are no longer drawn by the policy that learns. Is TF32 on, or has the sampler been changed?"
+            says += "are no longer drawn by the policy that learns. Has the sampler or the objective been changed?"
             logger.warning(says, float(gap))
         return gap

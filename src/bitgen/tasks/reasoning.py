@@ -13,13 +13,13 @@ from bitgen.config.sources import BUILT_IN_QUESTIONS, SCENES
 from bitgen.data.loader_source import LoaderSource
 from bitgen.data.questions.dataset import QuestionCollator, QuestionDataset
 from bitgen.data.questions.extended_tokenizer import extended_tokenizer
-from bitgen.data.questions.folder import FolderQuestions, QuestionFolder
 from bitgen.data.questions.marked_text import MARKS, MarkedTokens
+from bitgen.data.questions.records import QuestionFolder
 from bitgen.data.text_shards import tokenizer_sha256
 from bitgen.data.tokenizer import keep_tokenizer, kept_meta, load_tokenizer, vocabulary_size
 from bitgen.data.word_count import WordCounter
 from bitgen.evaluation.asked import first_questions
-from bitgen.machine.devices import resolve_precision
+from bitgen.machine.devices import forbid_tf32, resolve_precision
 from bitgen.machine.randomness import seed_everything
 from bitgen.machine.ranks import Processes, main_first
 from bitgen.model.processing_bitgen import BitGenProcessor
@@ -55,6 +55,7 @@ class Reasoning:
         Raises:
             ValueError: what was asked for cannot be; the message says what to write instead.
         """
+        config = _as_learned(config)
         settings, training = config.reasoning, config.training
         tokenizer = build_stage2_tokenizer(config, ranks, fresh)
         vision_config = vision_config_of(config)
@@ -73,6 +74,8 @@ class Reasoning:
         reinforced = settings.reinforcement != "none"
         objective = (PolicyGradientObjective if reinforced else ReasoningObjective)(model, temperature)
         precision = resolve_precision(training.precision, ranks.device)
+        if reinforced:
+            forbid_tf32()  # in which the sampler and the update would differ
         tokens = MarkedTokens(tokenizer)
         data = QuestionDataset(
             asked_pictures(config, processor), tokens, config.model.max_seq_len, settings.answer_weight,
@@ -111,9 +114,11 @@ class Reasoning:
                 "optimizer": training.optimizer,
                 "grad_accum_steps": training.grad_accum_steps,
                 **{name: value for name, value in vars(settings).items() if name not in _FREE},
+                # A folder is known by its content, wherever it lies (``fingerprints_of``).
+                "question_data": settings.question_data if settings.question_data in BUILT_IN_QUESTIONS else "a folder",
                 **source.identity(),
             },
-            {CONFIG_FILE: _as_learned(config, data).to_yaml(), "config.json": model_config_text(model)},
+            {CONFIG_FILE: config.to_yaml(), "config.json": model_config_text(model)},
             {
                 TOKENIZER: tokenizer_sha256(load_tokenizer(Path(config.output.output_dir) / TOKENIZER_FOLDER)),
                 **fingerprints_of(data.pictures),
@@ -133,12 +138,17 @@ class Reasoning:
         )  # fmt: skip
 
 
-def _as_learned(config: Config, data: QuestionDataset) -> Config:
-    """With ``rationale none`` where no question has one: who asks the model later is not to ask for a rationale."""
-    settings, pictures = config.reasoning, data.pictures
-    has_none = isinstance(pictures, FolderQuestions) and not pictures.reader.has_rationales
-    learns_none = settings.rationale == "clauses" and (has_none or settings.rationale_share == 0)
-    return config.replace(rationale="none") if learns_none else config
+def _as_learned(config: Config) -> Config:
+    """With ``rationale none`` where no question has one: then none is asked for in training, validation or later.
+
+    Raises:
+        ValueError: a folder that cannot be read.
+    """
+    settings, source = config.reasoning, config.reasoning.question_data
+    if settings.rationale != "clauses" or settings.reinforcement != "none" or source is None:
+        return config
+    is_given = source in BUILT_IN_QUESTIONS or QuestionFolder(source).has_rationales
+    return config if is_given and settings.rationale_share else config.replace(rationale="none")
 
 
 def rollouts_of(

@@ -275,10 +275,10 @@ class RolloutSource:
     def _figures(
         self, found: Sequence[Judged], rewards: torch.Tensor, scored: torch.Tensor, varied: torch.Tensor, written: Any
     ) -> dict[str, torch.Tensor]:
-        """For the log. Idle groups are those whose replies were worth the same, not those without a reward."""
+        """For the log. Idle groups teach nothing: their replies were worth the same, or in STaR none was right."""
         held = [one.clauses[0] / one.clauses[1] for one in found if one.clauses[1]]
         figures = {
-            "reward": float(rewards[scored].mean()) if scored.any() else math.nan,
+            **({"reward": float(rewards[scored].mean())} if scored.any() else {}),
             "right": sum(one.right for one in found) / len(found),
             "form": sum(one.reply.answer is not None for one in found) / len(found),
             "clauses": sum(held) / max(len(held), 1),

@@ -186,7 +186,7 @@ class QuestionFolder:
         try:
             parts = [self._columns[name][index].as_py() for name in ("question", "rationale", "answers")]
         except UnicodeDecodeError as error:
-            raise BadRecord(f"{self.record_name(index)} has text that is not UTF-8", "no UTF-8") from error
+            raise BadRecord(f"dataset {self.folder}, record {index} has text that is not UTF-8", "no UTF-8") from error
         return f"{parts[0] or ''} {parts[1] or ''} {parts[2][0] or ''}"
 
     def picture_rows(self) -> np.ndarray:

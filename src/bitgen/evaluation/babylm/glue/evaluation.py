@@ -18,14 +18,13 @@ from bitgen.evaluation.babylm.evaluation import Evaluation
 from bitgen.evaluation.babylm.glue.classifier import EncodedTask, encode_task, longest_text
 from bitgen.evaluation.babylm.glue.data import ACCURACY, GLUE_TASKS, GlueData, glue_folder, read_glue_task, tasks_of
 from bitgen.evaluation.babylm.glue.finetuning import FinetuneResult, FinetuneSettings, finetune_task, official_settings
-from bitgen.evaluation.babylm.kept import KeptResults
+from bitgen.evaluation.babylm.kept import EDITION, KeptResults
 from bitgen.evaluation.babylm.models import LanguageModel, model_fingerprint, open_language_model
 from bitgen.machine.files import check_writable
 
 logger = logging.getLogger(__name__)
 
 MEAN = "mean"
-_NUMBERS = 1  # to be raised when the same inputs give other numbers: what was kept before is then done anew
 
 
 def evaluate_glue(
@@ -172,5 +171,5 @@ class _Glue:
 
 def task_fingerprint(of_model: str, task: EncodedTask, settings: FinetuneSettings) -> str:
     """SHA-256 over what a result depends on but the seed: the model, the texts as it reads them, the settings."""
-    parts = [_NUMBERS, of_model, asdict(settings), asdict(task.task), task[1:]]
+    parts = [EDITION, of_model, asdict(settings), asdict(task.task), task[1:]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

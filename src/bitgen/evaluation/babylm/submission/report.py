@@ -134,8 +134,9 @@ class Report(NamedTuple):
             )
         if self.model.images:
             found.append(
-                "images are part of its training: for the multimodal track the pipeline's collate script asks for vqa, "
-                f"winoground and devbench, too, and {COLLATED} is for the tracks of text alone"
+                "images are part of its training, or may be of the run that it started from: for the multimodal track "
+                "the pipeline's collate script asks for vqa, winoground and devbench, too, and "
+                f"{COLLATED} is for the tracks of text alone"
             )
         seen, reached = self.model.words_seen, self._reached()
         if reached is not None and (
