@@ -257,7 +257,7 @@ def test_what_raises_while_a_memory_is_full_leaves_it_as_it_was(memory, monkeypa
     def fails(held: object) -> None:
         raise RuntimeError("no room")
 
-    for name in ("warn_when_full", "warn_after_edit"):
+    for name in ("warn_when_full", "warn_after_write", "warn_after_edit"):
         monkeypatch.setattr(f"bitgen.memory.episodic_memory.{name}", lambda *_: fails(None))
     changes = (
         lambda: memory.write([picture(1)], TEXTS[1:2]),
