@@ -92,7 +92,7 @@ def test_what_another_script_or_track_would_say_is_named():
     assert "it is an old copy (8 July 2026), which compares whole sentences" in "\n".join(with_ewok.remarks())
     assert "multimodal" not in "\n".join(with_ewok.remarks())
     with_images = with_ewok._replace(model=with_ewok.model._replace(images=True))
-    assert "images are part of its training: for the multimodal track" in "\n".join(with_images.remarks())
+    assert "for the multimodal track the pipeline's collate script" in "\n".join(with_images.remarks())
 
 
 @pytest.mark.parametrize(
