@@ -21,13 +21,13 @@ NOISES = (1e-3, 0.03, 0.1, 0.3, 1.0)  # of observation, squared, that a key is r
 
 
 def gated(sure: float) -> tuple[Meaning, Meaning]:
-    """Pictures and texts that recall a fact above a probability; with 0 the nearest one, whatever words it lacks."""
-    return BY_PICTURE._replace(sure=sure), BY_TEXT._replace(sure=sure, lacks=BY_TEXT.lacks if sure else None)
+    """Pictures and texts that recall a fact above a probability; with 0 the nearest one, whatever names it lacks."""
+    return BY_PICTURE._replace(sure=sure), BY_TEXT._replace(sure=sure, names=BY_TEXT.names if sure else None)
 
 
 def without_words() -> tuple[Meaning, Meaning]:
     """As it is, but that a question's words do not count."""
-    return BY_PICTURE, BY_TEXT._replace(lacks=None)
+    return BY_PICTURE, BY_TEXT._replace(names=None)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from bitgen.model.causal_lm_bitgen import CHECKSUMS, BitGenForCausalLM
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
+from bitgen.model.token_ids import know_words
 
 TOKENIZER_FOLDER = "tokenizer"
 # A file of each kind of folder that is written as a whole.
@@ -157,6 +158,7 @@ def _open_checkpoint(folder: Path, device: torch.device) -> Trained:
     model.set_adapters_trainable(False)
     tokenizer = _run_tokenizer(folder, model_config, config, state.get("fingerprints", {}).get(TOKENIZER))
     model_config.bos_token_id = tokenizer.bos_token_id  # which files of earlier runs do not say
+    know_words(model_config, tokenizer)
     processor = BitGenProcessor(
         tokenizer,
         model_config.image_size,
@@ -248,6 +250,7 @@ def _open_export(folder: Path, device: torch.device) -> Trained:
             f"{folder} is a damaged or incomplete export ({reason}). Export the model again, or restore it from a copy."
         ) from error
     check_vocabulary(parts.tokenizer, config, folder)
+    know_words(config, parts.tokenizer)
     return Trained(
         model.eval().to(device), trained_with, parts.tokenizer, processor, folder, "export", untrained, temperature
     )

@@ -83,6 +83,7 @@ class BitGenConfig(PretrainedConfig):
         recall_space: id of the space before a name, where it is a token of its own (``token_ids.space_id``).
         recall_behind_space: a text is encoded behind a space when it is taught. Its first word then has the tokens that
             it has inside other texts (``token_ids.begins_behind_space``).
+        recall_words: what each token is of a word (``token_ids.words_of``).
 
     Raises:
         ValueError: sizes that cannot fit together, naming the field.
@@ -147,6 +148,7 @@ class BitGenConfig(PretrainedConfig):
         recall_code: int = 32,
         recall_space: int | None = None,
         recall_behind_space: bool = False,
+        recall_words: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.vision_config = dict(vision_config) if vision_config is not None else None
@@ -193,6 +195,7 @@ class BitGenConfig(PretrainedConfig):
         self.pseudoinverse_tolerance = pseudoinverse_tolerance
         self.recall_tokens, self.recall_dim, self.recall_code = recall_tokens, recall_dim, recall_code
         self.recall_space, self.recall_behind_space = recall_space, recall_behind_space
+        self.recall_words = recall_words
         super().__init__(**kwargs)
         self._check()
 
@@ -268,6 +271,9 @@ class BitGenConfig(PretrainedConfig):
             )
         if self.recall_space is not None and not 0 <= self.recall_space < self.vocab_size:
             raise ValueError(f"recall_space={self.recall_space} is no token of a vocabulary of {self.vocab_size}.")
+        words = self.recall_words
+        if words is not None and not (isinstance(words, str) and set(words) <= set("012")):
+            raise ValueError("recall_words must have a digit for each token: 0, 1 or 2.")
         for name, value, allowed in (
             ("fusion", self.fusion, FUSION_KINDS),
             ("image_pooling", self.image_pooling, IMAGE_POOLINGS),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .configuration_bitgen import BitGenConfig
 from .picture import Picture, key_of_the_whole
-from .question import IN_A_ROW, Question, lacking
+from .question import IN_A_ROW, Question, lacking, names_held
 from .recalled import BEFORE, Beside, Pointer, Reader, Recalled, compare
 
 _TEXT_LAYERS = 2
@@ -133,7 +133,8 @@ class Recall(nn.Module):
         hidden, kept = self._text(input_ids, attention_mask)
         words = attention_mask[:, 2:, None]  # neither BOS nor EOS
         worth = F.softplus(self.word_worth(hidden[:, 1:-1]).float() + _WORTH) * words
-        return Question(self._text_key(hidden, kept), self.codes()[input_ids[:, 1:-1]] * words, worth)
+        codes = self.codes()[input_ids[:, 1:-1]] * words
+        return Question(self._text_key(hidden, kept), codes, worth, self._words()[input_ids[:, 1:-1]] * words[..., 0])
 
     def _text_key(self, hidden: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.text_key(_mean(hidden, kept)).float(), dim=-1)
@@ -154,15 +155,30 @@ class Recall(nn.Module):
         among as many facts as ``Meaning.facts`` says."""
         return self._log_odds(cosines, _PICTURES)
 
-    def asked_odds(
-        self, question: Question, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of questions, by the facts' keys ``[E, k]``; and what words are worth, in nats, that their values
-        ``[E, L d]`` do not hold. Both ``[B, E]``. Training takes the difference; ``speaking.py`` says what asking does.
-        Before a fact's first word stands a space, as before the same word in the question."""
+    def asked_odds(self, question: Question, keys: torch.Tensor) -> torch.Tensor:
+        """The same of questions, by the facts' keys ``[E, k]``: ``[B, E]``."""
+        return self._log_odds(question.keys @ keys.mT, _QUESTIONS)
+
+    def asked_lacking(self, question: Question, values: torch.Tensor) -> torch.Tensor:
+        """What words of questions are worth, in nats, that facts' values ``[E, L d]`` do not hold: ``[B, E]``. Training
+        subtracts it from the odds. Before a fact's first word stands a space, as before the same word in the
+        question."""
         if self.space is not None:
             values = torch.cat([self._space_code().to(values).expand(len(values), -1), values], dim=1)
-        return self._log_odds(question.keys @ keys.mT, _QUESTIONS), lacking(question, values)
+        return lacking(question, values)
+
+    def asked_names(self, question: Question, values: torch.Tensor, least: float) -> torch.Tensor:
+        """Whether facts have all names of questions, words worth more nats than ``least``: ``[B, E]``.
+
+        Raises:
+            ValueError: the model's files are of an earlier release, which did not say what its tokens are of words.
+        """
+        if self.config.recall_words is None:
+            raise ValueError(
+                "This model was written by an earlier release of BitGen, which did not keep what its tokens are of "
+                "words. Export it again from its checkpoint (src/export.py)."
+            )
+        return names_held(question, values, self._words_of, least)
 
     def asked_by_keys(self, question: Question, keys: torch.Tensor) -> torch.Tensor:
         """The same by keys alone, for training: what words tell apart keys would no longer have to, and facts with
@@ -192,6 +208,18 @@ class Recall(nn.Module):
     def value_logits(self, values: torch.Tensor) -> torch.Tensor:
         """What tokens values ``[B, L d]`` are of: ``[B, L, V]``."""
         return self.said_logits(values.unflatten(-1, (self.length, self.code_width)))
+
+    def _words(self) -> torch.Tensor:
+        """What each token is of a word, ``[V]``."""
+        known = [int(digit) for digit in self.config.recall_words or ""]
+        words = torch.zeros(self.code_embedding.num_embeddings, dtype=torch.long)
+        words[: len(known)] = torch.tensor(known[: len(words)], dtype=torch.long)
+        return words.to(self.place.device)
+
+    def _words_of(self, values: torch.Tensor) -> torch.Tensor:
+        """The same of the tokens of values, ``[N, L d]`` to ``[N, L]``."""
+        tokens = self.tokens_of(values.to(self.place.device, torch.float32))
+        return self._words()[tokens.clamp_min(0)] * (tokens >= 0)
 
     def tokens_of(self, values: torch.Tensor) -> torch.Tensor:
         """The tokens that values ``[B, L d]`` are nearest to, ``[B, L]``, -1 behind a text's end."""
@@ -241,7 +269,7 @@ class Recall(nn.Module):
             text = text * attention_mask[..., None]  # padding is no token
         if recalled.after is not None:
             text = torch.cat([codes[recalled.after.clamp_min(0)] * (recalled.after >= 0)[..., None], text], dim=1)
-        return compare(recalled, text, input_ids.shape[1])
+        return compare(recalled, text, input_ids.shape[1], None if self.space is None else self._space_code().float())
 
 
 def _mean(hidden: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

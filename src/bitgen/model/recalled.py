@@ -22,6 +22,9 @@ from .question import same_token
 
 BEFORE = 3  # tokens before a recalled one that it is known by: of a name of many letters two are often there twice
 _HELD = 3  # ways in which a text can hold a recalled token: alone, behind the one before it, and before the next
+_BEFORE_NEXT = 2  # the last of these
+# What a word loses that the text holds already, when it would be begun again (docs/lab_log.md). Training does without.
+_AGAIN = 2.0
 
 
 class Recalled(NamedTuple):
@@ -42,6 +45,7 @@ class Beside(NamedTuple):
     cosine of the tokens before these two; and that times the one of those before these. ``held [B, T, S, 3]``: how
     surely the text has said the recalled token so far, 0 to 1, how surely right behind the one before it, and how
     surely right before the next. A letter alone may be there by chance; a name's first right before its second is not.
+    ``again [B, T, S]``: how surely saying the recalled token now would begin a word again that the text holds.
     """
 
     looked_at: torch.Tensor
@@ -49,9 +53,10 @@ class Beside(NamedTuple):
     present: torch.Tensor
     follows: torch.Tensor
     held: torch.Tensor
+    again: torch.Tensor
 
 
-def compare(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
+def compare(recalled: Recalled, text: torch.Tensor, count: int, space: torch.Tensor | None = None) -> Beside:
     """Compare recalled tokens with a text.
 
     Tokens are compared by codes, since a decoder that never read such tokens hardly knows which it has read.
@@ -59,6 +64,7 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
     Args:
         text: codes of all tokens so far, ``[B, T' + T, d]``; zeros are no tokens.
         count: T, how many of them look.
+        space: the code ``[d]`` of a space, where it is a token of its own that stands between all words.
     """
     size, here = text.shape[-1], slice(-count, None)
     sizes = [size] * (2 + BEFORE)
@@ -68,10 +74,17 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int) -> Beside:
         is_it = text @ codes.float().mT
         after = [words @ code.float().mT for words, code in zip(earlier, before, strict=True)]
         in_a_row = is_it * (earlier[1] @ before[0].float().mT)
-        goes_on = (earlier[1] @ codes.float().mT) * (text @ behind.float().mT)
+        before_next = (earlier[1] @ codes.float().mT) * (text @ behind.float().mT)
     follows = torch.stack(after, dim=-1).cumprod(dim=-1)
-    held = same_token(torch.stack([is_it, in_a_row, goes_on], dim=-1)).cummax(dim=1).values
-    return Beside(looked_at, codes, recalled.present, follows[:, here], held[:, here])
+    held = same_token(torch.stack([is_it, in_a_row, before_next], dim=-1)).cummax(dim=1).values
+    follows, held = follows[:, here], held[:, here]
+    # With it the fact goes on where the text stands in it: behind the token before, if that is more than a space.
+    goes_on = same_token(follows[..., 0 if space is None else 1])
+    again = held[..., _BEFORE_NEXT] * (1 - goes_on)
+    if space is not None:
+        with full_precision(text.device.type):
+            again = again * same_token(before[0].float() @ space)[:, None]
+    return Beside(looked_at, codes, recalled.present, follows, held, again)
 
 
 class Reader(nn.Module):
@@ -114,6 +127,7 @@ class Pointer(nn.Module):
     Who has just said the token before a recalled one, and before that the one before, goes on with it. What the text
     holds already is seldom what is to be said: of "Blick belongs to Rex", asked about Blick, Rex; of two names the one
     that is missing (coverage, in the words of See et al.). The rest is learned: where to begin, and when to stop.
+    Outside of training a word is not begun twice, unless it is much likelier than all others.
     """
 
     def __init__(self, width: int) -> None:
@@ -133,6 +147,8 @@ class Pointer(nn.Module):
         scores = self.query(hidden).float() @ self.key(beside.looked_at).float().mT / width**0.5
         scores = scores + beside.follows @ self.follow.float()
         scores = scores + (beside.held @ self.covered(hidden).float()[..., None]).squeeze(-1)
+        if not self.training:
+            scores = scores - _AGAIN * beside.again
         some = beside.present.any(dim=1)[:, None, None]
         weights = scores.masked_fill(~(beside.present[:, None] | ~some), -torch.inf).softmax(dim=-1)
         sure = (self.gate(hidden) + weights.to(hidden.dtype) @ self.sure(beside.looked_at)).float().sigmoid()

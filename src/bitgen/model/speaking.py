@@ -35,24 +35,24 @@ class Meaning(NamedTuple):
     ``same``: above this cosine two keys are of the same thing, and only the later counts. ``alike``: above this cosine
     two facts answer the same and do not compete to be what is meant. None: facts never compete, as a cue may mean
     several.
-    ``lacks``: a fact is not meant if it lacks words of the question that are worth more nats than this
-    (``question.py``); less is a matter of wording and costs nothing. None: the cue has no words.
+    ``names``: words of a question that are worth more nats than this are names, and a fact is only meant if it has all
+    of them, letter for letter (``question.py``); other words are a matter of wording and cost nothing. None: words do
+    not count.
     """
 
     sure: float
     facts: int | None
     same: float
     alike: float | None
-    lacks: float | None = None
+    names: float | None = None
 
 
 # Of 399 pairs of pictures of one thing 98% have keys above 0.85, of 8,379 pairs of two things one at most. Sentences
 # that differ in one name come nearer to each other than those, so that these are the same above 0.98 alone. Of 300
-# pairs of sentences that contradict each other 94% are above 0.7. ``sure``, ``facts`` and ``lacks`` were chosen on
+# pairs of sentences that contradict each other 94% are above 0.7. ``sure``, ``facts`` and ``names`` were chosen on
 # held-out episodes (docs/lab_log.md), because levels that fit the things of training do not fit new ones. What
-# questions are taken for by mistake is a fact about a like name or about something else of the same one, however few
-# facts there are.
-BY_PICTURE, BY_TEXT = Meaning(0.8, 8, 0.85, None), Meaning(0.6, None, 0.98, 0.7, 1.75)
+# questions are taken for by mistake is a fact about something else of the same name, however few facts there are.
+BY_PICTURE, BY_TEXT = Meaning(0.8, 8, 0.85, None), Meaning(0.6, None, 0.98, 0.7, 5.0)
 _AT_ONCE = 256  # keys that are compared with all others together
 _NEAREST = 64  # facts of which it is looked whether they are the same, or alike
 
@@ -87,11 +87,11 @@ def find(
 def find_asked(
     recall: Recall, keys: torch.Tensor, values: torch.Tensor, question: Question, meaning: Meaning = BY_TEXT
 ) -> Found:
-    """Compare questions with facts: by keys ``[E, k]``, and by the words that the values ``[E, L d]`` hold."""
+    """Compare questions with facts: by keys ``[E, k]``, and by the names that the values ``[E, L d]`` hold."""
     keys = keys.to(question.keys)
-    logits, lost = recall.asked_odds(question, keys, values)
-    if meaning.lacks is not None:
-        logits = logits.masked_fill(~(lost <= meaning.lacks), -torch.inf)  # NaN is not little
+    logits = recall.asked_odds(question, keys)
+    if meaning.names is not None:
+        logits = logits.masked_fill(~recall.asked_names(question, values, meaning.names), -torch.inf)
     return _meant(logits, keys, torch.zeros_like(logits, dtype=torch.long), meaning)
 
 

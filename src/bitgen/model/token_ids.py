@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .configuration_bitgen import BitGenConfig
+
 # With each letter that a name may begin with, and several that may follow.
 _NAMES = [f"{first}{second}" for first in string.ascii_uppercase for second in "aeilrou"]
 
@@ -49,6 +51,30 @@ def begins_behind_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     parted = all(found[: len(word)] == word for found in within)
     within, behind = [found[len(word) :] for found in within], text_ids(tokenizer, [f" {name}" for name in _NAMES])
     return parted and behind == within != text_ids(tokenizer, _NAMES)
+
+
+def words_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What each token is of a word, a digit for each id: 0 no part of one (spaces, marks, special tokens), 1 letters, 2
+    letters behind a space, with which a word begins."""
+    specials = set(tokenizer.all_special_ids)
+    before = text_ids(tokenizer, ["a"])[0]
+    alone = tokenizer.decode(before)
+
+    def kind(token: int) -> str:
+        if token in specials:
+            return "0"
+        text = tokenizer.decode([*before, token]).removeprefix(alone)  # alone a token may lose its space
+        letters = text.lstrip(" ")[:1]
+        # A part of a character that is no ASCII decodes to a mark of its own.
+        return "0" if not (letters.isalnum() or letters == "\N{REPLACEMENT CHARACTER}") else "12"[text[0] == " "]
+
+    return "".join(map(kind, range(len(tokenizer))))
+
+
+def know_words(config: BitGenConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a network that recalls know its tokenizer's words, where its files are of an earlier release."""
+    if config.recall_tokens and config.recall_words is None:
+        config.recall_words = words_of(tokenizer)
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, ids: list[int], specials: set[int | None]) -> list[int]:

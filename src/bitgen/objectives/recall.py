@@ -147,8 +147,8 @@ class RecallObjective(StatelessObjective):
         if len(episode["prompt_ids"]):
             question = recall.questions(episode["prompt_ids"], episode["prompt_mask"])
             texts, by_keys = question.keys, torch.cat([logits, recall.asked_by_keys(question, written.keys)])
-            near, lost = recall.asked_odds(question, *written)
-            logits = torch.cat([logits, near - lost])
+            near = recall.asked_odds(question, written.keys)
+            logits = torch.cat([logits, near - recall.asked_lacking(question, written.values)])
         return _Asked(tokens, by_token, texts, logits, by_keys, at)
 
     def _addressing(self, logits: torch.Tensor, facts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,7 +34,7 @@ from bitgen.model.image_settings import ImageSettings
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.pretrained_tower import pretrained_normalisation, pretrained_vision_config
 from bitgen.model.processing_bitgen import BitGenProcessor
-from bitgen.model.token_ids import begins_behind_space, space_id
+from bitgen.model.token_ids import begins_behind_space, space_id, words_of
 from bitgen.tasks.fingerprints import trained_on
 from bitgen.tasks.start_from import start_from, tokenizer_to_take_over
 from bitgen.trained import TOKENIZER_FOLDER
@@ -242,7 +242,7 @@ def model_config_of(
     }
     if tokenizer is not None and config.episodes.recall_tokens:
         settings |= {"recall_space": space_id(tokenizer), "recall_behind_space": begins_behind_space(tokenizer)}
-        settings |= {"bos_token_id": tokenizer.bos_token_id}
+        settings |= {"recall_words": words_of(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     return BitGenConfig(**settings)
 
 
