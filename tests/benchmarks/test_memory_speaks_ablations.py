@@ -49,10 +49,15 @@ def test_a_gate_that_nothing_passes_leaves_every_answer(speaker: Speaker) -> Non
     assert all(answer.facts for answer in opened)
 
 
-def test_without_words_and_above_no_level_facts_are_recalled_that_lack_all(speaker: Speaker, monkeypatch) -> None:
+def test_without_words_and_above_no_level_facts_are_recalled_that_lack_every_name(
+    speaker: Speaker, monkeypatch
+) -> None:
     (episode,) = episodes(1, held_out=True, pictures=3, sentences=3, picture_queries=6, sentence_queries=6)
     near = Recall.asked_odds
-    monkeypatch.setattr(Recall, "asked_odds", lambda *given: (near(*given)[0] * 0 + 9, near(*given)[1] * 0 + 9))
+    monkeypatch.setattr(Recall, "asked_odds", lambda *given: near(*given) * 0 + 9)
+    monkeypatch.setattr(
+        Recall, "asked_names", lambda self, asked, values, least: torch.zeros(len(asked.keys), len(values)).bool()
+    )
     memory, tensors = speaker.teach(speaker.tensors(episode)), speaker.tensors(episode)
     for meaning, recalled in ((gated(0.3), False), (gated(0.0), True), (without_words(), True)):
         answers = speaker.ask(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from bitgen.data.tokenizer import build_tokenizer, check_vocabulary, load_tokeni
 from bitgen.evaluation.generation import generate_texts
 from bitgen.model.configuration_bitgen import BitGenConfig
 from bitgen.model.processing_bitgen import BitGenProcessor, text_ids
-from bitgen.model.token_ids import begins_behind_space, space_id
+from bitgen.model.question import BEHIND_SPACE, LETTERS, NO_WORD
+from bitgen.model.token_ids import begins_behind_space, know_words, space_id, words_of
 from support.tokenizers import KINDS, wordlevel_tokenizer
 
 SPELLING = "a dog </s> the grass <pad> on <s> a [SEP] dog"
@@ -157,3 +159,41 @@ def test_a_space_goes_before_a_text_where_its_first_word_is_read_otherwise_witho
         assert text_ids(tokenizer, [f" {name}" for name in names]) == within != text_ids(tokenizer, names)
     elif space_id(tokenizer) is None:
         assert text_ids(tokenizer, names) == within
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "names", "gaps"])
+def test_where_words_begin_and_end_is_known_of_the_tokens_of_any_tokenizer(kind):
+    made = KINDS | {"names": lambda: train_bpe(["a Bob", "a Bud", "the Bog"] * 20, 270)}
+    tokenizer = (made | {"gaps": lambda: wordlevel_tokenizer(3)})[kind]()
+    words = words_of(tokenizer)
+    assert len(words) == vocabulary_size(tokenizer) and set(words) <= set("012")
+    assert all(words[token] == str(NO_WORD) for token in tokenizer.all_special_ids)
+    for text in ("the dog, runs on grass.", "a dog: the grass?", "dog on the grass"):
+        if kind in ("wordlevel", "gaps"):  # to which a word with a mark behind it is unknown
+            text = re.sub(r"[^\w ]", "", text)
+        (ids,), found = text_ids(tokenizer, [text]), []
+        for at, token in enumerate(ids):
+            goes_on = words[token] == str(LETTERS) and at and words[ids[at - 1]] != str(NO_WORD)
+            found += [] if words[token] == str(NO_WORD) else [[token]] if not goes_on else []
+            if goes_on:
+                found[-1].append(token)
+        known = [word for word in found if tokenizer.unk_token_id not in word]
+        assert [tokenizer.decode(word).strip() for word in known] == [
+            word for word in re.findall(r"\w+", text) if tokenizer.unk_token_id not in text_ids(tokenizer, [word])[0]
+        ]
+    assert str(BEHIND_SPACE) in words or kind == "sentencepiece", "whose vocabulary has single letters alone"
+
+
+def test_letters_that_are_no_ascii_are_letters_in_whole_and_in_part():
+    tokenizer = train_bpe(["\u00c5sa \u00c5sa", "Zo\u00eb"] * 3, 262)
+    words = words_of(tokenizer)
+    for name in ("\u00c5sa", "Zo\u00eb", "\u0141ukasz"):
+        assert {words[token] for token in text_ids(tokenizer, [name])[0]} == {str(LETTERS)}
+
+
+def test_a_network_of_an_earlier_release_learns_its_words_and_others_keep_theirs():
+    tokenizer = KINDS["bytes"]()
+    for recall, words, expected in ((4, None, words_of(tokenizer)), (4, "012", "012"), (0, None, None)):
+        config = BitGenConfig(feature_dim=6, feature_tokens=4, vocab_size=300, recall_tokens=recall, recall_words=words)
+        know_words(config, tokenizer)
+        assert config.recall_words == expected

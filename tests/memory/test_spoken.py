@@ -201,7 +201,7 @@ def test_of_two_facts_about_one_thing_the_later_is_recalled(speaker, monkeypatch
         speaker.clear()
         ids = speaker.write_codes(pairs(3), TEXTS[:3], spoken=codes)
         episodes = tuple(Episode(name, "", "") for name in ids)
-        question = Question(one[:1], torch.zeros(1, 0, CODE), torch.zeros(1, 0, IN_A_ROW))
+        question = Question(one[:1], torch.zeros(1, 0, CODE), torch.zeros(1, 0, IN_A_ROW), torch.zeros(1, 0).long())
         spoken = recalled_by(recall, speaker.spoken, episodes, question)
         assert [episode.id for episode, _ in spoken.facts] == [ids[expected]]
         nowhere = torch.zeros(1, 1, recall.place.shape[1])

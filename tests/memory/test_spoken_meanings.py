@@ -27,23 +27,22 @@ FACTS = 3  # with keys at right angles, each as likely as the others: alone sure
 ODDS = 2.5  # log odds
 # How many facts a cue means, and the probability of the likeliest: of a memory asked by pictures or by texts.
 Asked = Callable[[bool], Iterator[tuple[int, float]]]
-Odds = tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture(autouse=True)
 def moderate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recall, "logits", lambda self, cosines: torch.full_like(cosines, ODDS))
-    words_missing(monkeypatch, 0.0)
+    monkeypatch.setattr(Recall, "asked_odds", lambda self, asked, keys: torch.full((len(asked.keys), len(keys)), ODDS))
+    worth_missing(monkeypatch, 0.0)
 
 
-def words_missing(monkeypatch: pytest.MonkeyPatch, nats: float) -> None:
-    """Every question says what no fact holds, of so much worth."""
+def worth_missing(monkeypatch: pytest.MonkeyPatch, nats: float) -> None:
+    """Every question has a word of so much worth that no fact has."""
 
-    def asked_odds(self: Recall, asked: Question, keys: torch.Tensor, values: torch.Tensor) -> Odds:
-        shape = len(asked.keys), len(keys)
-        return torch.full(shape, ODDS), torch.full(shape, nats)
+    def asked_names(self: Recall, asked: Question, values: torch.Tensor, least: float) -> torch.Tensor:
+        return torch.full((len(asked.keys), len(values)), nats <= least)
 
-    monkeypatch.setattr(Recall, "asked_odds", asked_odds)
+    monkeypatch.setattr(Recall, "asked_names", asked_names)
 
 
 def of_a_file() -> Asked:
@@ -117,13 +116,13 @@ def test_facts_share_the_probability_of_a_text_and_not_of_a_picture(made: Callab
 
 
 @DOORS
-def test_words_that_a_fact_does_not_hold_count_against_it_and_of_a_picture_there_are_none(
+def test_a_fact_without_a_name_of_the_question_is_not_meant_and_of_a_picture_there_are_none(
     made: Callable[[], Asked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speaking, "_together", lambda logits, keys, meaning: logits.sigmoid())
     asked = made()
-    for nats, answered in ((BY_TEXT.lacks - 0.01, True), (BY_TEXT.lacks + 0.01, False)):
-        words_missing(monkeypatch, nats)
+    for nats, answered in ((BY_TEXT.names - 0.01, True), (BY_TEXT.names + 0.01, False)):
+        worth_missing(monkeypatch, nats)
         assert all(facts > 0 for facts, _ in asked(True))
         assert all((facts > 0) == answered for facts, _ in asked(False))
 
@@ -131,12 +130,11 @@ def test_words_that_a_fact_does_not_hold_count_against_it_and_of_a_picture_there
 def by_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """A question means the fact whose numbers have the largest sum."""
 
-    def largest(self: Recall, asked: Question, keys: torch.Tensor, values: torch.Tensor) -> Odds:
+    def largest(self: Recall, asked: Question, values: torch.Tensor, least: float) -> torch.Tensor:
         sums = values.double().sum(dim=1)
-        near = torch.where(sums == sums.max(), 9.0, -9.0).to(keys).expand(len(asked.keys), -1)
-        return near, torch.zeros_like(near)
+        return (sums == sums.max()).expand(len(asked.keys), -1)
 
-    monkeypatch.setattr(Recall, "asked_odds", largest)
+    monkeypatch.setattr(Recall, "asked_names", largest)
 
 
 def test_a_file_compares_a_question_with_the_values_of_its_facts(monkeypatch: pytest.MonkeyPatch) -> None:

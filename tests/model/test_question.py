@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from bitgen.model import question
-from bitgen.model.question import IN_A_ROW, Question, lacking, same_token
+from bitgen.model.question import (
+    BEHIND_SPACE,
+    IN_A_ROW,
+    LETTERS,
+    NO_WORD,
+    Question,
+    lacking,
+    names_held,
+    same_token,
+)
 from bitgen.model.recall import Recall
 from bitgen.model.speaking import BY_TEXT, chosen, find_asked
 from support.speaking import RECALL
@@ -29,11 +40,14 @@ def _code(token: int) -> torch.Tensor:
     return CODES[token] if token >= 0 else torch.zeros(VOCABULARY)
 
 
-def asked(texts: list[list[int]], worth: torch.Tensor | None = None) -> Question:
-    """Questions of tokens, each of which is worth 1, 10 and 100 alone, behind one, and behind two."""
+def asked(texts: list[list[int]], worth: torch.Tensor | None = None, words: torch.Tensor | None = None) -> Question:
+    """Questions of tokens, each of which is worth 1, 10 and 100 alone, behind one, and behind two; ``words [V]``: what
+    tokens are of words, None: each is one."""
     codes = values(*texts).unflatten(-1, (-1, VOCABULARY))
+    real = codes.any(dim=-1)
     worth = torch.tensor([1.0, 10.0, 100.0]).expand(*codes.shape[:2], 3) if worth is None else worth
-    return Question(torch.zeros(len(texts), 4), codes, worth * codes.any(dim=-1, keepdim=True))
+    kinds = torch.full((VOCABULARY,), BEHIND_SPACE) if words is None else words
+    return Question(torch.zeros(len(texts), 4), codes, worth * real[..., None], kinds[codes.argmax(dim=-1)] * real)
 
 
 def lacking_by_hand(words: list[int], worth: torch.Tensor, fact: list[int]) -> float:
@@ -86,6 +100,85 @@ def test_codes_of_two_tokens_are_not_the_same_up_to_a_half() -> None:
     assert same_token(torch.tensor([-1.0, 0.0, 0.5, 0.75, 1.0])).tolist() == [0, 0, 0, 0.5, 1]
 
 
+# ---- names ----
+
+# Tokens 0 and 1 are a space and a mark, 2 to 6 letters, and 7 to 11 the same letters behind a space.
+KINDS = torch.tensor([NO_WORD, NO_WORD, *[LETTERS] * 5, *[BEHIND_SPACE] * 5])
+SPELLED = " ?abcdeABCDE"
+
+
+def kinds_of(told: torch.Tensor) -> torch.Tensor:
+    codes = told.unflatten(-1, (-1, VOCABULARY))
+    return KINDS[codes.argmax(dim=-1)] * codes.any(dim=-1)
+
+
+def spelled(tokens: list[int]) -> list[tuple[str, list[int]]]:
+    """The words of a text, and where the tokens of each stand; words of the same letters of other tokens are others."""
+    text = "".join(SPELLED[token] for token in tokens)
+    return [(found[0], list(range(*found.span()))) for found in re.finditer("[A-E][a-e]*|[a-e]+", text)]
+
+
+def test_names_against_words_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(11)
+
+    def drawn(most: int) -> list[int]:
+        return torch.randint(
+            0, VOCABULARY, (int(torch.randint(1, most, (1,), generator=random)),), generator=random
+        ).tolist()
+
+    texts, facts = [drawn(7) for _ in range(60)], [drawn(12) for _ in range(80)]
+    worth = torch.rand(60, 6, 3, generator=random)
+    questions = asked(texts, worth, KINDS)
+    expected = [
+        [
+            all(
+                word in [other for other, _ in spelled(fact)]
+                for word, places in spelled(text)
+                if worth[row, places].sum() > 2.5
+            )
+            for fact in facts
+        ]
+        for row, text in enumerate(texts)
+    ]
+    for at_once in (8_000_000, 500):
+        monkeypatch.setattr(question, "_AT_ONCE", at_once)
+        found = names_held(questions, values(*facts), kinds_of, 2.5)
+        assert found.tolist() == expected
+    assert 0.2 < found.float().mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("words", "fact", "held"),
+    [
+        ([7, 2], [8, 7, 2, 1], True),  # "Aa" in "B Aa ?"
+        ([7, 2, 1], [7, 2], True),  # a mark is no name
+        ([7, 2], [7, 2, 3], False),  # "Aa" in "Aab"
+        ([7, 2], [7], False),
+        ([2, 3], [7, 2, 3], False),  # "ab" in "Aab"
+        ([2, 3], [0, 2, 3, 0], True),
+        ([2, 3], [2, 3], True),
+        ([7, 8], [8, 7], True),  # two names, in another order
+        ([7, 8], [7, 9], False),
+        ([0, 1], [9], True),  # no name at all
+    ],
+)
+def test_names_by_hand(words: list[int], fact: list[int], held: bool) -> None:
+    assert names_held(asked([words], words=KINDS), values([*fact, PADDING]), kinds_of, 5.0).item() == held
+
+
+def test_a_word_that_is_worth_little_is_no_name() -> None:
+    worth = torch.tensor([[[0.0, 1.0, 1.5], [0.5, 1.0, 1.0]]])  # of one word, 5 nats together
+    for least, held in ((4.9, False), (5.0, True)):
+        assert names_held(asked([[7, 2]], worth, KINDS), values([8]), kinds_of, least).item() == held
+
+
+def test_no_facts_and_no_words() -> None:
+    assert names_held(asked([[7]], words=KINDS), values([8])[:0], kinds_of, 5.0).shape == (1, 0)
+    none = asked([[7], [8]], words=KINDS)
+    none = Question(none.keys, none.codes[:, :0], none.worth[:, :0], none.words[:, :0])
+    assert names_held(none, values([8], [9]), kinds_of, 5.0).all()
+
+
 # ---- of a model ----
 
 
@@ -112,12 +205,10 @@ def test_a_name_is_told_from_another_whose_key_is_the_same(recall) -> None:
     """The very case: both facts have the key of the question."""
     with torch.no_grad():
         told = recall.values(*sequences(*NAMES))
-        questions = recall.questions(*sequences([33, 40, 50], [33, 40, 51], [33, 40, 52]))
+        questions = recall.questions(*sequences([40, 50], [40, 51], [40, 52]))
         keys = questions.keys[:1].expand(2, -1)
         near = questions._replace(keys=keys[:1].expand(3, -1))
-        missing = lacking(near, told)
-        borne = (missing[0, 0] + missing[0, 1]) / 2  # what the own name lacks is, what another's does is not
-        apart = BY_TEXT._replace(same=2.0, alike=2.0, lacks=float(borne))  # though the keys are equal, both count
+        apart = BY_TEXT._replace(same=2.0, alike=2.0)  # though the keys are equal, both count
         recall.threshold.fill_(0.0)
         recall.log_scale.fill_(torch.tensor(35.0).log())
         found = find_asked(recall, keys, told, near, apart)
@@ -125,19 +216,18 @@ def test_a_name_is_told_from_another_whose_key_is_the_same(recall) -> None:
     assert found.confidence[2].max() == 0.0 < 0.98 < found.confidence.diagonal()[:2].min()
 
 
-def test_probabilities_are_those_of_keys_of_facts_that_lack_little(recall) -> None:
+def test_probabilities_are_those_of_keys_of_facts_that_have_the_names(recall) -> None:
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         told = recall.values(*sequences(*NAMES, [7, 8, 9]))
-        questions = recall.questions(*sequences([33, 40, 50], [7, 8]))
+        questions = recall.questions(*sequences([40, 50], [7, 8], [40, 31]))
         keys = F.normalize(torch.randn(3, 8, generator=random), dim=-1)
-        lost = lacking(questions, told)
+        held = recall.asked_names(questions, told, BY_TEXT.names)
         near = recall.log_scale[1].exp() * (questions.keys @ keys.mT - recall.threshold[1])
-        lacks = float(lost.median())
-        odds = near.exp() * (lost <= lacks)
-        found = find_asked(recall, keys, told, questions, BY_TEXT._replace(alike=2.0, lacks=lacks)).confidence
+        odds = near.exp() * held
+        found = find_asked(recall, keys, told, questions, BY_TEXT._replace(alike=2.0)).confidence
     torch.testing.assert_close(found, odds / (1 + odds.sum(dim=1, keepdim=True)))
-    assert lost.min() < lacks < lost.max()
+    assert held.tolist() == [[True, False, False], [False, False, True], [True, True, False]]
 
 
 def test_neither_padding_nor_begin_nor_end_is_a_word(recall) -> None:
@@ -188,17 +278,15 @@ def test_in_half_precision_nats_are_whole(recall) -> None:
 def test_of_equal_keys_the_last_counts_though_its_words_are_far_from_the_question(recall, others: int) -> None:
     """Also where many other facts are nearer."""
     with torch.no_grad():
-        told = recall.values(*sequences([33, 40, 50], *[[33, 40, 51]] * others, [7, 8, 9]))
+        told = recall.values(*sequences([33, 40, 50], *[[33, 40, 50, 51]] * others, [7, 8, 9]))
         keys = F.normalize(torch.randn(others + 2, 128, generator=torch.Generator().manual_seed(7)), dim=-1)
         keys[1:-1] *= -(keys[1:-1] @ keys[0]).sign()[:, None]  # none of the others is near
         keys[-1] = keys[0]
         questions = recall.questions(*sequences([33, 40, 50]))._replace(keys=keys[:1])
-        lost = lacking(questions, told)[0]
-        apart = BY_TEXT._replace(lacks=float(lost[1] + lost[-1]) / 2)  # the last lacks too much, the others do not
-        assert lost[0] < lost[1:-1].max() < apart.lacks < lost[-1]
-        found = find_asked(recall, keys, told, questions, apart)
+        assert recall.asked_names(questions, told, BY_TEXT.names)[0].tolist() == [True] * (others + 1) + [False]
+        found = find_asked(recall, keys, told, questions, BY_TEXT)
         assert chosen(found._replace(confidence=found.confidence[:, 1:])) == [[]] and found.confidence[0, 0] == 0
-        assert chosen(find_asked(recall, keys[:-1], told[:-1], questions, apart)) == [[0]]
+        assert chosen(find_asked(recall, keys[:-1], told[:-1], questions, BY_TEXT)) == [[0]]
 
 
 def test_a_question_with_nan_means_nothing(recall) -> None:
@@ -228,9 +316,8 @@ def test_pictures_questions_and_their_keys_alone_have_thresholds_of_their_own(re
         told, questions = recall.values(*sequences(*NAMES, [7, 8, 9])), recall.questions(*sequences([33, 40, 50]))
         cosines = questions.keys @ keys.mT
         torch.testing.assert_close(recall.logits(cosines), 2 * (cosines - 0.1))
-        near, lost = recall.asked_odds(questions, keys, told)
-        torch.testing.assert_close(near, 3 * (cosines - 0.2))
-        torch.testing.assert_close(lost, lacking(questions, told))
+        torch.testing.assert_close(recall.asked_odds(questions, keys), 3 * (cosines - 0.2))
+        torch.testing.assert_close(recall.asked_lacking(questions, told), lacking(questions, told))
         torch.testing.assert_close(recall.asked_by_keys(questions, keys), 5 * (cosines - 0.3))
 
 
@@ -242,7 +329,7 @@ def test_before_a_fact_s_first_word_stands_a_space() -> None:
     with torch.no_grad():
         recall.word_worth[1].weight.normal_(generator=torch.Generator().manual_seed(4))
         recall.word_worth[1].bias.fill_(1.0)
-        questions, key = recall.questions(*asked_for), torch.ones(1, RECALL["recall_dim"])
+        questions = recall.questions(*asked_for)
         lost = {}
         for label, text in (
             ("first", [*name, 31, 7]),
@@ -251,8 +338,22 @@ def test_before_a_fact_s_first_word_stands_a_space() -> None:
             ("other", [*other, 31, 7]),
         ):
             told = recall.values(*sequences(text))
-            lost[label] = recall.asked_odds(questions, key, told)[1].item()
+            lost[label] = recall.asked_lacking(questions, told).item()
             behind = lacking(questions, recall.values(*sequences([space, *text])))
             assert lost[label] == pytest.approx(behind.item(), abs=1e-4)
     assert lost["first"] == pytest.approx(lost["inside"], abs=1e-4)
     assert lost["first"] < min(lost["without"], lost["other"]) - 0.1
+
+
+def test_a_model_that_does_not_know_its_words_says_what_to_do() -> None:
+    recall = objective_of(recall_words=None).eval().recall
+    with torch.no_grad(), pytest.raises(ValueError, match=r"written by an earlier release .* Export it again"):
+        find_asked(recall, torch.ones(1, 8), torch.zeros(1, 48), recall.questions(*sequences([33])))
+
+
+def test_words_are_those_of_the_tokens_that_values_hold() -> None:
+    recall = objective_of(recall_words="".join(str(token % 3) for token in range(60)), recall_code=32).eval().recall
+    with torch.no_grad():
+        told = recall.values(*sequences([33, 40, 50, 59], [7]))
+        assert recall._words_of(told.double())[:, :5].tolist() == [[0, 1, 2, 2, 1], [1, 1, 0, 0, 0]]  # and EOS, 1
+        assert recall.questions(*sequences([33, 40, 50], [7])).words.tolist() == [[0, 1, 2], [1, 0, 0]]

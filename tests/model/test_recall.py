@@ -465,6 +465,8 @@ def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: l
     for token in range(len(code)):
         held = held_by(recall, code[token], before[0][token], behind[token], text)
         score, follows = pointer.query(state) @ pointer.key(looked_at[token]) / 4, 1.0
+        going_on = codes[text[-1]] @ before[0][token]
+        score = score - 2 * held[2] * (1 - float((2 * going_on - 1).clamp(0, 1)))  # begun again
         for steps, worth_it in enumerate(pointer.follow):
             word = codes[text[-1 - steps]] if steps < len(text) else torch.zeros(4)
             follows = follows * (word @ before[steps][token])
@@ -514,6 +516,50 @@ def test_a_name_that_the_text_holds_is_not_begun_again(recall) -> None:
         for said, wanted in ((7, 9), (9, 7)):
             points = pointed(recall, torch.randn(1, 2, 16), recalled, torch.tensor([[said, 5]]))
             assert int(recall.said_logits(points)[0, -1].argmax()) == wanted
+
+
+NAME, OTHER = (7, 8), (20, 21)
+
+
+def beginning(recall: Recall, said: list[int], fact: list[int]) -> list[bool]:
+    """Which tokens of a fact would begin again, said now, what a text holds."""
+    with torch.no_grad():
+        recalled = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), torch.tensor([[0, *fact]]))
+        beside = recall.beside(recalled, torch.tensor([said]))
+    assert beside is not None
+    return (beside.again[0, -1, : len(fact)] > 0.5).tolist()
+
+
+def test_a_word_that_the_text_holds_would_be_begun_again_unless_the_text_goes_on_to_it(speaker) -> None:
+    recall = speaker(recall_tokens=9, recall_code=64).recall
+    fact = [*OTHER, 30, *NAME, 31]
+    assert beginning(recall, [5, *NAME, 6], fact) == [False, False, False, True, False, False]
+    assert beginning(recall, [5, NAME[0], 9, 6], fact) == [False] * 6, "its first token alone may be another name's"
+    assert beginning(recall, [5, *NAME, 6, 30], fact) == [False] * 6, "30 goes before it"
+    assert beginning(recall, [5, *NAME, 6, *OTHER], fact)[:3] == [True, False, False], "said by now"
+
+
+def test_where_a_space_is_a_token_words_are_begun_behind_it(speaker) -> None:
+    space = 40
+    recall = speaker(recall_tokens=12, recall_code=64, recall_space=space).recall
+    fact = [*OTHER, space, 30, space, *NAME]
+    again = beginning(recall, [5, space, *NAME, 6, space], fact)
+    assert again == [False] * 5 + [True, False]
+    assert not beginning(recall, [5, space, *NAME, 6, space, 30, space], fact)[5], "the fact goes on to it"
+    assert beginning(recall, [5, space, *OTHER, 6, space], fact)[0], "the first word stands behind a space, too"
+
+
+def test_training_does_without_what_a_word_loses_that_would_be_begun_again(recall) -> None:
+    fact, text = torch.tensor([[0, *NAME, 9]]), torch.tensor([[5, *NAME, 6]])
+    with torch.no_grad():
+        recalled, hidden = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), fact), torch.randn(1, 4, 16)
+        beside = recall.beside(recalled, text)
+        none = beside._replace(again=torch.zeros_like(beside.again))
+        asked, without = recall.pointer(hidden, beside), recall.pointer(hidden, none)
+        recall.pointer.train()
+        assert torch.equal(recall.pointer(hidden, beside), without)
+        recall.pointer.eval()
+    assert (asked - without).abs().max() > 1e-6
 
 
 def test_the_log_odds_are_even_at_the_threshold(recall) -> None:

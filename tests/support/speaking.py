@@ -29,7 +29,8 @@ IMAGE_SIZE, LONGEST = 28, 64
 # Sizes of an episode that is made and rendered in milliseconds.
 SMALL: dict[str, int] = dict(pictures=4, sentences=4, picture_queries=6, sentence_queries=6)
 # Settings of a network that can recall, and of one that recalls with little.
-RECALL: dict[str, int] = dict(recall_tokens=3, recall_dim=8, recall_code=4, bos_token_id=0)
+# Each token is a word.
+RECALL: dict[str, Any] = dict(recall_tokens=3, recall_dim=8, recall_code=4, bos_token_id=0, recall_words="2" * 400)
 
 
 @functools.cache

@@ -39,13 +39,18 @@ def finds(monkeypatch: pytest.MonkeyPatch, everything: bool) -> None:
     shift = 2.0 if everything else -2.0
     monkeypatch.setattr(Recall, "logits", lambda self, cosines: 5 * (cosines + shift))
 
-    def asked_odds(self: Recall, asked: Question, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        cosines = asked.keys @ keys.mT
-        return 5 * (cosines + shift), torch.zeros_like(cosines)
+    def asked_odds(self: Recall, asked: Question, keys: Tensor) -> Tensor:
+        return 5 * (asked.keys @ keys.mT + shift)
 
     monkeypatch.setattr(Recall, "asked_odds", asked_odds)
+    monkeypatch.setattr(Recall, "asked_names", all_held)
     for module in (spoken, spoken_memory):
         monkeypatch.setattr(module, "BY_TEXT", BY_TEXT._replace(sure=0.0) if everything else BY_TEXT)
+
+
+def all_held(self: Recall, asked: Question, values: Tensor, least: float) -> Tensor:
+    """In place of ``asked_names``: every fact has all names."""
+    return torch.ones(len(asked.keys), len(values), dtype=torch.bool)
 
 
 def keys(memory: EpisodicMemory) -> Tensor:

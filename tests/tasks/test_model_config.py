@@ -32,7 +32,11 @@ RENAMED = {"feature_cache_pool": "feature_pool"}
 OF_THE_DATA = {"feature_dim", "feature_tokens"}
 # These are said by the encoder, unless image_normalisation says otherwise.
 OF_THE_ENCODER = {"image_mean", "image_std", "image_resample"}
-OF_THE_TOKENIZER = {"recall_space", "recall_behind_space"}  # and bos_token_id, which is no name of the network's own
+OF_THE_TOKENIZER = {
+    "recall_space",
+    "recall_behind_space",
+    "recall_words",
+}  # and bos_token_id, which is no name of the network's own
 SETTINGS = {name: setting for group in GROUPS for name, setting in settings_of(group).items()}
 REACHING = [name for name in SETTINGS if name not in NOT_THE_NETWORKS | OF_THE_DATA]
 CHOICES = {
@@ -98,3 +102,9 @@ def _choices(name: str) -> tuple[str, ...]:
 def test_a_space_that_is_no_token_is_refused(space: int) -> None:
     with pytest.raises(ValueError, match=f"recall_space={space} is no token of a vocabulary of 300"):
         BitGenConfig(feature_dim=6, feature_tokens=4, vocab_size=300, recall_space=space)
+
+
+@pytest.mark.parametrize("words", ["013", [0, 1, 2], "0 1"])
+def test_words_that_are_no_digits_of_tokens_are_refused(words: Any) -> None:
+    with pytest.raises(ValueError, match="recall_words must have a digit for each token"):
+        BitGenConfig(feature_dim=6, feature_tokens=4, vocab_size=300, recall_words=words)

@@ -68,7 +68,8 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> str:
         # A part of a character that is no ASCII decodes to a mark of its own.
         return "0" if not (letters.isalnum() or letters == "\N{REPLACEMENT CHARACTER}") else "12"[text[0] == " "]
 
-    return "".join(map(kind, range(len(tokenizer))))
+    known = set(tokenizer.get_vocab().values())  # ids may have gaps
+    return "".join(kind(token) if token in known else "0" for token in range(max(known) + 1))
 
 
 def know_words(config: BitGenConfig, tokenizer: PreTrainedTokenizerBase) -> None:
