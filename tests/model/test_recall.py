@@ -334,7 +334,7 @@ def test_a_reader_against_plain_loops(recall) -> None:
         recalled = recalled_of(recall, torch.randn(2, 16), torch.tensor([True, True]), ids)
         hidden = torch.randn(1, len(text), 16)
         found = reader(hidden, recall.beside(recalled, torch.tensor([text])))
-        looked_at, code, one, _, _, behind = recalled.tokens[0].split([16, 4, 4, 4, 4, 4], dim=-1)
+        looked_at, code, one, _, _, behind, _ = recalled.tokens[0].split([16, 4, 4, 4, 4, 4, 1], dim=-1)
         for at in range(len(text)):
             state = reader.norm(hidden[0, at])
             query, worth = reader.query(state), reader.held(state)
@@ -408,7 +408,7 @@ def test_what_stands_before_a_fact_is_a_space_where_the_tokenizer_has_one(speake
             tokens = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), ids).tokens[0]
             codes = {None: torch.zeros(4)} | {token: recall.codes()[token] for token in (5, 6, 9, 40)}
         text = [None, None, space, 5, 6, 9]
-        for number, given in enumerate(tokens[:, -20:-4].split(4, dim=1)):  # of each, and of the three before it
+        for number, given in enumerate(tokens[:, -21:-5].split(4, dim=1)):  # of each, and of the three before it
             expected = torch.stack([codes[text[3 + at - number]] for at in range(3)])
             torch.testing.assert_close(given, expected)
 
@@ -460,24 +460,29 @@ def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: l
     pointer, codes = recall.pointer, recall.codes()
     state = pointer.norm(hidden)
     worth = pointer.covered(state)
-    looked_at, code, *before, behind = recalled.tokens[0].split([16, 4, 4, 4, 4, 4], dim=-1)
-    scores = []
+    looked_at, code, *before, behind, inside = recalled.tokens[0].split([16, 4, 4, 4, 4, 4, 1], dim=-1)
+    scores, goes_on = [], []
     for token in range(len(code)):
         held = held_by(recall, code[token], before[0][token], behind[token], text)
         score, follows = pointer.query(state) @ pointer.key(looked_at[token]) / 4, 1.0
-        going_on = codes[text[-1]] @ before[0][token]
-        score = score - 2 * held[2] * (1 - float((2 * going_on - 1).clamp(0, 1)))  # begun again
+        behind_it = float((2 * (codes[text[-1]] @ before[0][token]) - 1).clamp(0, 1))
+        score = score - 2 * (held[2] + float(inside[token])) * (1 - behind_it)  # begun again, or in its middle
+        goes_on.append(behind_it * float(inside[token]))
         for steps, worth_it in enumerate(pointer.follow):
             word = codes[text[-1 - steps]] if steps < len(text) else torch.zeros(4)
             follows = follows * (word @ before[steps][token])
             score = score + worth_it * follows
         scores.append(score + worth @ torch.tensor(held))
     weights = torch.stack(scores).softmax(dim=0)
-    sure = pointer.gate(state) + sum(weights[at] * pointer.sure(looked_at[at]) for at in range(len(code)))
+    sure = pointer.gate(state) + sum(
+        weights[at] * (pointer.sure(looked_at[at]) + 3 * goes_on[at]) for at in range(len(code))
+    )
     return sure.sigmoid() * (weights @ code)
 
 
-def test_the_pointer_against_plain_loops(recall) -> None:
+@pytest.mark.parametrize("words", ["2" * 50, "1" * 8 + "2" * 8 + "0" * 4 + "1" * 30])
+def test_the_pointer_against_plain_loops(speaker, words: str) -> None:
+    recall = speaker(recall_words=words).recall
     ids = torch.tensor([[0, 7, 8, 9], [0, 7, 20, 7]])
     text = [5, 7, 8, 20, 7, 9]
     with torch.no_grad():
@@ -522,12 +527,12 @@ NAME, OTHER = (7, 8), (20, 21)
 
 
 def beginning(recall: Recall, said: list[int], fact: list[int]) -> list[bool]:
-    """Which tokens of a fact would begin again, said now, what a text holds."""
+    """Which tokens of a fact would break a word, said now behind a text."""
     with torch.no_grad():
         recalled = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), torch.tensor([[0, *fact]]))
         beside = recall.beside(recalled, torch.tensor([said]))
     assert beside is not None
-    return (beside.again[0, -1, : len(fact)] > 0.5).tolist()
+    return (beside.breaks[0, -1, : len(fact)] > 0.5).tolist()
 
 
 def test_a_word_that_the_text_holds_would_be_begun_again_unless_the_text_goes_on_to_it(speaker) -> None:
@@ -549,17 +554,36 @@ def test_where_a_space_is_a_token_words_are_begun_behind_it(speaker) -> None:
     assert beginning(recall, [5, space, *OTHER, 6, space], fact)[0], "the first word stands behind a space, too"
 
 
-def test_training_does_without_what_a_word_loses_that_would_be_begun_again(recall) -> None:
+def test_a_word_is_begun_at_its_first_token_and_gone_on_with(speaker) -> None:
+    """Of "ab cde" a word may be begun with a and with c alone; behind c it goes on with d."""
+    a, b, space, c, d, e = 7, 8, 40, 20, 21, 22
+    words = "".join("0" if token == space else "1" for token in range(50))
+    recall = speaker(recall_tokens=9, recall_code=64, recall_words=words).recall
+    fact = [a, b, space, c, d, e]
+    assert beginning(recall, [5, 6], fact) == [False, True, False, False, True, True]
+    assert beginning(recall, [5, c], fact) == [False, True, False, False, False, True]
+    with torch.no_grad():
+        recalled = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), torch.tensor([[0, *fact]]))
+        goes_on = recall.beside(recalled, torch.tensor([[5, c]])).goes_on[0] > 0.5
+        assert goes_on[:, :6].tolist() == [[False] * 6, [False] * 4 + [True, False]]
+
+
+def test_training_does_without_what_keeps_words_whole(speaker) -> None:
+    recall = speaker(recall_words="1" * 50).recall
     fact, text = torch.tensor([[0, *NAME, 9]]), torch.tensor([[5, *NAME, 6]])
     with torch.no_grad():
         recalled, hidden = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), fact), torch.randn(1, 4, 16)
         beside = recall.beside(recalled, text)
-        none = beside._replace(again=torch.zeros_like(beside.again))
-        asked, without = recall.pointer(hidden, beside), recall.pointer(hidden, none)
-        recall.pointer.train()
-        assert torch.equal(recall.pointer(hidden, beside), without)
-        recall.pointer.eval()
-    assert (asked - without).abs().max() > 1e-6
+        zeros = torch.zeros_like(beside.breaks)
+        asked = [
+            recall.pointer(hidden, beside._replace(**{name: zeros for name in left_out}))
+            for left_out in ((), ("breaks",), ("goes_on",), ("breaks", "goes_on"))
+        ]
+        recall.train()
+        assert torch.equal(recall.pointer(hidden, beside), asked[-1])
+        assert not recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), fact).tokens[..., -1].any()
+        recall.eval()
+    assert all((one - asked[-1]).abs().max() > 1e-6 for one in asked[:-1])
 
 
 def test_the_log_odds_are_even_at_the_threshold(recall) -> None:

@@ -97,8 +97,13 @@ def names_held(question: Question, values: torch.Tensor, words: Words, least: fl
 
 def _edges(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tokens ``[N, T]`` begin a word, and which end one; what is no part of a word does both."""
-    goes_on = (words == LETTERS) & (F.pad(words, (1, 0))[:, :-1] != NO_WORD)
+    goes_on = goes_on_with_a_word(words)
     return ~goes_on, ~F.pad(goes_on, (0, 1))[:, 1:]
+
+
+def goes_on_with_a_word(words: torch.Tensor) -> torch.Tensor:
+    """Which tokens ``[N, T]``, of what they are of words, are a word's and not its first."""
+    return (words == LETTERS) & (F.pad(words, (1, 0))[:, :-1] != NO_WORD)
 
 
 def _whole(held: torch.Tensor, begins: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor) -> torch.Tensor:

@@ -23,14 +23,15 @@ from .question import same_token
 BEFORE = 3  # tokens before a recalled one that it is known by: of a name of many letters two are often there twice
 _HELD = 3  # ways in which a text can hold a recalled token: alone, behind the one before it, and before the next
 _BEFORE_NEXT = 2  # the last of these
-# What a word loses that the text holds already, when it would be begun again (docs/lab_log.md). Training does without.
-_AGAIN = 2.0
+# What a token loses that would break a word, and what a pointer is surer where a word goes on (docs/lab_log.md).
+# Training does without.
+_BROKEN, _SURER = 2.0, 3.0
 
 
 class Recalled(NamedTuple):
-    """What was recalled: ``tokens [B, S, D + 5 d]``, to look at, with the code of each, of the three before it and of
-    the next; which of them are there, ``present [B, S]``; and the tokens that were written before and are in a cache,
-    ``after [B, T']``, -1 for padding (None: nothing was)."""
+    """What was recalled: ``tokens [B, S, D + 5 d + 1]``, to look at, with the code of each, of the three before it and
+    of the next, and 1 if a word goes on with it; which of them are there, ``present [B, S]``; and the tokens that were
+    written before and are in a cache, ``after [B, T']``, -1 for padding (None: nothing was)."""
 
     tokens: torch.Tensor
     present: torch.Tensor
@@ -45,7 +46,8 @@ class Beside(NamedTuple):
     cosine of the tokens before these two; and that times the one of those before these. ``held [B, T, S, 3]``: how
     surely the text has said the recalled token so far, 0 to 1, how surely right behind the one before it, and how
     surely right before the next. A letter alone may be there by chance; a name's first right before its second is not.
-    ``again [B, T, S]``: how surely saying the recalled token now would begin a word again that the text holds.
+    ``breaks [B, T, S]``: how surely it would break a word to say the recalled token now: begin one in its middle, or
+    again one that the text holds. ``goes_on [B, T, S]``: how surely it would go on with a word that was begun.
     """
 
     looked_at: torch.Tensor
@@ -53,7 +55,8 @@ class Beside(NamedTuple):
     present: torch.Tensor
     follows: torch.Tensor
     held: torch.Tensor
-    again: torch.Tensor
+    breaks: torch.Tensor
+    goes_on: torch.Tensor
 
 
 def compare(recalled: Recalled, text: torch.Tensor, count: int, space: torch.Tensor | None = None) -> Beside:
@@ -67,8 +70,10 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int, space: torch.Ten
         space: the code ``[d]`` of a space, where it is a token of its own that stands between all words.
     """
     size, here = text.shape[-1], slice(-count, None)
-    sizes = [size] * (2 + BEFORE)
-    looked_at, codes, *before, behind = recalled.tokens.split([recalled.tokens.shape[-1] - sum(sizes), *sizes], dim=-1)
+    sizes = [*[size] * (2 + BEFORE), 1]
+    looked_at, codes, *before, behind, inside = recalled.tokens.split(
+        [recalled.tokens.shape[-1] - sum(sizes), *sizes], dim=-1
+    )
     earlier = [F.pad(text, (0, 0, steps, 0))[:, : text.shape[1]] for steps in range(BEFORE)]
     with full_precision(text.device.type):  # cosines are float32
         is_it = text @ codes.float().mT
@@ -79,12 +84,12 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int, space: torch.Ten
     held = same_token(torch.stack([is_it, in_a_row, before_next], dim=-1)).cummax(dim=1).values
     follows, held = follows[:, here], held[:, here]
     # With it the fact goes on where the text stands in it: behind the token before, if that is more than a space.
-    goes_on = same_token(follows[..., 0 if space is None else 1])
-    again = held[..., _BEFORE_NEXT] * (1 - goes_on)
+    again = held[..., _BEFORE_NEXT] * (1 - same_token(follows[..., 0 if space is None else 1]))
     if space is not None:
         with full_precision(text.device.type):
             again = again * same_token(before[0].float() @ space)[:, None]
-    return Beside(looked_at, codes, recalled.present, follows, held, again)
+    goes_on = inside.float().mT * same_token(follows[..., 0])
+    return Beside(looked_at, codes, recalled.present, follows, held, again + inside.float().mT - goes_on, goes_on)
 
 
 class Reader(nn.Module):
@@ -127,7 +132,8 @@ class Pointer(nn.Module):
     Who has just said the token before a recalled one, and before that the one before, goes on with it. What the text
     holds already is seldom what is to be said: of "Blick belongs to Rex", asked about Blick, Rex; of two names the one
     that is missing (coverage, in the words of See et al.). The rest is learned: where to begin, and when to stop.
-    Outside of training a word is not begun twice, unless it is much likelier than all others.
+    Outside of training words are rather said whole: begun at their first token and said to their last one, and not
+    begun again.
     """
 
     def __init__(self, width: int) -> None:
@@ -148,8 +154,10 @@ class Pointer(nn.Module):
         scores = scores + beside.follows @ self.follow.float()
         scores = scores + (beside.held @ self.covered(hidden).float()[..., None]).squeeze(-1)
         if not self.training:
-            scores = scores - _AGAIN * beside.again
+            scores = scores - _BROKEN * beside.breaks
         some = beside.present.any(dim=1)[:, None, None]
         weights = scores.masked_fill(~(beside.present[:, None] | ~some), -torch.inf).softmax(dim=-1)
-        sure = (self.gate(hidden) + weights.to(hidden.dtype) @ self.sure(beside.looked_at)).float().sigmoid()
-        return torch.where(some, sure * (weights @ beside.codes.float()), 0.0)
+        sure = (self.gate(hidden) + weights.to(hidden.dtype) @ self.sure(beside.looked_at)).float()
+        if not self.training:
+            sure = sure + _SURER * (weights * beside.goes_on).sum(dim=-1, keepdim=True)
+        return torch.where(some, sure.sigmoid() * (weights @ beside.codes.float()), 0.0)
