@@ -15,6 +15,7 @@ from bitgen.model.question import (
     LETTERS,
     NO_WORD,
     Question,
+    depth_in_words,
     lacking,
     names_held,
     same_token,
@@ -357,3 +358,9 @@ def test_words_are_those_of_the_tokens_that_values_hold() -> None:
         told = recall.values(*sequences([33, 40, 50, 59], [7]))
         assert recall._words_of(told.double())[:, :5].tolist() == [[0, 1, 2, 2, 1], [1, 1, 0, 0, 0]]  # and EOS, 1
         assert recall.questions(*sequences([33, 40, 50], [7])).words.tolist() == [[0, 1, 2], [1, 0, 0]]
+
+
+def test_tokens_of_a_word_are_counted_from_its_first() -> None:
+    words = torch.tensor([[2, 1, 1, 0, 1, 1, 2, 1], [1, 1, 0, 0, 1, 2, 2, 0]])
+    assert depth_in_words(words).tolist() == [[0, 1, 2, 0, 0, 1, 0, 1], [0, 1, 0, 0, 0, 0, 0, 0]]
+    assert depth_in_words(words[:, :0]).shape == (2, 0)

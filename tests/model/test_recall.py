@@ -460,14 +460,18 @@ def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: l
     pointer, codes = recall.pointer, recall.codes()
     state = pointer.norm(hidden)
     worth = pointer.covered(state)
-    looked_at, code, *before, behind, inside = recalled.tokens[0].split([16, 4, 4, 4, 4, 4, 1], dim=-1)
+    looked_at, code, *before, behind, depth = recalled.tokens[0].split([16, 4, 4, 4, 4, 4, 1], dim=-1)
     scores, goes_on = [], []
     for token in range(len(code)):
         held = held_by(recall, code[token], before[0][token], behind[token], text)
         score, follows = pointer.query(state) @ pointer.key(looked_at[token]) / 4, 1.0
-        behind_it = float((2 * (codes[text[-1]] @ before[0][token]) - 1).clamp(0, 1))
-        score = score - 2 * (held[2] + float(inside[token])) * (1 - behind_it)  # begun again, or in its middle
-        goes_on.append(behind_it * float(inside[token]))
+        behind_it = 1.0
+        for steps in range(max(1, int(depth[token]))):  # the token before, or all of its word
+            behind_it *= float(codes[text[-1 - steps]] @ before[steps][token]) if steps < len(text) else 0.0
+        one = float((2 * (codes[text[-1]] @ before[0][token]) - 1).clamp(0, 1))
+        goes_on.append(min(1, max(0, 2 * behind_it - 1)) * (depth[token] > 0).item())
+        # Begun again, or in its middle.
+        score = score - 2 * (held[2] * (1 - one) + float(depth[token] > 0) - goes_on[-1])
         for steps, worth_it in enumerate(pointer.follow):
             word = codes[text[-1 - steps]] if steps < len(text) else torch.zeros(4)
             follows = follows * (word @ before[steps][token])
@@ -566,6 +570,8 @@ def test_a_word_is_begun_at_its_first_token_and_gone_on_with(speaker) -> None:
         recalled = recalled_of(recall, torch.zeros(1, 16), torch.tensor([True]), torch.tensor([[0, *fact]]))
         goes_on = recall.beside(recalled, torch.tensor([[5, c]])).goes_on[0] > 0.5
         assert goes_on[:, :6].tolist() == [[False] * 6, [False] * 4 + [True, False]]
+    assert beginning(recall, [5, d], fact) == [False, True, False, False, True, True], "d alone is no beginning"
+    assert beginning(recall, [c, d], fact) == [False, True, False, True, True, False], "and c is said"
 
 
 def test_training_does_without_what_keeps_words_whole(speaker) -> None:

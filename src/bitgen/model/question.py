@@ -97,13 +97,15 @@ def names_held(question: Question, values: torch.Tensor, words: Words, least: fl
 
 def _edges(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tokens ``[N, T]`` begin a word, and which end one; what is no part of a word does both."""
-    goes_on = goes_on_with_a_word(words)
+    goes_on = depth_in_words(words) > 0
     return ~goes_on, ~F.pad(goes_on, (0, 1))[:, 1:]
 
 
-def goes_on_with_a_word(words: torch.Tensor) -> torch.Tensor:
-    """Which tokens ``[N, T]``, of what they are of words, are a word's and not its first."""
-    return (words == LETTERS) & (F.pad(words, (1, 0))[:, :-1] != NO_WORD)
+def depth_in_words(words: torch.Tensor) -> torch.Tensor:
+    """How many tokens of its word stand before each token ``[N, T]``, by what they are of words."""
+    begins = (words != LETTERS) | (F.pad(words, (1, 0))[:, :-1] == NO_WORD)
+    number = torch.arange(words.shape[1], device=words.device).expand_as(words)
+    return number - (number * begins).cummax(dim=1).values if words.shape[1] else number
 
 
 def _whole(held: torch.Tensor, begins: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .configuration_bitgen import BitGenConfig
 from .picture import Picture, key_of_the_whole
-from .question import IN_A_ROW, Question, goes_on_with_a_word, lacking, names_held
+from .question import IN_A_ROW, Question, depth_in_words, lacking, names_held
 from .recalled import BEFORE, Beside, Pointer, Reader, Recalled, compare
 
 _TEXT_LAYERS = 2
@@ -254,10 +254,10 @@ class Recall(nn.Module):
         looked_at = self.value_out(codes) + self.value_before(before[0]) + self.place + seen[:, :, None].to(codes.dtype)
         # Behind a text's end there is nothing.
         real = codes.square().sum(dim=-1) > _LEAST_CODE
-        inside = torch.zeros_like(codes[..., :1])
+        depth = torch.zeros_like(codes[..., :1])
         if not self.training:  # which does without
-            inside = goes_on_with_a_word(self._words_of(values.flatten(0, 1))).view_as(inside).to(inside)
-        tokens = torch.cat([looked_at, codes, *before, behind, inside], dim=-1).flatten(1, 2)
+            depth = depth_in_words(self._words_of(values.flatten(0, 1))).clamp_max(BEFORE).view_as(depth).to(depth)
+        tokens = torch.cat([looked_at, codes, *before, behind, depth], dim=-1).flatten(1, 2)
         return Recalled(tokens, (real & present[..., None]).flatten(1, 2))
 
     def beside(

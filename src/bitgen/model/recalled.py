@@ -30,8 +30,8 @@ _BROKEN, _SURER = 2.0, 3.0
 
 class Recalled(NamedTuple):
     """What was recalled: ``tokens [B, S, D + 5 d + 1]``, to look at, with the code of each, of the three before it and
-    of the next, and 1 if a word goes on with it; which of them are there, ``present [B, S]``; and the tokens that were
-    written before and are in a cache, ``after [B, T']``, -1 for padding (None: nothing was)."""
+    of the next, and how many of those before it are of its word; which of them are there, ``present [B, S]``; and the
+    tokens that were written before and are in a cache, ``after [B, T']``, -1 for padding (None: nothing was)."""
 
     tokens: torch.Tensor
     present: torch.Tensor
@@ -71,7 +71,7 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int, space: torch.Ten
     """
     size, here = text.shape[-1], slice(-count, None)
     sizes = [*[size] * (2 + BEFORE), 1]
-    looked_at, codes, *before, behind, inside = recalled.tokens.split(
+    looked_at, codes, *before, behind, depth = recalled.tokens.split(
         [recalled.tokens.shape[-1] - sum(sizes), *sizes], dim=-1
     )
     earlier = [F.pad(text, (0, 0, steps, 0))[:, : text.shape[1]] for steps in range(BEFORE)]
@@ -88,8 +88,10 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int, space: torch.Ten
     if space is not None:
         with full_precision(text.device.type):
             again = again * same_token(before[0].float() @ space)[:, None]
-    goes_on = inside.float().mT * same_token(follows[..., 0])
-    return Beside(looked_at, codes, recalled.present, follows, held, again + inside.float().mT - goes_on, goes_on)
+    # A word goes on where the text has said it so far.
+    inside = F.one_hot(depth[..., 0].long().clamp(0, BEFORE), 1 + BEFORE)[:, None, :, 1:].to(follows)
+    goes_on = (inside * same_token(follows)).sum(dim=-1)
+    return Beside(looked_at, codes, recalled.present, follows, held, again + inside.sum(dim=-1) - goes_on, goes_on)
 
 
 class Reader(nn.Module):
