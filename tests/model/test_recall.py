@@ -471,7 +471,7 @@ def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: l
         one = float((2 * (codes[text[-1]] @ before[0][token]) - 1).clamp(0, 1))
         goes_on.append(min(1, max(0, 2 * behind_it - 1)) * (depth[token] > 0).item())
         # Begun again, or in its middle.
-        score = score - 2 * (held[2] * (1 - one) + float(depth[token] > 0) - goes_on[-1])
+        score = score - 3 * (held[2] * (1 - one) + float(depth[token] > 0) - goes_on[-1])
         for steps, worth_it in enumerate(pointer.follow):
             word = codes[text[-1 - steps]] if steps < len(text) else torch.zeros(4)
             follows = follows * (word @ before[steps][token])

@@ -25,7 +25,7 @@ _HELD = 3  # ways in which a text can hold a recalled token: alone, behind the o
 _BEFORE_NEXT = 2  # the last of these
 # What a token loses that would break a word, and what a pointer is surer where a word goes on (docs/lab_log.md).
 # Training does without.
-_BROKEN, _SURER = 2.0, 3.0
+_BROKEN, _SURER = 3.0, 3.0
 
 
 class Recalled(NamedTuple):
