@@ -167,7 +167,9 @@ def test_where_words_begin_and_end_is_known_of_the_tokens_of_any_tokenizer(kind)
     tokenizer = (made | {"gaps": lambda: wordlevel_tokenizer(3)})[kind]()
     words = words_of(tokenizer)
     assert len(words) == vocabulary_size(tokenizer) and set(words) <= set("012")
-    assert all(words[token] == str(NO_WORD) for token in tokenizer.all_special_ids)
+    for token in tokenizer.all_special_ids:
+        unknown = token == tokenizer.unk_token_id and token not in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        assert words[token] == str(BEHIND_SPACE if unknown else NO_WORD)
     for text in ("the dog, runs on grass.", "a dog: the grass?", "dog on the grass"):
         if kind in ("wordlevel", "gaps"):  # to which a word with a mark behind it is unknown
             text = re.sub(r"[^\w ]", "", text)
@@ -187,8 +189,14 @@ def test_where_words_begin_and_end_is_known_of_the_tokens_of_any_tokenizer(kind)
 def test_letters_that_are_no_ascii_are_letters_in_whole_and_in_part():
     tokenizer = train_bpe(["\u00c5sa \u00c5sa", "Zo\u00eb"] * 3, 262)
     words = words_of(tokenizer)
-    for name in ("\u00c5sa", "Zo\u00eb", "\u0141ukasz"):
+    for name in ("\u00c5sa", "Zo\u00eb", "\u0141ukasz", "\u0c30\u0c3e\u0c2e"):
         assert {words[token] for token in text_ids(tokenizer, [name])[0]} == {str(LETTERS)}
+
+
+def test_curly_marks_are_taught_as_those_of_a_keyboard():
+    """Byte by byte they would be taken for letters of the names beside them."""
+    config = BitGenConfig(feature_dim=6, feature_tokens=4, vocab_size=300)
+    assert config.as_taught("Anna\u2019s \u201cRex\u201d \u2013 a dog\u2026") == 'Anna\'s "Rex" - a dog...'
 
 
 def test_a_network_of_an_earlier_release_learns_its_words_and_others_keep_theirs():

@@ -39,6 +39,7 @@ def turned(cosine: float) -> torch.Tensor:
     ("texts", "cosine", "warned"),
     [
         (("Otto owns Blick", "Blick is owned by Mia"), 0.8, True),
+        (("Otto owns Blick", "Mia owns Blick"), 0.8, True),  # but for one word the same
         (("Otto owns Blick", "Blick is owned by Mia"), 0.6, False),  # it is asked for otherwise
         (("Otto owns Blick", "Rex is owned by Mia"), 0.8, False),  # of somebody else
         (("Otto owns Blick", "Otto owns Blick"), 0.8, False),  # the same
@@ -55,6 +56,7 @@ def test_an_earlier_sentence_that_may_be_contradicted_is_named(speaker, caplog, 
     found = warnings(caplog, "is told beside")
     assert len(found) == warned
     assert not warned or f"'{texts[1]}' is told beside '{texts[0]}' (episode 1)" in found[0] and "forget it" in found[0]
+    assert not warned or ("answered with the later." in found[0]) == (texts[1] == "Mia owns Blick")
 
 
 def test_an_edit_that_contradicts_an_earlier_or_later_sentence_names_it(speaker, caplog, monkeypatch) -> None:

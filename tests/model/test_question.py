@@ -143,7 +143,7 @@ def test_names_against_words_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch
     ]
     for at_once in (8_000_000, 500):
         monkeypatch.setattr(question, "_AT_ONCE", at_once)
-        found = names_held(questions, values(*facts), kinds_of, 2.5)
+        found = names_held(questions, values(*([*fact, PADDING] for fact in facts)), kinds_of, 2.5)
         assert found.tolist() == expected
     assert 0.2 < found.float().mean() < 0.8
 
@@ -168,9 +168,29 @@ def test_names_by_hand(words: list[int], fact: list[int], held: bool) -> None:
 
 
 def test_a_word_that_is_worth_little_is_no_name() -> None:
-    worth = torch.tensor([[[0.0, 1.0, 1.5], [0.5, 1.0, 1.0]]])  # of one word, 5 nats together
+    worth = torch.tensor([[[2.5, 0.0, 0.0], [0.5, 1.0, 1.0]]])  # of one word, 5 nats together
     for least, held in ((4.9, False), (5.0, True)):
         assert names_held(asked([[7, 2]], worth, KINDS), values([8]), kinds_of, least).item() == held
+
+
+def test_a_word_that_may_be_cut_at_a_value_s_end_is_no_whole_one() -> None:
+    question = asked([[7, 2]], words=KINDS)
+    assert not names_held(question, values([8, 7, 2]), kinds_of, 5.0).any(), "Aa, or the beginning of Aab"
+    assert names_held(question, values([8, 7, 2, 1]), kinds_of, 5.0).all()
+    assert names_held(question, values([7, 2, 8]), kinds_of, 5.0).all()
+
+
+def test_what_tokens_are_of_words_is_looked_up_in_the_facts_alone_that_may_have_a_name() -> None:
+    looked_up: list[int] = []
+
+    def kinds(told: torch.Tensor) -> torch.Tensor:
+        looked_up.append(len(told))
+        return kinds_of(told)
+
+    facts = values([7, 2, 1], [8, 2, 1], [7, 2, 3], [9, 1, 1])
+    assert names_held(asked([[0, 1]], words=KINDS), facts, kinds, 5.0).all()
+    assert names_held(asked([[7, 2, 1], [0, 1]], words=KINDS), facts, kinds, 5.0)[0].tolist() == [True, *[False] * 3]
+    assert looked_up == [0, 2]
 
 
 def test_no_facts_and_no_words() -> None:
@@ -236,7 +256,7 @@ def test_neither_padding_nor_begin_nor_end_is_a_word(recall) -> None:
     with torch.no_grad():
         told = recall.values(*sequences(*NAMES, [7, 8, 9]))
         together = recall.questions(*sequences(*texts))
-        assert (together.worth > 0).all(dim=-1).sum(dim=1).tolist() == [5, 2, 1]
+        assert (together.worth[..., 0] > 0).sum(dim=1).tolist() == [5, 2, 1]
         torch.testing.assert_close(together.keys, recall.text_keys(*sequences(*texts)))
         for row, text in enumerate(texts):
             alone = recall.questions(*sequences(text))
@@ -253,8 +273,9 @@ def test_each_word_is_worth_what_its_own_place_tells() -> None:
     for row, length in ((0, 4), (1, 2)):
         for word in range(4):
             by_hand = F.softplus(recall.word_worth(hidden[row, word + 1]) - 2) * (word < length)
-            torch.testing.assert_close(found[row, word], by_hand)
-    assert found[0].std(dim=0).min() > 1e-3
+            # Of the first word nothing stands before it, and of the second one word.
+            torch.testing.assert_close(found[row, word], by_hand * (torch.arange(3) <= word))
+    assert found[0, 2:].std(dim=0).min() > 1e-3
 
 
 def test_words_that_a_key_leaves_out_in_training_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +283,7 @@ def test_words_that_a_key_leaves_out_in_training_still_count(monkeypatch: pytest
     monkeypatch.setattr(torch, "rand", lambda shape, device=None: torch.zeros(shape))  # all are left out
     found = recall.questions(*sequences([33, 40, 50, 60], [7, 8]))
     torch.testing.assert_close(found.keys[0], found.keys[1])  # of BOS alone
-    assert (found.worth > 0).all(dim=-1).tolist() == [[True] * 4, [True, True, False, False]]
+    assert (found.worth[..., 0] > 0).tolist() == [[True] * 4, [True, True, False, False]]
 
 
 def test_in_half_precision_nats_are_whole(recall) -> None:

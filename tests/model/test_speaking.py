@@ -12,7 +12,17 @@ from bitgen.model import picture as pictures
 from bitgen.model import speaking
 from bitgen.model.picture import Picture, key_of_the_whole, nearness
 from bitgen.model.recall import Recall
-from bitgen.model.speaking import BY_PICTURE, BY_TEXT, Found, Meaning, chosen, find, recalled_for, told_last
+from bitgen.model.speaking import (
+    BY_PICTURE,
+    BY_TEXT,
+    Found,
+    Meaning,
+    chosen,
+    find,
+    find_asked,
+    recalled_for,
+    told_last,
+)
 from support.speaking import RECALL
 
 
@@ -209,3 +219,41 @@ def test_a_picture_that_was_taught_again_and_again_recalls_the_last(recall) -> N
         nothing = torch.zeros(52, recall.value_width)
         once, again = find(recall, last, nothing[:1], seen), find(recall, keys, nothing, seen)
     assert chosen(again) == [[51]] and torch.equal(again.confidence[0, 51], once.confidence[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("later", "recalled"),
+    [
+        ([30, 31, 41], 1),  # the same but for the last word
+        ([41, 31, 40], 1),  # and but for the first
+        ([30, 31, 41, 42], 0),  # one word more
+        ([30, 33, 41], 0),  # two words differ
+        ([30, 31, 40], 0),  # none
+    ],
+)
+def test_of_two_sentences_that_differ_in_one_word_the_later_is_meant(
+    open_model, later: list[int], recalled: int
+) -> None:
+    """Though the earlier is nearer to the question, and both are meant."""
+    recall = open_model(**(RECALL | {"recall_tokens": 6, "recall_code": 32})).recall
+    keys = F.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.4], [0.0, 1.0]]), dim=1)
+    keys = F.pad(keys, (0, RECALL["recall_dim"] - 2))
+    with torch.no_grad():
+        recall.threshold.fill_(0.3)
+        texts = [[0, 30, 31, 40, 1], [0, *later, 1], [0, 30, 31, 42, 1]]  # the third is far from the question
+        values = torch.cat([recall.values(torch.tensor([text]), torch.ones(1, len(text))) for text in texts])
+        question = recall.questions(torch.tensor([[0, 31, 1]]), torch.ones(1, 3))._replace(keys=keys[:1])
+        found = find_asked(recall, keys, values, question)
+    assert chosen(found) == [[recalled]]
+    assert (found.confidence[0] > BY_TEXT.sure).sum() == (1 if recalled else 2)
+
+
+def test_words_of_values_are_their_tokens_without_marks(open_model) -> None:
+    words = "".join({7: "0", 8: "1", 9: "1"}.get(token, "2") for token in range(50))
+    recall = open_model(**(RECALL | {"recall_tokens": 6, "recall_code": 32, "recall_words": words})).recall
+    with torch.no_grad():
+        told = recall.values(
+            torch.tensor([[0, 30, 8, 9, 7, 8], [0, 7, 7, 31, 1, 2]]), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+        )
+        assert recall.words_in(told.double()) == [[(30, 8, 9), (8,)], [(31,)]]
+        assert recall.words_in(told[:0]) == []

@@ -62,7 +62,8 @@ def generate_texts(
         model: in eval mode.
         temperature: 0: what is likeliest; else each token is drawn, from torch's global random state.
         image: ``pixel_values [B, 3, H, W]`` or ``vision_features [B, P, C]``, one for each prompt; none: text alone.
-            And what a memory recalled for them, ``recalled [B, S, D + 5 d]``, ``recalled_mask [B, S]``; none: nothing.
+            And what a memory recalled for them, ``recalled [B, S, D + 5 d + 1]`` and ``recalled_mask [B, S]``; none:
+            nothing.
 
     Raises:
         ValueError: a prompt as long as the context, after which nothing can follow, or a search out of its range.

@@ -11,7 +11,7 @@ import torch
 from bitgen.guards.printable import printable
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.episodes import Episode, Held
-from bitgen.model.speaking import BY_PICTURE, BY_TEXT
+from bitgen.model.speaking import BY_PICTURE, BY_TEXT, one_word_apart
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +77,13 @@ def warn_of_contradictions(held: Held, newest: int, id: str | None = None) -> No
     if found:
         old, newer = found[-1]
         logger.warning(
-            "'%s' is told beside '%s' (episode %s)%s, and a question may be answered with either. If that one is no "
+            "'%s' is told beside '%s' (episode %s)%s, and a question may be answered with %s. If that one is no "
             "longer true, edit it or forget it.",
             printable(newer.text, 60),
             printable(old.text, 60),
             printable(old.id, 60),
             f" and {len(found) - 1:,} more such pairs" if len(found) > 1 else "",
+            "the later" if one_word_apart(*(re.findall(r"\w+", one.text) for one in (old, newer))) else "either",
         )
 
 

@@ -22,6 +22,7 @@ from bitgen.memory.associative import AssociativeMemory
 from bitgen.memory.encoder import PROBE_TEXT, SHOWN, MemoryImage, PairEncoder
 from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
+from bitgen.model.configuration_bitgen import plain_marks
 from bitgen.model.picture import Picture
 from bitgen.model.question import Question
 from bitgen.model.recall import Recall
@@ -126,8 +127,20 @@ class FactEncoder:
 
     @torch.no_grad()
     def question_cue(self, text: str) -> Cue:
-        """The cue that a question is (:func:`as_question`). Raises ValueError as :meth:`PairEncoder.texts` does."""
-        return self.recall.questions(*self.encoder.tokens([text], written=as_question))
+        """The cue that a question is (:func:`as_question`). Raises ValueError as :meth:`PairEncoder.texts` does.
+
+        Where texts are taught behind a space, the question's names are looked for as they are written behind one, too;
+        otherwise one that it begins with would have other tokens than in a fact.
+        """
+
+        def written(question: str) -> str:
+            return plain_marks(as_question(question))
+
+        cue = self.recall.questions(*self.encoder.tokens([text], written=written))
+        if not self.recall.config.recall_behind_space:
+            return cue
+        behind = self.encoder.tokens([text], say=False, written=lambda question: f" {written(question)}")
+        return self.recall.questions(*behind)._replace(keys=cue.keys)
 
     def probe(self) -> SpokenProbe:
         """Key and value of a fixed image and text, by which a memory knows the training that made it."""

@@ -52,6 +52,17 @@ def check_sizes(embed_dim: int, num_heads: int, vision_embed_dim: int, positions
         )
 
 
+# As phones and word processors write them, which byte-level tokenizers take apart like letters that they never read.
+_PLAIN = {
+    "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u2026": "...",
+}  # fmt: skip
+
+
+def plain_marks(text: str) -> str:
+    """A text with the marks of a keyboard in place of curly quotes, long dashes and ellipses."""
+    return text.translate(str.maketrans(_PLAIN))
+
+
 class BitGenConfig(PretrainedConfig):
     """Configuration of :class:`BitGenModel`.
 
@@ -83,7 +94,8 @@ class BitGenConfig(PretrainedConfig):
         recall_space: id of the space before a name, where it is a token of its own (``token_ids.space_id``).
         recall_behind_space: a text is encoded behind a space when it is taught. Its first word then has the tokens that
             it has inside other texts (``token_ids.begins_behind_space``).
-        recall_words: what each token is of a word (``token_ids.words_of``).
+        recall_words: what each token of the tokenizer is of a word, a digit for each id (``token_ids.words_of``); later
+            ids, as of tokens that were added since, are no part of words.
 
     Raises:
         ValueError: sizes that cannot fit together, naming the field.
@@ -200,8 +212,8 @@ class BitGenConfig(PretrainedConfig):
         self._check()
 
     def as_taught(self, text: str) -> str:
-        """A text as it is encoded to be taught: composed Unicode, with one plain space between words."""
-        text = " ".join(unicodedata.normalize("NFC", text).split())
+        """A text as it is encoded to be taught: composed Unicode, plain marks, and one plain space between words."""
+        text = " ".join(plain_marks(unicodedata.normalize("NFC", text)).split())
         return f" {text}" if self.recall_behind_space else text
 
     @classmethod
@@ -272,8 +284,8 @@ class BitGenConfig(PretrainedConfig):
         if self.recall_space is not None and not 0 <= self.recall_space < self.vocab_size:
             raise ValueError(f"recall_space={self.recall_space} is no token of a vocabulary of {self.vocab_size}.")
         words = self.recall_words
-        if words is not None and not (isinstance(words, str) and set(words) <= set("012")):
-            raise ValueError("recall_words must have a digit for each token: 0, 1 or 2.")
+        if words is not None and not (isinstance(words, str) and words and set(words) <= set("012")):
+            raise ValueError("recall_words must have a digit for each token of the tokenizer: 0, 1 or 2.")
         for name, value, allowed in (
             ("fusion", self.fusion, FUSION_KINDS),
             ("image_pooling", self.image_pooling, IMAGE_POOLINGS),

@@ -78,8 +78,10 @@ def names_held(question: Question, values: torch.Tensor, words: Words, least: fl
     codes, (begins, ends) = question.codes.float(), _edges(question.words)
     (count, length, width), size = codes.shape, values.shape[1] // codes.shape[-1]
     number = begins.cumsum(dim=1)
-    together = (number[:, :, None] == number[:, None]).float() @ question.worth.float().sum(dim=-1, keepdim=True)
-    other = ~ends | (question.words == NO_WORD) | (together[..., 0] <= least)  # tokens that end no name
+    in_one = number[:, :, None] == number[:, None]  # [B, T, T]
+    together = (in_one * question.worth.float().sum(dim=-1)[:, None]).sum(dim=-1)
+    other = ~ends | (question.words == NO_WORD) | (together <= least)  # tokens that end no name
+    names = ~other.all(dim=1)[:, None]
     found = [torch.zeros(count, 0, dtype=torch.bool, device=codes.device)]
     for part in values.split(max(1, _AT_ONCE // max(1, count * length * size))):
         with full_precision(codes.device.type):
@@ -88,9 +90,11 @@ def names_held(question: Question, values: torch.Tensor, words: Words, least: fl
         # Few facts have a name's tokens at all: where their own words begin and end is looked up for these alone.
         anywhere = torch.ones(len(part), size, dtype=torch.bool, device=held.device)
         whole = (_whole(held, begins, anywhere, anywhere) | other[..., None]).all(dim=1)
-        some = whole.any(dim=0).nonzero().flatten()
-        edges = _edges(words(part[some.to(part.device)]).to(held.device))
-        whole[:, some] = (_whole(held[:, :, some], begins, *edges) | other[..., None]).all(dim=1)
+        some = (whole & names).any(dim=0).nonzero().flatten()
+        told = words(part[some.to(part.device)]).to(held.device)
+        starts, stops = _edges(told)
+        stops[:, -1] &= told[:, -1] == NO_WORD  # a word may be cut there
+        whole[:, some] = (_whole(held[:, :, some], begins, starts, stops) | other[..., None]).all(dim=1)
         found.append(whole)
     return torch.cat(found, dim=1)
 

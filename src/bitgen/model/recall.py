@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from .configuration_bitgen import BitGenConfig
 from .picture import Picture, key_of_the_whole
-from .question import IN_A_ROW, Question, depth_in_words, lacking, names_held
+from .question import IN_A_ROW, NO_WORD, Question, depth_in_words, lacking, names_held
 from .recalled import BEFORE, Beside, Pointer, Reader, Recalled, compare
 
 _TEXT_LAYERS = 2
 _LEAST_CODE = 0.25  # of a code's squared length, which is 1 as it is written
 _PICTURES, _QUESTIONS, _KEYS_ALONE = 0, 1, 2  # kinds of cue
 _WORTH = -2.0  # of a word that training has not weighed yet, before the softplus: 0.13 nats
+_AT_ONCE = 10_000_000  # pairs of a value's token and the vocabulary's that are compared together
 _TEXT_DROPPED = 0.05  # of a text's tokens, before its key is made, in training
 
 
@@ -133,8 +134,10 @@ class Recall(nn.Module):
         hidden, kept = self._text(input_ids, attention_mask)
         words = attention_mask[:, 2:, None]  # neither BOS nor EOS
         worth = F.softplus(self.word_worth(hidden[:, 1:-1]).float() + _WORTH) * words
-        codes = self.codes()[input_ids[:, 1:-1]] * words
-        return Question(self._text_key(hidden, kept), codes, worth, self._words()[input_ids[:, 1:-1]] * words[..., 0])
+        ids = input_ids[:, 1:-1]
+        behind = torch.arange(IN_A_ROW, device=ids.device) <= torch.arange(ids.shape[1], device=ids.device)[:, None]
+        kinds = torch.zeros_like(ids) if self.training else self._words()[ids] * words[..., 0]  # which does without
+        return Question(self._text_key(hidden, kept), self.codes()[ids] * words, worth * behind, kinds)
 
     def _text_key(self, hidden: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.text_key(_mean(hidden, kept)).float(), dim=-1)
@@ -211,20 +214,35 @@ class Recall(nn.Module):
 
     def _words(self) -> torch.Tensor:
         """What each token is of a word, ``[V]``."""
-        known = [int(digit) for digit in self.config.recall_words or ""]
-        words = torch.zeros(self.code_embedding.num_embeddings, dtype=torch.long)
-        words[: len(known)] = torch.tensor(known[: len(words)], dtype=torch.long)
-        return words.to(self.place.device)
+        size, device = self.code_embedding.num_embeddings, self.place.device
+        digits = (self.config.recall_words or "")[:size].ljust(size, "0").encode()
+        return torch.frombuffer(bytearray(digits), dtype=torch.uint8).to(device).long() - ord("0")
 
     def _words_of(self, values: torch.Tensor) -> torch.Tensor:
         """The same of the tokens of values, ``[N, L d]`` to ``[N, L]``."""
         tokens = self.tokens_of(values.to(self.place.device, torch.float32))
         return self._words()[tokens.clamp_min(0)] * (tokens >= 0)
 
+    def words_in(self, values: torch.Tensor) -> list[list[tuple[int, ...]]]:
+        """The words of each of the texts of values ``[N, L d]``, each of them its tokens; marks are none."""
+        texts: list[list[tuple[int, ...]]] = []
+        tokens, words = self.tokens_of(values.to(self.place.device, torch.float32)), self._words_of(values)
+        for row, kinds, depths in zip(tokens.tolist(), words.tolist(), depth_in_words(words).tolist(), strict=True):
+            text: list[tuple[int, ...]] = []
+            for token, kind, depth in zip(row, kinds, depths, strict=True):
+                if kind != NO_WORD:
+                    text[-1:] = [(*text[-1], token)] if depth else [*text[-1:], (token,)]
+            texts.append(text)
+        return texts
+
     def tokens_of(self, values: torch.Tensor) -> torch.Tensor:
         """The tokens that values ``[B, L d]`` are nearest to, ``[B, L]``, -1 behind a text's end."""
-        length = values.unflatten(-1, (self.length, self.code_width)).square().sum(dim=-1)
-        return self.value_logits(values).argmax(dim=-1).masked_fill(length <= _LEAST_CODE, -1)
+        codes = values.unflatten(-1, (self.length, self.code_width))
+        real = codes.square().sum(dim=-1) > _LEAST_CODE
+        tokens = torch.full_like(real, -1, dtype=torch.long)
+        parts = codes[real].split(max(1, _AT_ONCE // self.code_embedding.num_embeddings))
+        tokens[real] = torch.cat([self.said_logits(part).argmax(dim=-1) for part in parts])
+        return tokens
 
     def said_logits(self, said: torch.Tensor) -> torch.Tensor:
         """What the output head's logits gain by codes of tokens ``[..., d]``: ``[..., V]``."""

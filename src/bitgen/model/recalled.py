@@ -91,7 +91,8 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int, space: torch.Ten
     # A word goes on where the text has said it so far.
     inside = F.one_hot(depth[..., 0].long().clamp(0, BEFORE), 1 + BEFORE)[:, None, :, 1:].to(follows)
     goes_on = (inside * same_token(follows)).sum(dim=-1)
-    return Beside(looked_at, codes, recalled.present, follows, held, again + inside.sum(dim=-1) - goes_on, goes_on)
+    breaks = (again + inside.sum(dim=-1) - goes_on).clamp_max(1)
+    return Beside(looked_at, codes, recalled.present, follows, held, breaks, goes_on)
 
 
 class Reader(nn.Module):

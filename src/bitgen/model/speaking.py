@@ -87,12 +87,25 @@ def find(
 def find_asked(
     recall: Recall, keys: torch.Tensor, values: torch.Tensor, question: Question, meaning: Meaning = BY_TEXT
 ) -> Found:
-    """Compare questions with facts: by keys ``[E, k]``, and by the names that the values ``[E, L d]`` hold."""
+    """Compare questions with facts: by keys ``[E, k]``, and by the names that the values ``[E, L d]`` hold. Of two that
+    differ in one word and are both meant, the later is."""
     keys = keys.to(question.keys)
     logits = recall.asked_odds(question, keys)
     if meaning.names is not None:
         logits = logits.masked_fill(~recall.asked_names(question, values, meaning.names), -torch.inf)
-    return _meant(logits, keys, torch.zeros_like(logits, dtype=torch.long), meaning)
+    found = _meant(logits, keys, torch.zeros_like(logits, dtype=torch.long), meaning)
+    for row in ((found.confidence > meaning.sure).sum(dim=1) > 1).nonzero().flatten().tolist():
+        facts = (found.confidence[row] > meaning.sure).nonzero().flatten()
+        words = recall.words_in(values[facts.to(values.device)])
+        earlier = [any(one_word_apart(text, later) for later in words[at + 1 :]) for at, text in enumerate(words)]
+        found.confidence[row, facts[torch.tensor(earlier, device=facts.device)]] = 0
+    return found
+
+
+def one_word_apart(text: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two texts, as their words, are the same but for one word: of "Blick belongs to Anna" and "Blick belongs
+    to Otto" the later is true."""
+    return len(text) == len(other) and sum(one != two for one, two in zip(text, other, strict=True)) == 1
 
 
 def _meant(logits: torch.Tensor, keys: torch.Tensor, at: torch.Tensor, meaning: Meaning) -> Found:

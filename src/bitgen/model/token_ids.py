@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import string
+import unicodedata
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedTokenizerBase
-
-from .configuration_bitgen import BitGenConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 # With each letter that a name may begin with, and several that may follow.
 _NAMES = [f"{first}{second}" for first in string.ascii_uppercase for second in "aeilrou"]
@@ -55,24 +54,26 @@ def begins_behind_space(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def words_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """What each token is of a word, a digit for each id: 0 no part of one (spaces, marks, special tokens), 1 letters, 2
-    letters behind a space, with which a word begins."""
+    letters behind a space, with which a word begins. An unknown word is a word."""
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     specials = set(tokenizer.all_special_ids)
     before = text_ids(tokenizer, ["a"])[0]
     alone = tokenizer.decode(before)
 
     def kind(token: int) -> str:
         if token in specials:
-            return "0"
+            return "2" if token == tokenizer.unk_token_id and token not in ends else "0"
         text = tokenizer.decode([*before, token]).removeprefix(alone)  # alone a token may lose its space
-        letters = text.lstrip(" ")[:1]
-        # A part of a character that is no ASCII decodes to a mark of its own.
-        return "0" if not (letters.isalnum() or letters == "\N{REPLACEMENT CHARACTER}") else "12"[text[0] == " "]
+        first = text.lstrip(" ")[:1]
+        # Letters, numbers and signs on letters; a part of such a character decodes to a mark of its own.
+        is_word = first != "" and (unicodedata.category(first)[0] in "LNM" or first == "\N{REPLACEMENT CHARACTER}")
+        return "12"[text[0] == " "] if is_word else "0"
 
     known = set(tokenizer.get_vocab().values())  # ids may have gaps
     return "".join(kind(token) if token in known else "0" for token in range(max(known) + 1))
 
 
-def know_words(config: BitGenConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def know_words(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a network that recalls know its tokenizer's words, where its files are of an earlier release."""
     if config.recall_tokens and config.recall_words is None:
         config.recall_words = words_of(tokenizer)
