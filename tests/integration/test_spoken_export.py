@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from bitgen.export.revisions import export_run
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
+from bitgen.model.token_ids import words_of
+from bitgen.trained import open_model
 from support.runs import written_run
 from support.warm import run_alone
 
@@ -37,3 +41,18 @@ def test_it_is_taught_and_speaks_in_a_fresh_process_without_this_repository(tmp_
         for kind, beams in (("found", 1), ("beams", 3)):
             for inputs, expected in zip((text, image), said[kind], strict=True):
                 assert torch.equal(model.generate(**inputs, **options, num_beams=beams)[:, -6:], expected)
+
+
+def test_an_export_of_an_earlier_release_learns_its_words_where_it_is_opened_and_is_named_elsewhere(tmp_path):
+    folder = export_run(str(written_run(**RECALL)), str(tmp_path / "export"), True, False, {})
+    file = Path(folder) / "config.json"
+    config = json.loads(file.read_text())
+    words = config.pop("recall_words")
+    file.write_text(json.dumps(config))
+    opened = open_model(folder)
+    assert opened.model.config.recall_words == words == words_of(opened.tokenizer)
+    model = BitGenForCausalLM.from_pretrained(folder)
+    memory = model.new_memory()
+    memory.teach("the dog sat", opened.tokenizer)
+    with pytest.raises(ValueError, match="written by an earlier release"):
+        model.generate(torch.tensor([[0, 5, 6]]), memory=memory)

@@ -179,7 +179,7 @@ class Recall(nn.Module):
         if self.config.recall_words is None:
             raise ValueError(
                 "This model was written by an earlier release of BitGen, which did not keep what its tokens are of "
-                "words. Export it again from its checkpoint (src/export.py)."
+                "words. Open it with bitgen.load, or export it again from its checkpoint (src/export.py)."
             )
         return names_held(question, values, self._words_of, least)
 
