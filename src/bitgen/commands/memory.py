@@ -39,8 +39,8 @@ A model that was trained to speak from a memory (configs/memory_scenes.yaml) say
 and src/ask.py with --memory FILE too, and can be told sentences without a picture. Before the episodes recall writes
 what the model says of the picture, or answers to the text, and which episodes it has that from, each with the
 probability that the picture or text is about it; a picture must be the surer, the more facts there are. Of two
-pictures of one thing the later is said; of sentences that contradict each other either may be; where teach notices it
-names the earlier one, to edit or forget.
+pictures of one thing the later is said, and of two sentences that differ in one word; of sentences that contradict each
+other in other words either may be. Where teach notices it, it names the earlier one, to edit or forget.
 
 A memory tells min(slots, width of the model's features) episodes apart for certain; with --widen as many as it has
 slots. Beyond that it warns and says what to expect; --slots with teach makes a memory larger at any time."""
