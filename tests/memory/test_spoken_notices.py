@@ -56,7 +56,24 @@ def test_an_earlier_sentence_that_may_be_contradicted_is_named(speaker, caplog, 
     found = warnings(caplog, "is told beside")
     assert len(found) == warned
     assert not warned or f"'{texts[1]}' is told beside '{texts[0]}' (episode 1)" in found[0] and "forget it" in found[0]
-    assert not warned or ("answered with the later." in found[0]) == (texts[1] == "Mia owns Blick")
+    assert not warned or ("answered with episode 2, the last" in found[0]) == (texts[1] == "Mia owns Blick")
+
+
+def test_an_edit_of_an_earlier_sentence_says_that_a_later_one_is_what_is_said(speaker, caplog, monkeypatch) -> None:
+    told = pairs(2)
+    told[:, : told.shape[1] // 2] = 0  # no pictures
+    near, values = turned(0.8), torch.randn(2, TOKENS * CODE)
+    speaker.write_codes(
+        told, ["Blick belongs to Anna", "Blick belongs to Otto"], spoken=torch.cat([near, values], dim=1)
+    )
+    code = torch.cat([near[0], values[0]]).double()
+    monkeypatch.setattr(FactEncoder, "codes", lambda self, texts: code[None])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        speaker.edit("1", "Blick belongs to Mia")
+    [line] = warnings(caplog, "is told beside")
+    assert "'Blick belongs to Mia' is told beside 'Blick belongs to Otto' (episode 2)" in line
+    assert line.endswith("may be answered with episode 2, the last that was taught. Forget the one that is not true.")
 
 
 def test_an_edit_that_contradicts_an_earlier_or_later_sentence_names_it(speaker, caplog, monkeypatch) -> None:

@@ -244,8 +244,10 @@ def test_of_two_sentences_that_differ_in_one_word_the_later_is_meant(
         values = torch.cat([recall.values(torch.tensor([text]), torch.ones(1, len(text))) for text in texts])
         question = recall.questions(torch.tensor([[0, 31, 1]]), torch.ones(1, 3))._replace(keys=keys[:1])
         found = find_asked(recall, keys, values, question)
+        surest = find_asked(recall, keys, values, question, BY_TEXT._replace(names=None)).confidence.max()
     assert chosen(found) == [[recalled]]
     assert (found.confidence[0] > BY_TEXT.sure).sum() == (1 if recalled else 2)
+    assert found.confidence.max() == surest, "the later one is as sure as the earlier was"
 
 
 def test_words_of_values_are_their_tokens_without_marks(open_model) -> None:

@@ -76,14 +76,17 @@ def warn_of_contradictions(held: Held, newest: int, id: str | None = None) -> No
                 found.append((held.episodes[old], held.episodes[new]))
     if found:
         old, newer = found[-1]
+        says = "with either. If that one is no longer true, edit it or forget it"
+        if one_word_apart(*(re.findall(r"\w+", one.text) for one in (old, newer))):
+            last = max(old, newer, key=lambda one: held.row(one.id))
+            says = f"with episode {printable(last.id, 60)}, the last that was taught. Forget the one that is not true"
         logger.warning(
-            "'%s' is told beside '%s' (episode %s)%s, and a question may be answered with %s. If that one is no "
-            "longer true, edit it or forget it.",
+            "'%s' is told beside '%s' (episode %s)%s, and a question may be answered %s.",
             printable(newer.text, 60),
             printable(old.text, 60),
             printable(old.id, 60),
             f" and {len(found) - 1:,} more such pairs" if len(found) > 1 else "",
-            "the later" if one_word_apart(*(re.findall(r"\w+", one.text) for one in (old, newer))) else "either",
+            says,
         )
 
 

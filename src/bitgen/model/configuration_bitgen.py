@@ -53,9 +53,10 @@ def check_sizes(embed_dim: int, num_heads: int, vision_embed_dim: int, positions
 
 
 # As phones and word processors write them, which byte-level tokenizers take apart like letters that they never read.
-_PLAIN = {
-    "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-", "\u2026": "...",
-}  # fmt: skip
+_PLAIN = dict.fromkeys("\u2018\u2019\u201a\u2032\u02bc\u2039\u203a", "'") | dict.fromkeys(
+    "\u201c\u201d\u201e\u00ab\u00bb", '"'
+)
+_PLAIN |= dict.fromkeys("\u2010\u2011\u2012\u2013\u2014", "-") | {"\u2026": "..."}
 
 
 def plain_marks(text: str) -> str:

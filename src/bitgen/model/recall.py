@@ -226,7 +226,8 @@ class Recall(nn.Module):
     def words_in(self, values: torch.Tensor) -> list[list[tuple[int, ...]]]:
         """The words of each of the texts of values ``[N, L d]``, each of them its tokens; marks are none."""
         texts: list[list[tuple[int, ...]]] = []
-        tokens, words = self.tokens_of(values.to(self.place.device, torch.float32)), self._words_of(values)
+        tokens = self.tokens_of(values.to(self.place.device, torch.float32))
+        words = self._words()[tokens.clamp_min(0)] * (tokens >= 0)
         for row, kinds, depths in zip(tokens.tolist(), words.tolist(), depth_in_words(words).tolist(), strict=True):
             text: list[tuple[int, ...]] = []
             for token, kind, depth in zip(row, kinds, depths, strict=True):
@@ -240,8 +241,9 @@ class Recall(nn.Module):
         codes = values.unflatten(-1, (self.length, self.code_width))
         real = codes.square().sum(dim=-1) > _LEAST_CODE
         tokens = torch.full_like(real, -1, dtype=torch.long)
-        parts = codes[real].split(max(1, _AT_ONCE // self.code_embedding.num_embeddings))
-        tokens[real] = torch.cat([self.said_logits(part).argmax(dim=-1) for part in parts])
+        known = self.codes()
+        parts = codes[real].float().split(max(1, _AT_ONCE // len(known)))
+        tokens[real] = torch.cat([(part @ known.mT).argmax(dim=-1) for part in parts])
         return tokens
 
     def said_logits(self, said: torch.Tensor) -> torch.Tensor:

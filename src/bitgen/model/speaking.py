@@ -91,20 +91,31 @@ def find_asked(
     differ in one word and are both meant, the later is."""
     keys = keys.to(question.keys)
     logits = recall.asked_odds(question, keys)
-    if meaning.names is not None:
-        logits = logits.masked_fill(~recall.asked_names(question, values, meaning.names), -torch.inf)
-    found = _meant(logits, keys, torch.zeros_like(logits, dtype=torch.long), meaning)
+    at = torch.zeros_like(logits, dtype=torch.long)
+    if meaning.names is None:
+        return _meant(logits, keys, at, meaning)
+    logits = logits.masked_fill(~recall.asked_names(question, values, meaning.names), -torch.inf)
+    found = _meant(logits, keys, at, meaning)
     for row in ((found.confidence > meaning.sure).sum(dim=1) > 1).nonzero().flatten().tolist():
-        facts = (found.confidence[row] > meaning.sure).nonzero().flatten()
-        words = recall.words_in(values[facts.to(values.device)])
-        earlier = [any(one_word_apart(text, later) for later in words[at + 1 :]) for at, text in enumerate(words)]
-        found.confidence[row, facts[torch.tensor(earlier, device=facts.device)]] = 0
+        _the_later_counts(recall, values, found.confidence[row], meaning.sure)
     return found
+
+
+def _the_later_counts(recall: Recall, values: torch.Tensor, confidence: torch.Tensor, sure: float) -> None:
+    """Of facts above ``sure`` that differ in one word give the last one the probability ``[E]`` of the surest, and the
+    others none."""
+    facts = (confidence > sure).nonzero().flatten()
+    words = recall.words_in(values[facts.to(values.device)])
+    for at, (fact, text) in enumerate(zip(facts.tolist(), words, strict=True)):
+        for later, other in zip(facts[at + 1 :].tolist(), words[at + 1 :], strict=True):
+            if one_word_apart(text, other):
+                confidence[later] = torch.maximum(confidence[later], confidence[fact])
+                confidence[fact] = 0
 
 
 def one_word_apart(text: Sequence[Any], other: Sequence[Any]) -> bool:
     """Whether two texts, as their words, are the same but for one word: of "Blick belongs to Anna" and "Blick belongs
-    to Otto" the later is true."""
+    to Otto" the later counts."""
     return len(text) == len(other) and sum(one != two for one, two in zip(text, other, strict=True)) == 1
 
 
