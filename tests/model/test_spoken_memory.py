@@ -15,6 +15,7 @@ from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from bitgen.model.speaking import chosen, find_asked, recalled_for
 from bitgen.model.spoken_memory import _Facts
 from bitgen.model.spoken_memory_file import MOST_CHARACTERS, read_facts
+from bitgen.model.token_ids import words_of
 from support.models import open_gates, tiny_config
 from support.speaking import dataset, make_objective
 from support.tokenizers import tiny_tokenizer
@@ -27,7 +28,7 @@ def speaking_model(features=True, threshold=EVERYWHERE, seed=0, **changes):
     """A model with open gates; what a cue must be like to mean a fact is ``threshold``."""
     torch.manual_seed(seed)
     sizes = dict(recall_tokens=8, recall_dim=16, recall_code=8, vocab_size=len(tiny_tokenizer()), max_seq_len=24)
-    special = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    special = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2, recall_words=words_of(tiny_tokenizer()))
     model = BitGenForCausalLM(tiny_config((9, 6) if features else None, **(sizes | special | changes))).eval()
     open_gates(model)
     if model.recall is not None:
@@ -189,7 +190,7 @@ def test_a_prompt_is_the_same_cue_with_and_without_begin_and_end(model, monkeypa
         memory.answering(model, torch.tensor([ids]), {})
     for ids, mask, found in asked[:4]:
         assert ids.tolist() == [[0, *words, 1]] and mask.all()
-        assert (found.worth > 0).all() and found.worth.shape[1] == len(words)
+        assert (found.worth[..., 0] > 0).all() and found.worth.shape[1] == len(words)
         torch.testing.assert_close(found.keys, asked[0][2].keys)
     assert asked[4][0].tolist() == [[0, *([7] * longest + words)[-longest:], 1]]
 
