@@ -455,6 +455,15 @@ def test_the_next_of_a_facts_last_token_is_none_of_another_fact(speaker) -> None
     assert (beside.held[0, -1, :, 2] > 0.5).nonzero().flatten().tolist() == [3]
 
 
+def word_so_far(recall: Recall, text: list[int], token: int, before: list[torch.Tensor], depth: int) -> float:
+    """How surely a text ends with all tokens of a recalled token's word that stand before it; 0 where none do."""
+    found = float(depth > 0)
+    for steps in range(depth):
+        word = recall.codes()[text[-1 - steps]] if steps < len(text) else torch.zeros(4)
+        found *= float(word @ before[steps][token])
+    return min(1.0, max(0.0, 2 * found - 1))
+
+
 def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: list[int]) -> torch.Tensor:
     """What the pointer says after the last token of ``text``, by its definition, token by token."""
     pointer, codes = recall.pointer, recall.codes()
@@ -465,13 +474,15 @@ def pointed_at(recall: Recall, hidden: torch.Tensor, recalled: Recalled, text: l
     for token in range(len(code)):
         held = held_by(recall, code[token], before[0][token], behind[token], text)
         score, follows = pointer.query(state) @ pointer.key(looked_at[token]) / 4, 1.0
-        behind_it = 1.0
-        for steps in range(max(1, int(depth[token]))):  # the token before, or all of its word
-            behind_it *= float(codes[text[-1 - steps]] @ before[steps][token]) if steps < len(text) else 0.0
         one = float((2 * (codes[text[-1]] @ before[0][token]) - 1).clamp(0, 1))
-        goes_on.append(min(1, max(0, 2 * behind_it - 1)) * (depth[token] > 0).item())
-        # Begun again, or in its middle.
-        score = score - 3 * (held[2] * (1 - one) + float(depth[token] > 0) - goes_on[-1])
+        goes_on.append(word_so_far(recall, text, token, before, int(depth[token])))
+        so_far = max(
+            float((2 * (codes[text[at]] @ code[token]) - 1).clamp(0, 1))
+            * (word_so_far(recall, text[:at], token, before, int(depth[token])))
+            for at in range(len(text))
+        )
+        # Begun again, or in its middle, or said again.
+        score = score - 3 * min(1, held[2] * (1 - one) + float(depth[token] > 0) - goes_on[-1] * (1 - so_far))
         for steps, worth_it in enumerate(pointer.follow):
             word = codes[text[-1 - steps]] if steps < len(text) else torch.zeros(4)
             follows = follows * (word @ before[steps][token])
@@ -572,6 +583,18 @@ def test_a_word_is_begun_at_its_first_token_and_gone_on_with(speaker) -> None:
         assert goes_on[:, :6].tolist() == [[False] * 6, [False] * 4 + [True, False]]
     assert beginning(recall, [5, d], fact) == [False, True, False, False, True, True], "d alone is no beginning"
     assert beginning(recall, [c, d], fact) == [False, True, False, True, True, False], "and c is said"
+
+
+def test_of_two_names_that_begin_alike_the_one_that_the_text_holds_is_not_gone_on_with(speaker) -> None:
+    """Of "abc abd", asked about "abd", behind "ab" it goes on with c; what a name itself repeats is no other one."""
+    a, b, c, d, space = 7, 8, 20, 21, 40
+    words = "".join("0" if token == space else "1" for token in range(50))
+    recall = speaker(recall_tokens=9, recall_code=64, recall_words=words).recall
+    fact = [a, b, c, space, a, b, d]
+    breaks = beginning(recall, [5, space, a, b, d, space, a, b], fact)
+    assert (breaks[2], breaks[6]) == (False, True)
+    assert beginning(recall, [5, space, a], [a, a, a, c]) == [False, False, True, True]
+    assert beginning(recall, [5, space, a, a], [a, a, a, c])[2:] == [False, True]
 
 
 def test_training_does_without_what_keeps_words_whole(speaker) -> None:

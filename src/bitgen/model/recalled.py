@@ -82,16 +82,17 @@ def compare(recalled: Recalled, text: torch.Tensor, count: int, space: torch.Ten
         before_next = (earlier[1] @ codes.float().mT) * (text @ behind.float().mT)
     follows = torch.stack(after, dim=-1).cumprod(dim=-1)
     held = same_token(torch.stack([is_it, in_a_row, before_next], dim=-1)).cummax(dim=1).values
-    follows, held = follows[:, here], held[:, here]
+    # Of the tokens before that are of its word, all of them.
+    inside = F.one_hot(depth[..., 0].long().clamp(0, BEFORE), 1 + BEFORE)[:, None, :, 1:].to(follows)
+    goes_on = (inside * same_token(follows)).sum(dim=-1)
+    so_far = (F.pad(goes_on, (0, 0, 1, 0))[:, :-1] * same_token(is_it)).cummax(dim=1).values  # its word, as far as it
+    follows, held, goes_on, so_far = follows[:, here], held[:, here], goes_on[:, here], so_far[:, here]
     # With it the fact goes on where the text stands in it: behind the token before, if that is more than a space.
     again = held[..., _BEFORE_NEXT] * (1 - same_token(follows[..., 0 if space is None else 1]))
     if space is not None:
         with full_precision(text.device.type):
             again = again * same_token(before[0].float() @ space)[:, None]
-    # A word goes on where the text has said it so far.
-    inside = F.one_hot(depth[..., 0].long().clamp(0, BEFORE), 1 + BEFORE)[:, None, :, 1:].to(follows)
-    goes_on = (inside * same_token(follows)).sum(dim=-1)
-    breaks = (again + inside.sum(dim=-1) - goes_on).clamp_max(1)
+    breaks = (again + inside.sum(dim=-1) - goes_on * (1 - so_far)).clamp_max(1)
     return Beside(looked_at, codes, recalled.present, follows, held, breaks, goes_on)
 
 
