@@ -61,7 +61,7 @@ _PLAIN |= dict.fromkeys("\u2010\u2011\u2012\u2013\u2014", "-") | {"\u2026": "...
 
 def plain_marks(text: str) -> str:
     """A text with the marks of a keyboard in place of curly quotes, long dashes and ellipses."""
-    return text.translate(str.maketrans(_PLAIN))
+    return "".join(_PLAIN.get(mark, mark) for mark in text)
 
 
 class BitGenConfig(PretrainedConfig):
