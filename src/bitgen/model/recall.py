@@ -220,14 +220,16 @@ class Recall(nn.Module):
 
     def _words_of(self, values: torch.Tensor) -> torch.Tensor:
         """The same of the tokens of values, ``[N, L d]`` to ``[N, L]``."""
+        return self._tokens_and_words(values)[1]
+
+    def _tokens_and_words(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = self.tokens_of(values.to(self.place.device, torch.float32))
-        return self._words()[tokens.clamp_min(0)] * (tokens >= 0)
+        return tokens, self._words()[tokens.clamp_min(0)] * (tokens >= 0)
 
     def words_in(self, values: torch.Tensor) -> list[list[tuple[int, ...]]]:
         """The words of each of the texts of values ``[N, L d]``, each of them its tokens; marks are none."""
         texts: list[list[tuple[int, ...]]] = []
-        tokens = self.tokens_of(values.to(self.place.device, torch.float32))
-        words = self._words()[tokens.clamp_min(0)] * (tokens >= 0)
+        tokens, words = self._tokens_and_words(values)
         for row, kinds, depths in zip(tokens.tolist(), words.tolist(), depth_in_words(words).tolist(), strict=True):
             text: list[tuple[int, ...]] = []
             for token, kind, depth in zip(row, kinds, depths, strict=True):
