@@ -72,10 +72,10 @@ def test_a_memorys_life(run, photos, tmp_path):
     for number, photo in enumerate(photos):
         assert run("teach", photo, f"the cat {number}") == [[str(number + 1), f"the cat {number}"]]
     header, first, *_ = run("recall", photos[1])
-    assert header == ["share", "distance", "id", "text"] and first[1:] == ["0.00", "2", "the cat 1"]
-    assert run("recall", "--text", "the cat 2", "--top_k", 1)[1][1:] == ["0.00", "3", "the cat 2"]
+    assert header == ["distance", "id", "text"] and first == ["0.00", "2", "the cat 1"]
+    assert run("recall", "--text", "the cat 2", "--top_k", 1)[1] == ["0.00", "3", "the cat 2"]
     assert run("edit", 2, "a red dog") == [["2", "a red dog"]]
-    assert run("recall", photos[1])[1][3] == "a red dog"
+    assert run("recall", photos[1])[1][2] == "a red dog"
     assert run("forget", 1) == [["1", "forgotten"]]
     assert [(row[0], row[2]) for row in run("list")[1:]] == [("2", "a red dog"), ("3", "the cat 2")]
     assert run("teach", photos[0], "back", "--id", "rex") == [["rex", "back"]]
@@ -87,11 +87,11 @@ def test_a_memorys_life(run, photos, tmp_path):
 def test_whitening_is_asked_for_once_and_can_be_undone(run, refused, photos, tmp_path):
     run("--whiten", "teach", photos[0], "the cat")
     run("teach", photos[1], "a red dog")
-    assert [row[1] for row in run("recall", photos[1])[1:2]] == ["0.00"]
-    whitened = float(run("recall", photos[2])[1][1])
+    assert [row[0] for row in run("recall", photos[1])[1:2]] == ["0.00"]
+    whitened = float(run("recall", photos[2])[1][0])
     run("--no-whiten", "teach", photos[0], "again", "--id", "x")
     run("forget", "x")
-    assert float(run("recall", photos[2])[1][1]) != whitened
+    assert float(run("recall", photos[2])[1][0]) != whitened
     exported = export_run(str(written_run()), str(tmp_path / "model"), False, False, {})
     assert "is an export" in refused("--whiten", "teach", photos[2], "blue mat", model=exported)
     assert "give it with teach" in refused("--whiten", "list")
@@ -100,7 +100,7 @@ def test_whitening_is_asked_for_once_and_can_be_undone(run, refused, photos, tmp
 def test_an_export_uses_the_memory_of_its_run(run, photos, tmp_path):
     run("teach", photos[0], "the cat")
     exported = export_run(str(written_run()), str(tmp_path / "model"), False, False, {})
-    assert run("recall", photos[0], model=exported)[1][3] == "the cat"
+    assert run("recall", photos[0], model=exported)[1][2] == "the cat"
 
 
 def test_the_memory_is_beside_the_model(photos, tmp_path, capsys):
@@ -114,7 +114,7 @@ def test_a_memory_grows_by_asking(run, refused, photos, capsys):
     run("teach", photos[1], "a red dog")
     run("--slots", 18, "--widen", "teach", photos[2], "blue mat")
     memory_file = run("list")
-    assert len(memory_file) == 4 and run("recall", photos[1])[1][1:] == ["0.00", "2", "a red dog"]
+    assert len(memory_file) == 4 and run("recall", photos[1])[1] == ["0.00", "2", "a red dog"]
 
 
 def test_a_model_on_features_cannot_look_but_recalls_by_text(run, refused, photos, tmp_path):
@@ -130,7 +130,7 @@ def test_a_model_on_features_cannot_look_but_recalls_by_text(run, refused, photo
     for arguments in (("recall", photos[0]), ("teach", photos[0], "blue mat")):
         assert "no vision tower: it cannot look at image files" in refused(*arguments, model=model)
     assert (tmp_path / "m").read_bytes() == before
-    assert run("recall", "--text", "a red dog", model=model)[1][3] == "a red dog"
+    assert run("recall", "--text", "a red dog", model=model)[1][2] == "a red dog"
 
 
 def test_what_cannot_be_done_is_said_and_changes_nothing(run, refused, photos, tmp_path):

@@ -174,7 +174,7 @@ def test_a_memory_is_taught_recalled_edited_and_forgotten(model: bitgen.Model, p
     assert remembering.summary(memory) == "The memory is empty." and remembering.drawn(memory) is None
     key = remembering.teach(memory, photo, "this is Rex")
     (found,) = remembering.recall(memory, photo, "")
-    assert (found.id, found.text) == (key, "this is Rex") and found.error < 0.1
+    assert (found.id, found.text) == (key, "this is Rex") and found.distance < 0.1
     assert remembering.recall(memory, None, "this is Rex")[0].id == key
     assert remembering.said(model, memory, photo, "") is None
     assert remembering.rows(memory)[0][:2] == [key, "this is Rex"] and "1 of" in remembering.summary(memory)

@@ -30,9 +30,8 @@ def taught(memory) -> EpisodicMemory:
 def test_each_episode_is_recalled_from_either_half(taught) -> None:
     for number, text in enumerate(TEXTS):
         for found in (taught.recall(image=picture(number)), taught.recall(text=text)):
-            assert found[0].text == text and found[0].id == str(number + 1) and found[0].error < 1e-3
-            assert len(found) == 5 and sum(entry.confidence for entry in found) <= 1 + 1e-9
-            assert [entry.confidence for entry in found] == sorted((e.confidence for e in found), reverse=True)
+            assert found[0].text == text and found[0].id == str(number + 1) and found[0].distance < 1e-3
+            assert len(found) == 5 and found[0].distance == min(entry.distance for entry in found)
 
 
 def test_many_cues_give_what_each_gives(taught) -> None:
@@ -41,7 +40,8 @@ def test_many_cues_give_what_each_gives(taught) -> None:
         for value, entries in zip(values, found, strict=True):
             alone = taught.recall(**{name.removesuffix("s"): value}, top_k=2)
             assert [entry[:2] for entry in entries] == [entry[:2] for entry in alone]
-            assert [entry.confidence for entry in entries] == pytest.approx([entry.confidence for entry in alone])
+            distances, expected = ([entry.distance for entry in each] for each in (entries, alone))
+            assert distances == pytest.approx(expected, abs=1e-6)
 
 
 def test_files_bytes_pictures_and_tensors_are_the_same_image(taught, opened, tmp_path) -> None:
@@ -72,7 +72,7 @@ def test_an_edit_changes_one_episode_and_no_other(taught) -> None:
     taught.edit("3", "a blue cat")
     after = [taught.recall(image=picture(number), top_k=1)[0].text for number in range(6)]
     assert after[2] == "a blue cat" and after[:2] + after[3:] == before[:2] + before[3:]
-    assert taught.recall(text="a blue cat")[0].error < 1e-3
+    assert taught.recall(text="a blue cat")[0].distance < 1e-3
     assert taught.episodes[2].edited is not None and taught.episodes[2].written == taught.episodes[1].written
 
 
@@ -83,7 +83,7 @@ def test_what_is_forgotten_is_gone_and_the_rest_is_as_if_it_never_was(taught, op
     for left, right in zip(taught.codes.precision.solve(), fresh.codes.precision.solve(), strict=True):
         torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-6)
     assert all(entry.text != TEXTS[1] for entry in taught.recall(image=picture(1), top_k=6))
-    assert taught.recall(image=picture(1))[0].error > 0.01
+    assert taught.recall(image=picture(1))[0].distance > 0.01
     taught.clear()
     assert len(taught) == 0 and taught.write([picture(0)], ["again"]) == ["7"]  # ids are not used twice
 
@@ -215,7 +215,7 @@ def test_readers_see_whole_memories_while_one_writer_works(opened) -> None:
         try:
             while not done.is_set():
                 found = memory.recall_codes(codes[:4, :half], IMAGE, 3)
-                if [entries[0].text for entries in found] != ["a", "b", "c", "d"] or found[0][0].error > 1e-3:
+                if [entries[0].text for entries in found] != ["a", "b", "c", "d"] or found[0][0].distance > 1e-3:
                     problems.append(found)
         except Exception as error:  # reported below, in the test's own thread
             problems.append(error)

@@ -181,11 +181,11 @@ def test_a_memorys_life_with_sentences(command, photos, tmp_path, monkeypatch, c
         f"recalled\t{sure:.0%}\t{episode.id}\t{episode.text}" for episode, sure in facts
     ]
     header, first, *_ = recalled[len(facts) :]
-    assert header == "share\tdistance\tid\ttext" and first.endswith("\t0.00\t1\tthe cat sat")
+    assert header == "distance\tid\ttext" and first == "0.00\t1\tthe cat sat"
 
     says, fact, header, *rows = run("recall", "--text", "two hill runs")
     assert says == f"says\t{printable(model.answer('two hill runs', memory=loaded))}"
-    assert fact.split("\t")[0] == "recalled" and header.startswith("share") and len(rows) == 3
+    assert fact.split("\t")[0] == "recalled" and header.startswith("distance") and len(rows) == 3
     assert [row.split("\t")[0] for row in run("list")[1:]] == ["1", "2", "hill", "3", "x"]
     assert run("edit", "hill", "it is two hill") == ["hill\tit is two hill"]
     assert run("forget", "2") == ["2\tforgotten"]
@@ -195,7 +195,7 @@ def test_a_memorys_life_with_sentences(command, photos, tmp_path, monkeypatch, c
 
     finds(monkeypatch, everything=False)
     says, nothing, header, *_ = run("recall", photos[0])
-    assert says == f"says\t{printable(model.caption(photos[0]))}" and header.startswith("share")
+    assert says == f"says\t{printable(model.caption(photos[0]))}" and header.startswith("distance")
     assert nothing.split("\t")[0] == "nothing like this was taught" and nothing.endswith("%")
 
 
@@ -203,7 +203,7 @@ def test_a_model_that_does_not_speak_prints_what_it_did_and_takes_no_sentence(re
     flags = ("--memory", tmp_path / "m")
     command(memory_command.main, *flags, "teach", photos[0], "the cat", model=written_run())
     rows = command(memory_command.main, *flags, "recall", photos[0], model=written_run())
-    assert rows[0] == "share\tdistance\tid\ttext" and len(rows) == 2
+    assert rows[0] == "distance\tid\ttext" and len(rows) == 2
     before = (tmp_path / "m").read_bytes()
     said = refused(memory_command.main, *flags, "teach", "--text", "a red dog", model=written_run())
     assert "configs/memory_scenes.yaml" in said and (tmp_path / "m").read_bytes() == before

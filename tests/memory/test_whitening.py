@@ -104,7 +104,7 @@ def test_a_memory_is_whitened_and_back_and_keeps_it_in_its_file(tmp_path) -> Non
         torch.testing.assert_close(left, right)
         assert (left[:, :16].norm(dim=1) <= 2).all()
     assert other.recall_codes(pairs(6)[:, :16], IMAGE)[1][0][0:2] == ("2", "another text")
-    assert all(found[0].error <= 1e-3 for found in other.recall_codes(pairs(6)[2:, :16], IMAGE))
+    assert all(found[0].distance <= 1e-3 for found in other.recall_codes(pairs(6)[2:, :16], IMAGE))
     assert memory.state().expected_recall == (1.0, 1.0)
     back = EpisodicMemory(*opened)
     back.write_codes(pairs(6), [f"text {number}" for number in range(6)])

@@ -30,7 +30,6 @@ training. The model itself stays as it is; what it was taught is in a file of it
 An episode is a picture with a text. A picture recalls by reading its text half from the memory, a text by reading the
 image half; the episodes nearest to what was read are shown, best first:
 
-  share       of that episode among all, which says nothing of whether any is right
   distance    of what was read from what the episode holds: 0.00 is the very picture (or text) that was taught; from
               about 0.5 on the memory knows nothing like it (with --whiten; without, strange pictures come nearer)
   id, text    of the episode
@@ -231,9 +230,9 @@ def look(memory: EpisodicMemory, trained: Trained, flags: argparse.Namespace) ->
             print(row)
         if flags.image is not None and not memory.speaks and memory.codes.space.whitening is None:
             print(_UNSURE, file=sys.stderr)
-        print("share\tdistance\tid\ttext")
+        print("distance\tid\ttext")
         for found in episodes:
-            print(_row(f"{found.confidence:.0%}", f"{found.error:.2f}", found.id, found.text))
+            print(_row(f"{found.distance:.2f}", found.id, found.text))
     elif flags.command == "list":
         print("id\ttaught\ttext")
         for episode in memory.episodes:

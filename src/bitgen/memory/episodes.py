@@ -25,9 +25,6 @@ _LONGEST_ID = 200
 _MOST_ASKED, _ASKED_AT_ONCE = 2048, 256  # episodes whose own cues are tried, when there are more
 _SPOKEN_AT_ONCE = 32  # values whose tokens are looked up together, each among all of the vocabulary
 
-# Cosines of what was read differ little between like episodes; this makes shares of them.
-_CONFIDENCE_TEMPERATURE = 0.05
-
 
 @dataclass(frozen=True)
 class Episode:
@@ -42,15 +39,13 @@ class Episode:
 class Recollection(NamedTuple):
     """A recalled episode.
 
-    ``confidence``: its share among all episodes, from the cosines of what was read with what each holds.
-    ``error``: relative distance of what was read from what it holds; near 0: the very cue that was written, 0.5 and
-    more: a cue unlike all that the memory knows.
+    ``distance``: of what was read from what the episode holds, relative to that; near 0: the very cue that was written,
+    0.5 and more: a cue unlike all that the memory knows.
     """
 
     id: str
     text: str
-    confidence: float
-    error: float
+    distance: float
 
 
 class MemoryState(NamedTuple):
@@ -210,12 +205,11 @@ class Held(NamedTuple):
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
         read, rows = self.memory.read(cues, part).halves, self.pictured
         cosines = self._cosines(read, 1 - part)[:, rows]
-        shares = (cosines / _CONFIDENCE_TEMPERATURE).softmax(dim=1)
         order = cosines.topk(min(top_k, len(rows)), dim=1).indices
-        shares, errors = (values.gather(1, order) for values in (shares, self.memory.errors(read, 1 - part)[:, rows]))
+        distances = self.memory.errors(read, 1 - part)[:, rows].gather(1, order)
         return [
-            [Recollection(self.episodes[row].id, self.episodes[row].text, *figures) for row, *figures in found]
-            for found in map(zip, rows[order].tolist(), shares.tolist(), errors.tolist())
+            [Recollection(self.episodes[row].id, self.episodes[row].text, distance) for row, distance in found]
+            for found in map(zip, rows[order].tolist(), distances.tolist())
         ]
 
     def _cosines(self, read: Tensor, part: int) -> Tensor:

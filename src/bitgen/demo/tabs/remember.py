@@ -46,7 +46,7 @@ def build(model: Model, folder: Path) -> Callable[[str], None]:
     def recall(picture: str | None, text: str, request: gr.Request) -> tuple[list[list[str]], str, str, str]:
         memory = memories.seen(visitor_of(request))
         found = remembering.recall(memory, picture, text or "")
-        table = [[f"{one.confidence:.0%}", f"{one.error:.2f}", one.id, one.text] for one in found]
+        table = [[f"{one.distance:.2f}", one.id, one.text] for one in found]
         said = remembering.said(model, memory, picture, text or "")
         if said is None:
             return table, "", "", ""
@@ -118,7 +118,7 @@ def build(model: Model, folder: Path) -> Callable[[str], None]:
             anew = gr.Button("The built-in scene on the left, drawn anew", elem_id="recall-scene")
             cue_text = gr.Textbox(label="or, without a picture, a text", elem_id="recall-text")
             ask = gr.Button("Recall", variant="primary", elem_id="recall-go")
-            headers = ["share", "distance", "episode", "text"]
+            headers = ["distance", "episode", "text"]
             found = gr.Dataframe(
                 headers=headers, label="Best first", interactive=False, wrap=True, elem_id="recall-table"
             )
