@@ -17,6 +17,9 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    without them; led_in_, plain_ and everyday_left_alone: of those about nobody, that recall nothing;
                    misspelt_, another_relation_left_alone: of those about a name with one letter changed, and about
                    something else of the same name
+  together_KIND    says_KIND of sentences that are asked for with a picture of something else; `its_owner`: where a
+                   picture's name was also told of; `_asks_the_picture`: of other questions with a picture those that
+                   leave it to that; `_recalls_it`: questions that training has no words for which recall what was told
   edited, edited_old   after about a third of the facts got other names (of every second one, those asked about
                    directly): answers that hold the new one; the old one; `_taught`: of the taught pictures themselves
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those of a memory which never
@@ -63,6 +66,7 @@ from memory_speaks_costs import cost_of_a_token, costs
 from memory_speaks_edits import edited_and_forgotten
 from memory_speaks_episodes import SEEDS, episodes, report
 from memory_speaks_names import WAYS
+from memory_speaks_together import asked_together
 from memory_speaks_training import teaching_and_tuning
 
 from bitgen.data.dataset import PairDataset
@@ -233,8 +237,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=4, metavar="N", help="for each seed (default: 4)")
     parser.add_argument(
         "--only",
-        help="said, brief (what is said, in 128 slots, compared with nothing), sentences, edited, prompted, ablations, "
-        "empty, training or costs, with commas between",
+        help="said, brief (what is said, in 128 slots, compared with nothing), sentences, together, edited, prompted, "
+        "ablations, empty, training or costs, with commas between",
     )
     flags = parser.parse_args()
     torch.set_num_threads(1)
@@ -244,6 +248,7 @@ def main() -> None:
     sections = {
         "empty": lambda: empty_memory(objective, trained, data),
         "sentences": lambda: other_sentences(objective, trained, data, flags.episodes),
+        "together": lambda: asked_together(trained, data, flags.episodes),
         "edited": lambda: edited_and_forgotten(objective, trained, data, flags.episodes),
         "prompted": lambda: prompted(objective, trained, data, flags.episodes),
         "ablations": lambda: ablations(objective, trained, data, flags.episodes),

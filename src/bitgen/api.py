@@ -38,8 +38,7 @@ from bitgen.guards.texts import check_texts
 from bitgen.machine.devices import choose_device
 from bitgen.memory.encoder import MemoryImage, PairEncoder
 from bitgen.memory.episodic_memory import EpisodicMemory
-from bitgen.memory.spoken import MUTE
-from bitgen.model.recalled import Recalled
+from bitgen.memory.spoken import MUTE, Spoken
 from bitgen.tasks import task_of
 from bitgen.tasks.chain import train_chain
 from bitgen.trained import CAPTIONS, MATCHING, RETRIEVAL, Trained, open_model
@@ -234,8 +233,9 @@ class Model:
         """
         self.trained.require(CAPTIONS)
         tensor = self.pixels(image)
-        recalled = self._recalled(memory, image=tensor[0])
+        spoken = self._spoken(memory, tensor[0])
         beams = 1 if temperature else num_beams
+        recalled = None if spoken is None else spoken.tokens
         return caption_of(self.trained, tensor, prompt, beams, max_new_tokens, recalled, temperature)
 
     @torch.no_grad()
@@ -249,7 +249,8 @@ class Model:
         """What the model answers to a question, about an image or alone, greedily.
 
         Args:
-            memory: of this model, from which it speaks: by the image, or without one by the question.
+            memory: of this model, from which it speaks: by the names in the question, else by the image. What the
+                question recalls is said without a look at the image.
 
         Raises:
             ValueError: the model was not trained to speak from a memory, an image that cannot be read, an empty
@@ -259,12 +260,12 @@ class Model:
         if self.trained.model.recall is None:
             raise ValueError(MUTE)
         check_texts([question])
-        if image is None:
-            recalled = self._recalled(memory, text=question)
-            return answer_of(self.trained, question, max_new_tokens=max_new_tokens, recalled=recalled)
-        tensor = self.pixels(image)
-        recalled = self._recalled(memory, image=tensor[0])
-        return answer_of(self.trained, question, tensor, max_new_tokens=max_new_tokens, recalled=recalled)
+        pixels = None if image is None else self.pixels(image)
+        spoken = self._spoken(memory, None if pixels is None else pixels[0], question)
+        if spoken is None:
+            return answer_of(self.trained, question, pixels, max_new_tokens=max_new_tokens)
+        seen = None if spoken.by_question else pixels
+        return answer_of(self.trained, question, seen, max_new_tokens=max_new_tokens, recalled=spoken.tokens)
 
     @torch.no_grad()
     def ask(self, question: str, image: MemoryImage, think: bool | None = None) -> Answered:
@@ -281,12 +282,14 @@ class Model:
         tensor = self.pixels(image)
         return ask(self.trained, tensor, question, thinks_by_default(self.trained) if think is None else think)
 
-    def _recalled(self, memory: EpisodicMemory | None, **cue: Any) -> Recalled | None:
+    def _spoken(
+        self, memory: EpisodicMemory | None, image: torch.Tensor | None, question: str | None = None
+    ) -> Spoken | None:
         if memory is None:
             return None
         if memory.encoder.model is not self.trained.model:
             raise ValueError("this memory is of another model: open its file with memory(FILE) of this one")
-        return memory.recalled(**cue).tokens
+        return memory.recalled(image, question)
 
     def memory(self, file: str | Path | None = None, **settings: Any) -> EpisodicMemory:
         """An empty episodic memory of this model, or the one that a file holds.

@@ -13,7 +13,7 @@ from bitgen.commands import ask, caption
 from bitgen.commands import memory as memory_command
 from bitgen.config import ConfigError
 from bitgen.guards.printable import printable
-from bitgen.memory import EpisodicMemory
+from bitgen.memory import EpisodicMemory, spoken
 from bitgen.model.causal_lm_bitgen import BitGenForCausalLM
 from support.data import picture
 from support.runs import written_run
@@ -107,22 +107,13 @@ def test_an_empty_memory_and_unknown_cues_change_nothing_to_the_last_bit(model, 
     assert "recalled" in names and not torch.equal(others[0], steps[0])
 
 
-def test_a_picture_is_the_cue_of_a_question_about_it(model, taught, monkeypatch) -> None:
+def test_a_question_about_a_picture_is_answered_by_the_one_that_recalls(model, taught, monkeypatch) -> None:
     finds(monkeypatch, everything=True)
-    asked = []
-    monkeypatch.setattr(EpisodicMemory, "recalled", _noting(asked, EpisodicMemory.recalled))
-    model.answer(QUESTION, picture(0), taught, max_new_tokens=3)
-    model.answer(QUESTION, memory=taught, max_new_tokens=3)
-    model.caption(picture(0), "the cat", memory=taught, max_new_tokens=3)
-    assert asked == [{"image"}, {"text"}, {"image"}]
-
-
-def _noting(asked, recalled):
-    def noting(self, **cue):
-        asked.append(set(cue))
-        return recalled(self, **cue)
-
-    return noting
+    alone = model.answer(QUESTION, memory=taught, max_new_tokens=6)
+    seen = model.answer(QUESTION, picture(0), taught, max_new_tokens=6)
+    assert seen != alone
+    monkeypatch.setattr(spoken, "has_names", lambda asked, least: torch.ones(1, dtype=torch.bool))
+    assert model.answer(QUESTION, picture(0), taught, max_new_tokens=6) == alone
 
 
 def test_forgetting_brings_back_what_was_said_before(model, monkeypatch) -> None:
@@ -236,7 +227,7 @@ def test_captions_are_said_with_the_memory_of_a_file(command, model, taught, pho
 
 
 def test_questions_are_answered_from_the_memory_of_a_file(
-    command, model, taught, photos, tmp_path, monkeypatch
+    command, model, taught, photos, tmp_path, monkeypatch, capsys
 ) -> None:
     finds(monkeypatch, everything=True)
     taught.save(tmp_path / "m")
@@ -246,6 +237,11 @@ def test_questions_are_answered_from_the_memory_of_a_file(
     assert command(ask.main, *flags) == [plain] != [alone] == command(ask.main, *flags, *remembers)
     expected = printable(model.answer(QUESTION, photos[0], taught, max_new_tokens=8))
     assert command(ask.main, photos[0], *flags, *remembers) == [expected] != [alone]
+    monkeypatch.setattr(spoken, "has_names", lambda asked, least: torch.ones(1, dtype=torch.bool))
+    capsys.readouterr()
+    ask.main([*map(str, (photos[0], "--model", speaking_run(), *flags, *remembers))])
+    said = capsys.readouterr()
+    assert said.out == f"{alone}\n" and "the picture was not looked at" in said.err
 
 
 @pytest.mark.parametrize("about", ["a picture", "nothing but words"])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitgen.memory import EpisodicMemory
+from bitgen.memory.spoken import Spoken
 from support.data import picture
 from support.spoken_memories import (
     CODE,
@@ -108,7 +109,7 @@ def test_a_file_of_before_is_recalled_and_not_said_until_it_is_taught_again(
     [said] = warnings(caplog, "cannot say")
     assert "2 of 2 episodes" in said and "src/memory.py --model DIR --memory FILE teach IMAGE TEXT" in said
     assert speaker.recall(image=picture(1))[0].text == TEXTS[1] and keys(speaker).eq(0).all()
-    assert speaker.recalled(image=picture(1)) == (None, [], 0.0)
+    assert speaker.recalled(image=picture(1)) == Spoken(None, [], 0.0)
     caplog.clear()
     with caplog.at_level(logging.WARNING), speaker.editing(path):
         speaker.forget("2")

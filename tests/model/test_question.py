@@ -16,6 +16,7 @@ from bitgen.model.question import (
     NO_WORD,
     Question,
     depth_in_words,
+    has_names,
     lacking,
     names_held,
     same_token,
@@ -171,6 +172,7 @@ def test_a_word_that_is_worth_little_is_no_name() -> None:
     worth = torch.tensor([[[2.5, 0.0, 0.0], [0.5, 1.0, 1.0]]])  # of one word, 5 nats together
     for least, held in ((4.9, False), (5.0, True)):
         assert names_held(asked([[7, 2]], worth, KINDS), values([8]), kinds_of, least).item() == held
+        assert has_names(asked([[7, 2]], worth, KINDS), least).item() == (not held)  # the fact has none of its words
 
 
 def test_a_word_that_may_be_cut_at_a_value_s_end_is_no_whole_one() -> None:

@@ -42,7 +42,8 @@ A model of stage 2 (src/train_stage2_reasoning.py) answers about one picture, ea
 says why first, and --picture draws the boxes that it speaks of.
 
 A model that was trained to speak from a memory (configs/memory_scenes.yaml) answers too, each question for itself: with
---memory FILE from what src/memory.py taught it, about one picture or about none."""
+--memory FILE from what src/memory.py taught it, about one picture or about none. Of a question with a picture the
+question asks first, if it has a name of which something was told; that is answered without a look at the picture."""
 
 _EXAMPLES = """\
 examples:
@@ -203,14 +204,18 @@ def speaker(flags: argparse.Namespace) -> Answers:
 
     def answer(question: str) -> list[str]:
         check_texts([question])
-        recalled = None
+        recalled, seen = None, pixels
         if memory is not None:
-            spoken = memory.recalled(text=question) if pixels is None else memory.recalled(image=pixels[0])
+            spoken = memory.recalled(None if pixels is None else pixels[0], question)
             recalled = spoken.tokens
             if recalled is None:
                 notice = f"nothing like this was taught (surest: {spoken.surest:.0%}): the model answers by itself"
                 print(notice, file=sys.stderr, flush=True)
-        return [answer_of(trained, question, pixels, flags.num_beams, flags.max_new_tokens or _LONGEST, recalled)]
+            elif spoken.by_question and pixels is not None:
+                seen = None
+                notice = "a sentence that was taught answers this: the picture was not looked at"
+                print(notice, file=sys.stderr, flush=True)
+        return [answer_of(trained, question, seen, flags.num_beams, flags.max_new_tokens or _LONGEST, recalled)]
 
     return answer
 

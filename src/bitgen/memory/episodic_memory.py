@@ -278,25 +278,23 @@ class EpisodicMemory:
         return self._held.recall(cues, part, top_k)
 
     def recalled(self, image: MemoryImage | None = None, text: str | None = None) -> Spoken:
-        """What an image, or a question without one, gives the model to say, and which episodes that is from.
+        """What an image, a question, or a question about an image gives the model to say, and of which episodes.
 
         Of two episodes about the same thing the later counts. A cue that is like nothing that was taught recalls
-        nothing, and so does an empty memory.
+        nothing, and so does an empty memory. Of a question about an image see :meth:`FactEncoder.cues`.
 
         Raises:
-            ValueError: the model does not speak from a memory, not exactly one cue, or one that cannot be read.
+            ValueError: the model does not speak from a memory, no cue, or one that cannot be read.
         """
         if self._facts is None:
             raise ValueError(MUTE)
-        if image is not None and text is None:
-            cue = self._facts.image_cue(image)
-        elif text is not None and image is None:
-            cue = self._facts.question_cue(text)
-        else:
-            raise ValueError("what is recalled is asked by an image or a text: pass one of them")
         held = self._held
         assert held.spoken is not None
-        return recalled_by(self._facts.recall, held.spoken, held.episodes, cue)
+        for cue in self._facts.cues(image, text):
+            spoken = recalled_by(self._facts.recall, held.spoken, held.episodes, cue)
+            if spoken.facts:
+                break
+        return spoken
 
     def state(self) -> MemoryState:
         """How full the memory is and what to expect of it."""

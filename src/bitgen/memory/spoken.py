@@ -24,7 +24,7 @@ from bitgen.memory.episodes import Episode
 from bitgen.memory.files import SpokenProbe
 from bitgen.model.configuration_bitgen import plain_marks
 from bitgen.model.picture import Picture
-from bitgen.model.question import Question
+from bitgen.model.question import Question, has_names
 from bitgen.model.recall import Recall
 from bitgen.model.recalled import Recalled
 from bitgen.model.speaking import BY_TEXT, chosen, find, find_asked, recalled_for
@@ -43,11 +43,14 @@ class Spoken(NamedTuple):
     ``tokens``: what the decoder is given to look at; None: the cue is like nothing that was taught, and the model says
     what it says without a memory. ``facts``: the episodes recalled and the probability that each is what the cue is
     about, surest first. ``surest``: the highest probability of all episodes that count, recalled or not.
+    ``by_question``: a question recalled it, so that it is said without a picture. (With the picture of something else
+    before it, half of such answers are about that.)
     """
 
     tokens: Recalled | None
     facts: list[tuple[Episode, float]]
     surest: float
+    by_question: bool = False
 
 
 class Seen(NamedTuple):
@@ -118,7 +121,7 @@ class FactEncoder:
         return self.encoder.tokens(texts, say=False, written=self.recall.config.as_taught)
 
     @torch.no_grad()
-    def image_cue(self, image: MemoryImage) -> Cue:
+    def image_cue(self, image: MemoryImage) -> Seen:
         """The cue that an image is. Raises ValueError as :meth:`PairEncoder.images` does, and for NaN in it."""
         tokens = self.encoder.looked_at([image]).image_tokens
         if not tokens.isfinite().all():
@@ -126,7 +129,7 @@ class FactEncoder:
         return Seen(self.recall.picture(tokens), tokens)
 
     @torch.no_grad()
-    def question_cue(self, text: str) -> Cue:
+    def question_cue(self, text: str) -> Question:
         """The cue that a question is (:func:`as_question`). Raises ValueError as :meth:`PairEncoder.texts` does.
 
         Where texts are taught behind a space, the question's names are looked for as they are written behind one, too;
@@ -141,6 +144,24 @@ class FactEncoder:
             return cue
         behind = self.encoder.tokens([text], say=False, written=lambda question: f" {written(question)}")
         return self.recall.questions(*behind)._replace(keys=cue.keys)
+
+    def cues(self, image: MemoryImage | None, text: str | None) -> list[Cue]:
+        """The cues that an image, a question, or a question about an image are, in the order in which they ask.
+
+        Of a question about an image the question asks first, if it has a name ("who owns Blick?"): of whom something
+        was told, the image need not show. One without a name ("what is left of the ring?") leaves it to the image.
+
+        Raises:
+            ValueError: neither, or one that cannot be read.
+        """
+        if image is None and text is None:
+            raise ValueError("what is recalled is asked by an image, a question, or a question about an image")
+        seen: list[Cue] = [] if image is None else [self.image_cue(image)]
+        if text is None:
+            return seen
+        asked = self.question_cue(text)
+        assert BY_TEXT.names is not None
+        return [asked, *seen] if not seen or has_names(asked, BY_TEXT.names).all() else seen
 
     def probe(self) -> SpokenProbe:
         """Key and value of a fixed image and text, by which a memory knows the training that made it."""
@@ -163,7 +184,9 @@ def recalled_by(recall: Recall, memory: AssociativeMemory, episodes: Sequence[Ep
     facts = chosen(found._replace(confidence=confidence[None]))
     memory = _without_repeated(memory, keys, facts[0])
     tokens = recalled_for(recall, facts, found, lambda rows: memory.read(keys[rows], IMAGE).halves, image_tokens)
-    return Spoken(tokens, [(episodes[row], confidence[row].item()) for row in facts[0]], confidence.max().item())
+    by_question = tokens is not None and isinstance(cue, Question)
+    recalled = [(episodes[row], confidence[row].item()) for row in facts[0]]
+    return Spoken(tokens, recalled, confidence.max().item(), by_question)
 
 
 def _without_repeated(memory: AssociativeMemory, keys: Tensor, facts: Sequence[int]) -> AssociativeMemory:

@@ -75,12 +75,9 @@ def names_held(question: Question, values: torch.Tensor, words: Words, least: fl
         values: ``[E, L d]``.
         words: values ``[N, L d]`` to what each of their tokens is of a word, ``[N, L]``.
     """
-    codes, (begins, ends) = question.codes.float(), _edges(question.words)
+    codes, (begins, _) = question.codes.float(), _edges(question.words)
     (count, length, width), size = codes.shape, values.shape[1] // codes.shape[-1]
-    number = begins.cumsum(dim=1)
-    in_one = number[:, :, None] == number[:, None]  # [B, T, T]
-    together = (in_one * question.worth.float().sum(dim=-1)[:, None]).sum(dim=-1)
-    other = ~ends | (question.words == NO_WORD) | (together <= least)  # tokens that end no name
+    other = ~_end_names(question, least)
     names = ~other.all(dim=1)[:, None]
     found = [torch.zeros(count, 0, dtype=torch.bool, device=codes.device)]
     for part in values.split(max(1, _AT_ONCE // max(1, count * length * size))):
@@ -97,6 +94,20 @@ def names_held(question: Question, values: torch.Tensor, words: Words, least: fl
         whole[:, some] = (_whole(held[:, :, some], begins, starts, stops) | other[..., None]).all(dim=1)
         found.append(whole)
     return torch.cat(found, dim=1)
+
+
+def has_names(question: Question, least: float) -> torch.Tensor:
+    """Which questions ``[B]`` have a name, a word whose tokens together are worth more nats than ``least``."""
+    return _end_names(question, least).any(dim=1)
+
+
+def _end_names(question: Question, least: float) -> torch.Tensor:
+    """Which tokens ``[B, T]`` end a name."""
+    begins, ends = _edges(question.words)
+    number = begins.cumsum(dim=1)
+    in_one = number[:, :, None] == number[:, None]  # [B, T, T]
+    together = (in_one * question.worth.float().sum(dim=-1)[:, None]).sum(dim=-1)
+    return ends & (question.words != NO_WORD) & ~(together <= least)  # NaN is a name that no fact has
 
 
 def _edges(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
