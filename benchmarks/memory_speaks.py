@@ -17,9 +17,10 @@ lines {"name": .., "facts": .., "slots": .., "value": mean, "interval": half of 
                    without them; led_in_, plain_ and everyday_left_alone: of those about nobody, that recall nothing;
                    misspelt_, another_relation_left_alone: of those about a name with one letter changed, and about
                    something else of the same name
-  together_KIND    says_KIND of sentences that are asked for with a picture of something else; `its_owner`: where a
-                   picture's name was also told of; `_asks_the_picture`: of other questions with a picture those that
-                   leave it to that; `_recalls_it`: questions that training has no words for which recall what was told
+  together_KIND    says_KIND of sentences that are asked for with a picture that was taught something else;
+                   `its_owner`, `its_name_in_captions`: of pictures whose name was also told of, answers to "who owns
+                   NAME?" and captions; `_asks_the_picture`: questions that are left to the picture; `_recalls_it`:
+                   questions that training has no words for and that recall what was told of the name
   edited, edited_old   after about a third of the facts got other names (of every second one, those asked about
                    directly): answers that hold the new one; the old one; `_taught`: of the taught pictures themselves
   forgotten, forgotten_state   after half of the facts were forgotten: answers that are those of a memory which never

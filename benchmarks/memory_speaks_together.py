@@ -23,9 +23,10 @@ def asked_together(trained: Trained, data: PairDataset | None, count: int) -> No
     """16 sentences beside 15 pictures; then six sentences are told of names that pictures were taught."""
     model, found = Model(trained), {}
     for seed in SEEDS:
+        rng = random.Random(seed)
         for dataset, episode in episodes(trained, data, seed, count, pictures=_PICTURES, sentences=16):
             shares: dict[str, list[bool]] = {}
-            for name, right in _asked(model, dataset, episode, random.Random(seed)):
+            for name, right in _asked(model, dataset, episode, rng):
                 shares.setdefault(name, []).append(right)
             for name, rights in shares.items():
                 found.setdefault(name, []).append(100 * sum(rights) / len(rights))

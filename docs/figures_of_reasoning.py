@@ -65,9 +65,9 @@ def draw_hops(results: Path, path: Path) -> None:
                 hops = int(name.split("_")[1])
                 if split == ("4 hops" if hops == LONGEST_CHAIN else "in distribution"):
                     found[hops] = (one["value"], one["value"] - one["low"], one["high"] - one["value"])
-        hops = sorted(found)
-        values, below, above = ([found[hop][at] for hop in hops] for at in range(3))
-        axes.errorbar(hops, values, yerr=[below, above], marker="o", capsize=3, label=f"{arm}, {way}")
+        measured = sorted(found)
+        values, below, above = ([found[hops][at] for hops in measured] for at in range(3))
+        axes.errorbar(measured, values, yerr=[below, above], marker="o", capsize=3, label=f"{arm}, {way}")
     axes.set_xlabel("hops (4: never in training)")
     axes.set_ylabel("answered right, %")
     axes.set_xticks(range(LONGEST_CHAIN + 1))

@@ -118,8 +118,8 @@ def draw_network(path: Path) -> None:
         ("next", "lm"),
     ):
         _arrow(axes, _below(boxes[start]), _above(boxes[end]))
-    for head, x in (("text_features", 59), ("match", 80), ("next", 97)):
-        _arrow(axes, (x, 59.25), _above(boxes[head]))
+    for head, left_of_head in (("text_features", 59), ("match", 80), ("next", 97)):
+        _arrow(axes, (left_of_head, 59.25), _above(boxes[head]))
     _arrow(axes, _below(boxes["image_features"]), (34, 79))
     _arrow(axes, _below(boxes["text_features"]), (47, 79))
     _arrow(axes, (42, 49.5), (58, 33.5))
@@ -204,15 +204,20 @@ def draw_result(run: Path, path: Path, captions: int = 3, taught: int = 3, scene
         for column, row in enumerate(scores.topk(COLUMNS).indices.tolist()):
             colour, mark = (RIGHT, "✓") if row == target else (WRONG, "✗")
             x = TEXT_WIDTH + column * (TILE + GAP)
-            draw_tile(axes, x, top, TILE, to_picture(dataset.picture(row)), "", colour)
+            draw_tile(axes, x, top, TILE, _picture(dataset, row), "", colour)
             draw_text(axes, x, top + TILE + 16, f"{float(scores[row]):.2f} {mark}", colour)
         rank = int((scores >= scores[target]).sum())
-        draw_tile(axes, RIGHT_COLUMN, top, TILE, to_picture(dataset.picture(target)), "")
+        draw_tile(axes, RIGHT_COLUMN, top, TILE, _picture(dataset, target), "")
         draw_text(axes, RIGHT_COLUMN, top + TILE + 16, f"rank {rank}", RIGHT if rank <= COLUMNS else QUIET)
     _draw_memory(axes, EpisodicMemory(model, processor), dataset, retrieval, TAUGHT[:taught])
     pixels = render(figure).permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _picture(dataset: ScenesDataset, row: int) -> np.ndarray | None:
+    picture = dataset.picture(row)
+    return None if picture is None else to_picture(picture)
 
 
 def _draw_memory(axes: Axes, memory: EpisodicMemory, dataset: ScenesDataset, top: int, texts: tuple[str, ...]) -> None:
@@ -223,20 +228,20 @@ def _draw_memory(axes: Axes, memory: EpisodicMemory, dataset: ScenesDataset, top
     draw_rule(axes, top + 4, WIDTH)
     draw_text(axes, GAP, top + 26, "2. Teach the memory, in one step")
     draw_text(
-        axes, cue, top + 26, "then ask with another picture of the scene: what it recalls, with each text's share"
+        axes, cue, top + 26, "then ask with another picture of the scene: what it recalls, with each text's distance"
     )
     for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
         y = top + 46 + number * (TILE + 22)
         draw_rule(axes, y - 8, WIDTH)
         other = _another_picture(dataset, row)
-        draw_tile(axes, GAP, y, TILE, to_picture(dataset.picture(row)), "")
+        draw_tile(axes, GAP, y, TILE, _picture(dataset, row), "")
         draw_folded(axes, 2 * GAP + TILE, y + 40, f"“{text}”", 30, lines=4)
         draw_tile(axes, cue, y, TILE, to_picture(dataset.processor.picture(other)), "")
         for place, episode in enumerate(memory.recall(image=other, top_k=len(texts))):
             first = place == 0
             colour = QUIET if not first else RIGHT if episode.text == text else WRONG
             mark = "" if not first else " ✓" if episode.text == text else " ✗"
-            line = f"{episode.confidence:.0%}  {episode.text}{mark}"
+            line = f"{episode.distance:.2f}  {episode.text}{mark}"
             draw_text(axes, answer, y + 36 + 26 * place, line, colour)
 
 
@@ -256,7 +261,7 @@ def draw_speaks(run: Path, path: Path, names: tuple[str, ...] = ("Rex", "Blick",
     rng.shuffle(things)
     first = [scene_alone(thing, rng) for thing in things[: len(names)]]
     then = [scene_with(thing, other, rng) for thing, other in zip(things, things[len(names) :], strict=False)]
-    then = [*then[: len(names)], scene_with(*things[:2], rng)]
+    then = [*then[: len(names)], scene_with(things[0], things[1], rng)]
     taught, new = (
         [processor.image(render_scene(scene, processor.image_size, rng)) for scene in scenes]
         for scenes in (first, then)

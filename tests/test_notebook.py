@@ -77,6 +77,12 @@ class _Uses(ast.NodeVisitor):
             if isinstance(target, ast.Name):
                 self.names[target.id] = self._value(node.value)
 
+    def visit_For(self, node: ast.For) -> None:
+        kind = getattr(self._value(node.iter), "kind", None)
+        if isinstance(node.target, ast.Name):
+            self.names[node.target.id] = Made(typing.get_args(kind)[0]) if typing.get_origin(kind) is list else None
+        self.generic_visit(node)
+
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self._value(node)
         self.generic_visit(node)
@@ -182,6 +188,8 @@ def test_the_readme_shows_the_lines_of_the_api() -> None:
         ("bitgen.load('x').search('a', [])[0].caption", ["Found has no caption"]),
         ("bitgen.load('x').search('a', [])[:5][0].item.anything", []),
         ("m = bitgen.load('x').memory(slots=3)\nm.recal('a')", ["EpisodicMemory has no recal"]),
+        ("for a in bitgen.load('x').memory().recall('x'):\n    a.id, a.share", ["Recollection has no share"]),
+        ("for a in bitgen.load('x').memory():\n    a.share", []),
         ("from bitgen.data.scenes.dataset import Scenery", ["bitgen.data.scenes.dataset has no Scenery"]),
         ("unknown.anything(1)", []),
     ],

@@ -249,8 +249,8 @@ class Model:
         """What the model answers to a question, about an image or alone, greedily.
 
         Args:
-            memory: of this model, from which it speaks: by the names in the question, else by the image. What the
-                question recalls is said without a look at the image.
+            memory: of this model, from which it speaks. Without an image the question asks it. With one, a question
+                that has a name asks first, and what it recalls is said without the image; otherwise the image asks.
 
         Raises:
             ValueError: the model was not trained to speak from a memory, an image that cannot be read, an empty

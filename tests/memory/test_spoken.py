@@ -11,14 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitgen.memory import EpisodicMemory, Whitening, spoken
+from bitgen.memory import EpisodicMemory, Whitening
 from bitgen.memory.address_space import IMAGE, TEXT
 from bitgen.memory.episodes import Episode
 from bitgen.memory.picture import draw_memory
 from bitgen.memory.spoken import FactEncoder, Spoken, recalled_by
 from bitgen.model.question import IN_A_ROW, Question
-from bitgen.model.recall import Recall
-from bitgen.model.speaking import BY_TEXT, MOST_RECALLED
+from bitgen.model.speaking import MOST_RECALLED
 from bitgen.objectives.recall import RecallObjective
 from support.data import picture
 from support.memories import pairs
@@ -188,25 +187,6 @@ def test_a_cue_like_nothing_recalls_nothing_and_says_how_sure_that_is(taught, mo
         assert spoken.tokens is None and spoken.facts == [] and 0 < spoken.surest < 0.5
     taught.clear()
     assert taught.recalled(image=picture(0)) == Spoken(None, [], 0.0)
-
-
-def test_of_a_question_about_an_image_the_question_asks_first_if_it_has_a_name(taught, monkeypatch) -> None:
-    finds(monkeypatch, everything=True)
-    question, image = {"text": TEXTS[4]}, {"image": picture(0)}
-    told, seen = taught.recalled(**question), taught.recalled(**image)
-    assert told.facts != seen.facts and told.by_question and not seen.by_question
-
-    def same(one: Spoken, other: Spoken) -> bool:
-        return one[1:] == other[1:] and torch.equal(one.tokens.tokens, other.tokens.tokens)
-
-    assert same(taught.recalled(**question, **image), seen)  # no word of a model without training is worth much
-    monkeypatch.setattr(spoken, "has_names", lambda asked, least: torch.tensor([least == BY_TEXT.names]))
-    assert same(taught.recalled(**question, **image), told)
-    monkeypatch.setattr(Recall, "asked_names", lambda self, asked, values, least: torch.zeros(1, len(values)).bool())
-    assert same(taught.recalled(**question, **image), seen)  # a name of which nothing was told
-    assert not taught.recalled(**question).by_question
-    with pytest.raises(ValueError, match="an image, a question"):
-        taught.recalled()
 
 
 def test_of_two_facts_about_one_thing_the_later_is_recalled(speaker, monkeypatch) -> None:

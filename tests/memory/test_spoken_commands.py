@@ -112,8 +112,10 @@ def test_a_question_about_a_picture_is_answered_by_the_one_that_recalls(model, t
     alone = model.answer(QUESTION, memory=taught, max_new_tokens=6)
     seen = model.answer(QUESTION, picture(0), taught, max_new_tokens=6)
     assert seen != alone
+    caption = model.caption(picture(0), QUESTION, memory=taught, max_new_tokens=6)
     monkeypatch.setattr(spoken, "has_names", lambda asked, least: torch.ones(1, dtype=torch.bool))
     assert model.answer(QUESTION, picture(0), taught, max_new_tokens=6) == alone
+    assert model.caption(picture(0), QUESTION, memory=taught, max_new_tokens=6) == caption  # a prompt asks nothing
 
 
 def test_forgetting_brings_back_what_was_said_before(model, monkeypatch) -> None:
@@ -241,7 +243,7 @@ def test_questions_are_answered_from_the_memory_of_a_file(
     capsys.readouterr()
     ask.main([*map(str, (photos[0], "--model", speaking_run(), *flags, *remembers))])
     said = capsys.readouterr()
-    assert said.out == f"{alone}\n" and "the picture was not looked at" in said.err
+    assert said.out == f"{alone}\n" and "the picture was not used" in said.err
 
 
 @pytest.mark.parametrize("about", ["a picture", "nothing but words"])

@@ -165,7 +165,9 @@ def test_names_against_words_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_names_by_hand(words: list[int], fact: list[int], held: bool) -> None:
-    assert names_held(asked([words], words=KINDS), values([*fact, PADDING]), kinds_of, 5.0).item() == held
+    question = asked([words], words=KINDS)
+    assert names_held(question, values([*fact, PADDING]), kinds_of, 5.0).item() == held
+    assert has_names(question, 5.0).item() == (words != [0, 1])
 
 
 def test_a_word_that_is_worth_little_is_no_name() -> None:

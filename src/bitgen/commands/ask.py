@@ -42,8 +42,9 @@ A model of stage 2 (src/train_stage2_reasoning.py) answers about one picture, ea
 says why first, and --picture draws the boxes that it speaks of.
 
 A model that was trained to speak from a memory (configs/memory_scenes.yaml) answers too, each question for itself: with
---memory FILE from what src/memory.py taught it, about one picture or about none. Of a question with a picture the
-question asks first, if it has a name of which something was told; that is answered without a look at the picture."""
+--memory FILE from what src/memory.py taught it, about one picture or about none. With a picture, a question that has a
+name ("who owns Blick?") is looked up first: if it finds what was taught, that is the answer, and the picture is not
+used. src/caption.py --prompt always uses the picture."""
 
 _EXAMPLES = """\
 examples:
@@ -53,7 +54,7 @@ examples:
   python src/ask.py --model my-export clip.mp4
   python src/ask.py --model chest-model today.dcm last_year.dcm --question "What has changed?"
   python src/ask.py --model my-run --memory my-run.memory --question "who owns Blick?"
-  python src/ask.py --model my-run --memory my-run.memory photo.jpg --question "who is left of the ring?" """
+  python src/ask.py --model my-run --memory my-run.memory photo.jpg --question "to the left of the ring there is" """
 
 
 _LONGEST = 128  # tokens of an answer
@@ -213,7 +214,7 @@ def speaker(flags: argparse.Namespace) -> Answers:
                 print(notice, file=sys.stderr, flush=True)
             elif spoken.by_question and pixels is not None:
                 seen = None
-                notice = "a sentence that was taught answers this: the picture was not looked at"
+                notice = "answered by what was taught of the name in the question: the picture was not used"
                 print(notice, file=sys.stderr, flush=True)
         return [answer_of(trained, question, seen, flags.num_beams, flags.max_new_tokens or _LONGEST, recalled)]
 

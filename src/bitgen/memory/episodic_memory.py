@@ -290,11 +290,13 @@ class EpisodicMemory:
             raise ValueError(MUTE)
         held = self._held
         assert held.spoken is not None
+        surest = 0.0  # of the cues that recalled nothing
         for cue in self._facts.cues(image, text):
             spoken = recalled_by(self._facts.recall, held.spoken, held.episodes, cue)
+            surest = max(surest, spoken.surest)
             if spoken.facts:
-                break
-        return spoken
+                return spoken
+        return Spoken(None, [], surest)
 
     def state(self) -> MemoryState:
         """How full the memory is and what to expect of it."""

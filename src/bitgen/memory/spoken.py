@@ -43,8 +43,8 @@ class Spoken(NamedTuple):
     ``tokens``: what the decoder is given to look at; None: the cue is like nothing that was taught, and the model says
     what it says without a memory. ``facts``: the episodes recalled and the probability that each is what the cue is
     about, surest first. ``surest``: the highest probability of all episodes that count, recalled or not.
-    ``by_question``: a question recalled it, so that it is said without a picture. (With the picture of something else
-    before it, half of such answers are about that.)
+    ``by_question``: a question recalled it, so that it is said without a picture: before one of something else the
+    model often speaks of that.
     """
 
     tokens: Recalled | None
