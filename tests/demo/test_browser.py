@@ -227,8 +227,7 @@ def test_bad_input_is_a_message_and_the_page_lives_on(
     visitor.message("there is no picture")
     (tmp_path / "broken.png").write_bytes(b"no picture <b>at all</b>")
     for path, said in ((tmp_path / "broken.png", "cannot be read"), (huge, "pixels")):
-        visitor.page.locator("#describe-picture input[type=file]").first.set_input_files(str(path))
-        visitor.page.wait_for_timeout(1500)
+        visitor.give("describe-picture", path)
         visitor.press("describe-go")
         visitor.message(said)
         visitor.page.locator("#describe-picture").get_by_label("Clear").or_(
