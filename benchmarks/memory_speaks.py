@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a run of configs/memory_scenes.yaml or such")
     parser.add_argument("--data", metavar="DIR", help="held-out features; without it the built-in scenes")
     parser.add_argument("--episodes", type=int, default=4, metavar="N", help="for each seed (default: 4)")
+    parser.add_argument("--num_beams", type=int, default=1, metavar="N", help="of answers (default: 1, greedy)")
     parser.add_argument(
         "--only",
         help="said, brief (what is said, in 128 slots, compared with nothing), sentences, together, edited, prompted, "
@@ -243,6 +244,7 @@ def main() -> None:
     )
     flags = parser.parse_args()
     torch.set_num_threads(1)
+    Speaker.beams = flags.num_beams
     trained = open_model(flags.model)
     objective = RecallObjective(trained.model).eval()
     data = PairDataset(flags.data, trained.processor) if flags.data else None

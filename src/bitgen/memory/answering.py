@@ -56,6 +56,8 @@ class Speaker:
         slots: of the memory that an episode is written into.
     """
 
+    beams = 1  # of an answer; 1: greedy
+
     def __init__(self, objective: RecallObjective, data: EpisodeDataset, slots: int = 128) -> None:
         self.objective, self.data = objective, data
         self.model = objective.eval().model
@@ -120,11 +122,11 @@ class Speaker:
         return [answers[row] for row in range(len(queries))]
 
     def say(self, prompts: list[str], tokens: torch.Tensor | None, recalled: Recalled | None) -> list[str]:
-        """Greedy answers after prompts, on one line each, with pictures' tokens ``[B, P, D]`` or without."""
+        """Answers after prompts, on one line each, with pictures' tokens ``[B, P, D]`` or without."""
         given: dict[str, Any] = {} if tokens is None else {"image_tokens": tokens.to(self.model.dtype)}
         if recalled is not None:
             given |= {"recalled": recalled.tokens, "recalled_mask": recalled.present}
-        written = generate_texts(self.generator, self.tokenizer, prompts, 1, LONGEST_ANSWER, **given)
+        written = generate_texts(self.generator, self.tokenizer, prompts, self.beams, LONGEST_ANSWER, **given)
         return [" ".join(text.split()) for text in written]
 
 
