@@ -43,8 +43,8 @@ class Spoken(NamedTuple):
     ``tokens``: what the decoder is given to look at; None: the cue is like nothing that was taught, and the model says
     what it says without a memory. ``facts``: the episodes recalled and the probability that each is what the cue is
     about, surest first. ``surest``: the highest probability of all episodes that count, recalled or not.
-    ``by_question``: a question recalled it, so that it is said without a picture: before one of something else the
-    model often speaks of that.
+    ``by_question``: a question recalled it. It is then said without a picture, because a model that sees a picture
+    often speaks of what is in it.
     """
 
     tokens: Recalled | None
@@ -148,8 +148,9 @@ class FactEncoder:
     def cues(self, image: MemoryImage | None, text: str | None) -> list[Cue]:
         """The cues that an image, a question, or a question about an image are, in the order in which they ask.
 
-        Of a question about an image the question asks first, if it has a name ("who owns Blick?"): of whom something
-        was told, the image need not show. One without a name ("what is left of the ring?") leaves it to the image.
+        Of a question about an image the question asks first, if it has a name ("who owns Blick?"): what was told of a
+        name may have nothing to do with the image. One without a name ("what is left of the ring?") leaves it to the
+        image.
 
         Raises:
             ValueError: neither, or one that cannot be read.
