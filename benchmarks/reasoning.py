@@ -4,6 +4,7 @@ training never asked, each about a picture of its own. Prints JSON lines {"arm":
 
   accuracy         percent of the questions that are answered right, `direct` or after a `rationale`; also by hops
                    (accuracy_2_hops) and by family; of arms trained with dots, `dots` stand where the rationale would
+                   (of arms trained without their pictures, as they were trained)
   other_picture    the same, seeing the picture of another scene; nothing: seeing none
   form             percent of replies that have the form of one: what reinforcement may teach without a better answer
   majority         percent for the most frequent training answer of a question's family and form: knowing no picture
@@ -31,6 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from bitgen.data.questions.marked_text import Reply
+from bitgen.data.questions.shown import NOTHING, OTHER
 from bitgen.data.scenes.descriptions import scene_rng
 from bitgen.data.scenes.questions import SceneQuestion, draw_question
 from bitgen.data.scenes.rationales import write_rationale
@@ -119,7 +121,7 @@ def answered(answerer: Answerer, given: list[Problem], way: str) -> list[Judged]
 
 def measure(arm: str, trained: Trained, count: int, samples: int) -> None:
     """All lines of an arm."""
-    answerer = Answerer(trained.model, trained.processor)
+    answerer = Answerer(trained.model, trained.processor, trained.config.reasoning.picture_shown)
     for split in SPLITS:
         given = problems(split, count, SEED)
         for way in ways_of(trained):
@@ -133,9 +135,8 @@ def measure(arm: str, trained: Trained, count: int, samples: int) -> None:
             for family, value in by_family(replies).items():
                 asked = sum(one.problem.question.family == family for one in replies)
                 report(arm, way, split.name, f"accuracy_{family}", value, asked)
-            for blind in ("other", "none"):
-                seen = Answerer(trained.model, trained.processor, blind)
-                name = {"other": "other_picture", "none": "nothing"}[blind]
+            for name, shown in (("other_picture", OTHER), (NOTHING, NOTHING)):
+                seen = Answerer(trained.model, trained.processor, shown)
                 report(arm, way, split.name, name, accuracy(answered(seen, given, way)), count)
             if way == "rationale":
                 _rationales(arm, split.name, answerer, replies, given, samples)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bitgen.config.stage2 import Stage2Config
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "reasoning.py"
 
 
@@ -23,6 +25,7 @@ class Finder:
 
 class OfNothing:
     model = processor = None
+    config = Stage2Config()
 
 
 def test_what_nothing_was_measured_of_is_null(capsys) -> None:

@@ -227,7 +227,7 @@ class Oracle(Answerer):
 
     def __init__(self, answerer: Answerer, faithful: bool) -> None:
         self.model, self.processor, self.tokens = answerer.model, answerer.processor, answerer.tokens
-        self.faithful, self.blind = faithful, ""
+        self.faithful, self.sees = faithful, "own"
 
     def replies(self, given, prompts, thinks, decoding):
         found = []

@@ -328,6 +328,7 @@ CONTRADICTIONS = {
     "a group of one": (dict(reinforcement="star", rollout_group=1), "no others to be better than"),
     "replies longer than the context": (dict(reinforcement="star", rollout_tokens=200), "Write less"),
     "replies without rationales": (dict(reinforcement="star", rationale="none"), "begin with a rationale"),
+    "replies about no picture": (dict(reinforcement="star", picture_shown="nothing"), "Write picture_shown own"),
     "stage 1 with the tokenizer of stage 2": (dict(question_data=None), "there is no question_data"),
     "no such model": (dict(init_from="nowhere"), "nowhere: there is no such folder"),
     "rollouts in half precision": (dict(reinforcement="star", precision="bf16"), "Write precision fp32"),

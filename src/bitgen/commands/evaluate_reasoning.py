@@ -12,6 +12,7 @@ import torch
 from bitgen.config import ConfigError
 from bitgen.config.sources import SCENES, SORT_OF_CLEVR
 from bitgen.data.questions.records import QuestionFolder
+from bitgen.data.questions.shown import OTHER, OWN
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.sort_of_clevr import SortOfClevr
 from bitgen.data.scenes.tables import FEWEST
@@ -63,10 +64,18 @@ def evaluate_reasoning(loaded: Trained, flags: argparse.Namespace, device: torch
             "src/train_stage2_reasoning.py."
         )
     loaded.model.to(device)
+    if loaded.config.reasoning.picture_shown != OWN:
+        how = loaded.config.reasoning.picture_shown
+        logger.info("a control, trained with picture_shown %s: it is asked as it was trained", how)
     if flags.data == SORT_OF_CLEVR:
         return _sort_of_clevr(loaded, flags)
     count = flags.max_images or _QUESTIONS
     return _of_scenes(loaded, flags, count) if flags.data == SCENES else _of_folder(loaded, flags, count)
+
+
+def _seeing(loaded: Trained) -> Model:
+    """The model, and what it was trained to see with a question."""
+    return Model(loaded.model, loaded.processor, loaded.config.reasoning.picture_shown)
 
 
 def _ways(loaded: Trained) -> list[str]:
@@ -89,7 +98,7 @@ def _of_scenes(loaded: Trained, flags: argparse.Namespace, count: int) -> _Found
     results: Results = {}
     answers: list[dict[str, Any]] = []
     tables = []
-    answerer, seed = Answerer(loaded.model, loaded.processor), loaded.config.training.seed
+    answerer, seed = Answerer(*_seeing(loaded)), loaded.config.training.seed
     if REASONING in flags.task:
         results[REASONING] = _reasoning(loaded, answerer, count, seed, answers)
         tables += _reasoning_tables(results[REASONING])
@@ -107,7 +116,7 @@ def _reasoning(
     loaded: Trained, answerer: Answerer, count: int, seed: int, answers: list[dict[str, Any]]
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    blind = Answerer(loaded.model, loaded.processor, blind="other")
+    blind = Answerer(loaded.model, loaded.processor, OTHER)
     for split in _splits(loaded):
         asked = problems(split, count, seed)
         figures: dict[str, Any] = {}
@@ -160,7 +169,7 @@ def _sort_of_clevr(loaded: Trained, flags: argparse.Namespace) -> _Found:
         raise ConfigError(f"--task {GROUNDING} has no questions in {SORT_OF_CLEVR}. Write --task {REASONING}.")
     source = SortOfClevr(loaded.processor, loaded.config.training.seed, "test")
     pictures = [source[SampleKey(index)] for index in range(min(len(source), flags.max_images or len(source)))]
-    model = Model(loaded.model, loaded.processor)
+    model = _seeing(loaded)
     scored = {way: score_pictures(model, pictures, way == RATIONALE) for way in _ways(loaded)}
     return _tabled(scored)
 
@@ -190,7 +199,7 @@ def _of_folder(loaded: Trained, flags: argparse.Namespace, count: int) -> _Found
         says = "of the %d questions of %s the first %d of each kind are asked; --max_images takes more"
         logger.info(says, len(folder), flags.data, count)
     check_questions(folder, words=REASONING in flags.task, boxes=GROUNDING in flags.task)
-    model = Model(loaded.model, loaded.processor)
+    model = _seeing(loaded)
     results: Results = {}
     answers: list[dict[str, Any]] = []
     tables = []

@@ -82,6 +82,11 @@ def _check_rollouts(settings: Any, training: Any, context: int) -> None:
         raise ConfigError(
             f"grad_accum_steps is {training.grad_accum_steps}, but a step of reinforcement is one batch. Write 1."
         )
+    if settings.picture_shown != "own":
+        raise ConfigError(
+            f"reinforcement is on, but picture_shown is {settings.picture_shown}: replies are about the own picture. "
+            "Write picture_shown own."
+        )
     if settings.rationale != "clauses":
         raise ConfigError("reinforcement is on, but rationale is not clauses: replies begin with a rationale.")
     if settings.rollout_group < 2:

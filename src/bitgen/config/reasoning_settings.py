@@ -26,6 +26,11 @@ class ReasoningSettings:
         "What stands before an answer: clauses (why it is right), dots (as many tokens that say nothing, a control), "
         "none.",
     )
+    picture_shown: Literal["own", "other", "nothing"] = setting(
+        "own",
+        "What is seen with a question: own (its picture), other (that of another question) or nothing (an empty "
+        "picture). The last two are controls: they show what the words of questions tell by themselves.",
+    )
     rationale_share: Rate = setting(0.5, "Share of the questions that are answered with a rationale.")
     grounding_share: Rate = setting(
         0.25,

@@ -12,6 +12,7 @@ from bitgen.data.questions.boxes import Box, read_boxes
 from bitgen.data.questions.dataset import AskedPicture
 from bitgen.data.questions.marked_text import MarkedTokens, Reply
 from bitgen.data.questions.records import Question, QuestionFolder
+from bitgen.data.questions.shown import OWN, PictureShown, shown
 from bitgen.evaluation.reasoning import BATCH, box_measures
 from bitgen.evaluation.replies import Decoding, replies_to
 from bitgen.evaluation.vqa_metrics import same_answer, vqa_scores
@@ -23,10 +24,11 @@ Records = list[dict[str, Any]]
 
 
 class Model(NamedTuple):
-    """A model in eval mode with its processor."""
+    """A model in eval mode with its processor, and what it sees with a question."""
 
     model: BitGenModel
     processor: BitGenProcessor
+    sees: PictureShown = OWN
 
 
 def score_pictures(model: Model, pictures: Sequence[AskedPicture], thinks: bool) -> tuple[dict[str, float], Records]:
@@ -149,10 +151,10 @@ def _replies(
     model: Model, pixels: torch.Tensor, picture_of: Sequence[int], questions: Sequence[str], thinks: bool
 ) -> list[Reply]:
     """What is answered to questions, each about one of the pictures ``[B, ...]``, which are seen once."""
-    network, processor = model
+    network, processor, sees = model
     assert processor.tokenizer is not None
     tokens = MarkedTokens(processor.tokenizer)
-    pixels = pixels.to(next(network.parameters()).device)
+    pixels = shown(pixels, sees).to(next(network.parameters()).device)
     seen = network.pool_image_tokens(network.encode_image(pixels).image_tokens)[list(picture_of)]
     prompts = [tokens.prompt(question, thinks) for question in questions]
     # Rationales of people's data may be as long as the context.

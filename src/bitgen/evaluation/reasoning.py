@@ -10,6 +10,7 @@ import torch
 
 from bitgen.data.questions.boxes import Box, box_text, intersection_over_union, read_boxes
 from bitgen.data.questions.marked_text import NONE, MarkedTokens, Reply
+from bitgen.data.questions.shown import NOTHING, OTHER, OWN, PictureShown, shown
 from bitgen.data.scenes.descriptions import scene_rng
 from bitgen.data.scenes.questions import FAMILIES, MOST_HOPS, TRAINED_HOPS, SceneQuestion, draw_question
 from bitgen.data.scenes.rationales import clauses_that_hold, things_named
@@ -86,12 +87,12 @@ class Answerer:
     """A model that answers, in eval mode, on its device.
 
     Args:
-        blind: what it sees: ``""`` the picture, ``none`` a picture of nothing, ``other`` another scene like it.
+        sees: the own picture, an empty one (``nothing``), or (``other``) that of another scene like it.
     """
 
-    def __init__(self, model: BitGenModel, processor: BitGenProcessor, blind: str = "") -> None:
+    def __init__(self, model: BitGenModel, processor: BitGenProcessor, sees: PictureShown = OWN) -> None:
         assert processor.tokenizer is not None
-        self.model, self.processor, self.blind = model, processor, blind
+        self.model, self.processor, self.sees = model, processor, sees
         self.tokens = MarkedTokens(processor.tokenizer)
 
     def answer(
@@ -121,12 +122,12 @@ class Answerer:
         """Of the pictures of problems, ``[N, P, D]``; each is seen once."""
         keys = list(dict.fromkeys(problem.key for problem in given))
         scenes = {problem.key: problem.scene for problem in given}
-        if self.blind == "other":
+        if self.sees == OTHER:
             kinds = {problem.key: problem.split for problem in given}
             scenes = {key: table_scene(("another", *key), *kinds[key].objects, kinds[key].pair) for key in keys}
         pixels = torch.stack([pixels_of(self.processor, scenes[key], key) for key in keys])
-        if self.blind == "none":
-            pixels = torch.zeros_like(pixels)
+        if self.sees == NOTHING:
+            pixels = shown(pixels, NOTHING)
         pixels = pixels.to(next(self.model.parameters()).device)
         tokens = self.model.pool_image_tokens(self.model.encode_image(pixels).image_tokens)
         at = {key: row for row, key in enumerate(keys)}

@@ -90,7 +90,7 @@ class Reasoning:
             source = LoaderSource(
                 data,
                 data.batch_sampler(training.batch_size, ranks.rank, ranks.world_size),
-                QuestionCollator(tokenizer.pad_token_id),
+                QuestionCollator(tokenizer.pad_token_id, settings.picture_shown),
                 WordCounter(tokenizer),
                 training.grad_accum_steps,
                 config.data.num_workers,

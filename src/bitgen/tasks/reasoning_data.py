@@ -14,6 +14,7 @@ from bitgen.config import Config
 from bitgen.config.sources import SCENES, SORT_OF_CLEVR
 from bitgen.data.questions.folder import FolderQuestions
 from bitgen.data.questions.records import QuestionFolder
+from bitgen.data.questions.shown import PictureShown
 from bitgen.data.sampler import SampleKey
 from bitgen.data.scenes.rationales import checked_clauses
 from bitgen.data.scenes.reasoning import SceneReasoning
@@ -75,30 +76,35 @@ def validator_of(config: Config, processor: BitGenProcessor) -> Validator | None
         ValueError: a folder that cannot be read.
     """
     settings = config.reasoning
-    source, thinks = settings.question_val_data, settings.rationale == "clauses"
+    source, thinks, sees = settings.question_val_data, settings.rationale == "clauses", settings.picture_shown
     if source is None:
         return None
     if source == SCENES:
         # Scenes and questions of the sizes that training has, and none that evaluation asks.
         split = Split("validation", objects=(FEWEST, settings.max_objects), hops=(0, settings.max_hops))
-        return SceneValidator(split, config.training.seed, processor, thinks, reward_of(settings.process_weight))
+        return SceneValidator(split, config.training.seed, processor, thinks, reward_of(settings.process_weight), sees)
     if source == SORT_OF_CLEVR:
         pictures = SortOfClevr(processor, config.training.seed, "validation")
-        return _AskedValidator([pictures[SampleKey(index)] for index in range(_VALIDATED // 20)], processor, thinks)
-    return _FolderValidator(QuestionFolder(source), processor, thinks)
+        return _AskedValidator(
+            [pictures[SampleKey(index)] for index in range(_VALIDATED // 20)], processor, thinks, sees
+        )
+    return _FolderValidator(QuestionFolder(source), processor, thinks, sees)
 
 
 class SceneValidator:
     """Asks about scenes that training never drew, and looks for things in them."""
 
-    def __init__(self, split: Split, seed: int, processor: BitGenProcessor, thinks: bool, reward: Reward) -> None:
+    def __init__(
+        self, split: Split, seed: int, processor: BitGenProcessor, thinks: bool, reward: Reward, sees: PictureShown
+    ) -> None:
         self.split, self.seed, self.processor, self.thinks, self.reward = split, seed, processor, thinks, reward
+        self.sees = sees
         self.problems = problems(split, _VALIDATED, seed)
 
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, ReasoningObjective)
         objective.eval()
-        answerer = Answerer(objective.model, self.processor)
+        answerer = Answerer(objective.model, self.processor, self.sees)
         scalars, score, samples = {}, 0.0, []
         for name, thinks in _ways(self.thinks):
             samples = answerer.answer(self.problems, thinks)
@@ -158,13 +164,13 @@ def _said(records: Sequence[dict[str, Any]]) -> str:
 class _AskedValidator:
     """Puts questions whose answers are known to the word."""
 
-    def __init__(self, pictures: Sequence, processor: BitGenProcessor, thinks: bool) -> None:
-        self.pictures, self.processor, self.thinks = pictures, processor, thinks
+    def __init__(self, pictures: Sequence, processor: BitGenProcessor, thinks: bool, sees: PictureShown) -> None:
+        self.pictures, self.processor, self.thinks, self.sees = pictures, processor, thinks, sees
 
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, ReasoningObjective)
         objective.eval()
-        model, score = Model(objective.model, self.processor), 0.0
+        model, score = Model(objective.model, self.processor, self.sees), 0.0
         scalars: dict[str, float] = {}
         records: list[dict[str, Any]] = []
         for name, thinks in _ways(self.thinks):
@@ -177,8 +183,9 @@ class _AskedValidator:
 class _FolderValidator:
     """Puts the questions of a folder: those that are answered in words, and those that are answered with a box."""
 
-    def __init__(self, folder: QuestionFolder, processor: BitGenProcessor, thinks: bool) -> None:
+    def __init__(self, folder: QuestionFolder, processor: BitGenProcessor, thinks: bool, sees: PictureShown) -> None:
         self.folder, self.processor, self.thinks = folder, processor, thinks and folder.has_rationales
+        self.sees = sees
         self.kinds = [boxes for boxes in (False, True) if first_questions(folder, 1, boxes)]
         if not self.kinds:
             raise ValueError(f"{folder.folder} has no question about a picture")
@@ -186,7 +193,7 @@ class _FolderValidator:
     def __call__(self, objective: Objective, phase: int) -> HeldOutResult:
         assert isinstance(objective, ReasoningObjective)
         objective.eval()
-        model, score = Model(objective.model, self.processor), 0.0
+        model, score = Model(objective.model, self.processor, self.sees), 0.0
         scalars: dict[str, float] = {}
         texts: dict[str, str] = {}
         if True in self.kinds:

@@ -11,6 +11,7 @@ import torch
 
 from bitgen.data.bad_records import BadRecord, load_or_replace
 from bitgen.data.questions.marked_text import Asked, MarkedTokens
+from bitgen.data.questions.shown import OWN, PictureShown, shown
 from bitgen.data.sampler import ResumableBatchSampler, SampleKey
 from bitgen.model.likelihood import IGNORED
 from bitgen.model.processing_bitgen import pad_tokens
@@ -146,10 +147,14 @@ class QuestionDataset:
 
 class QuestionCollator:
     """Pictures to a batch: ``pictures [B, ...]``; of all their R sequences ``picture_of [R]``, ``input_ids``,
-    ``attention_mask``, ``labels`` and ``weights [R, T]``, where a label is the token after and a weight its own."""
+    ``attention_mask``, ``labels`` and ``weights [R, T]``, where a label is the token after and a weight its own.
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
+    Args:
+        picture_shown: with a question; see ``shown.py``.
+    """
+
+    def __init__(self, pad_token_id: int, picture_shown: PictureShown = OWN) -> None:
+        self.pad_token_id, self.picture_shown = pad_token_id, picture_shown
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows = [(at, sequence) for at, sample in enumerate(samples) for sequence in sample["sequences"]]
@@ -162,7 +167,7 @@ class QuestionCollator:
         skipped = [sample["skipped"] for sample in samples if "skipped" in sample]
         return {
             **({"skipped": skipped} if skipped else {}),
-            "pictures": torch.stack([sample["pixels"] for sample in samples]),
+            "pictures": shown(torch.stack([sample["pixels"] for sample in samples]), self.picture_shown),
             "picture_of": torch.tensor([at for at, _ in rows]),
             **padded,
             "labels": labels.masked_fill(weights == 0, IGNORED),
