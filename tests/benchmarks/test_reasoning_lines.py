@@ -56,13 +56,13 @@ def test_no_two_questions_are_about_one_picture(capsys, monkeypatch) -> None:
         monkeypatch.setitem(measure.__globals__, name, part)
     measure("an arm", OfNothing(), 40, 60)
     capsys.readouterr()
-    assert len(asked) == 5 * 3  # each split: its pictures, other ones, and none
+    assert len(asked) == 6 * 3  # each split: its pictures, other ones, and none
     assert all(len(set(keys)) == len(keys) == 40 for keys in asked)
 
 
 def test_a_figure_of_fewer_things_has_a_wider_interval(capsys, monkeypatch) -> None:
     measure = runpy.run_path(str(SCRIPT))["measure"]
-    monkeypatch.setitem(measure.__globals__, "SPLITS", ())
+    monkeypatch.setitem(measure.__globals__, "ASKED", ())
     monkeypatch.setitem(measure.__globals__, "Answerer", Finder)
     measure("an arm", OfNothing(), 400, 60)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
