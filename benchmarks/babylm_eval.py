@@ -259,7 +259,7 @@ def write_made_up(folder: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the flags, run both in turns, print the lines."""
+    """Read the flags, run both in turns, print the lines, the first of which says whose rules hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", type=Path, help="a checkout of the official pipeline (2026: its folder strict)")
     parser.add_argument(
@@ -288,6 +288,7 @@ def main(argv: list[str] | None = None) -> None:
         model = flags.checkpoint.resolve() if flags.checkpoint else random_model(work / "model", eval_dir)
         checkpoints = checkpoints_of(model)
         tasks = shared_sets(pipeline, eval_dir, work / "sets", checkpoints, flags.sets)
+        print(json.dumps({"pipeline": flags.pipeline.name, "rules_of": pipeline.year}), flush=True)
         theirs, own = [], []
         for number in range(flags.rounds):
             output = work / f"official{number}"

@@ -94,7 +94,7 @@ def test_a_full_disk_is_named_and_loses_nothing(data_dir, tmp_path, capsys, monk
     assert "No space left on device" in said and "The disk is full: free space" in said and "call again" in said
     with caplog.at_level("INFO"):
         run(tiny_export(), data_dir / "fast_eval", tmp_path / "out")
-    assert f"{3 * len(FAST_SETS) - 3} results evaluated now, 3 kept" in caplog.text
+    assert f"{3 * len(FAST_SETS) - 2} results evaluated now, 2 kept" in caplog.text  # and what the tokenizer does
 
 
 def test_fine_tuning_and_ages_of_acquisition_are_part_of_it(data_dir, tmp_path, capsys, monkeypatch):
@@ -123,6 +123,9 @@ def test_fine_tuning_and_ages_of_acquisition_are_part_of_it(data_dir, tmp_path, 
     assert asked["glue"] == (model, full / "glue_filtered", out / "kept" / "glue")
     assert "GLUE: boolq, mnli, mrpc, multirc, qqp, rte" in said and "age of acquisition:" not in said
     assert "61.5" in said and "0.13" in said
+    run(tiny_export(), full, out, "--finetune", "True", "--glue_kept", str(tmp_path / "results_glue"))
+    assert asked["glue"][2] == str(tmp_path / "results_glue")
+    said = capsys.readouterr().out
     assert "aoa is of 1 checkpoints; the pipeline takes the 19 of the track alone" in said
     content = json.loads(next(out.rglob("all_full_preds*.json")).read_text())
     assert list(content["glue"]) == ["wsc"] and content["aoa"] == {"aoa": 0.125} and content["aoa_surprisals"] is None
@@ -222,12 +225,13 @@ def test_bad_folders_are_named(data_dir, tmp_path, capsys):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["cdi_childes.json", "cdi_human.csv", "wsc.valid.jsonl"])
+@pytest.mark.parametrize("name", ["cdi_childes.json", "cdi_human.csv", "wsc.valid.jsonl", "reading_data.csv"])
 def test_files_that_are_read_last_are_looked_at_first(data_dir, tmp_path, capsys, monkeypatch, name):
     """Hours of evaluation lie before their turn."""
     monkeypatch.setattr(submit, "evaluate_submission", None)
     full = tmp_path / "data" / "full_eval"
     shutil.copytree(data_dir / "full_eval" / "wug_adj_nominalization", full / "wug_adj_nominalization")
+    shutil.copytree(data_dir / "full_eval" / "reading", full / "reading")
     write_acquisition(full / "aoa", np.random.default_rng(0))
     write_glue(full, "wsc")
     damaged = next(full.rglob(name))

@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from bitgen.commands.evaluate_babylm import evaluate_language
 from bitgen.commands.evaluate_by_kind import (
     main_of_parts,
     main_of_reasoning,
@@ -26,9 +27,6 @@ from bitgen.config.sources import SCENES
 from bitgen.data.dataset import PairDataset
 from bitgen.data.scenes.dataset import ScenesDataset
 from bitgen.data.scenes.swapped import SwappedScenes
-from bitgen.evaluation.babylm.evaluation import Evaluation, KeptSets, evaluate_babylm, read_evaluation_data
-from bitgen.evaluation.babylm.models import identity, open_language_model
-from bitgen.evaluation.babylm.scoring import Scorer
 from bitgen.evaluation.captioning import (
     Captioned,
     caption_dataset,
@@ -58,7 +56,7 @@ from bitgen.evaluation.matching import (
     rerank_metrics,
 )
 from bitgen.evaluation.memory_metrics import memory_metrics
-from bitgen.evaluation.outputs import check_outputs, kept_beside
+from bitgen.evaluation.outputs import check_outputs
 from bitgen.evaluation.results import Results, write_results
 from bitgen.evaluation.retrieval import rank_split, retrieval_metrics
 from bitgen.evaluation.swapped_words import swapped_metrics
@@ -258,23 +256,6 @@ def _captioner(loaded: Trained, dataset: PairDataset, flags: argparse.Namespace,
     runner = Runner(loaded.model.to(device), flags.batch_size, device, precision.autocast, flags.num_workers or 0)
     with naming_bad_records():
         return Captioner(runner, runner.encode(dataset))
-
-
-def evaluate_language(flags: argparse.Namespace, device: torch.device) -> tuple[Evaluation, KeptSets]:
-    """The figures of the BabyLM sets, and the decisions behind them; and where each finished set is kept, beside
-    ``--output``, so that the same call goes on where it was interrupted.
-
-    Raises:
-        ValueError: sets or model cannot be read, or do not go together.
-    """
-    data = read_evaluation_data(flags.eval_dir, flags.babylm_year)
-    try:
-        model, encoder = open_language_model(flags.checkpoint, device, flags.trust_remote_code)
-    except ValueError as error:
-        raise ConfigError(f"--checkpoint {error}") from error
-    of_model = identity(model, encoder, flags.checkpoint)
-    kept = KeptSets(kept_beside(flags.output, BABYLM), of_model, flags.eval_dir, flags.babylm_year)
-    return evaluate_babylm(data, encoder, Scorer(model, device, batch_tokens=32 * flags.batch_size), kept), kept
 
 
 def caption(loaded: Trained, dataset: PairDataset, device: torch.device, flags: argparse.Namespace) -> Captioned:

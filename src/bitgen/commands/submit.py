@@ -80,6 +80,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="BOOL",
         help="(Super)GLUE too, if --eval_dir has glue_filtered: hours on a CPU (default: False)",
     )
+    parser.add_argument(
+        "--glue_kept",
+        metavar="DIR",
+        help="where finished tasks of (Super)GLUE are kept, as results_glue of `evaluate.py --task glue`: those of "
+        "seed 42 are then not fine-tuned again (default: in --output)",
+    )
     add_device_flag(parser)
     parser.add_argument(
         "--batch_size", type=int, default=128, metavar="N", help="more are faster on a GPU, and take more memory (128)"
@@ -198,7 +204,7 @@ def _other_parts(
             model.folder,
             data.glue,
             device,
-            kept=folder / KEPT / GLUE,
+            kept=flags.glue_kept or folder / KEPT / GLUE,
             trust_remote_code=flags.trust_remote_code,
         )
         figures[GLUE], glue_predictions = glue.results, glue.predictions

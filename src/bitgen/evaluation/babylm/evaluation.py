@@ -70,6 +70,7 @@ def read_evaluation_data(eval_dir: str | Path, year: int = LATEST) -> Evaluation
     folders = sorted(path for path in eval_dir.iterdir() if path.is_dir())
     for folder in folders:
         if folder.name == READING:
+            read_reading_data(folder)  # its turn comes last, and hours may lie before it
             reading = folder
         elif task_of(folder.name, year) is not None:
             items[folder.name] = read_items(folder, year)

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 YEARS = (2025, 2026)
 LATEST = YEARS[-1]
 
+# The parts of entity tracking, each counted once however many subtasks it has.
+ENTITY_SPLITS = ("regular", "ambiref", "move_contents")
 _COMPS_SUBSETS = {
     "comps_base": "base",
     "comps_wugs": "wugs",
@@ -161,6 +163,8 @@ def read_items(folder: Path, year: int = LATEST) -> list[Item]:
         left_out += len(found) - len(kept)
     if not items:
         raise ValueError(_no_items(folder, left_out))
+    if task == "entity_tracking" and not any(item.groups["UID"].startswith(ENTITY_SPLITS) for item in items):
+        raise ValueError(f"{folder}: entity tracking counts files named after {', '.join(ENTITY_SPLITS)}; name them so")
     if left_out:
         logger.info("%s: %d items are left out, as the rules of %d say; %d stay", folder, left_out, year, len(items))
     return items

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 # Raise it when log-probabilities, figures or predictions come out otherwise than before: what is kept is then evaluated
 # anew, whether by src/evaluate.py or src/submit.py. No test can know when (CONTRIBUTING.md, "Golden runs").
 EDITION = 2
+# What decides what a model answers: weights, settings, tokenizer, code. Not the card.
+_COUNTS = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
 _CHECKPOINT = re.compile(r"chck_\d+M")
 
 
@@ -42,6 +44,19 @@ def fingerprint(*parts: str | Path) -> str:
         except OSError as error:
             raise ValueError(f"{part} cannot be read ({error.strerror or error}); check the path") from error
     return sha.hexdigest()
+
+
+def fingerprint_of_files(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that a model's answers depend on.
+
+    Raises:
+        ValueError: there is no such folder, or a file cannot be read.
+    """
+    try:
+        files = [path for path in folder.iterdir() if path.suffix in _COUNTS and path.is_file() and path.name[0] != "."]
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read ({error.strerror or error}); check the path") from error
+    return fingerprint(*(part for path in sorted(files) for part in (path.name, path)))
 
 
 def _files_of(folder: Path) -> Iterator[Path]:

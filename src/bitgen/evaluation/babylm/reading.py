@@ -103,7 +103,7 @@ def word_parts(word: Word, encoder: ProcessorEncoder) -> list[tuple[str, int]]:
     A word of several tokens is read piece by piece, each context being the text so far, tokenized anew.
 
     Raises:
-        ValueError: the tokenizer makes nothing of the word.
+        ValueError: the tokenizer makes nothing of the word, or of a piece of it.
     """
     tokens = encoder.encode_word(word.word)
     if not tokens:
@@ -112,7 +112,13 @@ def word_parts(word: Word, encoder: ProcessorEncoder) -> list[tuple[str, int]]:
     for before, token in zip(tokens, tokens[1:], strict=False):
         # The official pipeline asks for the first token of this token's own text.
         context += encoder.decode(before)
-        parts.append((context, encoder.encode_word(encoder.decode(token))[0]))
+        again = encoder.encode_word(encoder.decode(token))
+        if not again:
+            raise ValueError(
+                f"{word.origin}: {word.word!r} has a token without a text, which the pipeline cannot read either. Take "
+                "a tokenizer whose tokens all have one"
+            )
+        parts.append((context, again[0]))
     return parts
 
 

@@ -18,7 +18,7 @@ from scipy.stats import pearsonr
 from bitgen.evaluation.babylm.acquisition.curves import RULES, child_age, model_age
 from bitgen.evaluation.babylm.encoding import Encoded, ProcessorEncoder
 from bitgen.evaluation.babylm.items import LATEST
-from bitgen.evaluation.babylm.kept import EDITION, KeptResults, fingerprint
+from bitgen.evaluation.babylm.kept import EDITION, KeptResults, fingerprint, fingerprint_of_files
 from bitgen.evaluation.babylm.models import open_language_model
 from bitgen.evaluation.babylm.packing import TokenSequence
 from bitgen.evaluation.babylm.scoring import Scorer
@@ -180,7 +180,8 @@ def acquisition_scores(
             warnings.simplefilter("ignore")  # constant ages have no correlation: NaN
             pair = pearsonr([age["model"] for age in ages.values()], [age["child"] for age in ages.values()])
         correlation, p_value = float(pair[0]), float(pair[1])
-    counts = len(ages) >= _FEWEST_WORDS and not (rules.significance is not None and p_value > rules.significance)
+    # Where one side is constant both are NaN, and nothing is shown.
+    counts = math.isfinite(correlation) and (rules.significance is None or p_value <= rules.significance)
     return {
         "aoa": correlation if counts else 0.0,
         "correlation": correlation,
@@ -231,7 +232,8 @@ def age_of_acquisition(
         folder, name = Path(folders_by_words[seen]), step_name(seen)
         store = None
         if kept is not None:
-            store = KeptResults(kept, fingerprint(folder, found.path / CONTEXTS_FILE, f"surprisal {EDITION}"))
+            of_model = fingerprint_of_files(folder)
+            store = KeptResults(kept, fingerprint(of_model, found.path / CONTEXTS_FILE, f"surprisal {EDITION}"))
         known = store.get(f"aoa_{name}") if store is not None else None
         if known is None:
             logger.info("ages of acquisition: %s", folder)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitgen.evaluation.babylm.evaluation import EvaluationData, read_evaluation_data
-from bitgen.evaluation.babylm.folders import AOA_FOLDERS
+from bitgen.evaluation.babylm.folders import AOA_FOLDERS, nothing_found
+from bitgen.evaluation.babylm.items import LATEST
 from bitgen.evaluation.babylm.kept import fingerprint
 from bitgen.evaluation.babylm.submission.layout import AOA, FAST, FULL, OFFICIAL, PARTS
 from bitgen.guards.printable import printable
@@ -72,14 +73,17 @@ def read_submission_data(eval_dir: str | Path) -> SubmissionData:
             if found is not None:
                 extra.setdefault(kind, found)
         others = {*GLUE_FOLDERS, *AOA_FOLDERS}
-        only_others = children and all(path.name in others for path in children)
-        one_by_one = {} if only_others else split(read_evaluation_data(folder))
+        # A part may be empty where the other is not, or hold what is not read here alone.
+        nothing_here = all(path.name in others for path in children) and (children or len(parts) > 1)
+        one_by_one = {} if nothing_here else split(read_evaluation_data(folder))
         sets += [
             SetData(part, name, folder / name, data, fingerprint(folder / name))
             for name, data in sorted(one_by_one.items())
         ]
         known = {*one_by_one, *others}
         unknown += [_hint(part, path.name, known) for path in children if path.name not in known]
+    if not sets and not extra:
+        raise ValueError(nothing_found(Path(eval_dir), LATEST))
     return SubmissionData(sets, extra.get("glue"), extra.get(AOA), unknown)
 
 

@@ -117,6 +117,17 @@ def size_problems(part: str, name: str, predictions: Mapping[str, Any]) -> list[
     return problems
 
 
+def differences(predictions: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """As :func:`size_problems`, of all sets by name, whichever part they are of."""
+    return [
+        problem
+        for name, found in predictions.items()
+        for part in PARTS
+        if name in OFFICIAL[part] and (part == FULL or name not in OFFICIAL[FULL])
+        for problem in size_problems(part, name, found)
+    ]
+
+
 def glue_problems(predictions: Mapping[str, Any]) -> dict[str, list[str]]:
     """As :func:`size_problems`, of the fine-tuning tasks that were done, by task."""
     counts = {task: len(found["predictions"]) for task, found in predictions.items() if task in GLUE_TASKS}

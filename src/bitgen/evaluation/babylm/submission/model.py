@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitgen.checkpoint.format import REVISION_PREFIX
-from bitgen.evaluation.babylm.kept import fingerprint
+from bitgen.evaluation.babylm.kept import fingerprint_of_files
 from bitgen.evaluation.babylm.submission.layout import FINAL, revision_name
 from bitgen.guards.json_files import BadJson, read_json
 from bitgen.machine.files import file_hash
@@ -19,8 +19,6 @@ from bitgen.training.budget import MILLION
 _EXPORT = "python src/export.py --checkpoint RUN --output EXPORT --words_seen_checkpoints True"
 _REVISION = re.compile(rf"{REVISION_PREFIX}(\d{{1,6}})M")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
-# What decides what a model answers: weights, settings, tokenizer, code. Not the card.
-_COUNTS = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
 _WEIGHTS = (".safetensors", ".bin")
 _WORDS_IN_CARD = re.compile(r"words seen, all epochs counted\s*\|\s*([\d,]+)")
 # What cards of exports say whose settings do not.
@@ -152,16 +150,6 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder / 'config.json'} cannot be read ({error}). Export the model again: {_EXPORT}"
         ) from error
-
-
-def fingerprint_of_files(folder: Path) -> str:
-    """SHA-256 over the names and contents of the files that a model's answers depend on.
-
-    Raises:
-        ValueError: a file cannot be read.
-    """
-    files = [path for path in folder.iterdir() if path.suffix in _COUNTS and path.is_file() and path.name[0] != "."]
-    return fingerprint(*(part for path in sorted(files) for part in (path.name, path)))
 
 
 def training_said(folder: Path) -> tuple[int | None, int | None]:

@@ -29,6 +29,7 @@ from bitgen.show.tables import format_markdown, format_table
 from bitgen.training.budget import MILLION, milestone
 
 CURVE = "learning_curve.png"
+_MANY_TIES = 0.01  # share of a set's questions
 
 
 class Report(NamedTuple):
@@ -43,9 +44,10 @@ class Report(NamedTuple):
     # ---- scores ----
 
     def scores(self, revision: str, part: str) -> dict[str, float]:
-        """A model's scores on a part's sets, by component."""
+        """A model's scores on a part's sets, by component. Where an official set has another beside it, as a copy of
+        it under a longer name, the official one counts."""
         found: dict[str, float] = {}
-        for one in self.data.of(part):
+        for one in sorted(self.data.of(part), key=lambda one: one.name in OFFICIAL[part]):
             done = self.submission.done.get(revision, {}).get(one.label)
             if done is not None:
                 found.update(scores_of(one.name, done.figures))
@@ -120,6 +122,7 @@ class Report(NamedTuple):
                     f"{one.label} was evaluated, but it is no name of the pipeline's"
                     + (f"; if it is {near[0]}, rename it" if near else "")
                 )
+        found += self._of_scoring()
         problems = {**self.submission.problems, **self.parts.problems(self.track)}
         for several in problems.values():
             more = f" (and {len(several) - 1} more like it)" if len(several) > 1 else ""
@@ -148,6 +151,24 @@ class Report(NamedTuple):
                 f"the pipeline's collate script expects all checkpoints up to {self.track.words_seen // MILLION}M; "
                 "those beyond the words that this model has seen are null in the collated file, as the rules allow"
             )
+        return found
+
+    def _of_scoring(self) -> list[str]:
+        """What makes the final model's scores mean less than they seem to."""
+        found = []
+        if not self.submission.begins_with_special:
+            found.append(
+                "the tokenizer puts no BOS before a text: the first token of each sentence is never scored, as in the "
+                "pipeline"
+            )
+        for one in self.data.sets:
+            ties = self.submission.done[FINAL][one.label].figures.get("ties") or 0
+            items = len(one.data.items.get(one.name, ()))
+            if ties > _MANY_TIES * items:
+                found.append(
+                    f"{one.label}: {ties:,} of {items:,} questions are ties, whose answers are drawn: the model tells "
+                    "these candidates not apart"
+                )
         return found
 
     def allowance(self) -> list[tuple[str, str, str, str]]:

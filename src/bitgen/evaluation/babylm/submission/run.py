@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bitgen.evaluation.babylm.encoding import ProcessorEncoder
 from bitgen.evaluation.babylm.evaluation import evaluate_babylm
 from bitgen.evaluation.babylm.kept import EDITION, KeptResults, fingerprint
 from bitgen.evaluation.babylm.models import open_language_model
@@ -20,11 +22,13 @@ from bitgen.evaluation.babylm.submission.data import SetData, SubmissionData
 from bitgen.evaluation.babylm.submission.layout import (
     AOA,
     AOA_FOLDER,
+    AOA_SCORE,
     BACKEND,
     COLLATED,
     FAST,
     FINAL,
     FULL,
+    GLUE_TASKS,
     OFFICIAL,
     PREDICTIONS,
     SURPRISAL,
@@ -42,6 +46,13 @@ from bitgen.machine.files import remove_leftovers, replacing_folder
 logger = logging.getLogger(__name__)
 
 KEPT, RESULTS = "kept", "results"
+_TOKENIZER = "tokenizer"
+# What is written below results/MODEL/REVISION.
+_WRITTEN = {
+    *(f"zero_shot/{BACKEND}/{one.folder}/{PREDICTIONS}" for part in OFFICIAL.values() for one in part.values()),
+    *(f"zero_shot/{BACKEND}/{AOA_FOLDER}/{name}.json" for name in (SURPRISAL, AOA_SCORE)),
+    *(f"finetune/{task}/{PREDICTIONS}" for task in GLUE_TASKS),
+}
 
 
 class Done(NamedTuple):
@@ -76,12 +87,14 @@ class Parts(NamedTuple):
 
 class Submission(NamedTuple):
     """All results by revision and ``PART/SET``: ``fresh`` of them are of this call, ``reused`` of earlier ones.
-    ``problems``: by ``PART/SET``, how a set differs in size from the official one; the collated file leaves it out."""
+    ``problems``: by ``PART/SET``, how a set differs in size from the official one; the collated file leaves it out.
+    ``begins_with_special``: whether the tokenizer puts a BOS, or the like, before a text."""
 
     done: dict[str, dict[str, Done]]
     fresh: int
     reused: int
     problems: dict[str, list[str]]
+    begins_with_special: bool = True
 
 
 def sets_of(revision: Revision, data: SubmissionData) -> list[SetData]:
@@ -105,13 +118,20 @@ def evaluate_submission(
     """
     done: dict[str, dict[str, Done]] = {}
     known: dict[str, Done] = {}  # of the same model and data, whatever they are called
-    fresh, earlier, problems = 0, 0, {}
+    fresh, earlier, problems, begins = 0, 0, {}, True
     for revision in model.revisions:
         own = folder / KEPT / revision.name
         if own.is_dir():
             remove_leftovers(own)
-        scorer = encoder = None
+        opened = _Opened(revision, device, batch_tokens, trust_remote_code)
         done[revision.name], reused = {}, 0
+        if revision.name == FINAL:
+            of_tokenizer = KeptResults(own, fingerprint(f"{EDITION} tokenizer", revision.fingerprint))
+            known_of_it = of_tokenizer.get(_TOKENIZER)
+            if known_of_it is None:
+                known_of_it = opened.parts()[1].begins_with_special()
+                of_tokenizer.put(_TOKENIZER, known_of_it)
+            begins = known_of_it
         for one in sets_of(revision, data):
             mark = fingerprint(f"{EDITION} {one.data.year} {one.name}", revision.fingerprint, one.fingerprint)
             kept = KeptResults(own, mark)
@@ -123,10 +143,7 @@ def evaluate_submission(
                 kept.put(_file(one), [twin.figures, twin.predictions(), twin.seconds])
                 found = _kept(kept, one)
             if found is None:
-                if scorer is None or encoder is None:
-                    logger.info("loading %s (%s)", revision.name, revision.folder)
-                    language_model, encoder = open_language_model(revision.folder, device, trust_remote_code)
-                    scorer = Scorer(language_model, device, batch_tokens)
+                scorer, encoder = opened.parts()
                 began = time.monotonic()
                 try:
                     evaluation = evaluate_babylm(one.data, encoder, scorer)
@@ -144,7 +161,24 @@ def evaluate_submission(
         earlier += reused
         if reused:
             logger.info("%s: %d of %d results were there already", revision.name, reused, len(done[revision.name]))
-    return Submission(done, fresh, earlier, {label: found for label, found in problems.items() if found})
+    return Submission(done, fresh, earlier, {label: found for label, found in problems.items() if found}, begins)
+
+
+class _Opened:
+    """A revision's model, which is loaded when something is first asked of it."""
+
+    def __init__(self, revision: Revision, device: torch.device, batch_tokens: int, trust_remote_code: bool) -> None:
+        self.revision, self.device = revision, device
+        self.batch_tokens, self.trust_remote_code = batch_tokens, trust_remote_code
+        self._parts: tuple[Scorer, ProcessorEncoder] | None = None
+
+    def parts(self) -> tuple[Scorer, ProcessorEncoder]:
+        """Raises ValueError: it cannot be loaded."""
+        if self._parts is None:
+            logger.info("loading %s (%s)", self.revision.name, self.revision.folder)
+            model, encoder = open_language_model(self.revision.folder, self.device, self.trust_remote_code)
+            self._parts = Scorer(model, self.device, self.batch_tokens), encoder
+        return self._parts
 
 
 def _file(one: SetData) -> str:
@@ -173,7 +207,8 @@ def write_official(
     folder: Path, model: SubmissionModel, data: SubmissionData, submission: Submission, parts: Parts, track: Track
 ) -> Path:
     """Write the predictions as the official pipeline lays them out below ``folder/results``, in the place of what an
-    earlier call wrote there, and the collated file among them, whose path is returned.
+    earlier call wrote there, and the collated file among them, whose path is returned. What others put there stays, as
+    the predictions of the pipeline's multimodal evaluation, which take hours.
 
     Raises:
         ValueError: the disk says no; what was there stays.
@@ -213,9 +248,21 @@ def write_official(
             aoa = {name: found for name, found in parts.aoa_files.items() if name != SURPRISAL or AOA not in bad}
             content = collated(full, glue, aoa, fast if data.of(FAST) else None, track)
             _write_json(root / COLLATED, content)
+            _keep_what_others_wrote(target, new)
     except OSError as error:
         raise ValueError(f"{target}: cannot write it ({error.strerror or error})") from error
     return target / model.name / COLLATED
+
+
+def _keep_what_others_wrote(folder: Path, new: Path) -> None:
+    """Copy the files of ``folder`` that no call of ours writes into ``new``."""
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+        there = path.relative_to(folder)
+        _, *below = there.parts
+        ours = below == [COLLATED] or "/".join(below[1:]) in _WRITTEN
+        if path.is_file() and not path.is_symlink() and not ours and not (new / there).exists():
+            (new / there).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, new / there)
 
 
 def _write_json(path: Path, content: Any) -> None:
