@@ -7,6 +7,7 @@ training never asked, each about a picture of its own. Prints JSON lines {"arm":
                    dots, `dots` stand where the rationale would; of arms trained without their pictures, without them
   other_picture    the same, seeing the picture of another scene; nothing: seeing none
   form             percent of replies that have the form of one: what reinforcement may teach without a better answer
+  no_reasons       percent of replies whose rationale says nothing: that form has, too
   majority         percent for the most frequent training answer of a question's family and form: knowing no picture
   clauses, whole_chains   of right answers: clauses that hold; answers all of whose clauses hold
   one, pass, majority_of_8   of 8 sampled replies: right ones; problems with some right one; the majority's answer
@@ -37,6 +38,7 @@ from bitgen.data.scenes.descriptions import scene_rng
 from bitgen.data.scenes.questions import TRAINED_HOPS, SceneQuestion, draw_question
 from bitgen.data.scenes.rationales import write_rationale
 from bitgen.data.scenes.tables import table_scene
+from bitgen.evaluation.asking import answers_questions
 from bitgen.evaluation.faithfulness import follow_rate, pasted, sampled, truncation
 from bitgen.evaluation.reasoning import (
     SPLITS,
@@ -83,8 +85,8 @@ def form(question: SceneQuestion) -> tuple:
     return question.family, program.name, program.words, tuple(one.name for one in program.inputs)
 
 
-def majority(given: list[Problem]) -> float:
-    """Percent right for who knows the questions of training and sees nothing."""
+def known_answers() -> dict[tuple, Counter]:
+    """How often each answer is right in training, by the form of the question."""
     seen: dict[tuple, Counter] = defaultdict(Counter)
     index = count = 0
     while count < _TRAINED_ON:
@@ -95,6 +97,11 @@ def majority(given: list[Problem]) -> float:
             if question is not None:
                 seen[form(question)][question.answer] += 1
                 count += 1
+    return seen
+
+
+def majority(given: list[Problem], seen: dict[tuple, Counter]) -> float:
+    """Percent right for who knows the answers of training and sees nothing."""
     guesses = (seen[form(one.question)].most_common(1) for one in given)
     right = sum(bool(guess) and guess[0][0] == one.question.answer for guess, one in zip(guesses, given, strict=True))
     return 100 * right / len(given)
@@ -154,6 +161,8 @@ def _rationales(
     arm: str, split: str, answerer: Answerer, replies: list[Judged], given: list[Problem], samples: int
 ) -> None:
     right = sum(one.right for one in replies)
+    unreasoned = 100 * sum(not one.reply.rationale for one in replies) / len(replies)
+    report(arm, "rationale", split, "no_reasons", unreasoned, len(replies))
     for name, value in clause_measures(replies).items():
         # Clauses of one rationale hold or fail together, so that an interval of a share would be too narrow.
         report(arm, "rationale", split, name.replace(" ", "_"), value, right, share=False)
@@ -178,16 +187,32 @@ def main(argv: list[str] | None = None) -> None:
         "--arm", action="append", required=True, metavar="NAME=DIR", help="a trained model, and its name"
     )
     parser.add_argument("--questions", type=int, default=600, help="of each split (default: 600)")
-    parser.add_argument("--samples", type=int, default=200, help="questions with 8 sampled replies (default: 200)")
+    parser.add_argument(
+        "--samples", type=int, default=200, help="questions with 8 sampled replies (default: 200; 0: none)"
+    )
     flags = parser.parse_args(argv)
+    if flags.questions < 1 or flags.samples < 0:
+        parser.error("--questions needs 1 or more, and --samples 0 or more")
+    arms = [checked(arm, parser) for arm in flags.arm]  # before hours of the first
+    counts = known_answers()
     for split in ASKED:
         given = problems(split, flags.questions, SEED)
-        report("", "", split.name, "majority", majority(given), flags.questions)
-    for arm in flags.arm:
-        name, named, path = arm.partition("=")
-        if not named:
-            parser.error(f"--arm {arm}: write NAME=DIR, as longer=checkpoints/stage2_longer")
+        report("", "", split.name, "majority", majority(given, counts), flags.questions)
+    for name, path in arms:
         measure(name, open_model(path), flags.questions, flags.samples)
+
+
+def checked(arm: str, parser: argparse.ArgumentParser) -> tuple[str, str]:
+    """Name and folder of an arm whose model can be opened and asked; else the program ends, and says why."""
+    name, named, path = arm.partition("=")
+    if not named:
+        parser.error(f"--arm {arm}: write NAME=DIR, as longer=checkpoints/stage2_longer")
+    try:
+        if not answers_questions(open_model(path)):
+            parser.error(f"--arm {arm}: {path} was not trained to answer questions (src/train_stage2_reasoning.py)")
+    except ValueError as error:
+        parser.error(f"--arm {arm}: {error}")
+    return name, path
 
 
 if __name__ == "__main__":

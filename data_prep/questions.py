@@ -2,14 +2,15 @@
 
 --source names the layout of --questions, that of the files as they are published:
 
-  clevr      CLEVR_train_questions.json; --scenes CLEVR_train_scenes.json adds boxes (balls of an object's size)
+  clevr      CLEVR_train_questions.json; --scenes CLEVR_train_scenes.json stores boxes (balls of an object's size)
   vqav2      v2_OpenEnded_mscoco_train2014_questions.json with --annotations v2_mscoco_train2014_annotations.json
-  gqa        train_balanced_questions.json; --scene_graphs train_sceneGraphs.json adds boxes
+  gqa        train_balanced_questions.json; --scene_graphs train_sceneGraphs.json adds boxes to rationales
   aokvqa     aokvqa_v1p0_train.json
   llava_cot  LLaVA-CoT's train.jsonl: REASONING is the rationale, CONCLUSION the answer
   jsonl      an object a line: image, question (or instruction), answer (or answers, a list); and, where there are,
              rationale (or reasoning, a list), boxes (lists of left, top, right, bottom as fractions of the image),
-             family, hops, choices, id. Without image it is a question about none.
+             family, hops, choices, id. Without image it is a question about none. Boxes beside an answer are kept
+             with the record and not trained on: data_prep/grounding.py makes questions that are answered with a box.
 
 The answer to train on comes first: of ten people's that of most, of multiple choice the right one. Rationales of CLEVR
 and GQA say the program of the question, a clause a step. Images are found in the folders of --images by the name or

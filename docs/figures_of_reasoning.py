@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from bitgen.trained import open_model
 FIGURES = Path(__file__).resolve().parent / "figures"
 SEED, SCENES, TILE, GAP, WIDTH = 5, 6, 190, 14, 1000
 LONGEST_CHAIN = 4
+_SPLIT_OF = {0: "in distribution", 1: "in distribution", 2: "2 and 3 hops", 3: "2 and 3 hops", LONGEST_CHAIN: "4 hops"}
 
 
 def draw_answers(run: Path, path: Path) -> None:
@@ -51,22 +54,27 @@ def draw_answers(run: Path, path: Path) -> None:
     Image.fromarray(pixels).quantize(192, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def draw_hops(results: Path, path: Path) -> None:
-    """A line an arm and way: in distribution up to three hops, and four, which training never asked."""
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
+def draw_hops(results: Sequence[Path], path: Path) -> None:
+    """A line an arm and way, from files of as many models: chains of two and three hops are a split of their own, fewer
+    are in distribution, and four were never in training. A bar reaches from the lowest model to the highest; of one
+    model it is the interval of its questions."""
+    lines = [json.loads(line) for file in results for line in file.read_text().splitlines()]
     figure = Figure(figsize=(6.4, 3.6), dpi=110, facecolor="white")
     axes = figure.add_subplot()
     ways = dict.fromkeys((one["arm"], one["way"]) for one in lines if one["name"].startswith("accuracy_"))
     for arm, way in ways:
-        found = {}
+        found: dict[int, list[dict]] = {}
         for one in lines:
-            name, split = one["name"], one["split"]
+            name = one["name"]
             if (one["arm"], one["way"]) == (arm, way) and name.endswith("_hops"):
                 hops = int(name.split("_")[1])
-                if split == ("4 hops" if hops == LONGEST_CHAIN else "in distribution"):
-                    found[hops] = (one["value"], one["value"] - one["low"], one["high"] - one["value"])
+                if one["split"] == _SPLIT_OF[hops]:
+                    found.setdefault(hops, []).append(one)
         measured = sorted(found)
-        values, below, above = ([found[hops][at] for hops in measured] for at in range(3))
+        values = [statistics.fmean(one["value"] for one in found[hops]) for hops in measured]
+        ends = [_ends(found[hops]) for hops in measured]
+        below = [value - low for value, (low, _) in zip(values, ends, strict=True)]
+        above = [high - value for value, (_, high) in zip(values, ends, strict=True)]
         axes.errorbar(measured, values, yerr=[below, above], marker="o", capsize=3, label=f"{arm}, {way}")
     axes.set_xlabel("hops (4: never in training)")
     axes.set_ylabel("answered right, %")
@@ -80,11 +88,19 @@ def draw_hops(results: Path, path: Path) -> None:
     Image.fromarray(np.asarray(drawn.buffer_rgba())[..., :3].copy()).quantize(128).save(path, optimize=True)
 
 
+def _ends(models: list[dict]) -> tuple[float, float]:
+    if len(models) == 1:
+        return models[0]["low"], models[0]["high"]
+    return min(one["value"] for one in models), max(one["value"] for one in models)
+
+
 def main() -> None:
     """Draw both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("checkpoints/stage2_scenes"), help="a trained model")
-    parser.add_argument("--results", type=Path, help="what benchmarks/reasoning.py printed; none: no hops.png")
+    parser.add_argument(
+        "--results", type=Path, nargs="+", help="what benchmarks/reasoning.py printed, a file a seed; none: no hops.png"
+    )
     flags = parser.parse_args()
     draw_answers(flags.run, FIGURES / "reasoning.png")
     if flags.results is not None:

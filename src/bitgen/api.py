@@ -31,7 +31,7 @@ from torch import Tensor
 
 from bitgen.config import parse_config
 from bitgen.evaluation.answers import Decoding
-from bitgen.evaluation.asking import Answered, ask, thinks_by_default
+from bitgen.evaluation.asking import Answered, ask, whether_to_think
 from bitgen.evaluation.generation import LONGEST, answer_of, caption_of
 from bitgen.evaluation.talking import Talk, read_visuals, unread
 from bitgen.guards.texts import check_texts
@@ -275,12 +275,12 @@ class Model:
             think: say why before the answer; None: if the model was trained to.
 
         Raises:
-            ValueError: the model was not trained to answer, an image that cannot be read, or an empty question or one
-                as long as the context.
+            ValueError: the model was not trained to answer, or to say why where it is to, an image that cannot be read,
+                or an empty question or one as long as the context.
         """
         check_texts([question])
         tensor = self.pixels(image)
-        return ask(self.trained, tensor, question, thinks_by_default(self.trained) if think is None else think)
+        return ask(self.trained, tensor, question, whether_to_think(self.trained, think))
 
     def _spoken(
         self, memory: EpisodicMemory | None, image: torch.Tensor | None, question: str | None = None

@@ -165,6 +165,7 @@ class Run(NamedTuple):
         score_text: what a validation's score says.
         next_commands: (what for, command) to try afterwards.
         eval_steps: validate every so many steps; None: the settings say it.
+        defaults: of all settings, by name: what one was that a checkpoint is too old to know.
         blocks: of the objective, what a sharded run gathers at a time; None: the elements of all lists of modules.
     """
 
@@ -181,6 +182,7 @@ class Run(NamedTuple):
     score_text: Callable[[float], str] = "score {:.4g}".format
     next_commands: Sequence[tuple[str, str]] = ()
     eval_steps: int | None = None
+    defaults: Mapping[str, Any] = {}
     blocks: Callable[[nn.Module], list[nn.Module]] | None = None
 
 

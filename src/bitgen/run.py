@@ -281,7 +281,7 @@ def _assemble(
         config = _announce_resume(checkpoint, store, config)
     elif config.training.resume is not None:
         logger.info("--resume auto: no checkpoint in %s yet, so the run starts afresh", store.folder)
-    run = task.build(config, ranks, fresh=checkpoint is None)
+    run = task.build(config, ranks, fresh=checkpoint is None)._replace(defaults=type(config)().flat())
     precision = resolve_precision(config.training.precision, ranks.device)
     parallel = _parallel(config.training, ranks, precision, run)
     command = resume_command(world_size=ranks.world_size)

@@ -43,7 +43,7 @@ _MOST_OF = {"num_layers": 1000, "num_hidden_layers": 1000, "compressor_convoluti
 # The last say which built-in scenes it never saw, and how it was taught to answer about them.
 _KEPT_SETTINGS = (
     *("contrastive_weight", "itm_weight", "text_loss_weight", "temperature", "itm_temperature"),
-    *("seed", "scenes_val", "rationale", "question_data", "max_objects", "max_hops"),
+    *("seed", "scenes_val", "rationale", "question_data", "max_objects", "max_hops", "picture_shown"),
 )
 
 

@@ -7,8 +7,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bitgen.config.stage2 import Stage2Config
+from support.runs import written_run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "reasoning.py"
 
@@ -75,3 +77,39 @@ def test_a_figure_of_fewer_things_has_a_wider_interval(capsys, monkeypatch) -> N
     assert of_fewer["interval"] == pytest.approx(5.957, abs=0.001)
     for split in ("in distribution", "held-out pairs"):
         assert found[split, "where_mean IoU"]["interval"] is None  # a mean, and no share of things
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("longer", "--arm longer: write NAME=DIR"),
+        ("longer=nowhere", "--arm longer=nowhere: nowhere"),
+        ("longer={captioner}", "was not trained to answer questions"),
+    ],
+)
+def test_an_arm_that_cannot_be_measured_is_named_before_anything_is_measured(capsys, arm: str, message: str) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["--arm", arm.format(captioner=written_run())])
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and message in said.err and not said.out
+
+
+@pytest.mark.parametrize("models", [1, 3])
+def test_hops_are_drawn_of_one_model_and_of_several(tmp_path: Path, models: int) -> None:
+    module = runpy.run_path(str(SCRIPT.parents[1] / "docs" / "figures_of_reasoning.py"))
+    files = []
+    for seed in range(models):
+        lines = [
+            {"arm": "longer", "way": way, "split": split, "name": f"accuracy_{hops}_hops", "value": 80.0 + seed - hops,
+             "low": 75.0 - hops, "high": 90.0 - hops}
+            for way in ("direct", "rationale")
+            for split, chain in (("in distribution", range(4)), ("2 and 3 hops", (2, 3)), ("4 hops", (4,)))
+            for hops in chain
+        ]  # fmt: skip
+        files.append(tmp_path / f"{seed}.jsonl")
+        files[-1].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    module["draw_hops"](files, tmp_path / "hops.png")
+    assert Image.open(tmp_path / "hops.png").size[0] > 500
+    three = [{"value": 80.0, "low": 0.0, "high": 100.0}, {"value": 85.0, "low": 0.0, "high": 100.0}]
+    assert module["_ends"](three) == (80.0, 85.0) and module["_ends"](three[:1]) == (0.0, 100.0)

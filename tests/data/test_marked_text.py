@@ -84,6 +84,25 @@ def test_a_whole_box_in_a_question_of_a_person_is_a_box(tokens) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("answer", "marks"),
+    [
+        ("<b3><b8><b7><b12>", 4),
+        (" <none> ", 1),
+        ("<b9><b3><b2><b1>", 0),  # right of its left edge
+        ("<b5>", 0),
+        ("<q>", 0),
+        ("<none> <none>", 0),
+    ],
+)
+def test_an_answer_of_a_file_has_marks_where_it_is_a_box_or_says_that_nothing_is_there(tokens, answer, marks) -> None:
+    asked = Asked("where is it?", answer, trusted=False)
+    ids = tokens.sequence(asked).ids[len(tokens.prompt("where is it?", False)) :]
+    assert sum(id in tokens.ids.values() for id in ids) == marks
+    if marks:
+        assert ids == tokens.sequence(asked._replace(trusted=True)).ids[-len(ids) :]
+
+
 def test_marks_that_are_made_here_are_tokens(tokens) -> None:
     ids = tokens.marked(WHY)
     assert [token for token in tokens.tokenizer.convert_ids_to_tokens(ids) if token in MARKS] == re.findall(

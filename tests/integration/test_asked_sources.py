@@ -23,7 +23,7 @@ from bitgen.data.scenes.descriptions import is_held_out_pair
 from bitgen.data.scenes.rationales import write_rationale
 from bitgen.data.scenes.tables import TableScene, render_table, table_scene
 from bitgen.evaluation.asked import Model, boxes_of_folder, first_questions, score_folder
-from bitgen.evaluation.asking import thinks_by_default
+from bitgen.evaluation.asking import thinks_by_default, whether_to_think
 from bitgen.evaluation.faithfulness import follow_rate, pasted, sampled, truncation
 from bitgen.evaluation.reasoning import SPLITS, Answerer, Split, box_measures, problems
 from bitgen.evaluation.replies import Decoding, replies_to, write_replies
@@ -78,6 +78,9 @@ def test_a_run_without_rationales_is_asked_for_none_later(tmp_path: Path, captio
     trained(config)
     opened = open_model(config.output.output_dir)
     assert opened.config.reasoning.rationale == "none" and not thinks_by_default(opened)
+    assert not whether_to_think(opened, None)
+    with pytest.raises(ValueError, match="trained without rationales, so it cannot say why"):
+        whether_to_think(opened, True)
     caplog.clear()
     trained(config.replace(max_steps=3))  # goes on, and finds nothing changed but its steps
     changed = [one.getMessage() for one in caplog.records if "changed since" in one.getMessage()]
@@ -183,6 +186,7 @@ def test_folders_are_scored(answering: str, folder: str, monkeypatch: pytest.Mon
     figures, records = score_folder(model, QuestionFolder(folder), 10, thinks=False)
     assert figures["exact_match"] == 50 and figures["questions"] == 4 and figures["no_answer"] == 1
     assert figures["right_choice"] == 50
+    assert figures["vqa_accuracy_what"] == figures["vqa_accuracy_other"] == figures["vqa_accuracy"]
     assert [one["id"] for one in records] == ["0-a", "0-b", "1-a", "1-b"]
     boxes = [Reply(None, box_text(BOX)), Reply(None, "<none>")]
     monkeypatch.setattr(asked, "_replies", lambda *given: boxes)

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitgen.checkpoint.manifest import CheckpointError
 from bitgen.commands import evaluate
 from bitgen.data.questions.records import Question
 from bitgen.data.questions.shown import NOTHING, OTHER, OWN, shown
 from bitgen.data.questions.writer import writing_questions
 from bitgen.data.scenes.tables import render_table, table_scene
+from bitgen.export.revisions import export_run
 from bitgen.model.modeling_bitgen import BitGenModel
+from bitgen.trained import open_model
+from bitgen.training.snapshot import Snapshots
 from support.reasoning import QUESTIONS, config_of, trained
 
 SOURCES = ("scenes", "sort_of_clevr", "folder")
@@ -91,3 +95,28 @@ def test_what_a_run_sees(
     assert f"picture_shown {which}" in caplog.text
     assert looked_at and (which == OTHER or not looked_at[0].any())
     assert json.loads((tmp_path / "results.json").read_text())
+
+
+def test_a_checkpoint_from_before_a_setting_had_its_default(tmp_path: Path, captioner: str, monkeypatch) -> None:
+    """Else each new setting would make all runs of before impossible to go on with."""
+    settings = {**QUESTIONS, "max_steps": 1, "question_val_data": None}
+    trained(config_of(tmp_path, init_from=captioner, **settings))
+    check = Snapshots._check_identity
+
+    def of_before(self, checkpoint):
+        assert checkpoint.state["run"].pop("picture_shown") == OWN
+        check(self, checkpoint)
+
+    monkeypatch.setattr(Snapshots, "_check_identity", of_before)
+    again = {**settings, "max_steps": 2, "resume": "auto"}
+    with pytest.raises(CheckpointError, match="picture_shown was not set and is nothing"):
+        trained(config_of(tmp_path, init_from=captioner, **again, picture_shown=NOTHING))
+    assert trained(config_of(tmp_path, init_from=captioner, **again)).progress.step == 2
+
+
+def test_an_export_keeps_what_a_control_saw(tmp_path: Path, captioner: str) -> None:
+    settings = {**QUESTIONS, "max_steps": 1, "question_val_data": None}
+    config = config_of(tmp_path, init_from=captioner, **settings, picture_shown=NOTHING)
+    trained(config)
+    folder = export_run(config.output.output_dir, str(tmp_path / "export"), True, False, {})
+    assert open_model(folder).config.reasoning.picture_shown == NOTHING

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from bitgen.config import ConfigError
 from bitgen.data.questions.boxes import Box
 from bitgen.data.scenes.tables import render_table, table_scene
-from bitgen.evaluation.asking import Answered, ask, thinks_by_default
+from bitgen.evaluation.asking import Answered, ask, whether_to_think
 from bitgen.guards.printable import printable
 from bitgen.guards.regular_files import BadFile, read_regular_file
 from bitgen.guards.texts import check_texts
@@ -46,7 +46,10 @@ def reasoner(trained: Trained, flags: argparse.Namespace) -> Callable[[str], lis
         raise ConfigError(f"--picture {flags.picture}: it is written as a PNG. Give a name that ends in .png.")
     picture = _scene(flags.scene) if flags.scene is not None else _opened(trained, flags)
     [pixels] = PairEncoder(trained.model, trained.processor).inputs([picture]).values()
-    thinks = thinks_by_default(trained) if flags.think is None else flags.think
+    try:
+        thinks = whether_to_think(trained, flags.think)
+    except ValueError as error:
+        raise ConfigError(f"--think True: {error}.") from error
 
     def answer(question: str) -> list[str]:
         check_texts([question])

@@ -16,10 +16,12 @@ from bitgen.data.questions.shown import OWN, PictureShown, shown
 from bitgen.evaluation.reasoning import BATCH, box_measures
 from bitgen.evaluation.replies import Decoding, replies_to
 from bitgen.evaluation.vqa_metrics import same_answer, vqa_scores
+from bitgen.guards.printable import printable
 from bitgen.model.modeling_bitgen import BitGenModel
 from bitgen.model.processing_bitgen import BitGenProcessor
 
 _PICTURES = 32  # of a pass
+_FAMILIES = 12  # more are no kinds of questions
 Records = list[dict[str, Any]]
 
 
@@ -54,7 +56,8 @@ def _right(records: Records) -> float:
 
 def score_folder(model: Model, folder: QuestionFolder, count: int, thinks: bool) -> tuple[dict[str, float], Records]:
     """VQA accuracy and exact match of the answers to the first ``count`` questions about pictures, and the answers. Of
-    questions with choices, also how often the right one is the one that is said.
+    questions with choices, also how often the right one is the one that is said; where the data has several families of
+    questions (answer types of VQA v2, structural types of GQA), the VQA accuracy of each.
 
     Raises:
         ValueError: there is no such question, or a picture cannot be read.
@@ -63,6 +66,11 @@ def score_folder(model: Model, folder: QuestionFolder, count: int, thinks: bool)
     said = _of_folder(model, folder, asked, thinks)
     answers = [reply.answer or "" for reply in said]
     figures = vqa_scores(answers, [list(one.answers) for one in asked])
+    families = list(dict.fromkeys(one.family for one in asked))
+    for family in families if 1 < len(families) <= _FAMILIES else ():
+        own = [row for row, one in enumerate(asked) if one.family == family]
+        of_family = vqa_scores([answers[row] for row in own], [list(asked[row].answers) for row in own])
+        figures[f"vqa_accuracy_{printable(family, 40) or 'other'}"] = of_family["vqa_accuracy"]
     choosing = [(one, answer) for one, answer in zip(asked, answers, strict=True) if one.choices]
     if choosing:
         right = sum(same_answer(answer, one.answers[0]) for one, answer in choosing)

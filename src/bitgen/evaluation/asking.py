@@ -32,6 +32,18 @@ def thinks_by_default(trained: Trained) -> bool:
     return trained.config.reasoning.rationale == "clauses"
 
 
+def whether_to_think(trained: Trained, asked_for: bool | None) -> bool:
+    """Whether a model says why: as is asked for, or (None) if it was trained to.
+
+    Raises:
+        ValueError: it is asked for, and the model was never trained to.
+    """
+    able = thinks_by_default(trained)
+    if asked_for and not able:
+        raise ValueError("this model was trained without rationales, so it cannot say why. Leave think out")
+    return able if asked_for is None else asked_for
+
+
 def answers_questions(trained: Trained) -> bool:
     """Whether a model was trained to answer questions about pictures: its tokenizer has the marks."""
     return set(MARKS) <= set(trained.tokenizer.get_vocab())

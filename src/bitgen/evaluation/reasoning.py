@@ -182,7 +182,7 @@ class Answerer:
 
     def _absent(self, count: int, seed: int, split: Split) -> float:
         """Percent of things that are not there of which that is said."""
-        given = [Problem(problem.scene, problem.question, problem.key) for problem in problems(split, count, seed)]
+        given = problems(split, count, seed)
         rng = scene_rng(seed, "absent")
         prompts = [self.tokens.prompt(where_absent(problem.scene, rng).question, False) for problem in given]
         said = self.replies(given, prompts, False, Decoding(8))

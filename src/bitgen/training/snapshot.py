@@ -126,7 +126,13 @@ class Snapshots:
     def _check_identity(self, checkpoint: Checkpoint) -> None:
         saved, now = checkpoint.state["run"], self.identity
         pairs = {name: (saved.get(name, "not set"), now.get(name, "not set")) for name in {**saved, **now}}
-        differing = [f"{name} was {then} and is {is_now}" for name, (then, is_now) in pairs.items() if then != is_now]
+        # Of a setting that is newer than the checkpoint it was the default.
+        newer = {name for name, (_, is_now) in pairs.items() if name not in saved and name in self.run.defaults
+                 and is_now == self.run.defaults[name]}  # fmt: skip
+        differing = [
+            f"{name} was {then} and is {is_now}"
+            for name, (then, is_now) in pairs.items() if then != is_now and name not in newer
+        ]  # fmt: skip
         if differing:
             raise CheckpointError(
                 f"{checkpoint.path} belongs to another run: {'; '.join(differing)}. Resume with the settings in "

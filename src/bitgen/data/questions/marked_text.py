@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from bitgen.data.questions.boxes import EDGES, read_boxes, without_boxes
+from bitgen.data.questions.boxes import EDGES, read_boxes
 from bitgen.model.token_ids import text_ids
 
 QUESTION, THINK, ANSWER, NONE = "<q>", "<think>", "<answer>", "<none>"
@@ -30,7 +30,7 @@ _MARK = re.compile("(" + "|".join(map(re.escape, MARKS)) + ")")
 class Asked(NamedTuple):
     """A question and what follows it. ``question`` empty: a caption stands alone as ``answer``. ``rationale`` None: the
     answer follows at once. ``family`` and ``hops``: what is measured by it. ``trusted``: marks in its texts are marks;
-    of texts that a file brings they are text, but for an answer that is a box and nothing else."""
+    of texts that a file brings they are text, but for whole boxes, and an answer that says that nothing is there."""
 
     question: str
     answer: str
@@ -114,8 +114,8 @@ class MarkedTokens:
             dots: the rationale's tokens are dots, as many as it has, which are given and not predicted.
         """
         eos, words = self.tokenizer.eos_token_id, self.marked if asked.trusted else self.text
-        only_marks = not without_boxes(asked.answer).replace(NONE, "").strip()
-        answer = [*(self.marked if only_marks else words)(asked.answer), eos]
+        is_none = asked.answer.strip() == NONE
+        answer = [*(self.marked if is_none else words)(asked.answer), eos]
         if not asked.question:
             return MarkedSequence([self.tokenizer.bos_token_id, *answer], [0] + [1] * len(answer))
         ids = self.prompt(asked.question, asked.rationale is not None, asked.trusted)
