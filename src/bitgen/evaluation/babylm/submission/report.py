@@ -166,8 +166,8 @@ class Report(NamedTuple):
             items = len(one.data.items.get(one.name, ()))
             if ties > _MANY_TIES * items:
                 found.append(
-                    f"{one.label}: {ties:,} of {items:,} questions are ties, whose answers are drawn: the model tells "
-                    "these candidates not apart"
+                    f"{one.label}: {ties:,} of {items:,} questions are ties, whose answers are drawn: the model "
+                    "does not tell these candidates apart"
                 )
         return found
 
