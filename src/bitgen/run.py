@@ -305,11 +305,9 @@ def _parallel(training: Any, ranks: Processes, precision: Precision, run: Run) -
 
     parallel = Sharded(ranks, run.blocks or elements_of_lists)
     parallel.refuse(training.optimizer, precision.name)
-    if training.ema_decay:
-        raise ConfigError(
-            f"ema_decay is {training.ema_decay}: averages of weights are kept whole, and a sharded run holds pieces of "
-            "them. Write --ema_decay 0, or --parallel replicated."
-        )
+    if training.ema_decay or training.average_last:
+        says = "Averages of weights are kept whole, and a sharded run holds pieces of them. "
+        raise ConfigError(says + "Write --ema_decay 0 --average_last 0, or --parallel replicated.")
     return parallel
 
 
@@ -320,6 +318,7 @@ def _loop_settings(config: Config, run: Run, begins: bool) -> LoopSettings:
         seed=training.seed,
         max_grad_norm=training.max_grad_norm,
         ema_decay=training.ema_decay,
+        average_last=training.average_last,
         max_nonfinite_steps=training.max_nonfinite_steps,
         max_words_seen=training.max_words_seen,
         save_steps=output.save_steps,

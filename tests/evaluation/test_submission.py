@@ -265,13 +265,14 @@ def test_a_checkpoint_with_the_final_weights_is_not_evaluated_again(data_dir, tm
 
 def test_words_and_passes_come_from_the_export(tmp_path):
     assert read_submission_model(tiny_export()).words_seen == 1_234_567
-    (tmp_path / "config.json").write_text('{"trained_with": {"words_seen": 5000000, "passes": 3}}')
-    assert training_said(tmp_path) == (5_000_000, 3)
+    said = '{"words_seen": 5000000, "passes": 3, "corpus_words": 2000000}'
+    (tmp_path / "config.json").write_text(f'{{"trained_with": {said}}}')
+    assert training_said(tmp_path) == (5_000_000, 3, 2_000_000)
     # Exports of earlier versions have it in their card alone.
     (tmp_path / "config.json").write_text('{"trained_with": {"images": true}}')
-    assert training_said(tmp_path) == (None, None)
+    assert training_said(tmp_path) == (None, None, None)
     (tmp_path / "README.md").write_text("| words seen, all epochs counted | 19,800,000 |\n")
-    assert training_said(tmp_path) == (19_800_000, None)
+    assert training_said(tmp_path) == (19_800_000, None, None)
 
 
 # ---- checkpoints that count as none ----

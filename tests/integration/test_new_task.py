@@ -127,7 +127,11 @@ def test_sharded_trains_as_replicated_does_and_resumes_exactly(config, tmp_path:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"optimizer": "muon"}, "Muon needs whole matrices"), ({"ema_decay": 0.9}, "averages of weights are kept whole")],
+    [
+        ({"optimizer": "muon"}, "Muon needs whole matrices"),
+        ({"ema_decay": 0.9}, "Averages of weights are kept whole"),
+        ({"average_last": 0.2}, "Averages of weights are kept whole"),
+    ],
 )
 def test_what_cannot_be_sharded_is_refused(config, monkeypatch, settings: dict, message: str) -> None:
     from bitgen import run

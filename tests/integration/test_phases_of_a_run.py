@@ -12,7 +12,7 @@ from bitgen.checkpoint.format import checkpoint_folders, split_state
 from bitgen.machine.parallel import state_by_name
 from bitgen.tasks.stage1_validation import HeldOut
 from bitgen.trained import open_model
-from support.runs import fit_until, metrics
+from support.runs import fit_until, metrics, same_checkpoint
 
 
 def weights(trainer, part: str) -> dict[str, torch.Tensor]:
@@ -157,6 +157,26 @@ def test_evaluation_gets_the_averaged_weights_and_resume_the_raw_ones(build) -> 
     assert all(torch.equal(loaded[name], tensor) for name, tensor in averaged.items())
     resumed = build(ema_decay=0.9, learning_rate=1e-2, resume="auto")
     assert not changed(raw, resumed.objective.model.state_dict())
+
+
+def test_the_last_steps_are_averaged_evenly_also_by_a_run_that_was_stopped(build) -> None:
+    """The average is the mean of what each of the last steps saved; before them the weights are used as they are."""
+    settings = dict(average_last=0.4, learning_rate=1e-2, save_steps=1, max_checkpoints_to_keep=9)
+    trainer = build("straight", **settings)
+    trainer.fit()
+    folders = [trainer.store.folder / f"step-{step:08d}" for step in range(1, 9)]
+    saved = [load_file(folder / "model.safetensors") for folder in folders]
+    averaged = [load_file(folder / "ema.safetensors") for folder in folders]
+    assert [bool(found) for found in averaged] == [False] * 5 + [True] * 3
+    for name, tensor in averaged[-1].items():
+        mean = torch.stack([weights[name].double() for weights in saved[5:]]).mean(dim=0)
+        assert torch.allclose(tensor.double(), mean, atol=1e-6), name
+    assert not changed(saved[4], open_model(folders[4]).model.state_dict())
+    for stop_at in (3, 6):
+        fit_until(build(f"stopped {stop_at}", **settings), stop_at)
+        second = build(f"stopped {stop_at}", **settings, resume="auto")
+        second.fit()
+        same_checkpoint(trainer.store.folder, second.store.folder)
 
 
 def test_validation_after_each_phase_chooses_the_best_and_counts_what_was_seen(build, monkeypatch) -> None:

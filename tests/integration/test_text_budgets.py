@@ -76,7 +76,10 @@ def test_max_epochs_cuts_at_the_part_that_is_seen_most_often(build, both, ratio:
     assert max(seen.values()) == 2
     assert trainer.progress.step == trainer.stage.steps < 50 * trainer.stage.steps_per_epoch
     state = torch.load(trainer.store.newest / "training_state.pt", weights_only=True)
-    assert seen_in_training(state)["passes"] == 2  # though an epoch is one through the text
+    said, data = seen_in_training(state), trainer.source.dataset
+    assert said["passes"] == 2  # though an epoch is one through the text
+    captions = sum(len(caption.split()) for caption in data.pairs.iter_captions())
+    assert said["corpus_words"] == data.text.info.words + captions and captions > 0
 
 
 # ---- checkpoints by words ----

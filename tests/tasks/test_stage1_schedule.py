@@ -91,6 +91,16 @@ def test_cooldown_ratio_chooses_the_schedule(ratio: float | None, share: float) 
     assert plan.rate_at(group, 99) == pytest.approx(group.rate * group.factor * FINAL_SHARE)
 
 
+@pytest.mark.parametrize("cooldown", [None, 0.5])
+@pytest.mark.parametrize("final", [0.0, 0.3])
+def test_the_rate_falls_to_the_share_that_is_asked_for(cooldown: float | None, final: float) -> None:
+    plan, _ = planned(config_with(warmup_steps=2, cooldown_ratio=cooldown, final_rate_ratio=final, max_steps=100), 50)
+    group = next(group for group in plan.groups if group.schedule == "cosine" and group.start == 0)
+    rates = [plan.rate_at(group, step) / (group.rate * group.factor) for step in range(100)]
+    assert max(rates) == pytest.approx(1) and rates[99] == pytest.approx(final)
+    assert all(rate > final for rate in rates[1:99])
+
+
 @given(warmup=st.integers(0, 50), total=st.integers(1, 300), step=st.integers(0, 400))
 def test_the_share_stays_within_its_bounds(warmup: int, total: int, step: int) -> None:
     assert 0 < warmup_cosine(step, warmup, total) <= 1

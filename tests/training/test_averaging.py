@@ -1,9 +1,10 @@
-"""The moving average of weights: its arithmetic, and that evaluating with it leaves no trace."""
+"""Averages of weights: their arithmetic, and that evaluating with them leaves no trace."""
 
+import pytest
 import torch
 from torch import nn
 
-from bitgen.training.averaging import WeightAverage
+from bitgen.training.averaging import EvenAverage, WeightAverage, average_of
 
 
 def test_it_averages_trainable_parameters_only() -> None:
@@ -29,6 +30,36 @@ def test_a_parameter_joins_with_its_value_when_it_is_unfrozen() -> None:
         model.bias.fill_(7.0)
     average.update(model, step=1)
     assert average.tensors["bias"].item() == 7.0
+
+
+def test_an_even_average_is_the_mean_of_the_last_steps_that_were_taken() -> None:
+    model = nn.Linear(2, 1)
+    average = average_of(ema_decay=0.0, average_last=0.5, steps=10)
+    taken = [0, 1, 2, 3, 4, 5, 7, 8, 9]  # the loss of step 6 was not finite
+    for step in taken:
+        with torch.no_grad():
+            model.weight.fill_(float(step**2))
+        average.update(model, step)
+        assert bool(average.tensors) == (step >= 5)
+    assert torch.allclose(average.tensors["weight"], torch.full((1, 2), (25 + 49 + 64 + 81) / 4))
+
+
+def test_an_even_average_goes_on_from_its_own_steps_and_not_from_a_moving_one() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(8.0)
+    for steps, expected in ((3, (3 * 4.0 + 8.0) / 4), (0, 8.0)):
+        average = EvenAverage(start=0)
+        average.load({"weight": torch.full((1, 2), 4.0)}, torch.device("cpu"), steps)
+        average.update(model, step=20)
+        assert torch.equal(average.tensors["weight"], torch.full((1, 2), expected))
+
+
+@pytest.mark.parametrize("last, start", [(0.2, 80), (0.999, 0), (0.001, 99)])
+def test_an_even_average_is_of_at_least_one_step(last: float, start: int) -> None:
+    average = average_of(ema_decay=0.0, average_last=last, steps=100)
+    assert isinstance(average, EvenAverage) and average.start == start
+    assert average_of(0.0, 0.0, 100) is None and type(average_of(0.9, 0.0, 100)) is WeightAverage
 
 
 def test_swapping_in_gives_the_averages_and_returns_the_weights_bit_for_bit() -> None:

@@ -3,7 +3,7 @@
 A run's folder::
 
     step-00001234/            model.safetensors     the model without its frozen base
-                              ema.safetensors       averaged weights, where ema_decay > 0
+                              ema.safetensors       averaged weights, where a run keeps them (ema_decay, average_last)
                               training_state.pt     everything else that resuming needs; loads with weights_only=True
                               config.yaml           the resolved configuration
                               config.json           BitGenConfig

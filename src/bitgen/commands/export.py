@@ -27,8 +27,9 @@ Write a checkpoint as a Hugging Face folder: AutoModelForCausalLM, AutoModel, Au
 trust_remote_code=True. It holds safetensors, tokenizer, image processor, generation settings, the model's code and a
 model card, and needs nothing of this repository.
 
-What is exported is what the checkpoint holds: the averaged weights where the run kept them (ema_decay), the memory's
-running state, and in phase 1 adapters that change nothing yet. The model card says which phase it was.
+What is exported is what the checkpoint holds: the averaged weights where the run kept them (ema_decay,
+average_last), the memory's running state, and in phase 1 adapters that change nothing yet. The model card says which
+phase it was.
 
 Of a vision-language model of parts (src/train_vlm.py) the folder holds the connector, the adapters as peft saves them,
 the parts that are its own, and the names and hashes of the others, which are not copied. docs/vlm.md says more."""

@@ -12,6 +12,8 @@ from typing import Literal
 from bitgen.config.fields import AtLeastOne, Batch, NotNegative, Positive, Rate, setting
 from bitgen.config.launch import check_launch, launcher_world_size
 from bitgen.config.schema import Schema
+from bitgen.config.values import ConfigError
+from bitgen.stages import FINAL_SHARE
 
 
 @dataclass
@@ -48,11 +50,14 @@ class TrainingSettings:
         None, "Budget of passes through any part of the data: a longer run is cut, and its schedule with it."
     )
     max_steps: AtLeastOne | None = setting(None, "Stop after this many optimizer steps, which the schedule then spans.")
-    warmup_steps: NotNegative[int] = setting(1000, "Steps of linear warm-up, before the rate falls to 1%.")
+    warmup_steps: NotNegative[int] = setting(1000, "Steps of linear warm-up, before the rate falls.")
     cooldown_ratio: Rate | None = setting(
         None,
-        "Share of the steps, at the end, over which the rate falls linearly to 1% of its peak, where it is until then; "
+        "Share of the steps, at the end, over which the rate falls linearly from its peak, where it is until then; "
         "none: it falls as a cosine, from the warm-up on.",
+    )
+    final_rate_ratio: Rate = setting(
+        FINAL_SHARE, "What the rate has fallen to at the last step, as a share of its peak; 0: nothing."
     )
     max_grad_norm: Positive = setting(1.0, "Gradients are scaled down to this norm.")
     precision: Literal["auto", "bf16", "fp32", "fp16"] = setting(
@@ -79,6 +84,11 @@ class TrainingSettings:
     max_nonfinite_steps: AtLeastOne = setting(10, "Stop after this many steps in a row with a loss that is not finite.")
     ema_decay: Rate = setting(
         0.0, "Decay of the averaged weights that evaluation and the best checkpoint use, as 0.999; 0: off."
+    )
+    average_last: Rate = setting(
+        0.0,
+        "In place of ema_decay: share of the steps, at the end, whose weights are averaged evenly, as 0.2; 0: off. "
+        "Before them the weights are used as they are.",
     )
 
     def warmup_of(self, steps: int) -> int:
@@ -123,6 +133,11 @@ class RunSchema(Schema):
             ConfigError: the first setting that is out of range, contradicts another or does not fit this machine.
         """
         super().validate()
+        if self.training.ema_decay and self.training.average_last:
+            raise ConfigError(
+                f"ema_decay is {self.training.ema_decay} and average_last is {self.training.average_last}, which are "
+                "two ways to average weights. Write 0 for one of them."
+            )
         launched = "WORLD_SIZE" in os.environ or (world_size or 1) > 1
         processes = launcher_world_size() if world_size is None else world_size
         check_launch(self.training, self.entry, processes, launched, self.check_batch)

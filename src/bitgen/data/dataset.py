@@ -195,11 +195,19 @@ class PairDataset(Dataset):
 
     def mean_words(self) -> float:
         """Words of a sample's caption on average, as far as it is seen."""
-        assert self.processor.tokenizer is not None
-        words = words_of((self._tokens[a:b] for a, b in pairwise(self._token_start)), self.processor.tokenizer)
+        words = self._words()
         if self.caption_sampling == "one":
             words = np.add.reduceat(words, self.first_caption[:-1]) / np.diff(self.first_caption)
         return float(words.mean())
+
+    @property
+    def num_words(self) -> int:
+        """Words of all captions, as far as they are seen."""
+        return int(self._words().sum())
+
+    def _words(self) -> np.ndarray:
+        assert self.processor.tokenizer is not None
+        return words_of((self._tokens[a:b] for a, b in pairwise(self._token_start)), self.processor.tokenizer)
 
     def iter_captions(self) -> Iterator[str]:
         """All captions, image by image."""

@@ -147,8 +147,11 @@ class LoaderSource:
         return self.sampler.identity()
 
     def state(self, stage: Stage, step: int) -> State:
-        """Epoch, and micro-batch in it, that ``step`` starts at; and passes through what was seen most often."""
+        """Epoch, and micro-batch in it, that ``step`` starts at; passes through what was seen most often; and of a
+        corpus of text its words, which challenges limit."""
+        words = getattr(self.dataset, "corpus_words", None)
         return {
+            **({} if words is None else {"corpus_words": words}),
             "epoch": stage.epoch_at(step),
             "batch": step % stage.steps_per_epoch * self.batches_per_step,
             "passes": step / self.steps_per_pass(),

@@ -173,6 +173,11 @@ class MixedDataset(Dataset):
         shares = sampler.quotas if isinstance(sampler, MixedBatchSampler) else [len(each) for each in self.datasets]
         return float(np.average([each.mean_words() for each in self.datasets], weights=shares)) * sampler.batch_size
 
+    @property
+    def num_words(self) -> int:
+        """Words of all captions, as far as they are seen."""
+        return sum(dataset.num_words for dataset in self.datasets)
+
     def iter_captions(self) -> Iterator[str]:
         """All captions, source by source."""
         return chain.from_iterable(dataset.iter_captions() for dataset in self.datasets)

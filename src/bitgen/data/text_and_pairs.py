@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from torch.utils.data import Dataset
@@ -116,6 +117,11 @@ class TextAndPairs(Dataset):
         return TextAndPairsSampler(
             self.text.batch_sampler(self.text_batch_size, rank, world_size), pairs, self.text_ratio
         )
+
+    @cached_property
+    def corpus_words(self) -> int:
+        """Words of all that is trained on, each counted once."""
+        return self.text.num_words + (self.pairs.num_words if self.pairs is not None else 0)
 
     def words_per_batch(self, sampler: TextAndPairsSampler) -> float:
         """Mean words of a batch, text and pairs in their ratio."""

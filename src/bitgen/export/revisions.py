@@ -103,18 +103,21 @@ def _before(trained: Trained, state: dict[str, Any]) -> int | None:
 
 
 def seen_in_training(state: dict[str, Any], before: int | None = 0) -> dict[str, int]:
-    """What challenges limit, as a checkpoint's training state knows it: ``words_seen``, all passes counted, and
-    ``passes`` that were begun through that part of the data (text, captions, a source of a mixture) seen most often.
+    """What challenges limit, as a checkpoint's training state knows it: ``words_seen``, all passes counted,
+    ``passes`` that were begun through that part of the data (text, captions, a source of a mixture) seen most often,
+    and ``corpus_words``, each word of text and captions counted once.
 
     Args:
-        before: words that its weights had seen before its run; None: nobody knows. Where there were some, passes are
-            not known, and ``words_since_another_run`` are those of its own run.
+        before: words that its weights had seen before its run; None: nobody knows. Where there were some, passes and
+            corpus are not known, and ``words_since_another_run`` are those of its own run.
     """
     progress, source = state.get("progress", {}), state.get("source", {})
     own = int(progress.get("words_seen") or 0)
     if before != 0:
         return {"words_since_another_run": own} | ({} if before is None else {"words_seen": before + own})
     seen = {"words_seen": own} if own else {}
+    if isinstance(source.get("corpus_words"), int):
+        seen["corpus_words"] = source["corpus_words"]
     if isinstance(source.get("epoch"), int):
         # Checkpoints from before passes were counted know epochs alone: passes through the text.
         passes = source.get("passes", source["epoch"] + bool(source.get("batch")))

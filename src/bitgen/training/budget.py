@@ -34,6 +34,7 @@ class Length(Protocol):
     num_gpus: int
     max_epochs: int | None
     max_words_seen: int | None
+    final_rate_ratio: float
 
     def warmup_of(self, steps: int) -> int: ...
 
@@ -66,7 +67,7 @@ def planned(
         logger.warning(says, warmup, steps)
     elif cooldown is not None:
         cooldown = min(cooldown, steps - warmup)  # else the rate would jump where the warm-up ends
-    return Stage(name, groups, steps, source.steps_per_epoch, warmup, cooldown, phases=phases)
+    return Stage(name, groups, steps, source.steps_per_epoch, warmup, cooldown, training.final_rate_ratio, phases)
 
 
 def _budgets(source: Measured, training: Length) -> dict[str, int]:

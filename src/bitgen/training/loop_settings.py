@@ -15,6 +15,7 @@ class LoopSettings:
     seed: int
     max_grad_norm: float
     ema_decay: float
+    average_last: float
     max_nonfinite_steps: int
     max_words_seen: int | None
     save_steps: int

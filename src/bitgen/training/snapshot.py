@@ -78,6 +78,7 @@ class Snapshots:
             "objective": objective,
             "versions": _versions(),
             "random": generators,
+            "averaged_steps": average.steps if average is not None else 0,
         }
         averaged = average.tensors if average is not None else None
         on_main(
@@ -105,11 +106,11 @@ class Snapshots:
         if average is not None:
             if EMA_FILE not in checkpoint.files:
                 raise CheckpointError(
-                    f"{checkpoint.path} holds no averaged weights (it was written with ema_decay 0): resume with "
-                    "--ema_decay 0."
+                    f"{checkpoint.path} holds no averaged weights (it was written without): resume with "
+                    "--ema_decay 0 --average_last 0."
                 )
             with read_tensors(checkpoint.files, EMA_FILE) as averages:
-                average.load(averages, self.ranks.device)
+                average.load(averages, self.ranks.device, state.get("averaged_steps", 0))
         on_main(self.ranks, lambda: self._repoint_best(state["progress"].get("best_step")))
         set_random_state(state["random"][self.ranks.rank], self.ranks.device)
         self.saved_at = checkpoint.step

@@ -20,7 +20,7 @@ from bitgen.machine.stopping import StopSignals
 from bitgen.protocols import Batch, Output, Run
 from bitgen.show.monitor import Monitor
 from bitgen.training.accumulation import Share, loss_shares
-from bitgen.training.averaging import WeightAverage
+from bitgen.training.averaging import average_of
 from bitgen.training.budget import exceeds, milestone
 from bitgen.training.loop_settings import LoopSettings
 from bitgen.training.optimizer import build_optimizer, freeze_and_unfreeze, set_learning_rates
@@ -69,7 +69,7 @@ class Trainer:
         device = self.ranks.device
         self.objective.to(device)
         self.wrapped: nn.Module = self.objective
-        self.average = WeightAverage(settings.ema_decay) if settings.ema_decay > 0 else None
+        self.average = average_of(settings.ema_decay, settings.average_last, run.stage.steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
         self.skipped_records = SkippedRecords(self.source.max_bad_fraction, self.source.size)
         self.throughput = Throughput(device, precision.name)

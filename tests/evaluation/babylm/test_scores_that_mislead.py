@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from bitgen.evaluation.babylm.evaluation import read_evaluation_data
 from bitgen.evaluation.babylm.items import read_items
 from bitgen.evaluation.babylm.reading import Word, word_parts
 from bitgen.evaluation.babylm.submission.layout import differences
+from bitgen.evaluation.babylm.zero_shot import rank_correlation
 from support.babylm import model_folder
 from support.babylm_plain import write_acquisition
 from support.submissions import lines_of, tiny_export, write_evaluation_data
@@ -135,6 +137,13 @@ def test_sizes_are_those_of_the_part_that_a_name_is_of() -> None:
 
     assert differences({"blimp_fast": of(67, 200), "reading": of(1, 1726), "blimp_mine": of(1, 1)}) == []
     assert differences({"reading": of(1, 1725)}) == ["full_eval/reading has 1,725 items, the official set 1,726"]
+
+
+@pytest.mark.parametrize("probabilities, ratios", [([0.5] * 3, [0.1, 0.2, 0.3]), ([0.1, 0.2, 0.3], [0.5] * 3)])
+@pytest.mark.filterwarnings("error")
+def test_a_constant_preference_correlates_with_nothing(probabilities, ratios):
+    items = [SimpleNamespace(ratio=ratio) for ratio in ratios]
+    assert math.isnan(rank_correlation(items, [np.float32(number) for number in probabilities])["spearman"])
 
 
 @pytest.mark.parametrize("constant", ["model", "child"])

@@ -78,5 +78,7 @@ def first_probability(scores: np.ndarray) -> np.float32:
 
 def rank_correlation(items: Sequence[Item], probabilities: Sequence[np.float32]) -> dict:
     """Spearman's rho between the model's and people's preference for the first candidate; NaN where one is constant."""
-    ratios = [item.ratio for item in items]
-    return {"spearman": float(spearmanr(np.array(probabilities, dtype=np.float32), ratios)[0])}
+    ratios, preferred = [item.ratio for item in items], np.array(probabilities, dtype=np.float32)
+    if len(set(ratios)) < 2 or np.ptp(preferred) == 0:  # of which scipy would warn the user
+        return {"spearman": float("nan")}
+    return {"spearman": float(spearmanr(preferred, ratios)[0])}

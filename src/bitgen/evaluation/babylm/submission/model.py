@@ -39,7 +39,8 @@ class SubmissionModel(NamedTuple):
     """An export.
 
     ``revisions``: the final model, then the checkpoints, fewest words first.
-    ``words_seen``, ``passes``: of the final model, all passes counted; None where the export does not say.
+    ``words_seen``, ``passes``, ``corpus_words``: of the final model: all passes counted, how many they were, and each
+    word counted once; None where the export does not say.
     ``left_out``: of folders that are called as checkpoints and count as none, why, a sentence each.
     ``images``: whether it was trained with images, as far as the export says.
     """
@@ -50,6 +51,7 @@ class SubmissionModel(NamedTuple):
     passes: int | None
     left_out: tuple[str, ...] = ()
     images: bool = False
+    corpus_words: int | None = None
 
     @property
     def name(self) -> str:
@@ -77,8 +79,9 @@ def read_submission_model(path: str | Path) -> SubmissionModel:
         _check_same_tokenizer(folder, child)
     revisions = [Revision(FINAL, None, folder, fingerprint_of_files(folder))]
     revisions += [Revision(child.name, millions, child, fingerprint_of_files(child)) for millions, child in checkpoints]
-    words, passes = training_said(folder)
-    return SubmissionModel(folder, revisions, words, passes, left_out, _trained_with(folder).get("images") is True)
+    words, passes, corpus = training_said(folder)
+    images = _trained_with(folder).get("images") is True
+    return SubmissionModel(folder, revisions, words, passes, left_out, images, corpus)
 
 
 def _checkpoints(folder: Path) -> tuple[list[tuple[int, Path]], tuple[str, ...]]:
@@ -152,14 +155,15 @@ def _config(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def training_said(folder: Path) -> tuple[int | None, int | None]:
-    """Words seen and passes begun, all counted, as ``config.json`` says them, the words else by the model card."""
+def training_said(folder: Path) -> tuple[int | None, int | None, int | None]:
+    """Words seen and passes begun, all counted, and words of the corpus, as ``config.json`` says them; the words seen
+    else by the model card."""
     kept = _trained_with(folder)
-    words, passes = (_whole(kept.get(name)) for name in ("words_seen", "passes"))
+    words, passes, corpus = (_whole(kept.get(name)) for name in ("words_seen", "passes", "corpus_words"))
     if words is None:
         match = _WORDS_IN_CARD.search(_card(folder))
         words = int(match[1].replace(",", "")) if match and len(match[1]) < 20 else None
-    return words or None, passes or None
+    return words or None, passes or None, corpus or None
 
 
 def _trained_with(folder: Path) -> dict[str, Any]:

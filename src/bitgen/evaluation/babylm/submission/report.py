@@ -178,7 +178,12 @@ class Report(NamedTuple):
         names = {revision.name for revision in model.checkpoints}
         there = sum(name in names for name in wanted)
         return [
-            ("words of the corpus", f"{track.corpus_words:,}", "not in the export", "check it yourself"),
+            (
+                "words of the corpus",
+                f"{track.corpus_words:,}",
+                _or_unknown(model.corpus_words),
+                _verdict(model.corpus_words, track.corpus_words),
+            ),
             ("passes", f"{track.passes}", _or_unknown(model.passes), _verdict(model.passes, track.passes)),
             (
                 "words seen, all passes",
@@ -281,6 +286,7 @@ class Report(NamedTuple):
             "track": self.track.name,
             "words_seen": self.model.words_seen,
             "passes": self.model.passes,
+            "corpus_words": self.model.corpus_words,
             "scores": self.final_scores(),
             "curves": {name: [list(point) for point in points] for name, points in self.curves().items()},
             "sets": sets,
