@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from bitgen.checkpoint.format import checkpoint_folders, split_state
+from bitgen.checkpoint.manifest import CheckpointError
 from bitgen.machine.parallel import state_by_name
 from bitgen.tasks.stage1_validation import HeldOut
 from bitgen.trained import open_model
@@ -168,6 +169,7 @@ def test_the_last_steps_are_averaged_evenly_also_by_a_run_that_was_stopped(build
     saved = [load_file(folder / "model.safetensors") for folder in folders]
     averaged = [load_file(folder / "ema.safetensors") for folder in folders]
     assert [bool(found) for found in averaged] == [False] * 5 + [True] * 3
+    assert averaged[-1].keys() == {n for n, p in trainer.objective.model.named_parameters() if p.requires_grad}
     for name, tensor in averaged[-1].items():
         mean = torch.stack([weights[name].double() for weights in saved[5:]]).mean(dim=0)
         assert torch.allclose(tensor.double(), mean, atol=1e-6), name
@@ -177,6 +179,29 @@ def test_the_last_steps_are_averaged_evenly_also_by_a_run_that_was_stopped(build
         second = build(f"stopped {stop_at}", **settings, resume="auto")
         second.fit()
         same_checkpoint(trainer.store.folder, second.store.folder)
+
+
+def test_averaging_is_switched_on_at_a_resume_and_a_longer_run_averages_its_own_last_steps(build) -> None:
+    settings = dict(learning_rate=1e-2, save_steps=1, max_checkpoints_to_keep=16)
+    straight = build("straight", **settings, average_last=0.4)
+    straight.fit()
+    fit_until(build("late", **settings), 5)
+    late = build("late", **settings, average_last=0.4, resume="auto")
+    late.fit()
+    same_checkpoint(straight.store.folder, late.store.folder)
+    with pytest.raises(CheckpointError, match="step-00000008: it holds no mean .* since step 2"):
+        build("none", **settings).fit()
+        build("none", **settings, max_steps=10, average_last=0.8, resume="auto")
+    longer = build("late", **settings, max_steps=16, average_last=0.25, resume="auto")
+    longer.fit()
+    folders = [longer.store.folder / f"step-{step:08d}" for step in range(9, 17)]
+    averaged = [load_file(folder / "ema.safetensors") for folder in folders]
+    assert [bool(found) for found in averaged] == [False] * 4 + [True] * 4
+    assert not changed(load_file(folders[0] / "model.safetensors"), open_model(folders[0]).model.state_dict())
+    saved = [load_file(folder / "model.safetensors") for folder in folders[4:]]
+    for name, tensor in averaged[-1].items():
+        mean = torch.stack([weights[name].double() for weights in saved]).mean(dim=0)
+        assert torch.allclose(tensor.double(), mean, atol=1e-6), name
 
 
 def test_validation_after_each_phase_chooses_the_best_and_counts_what_was_seen(build, monkeypatch) -> None:

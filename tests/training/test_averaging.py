@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitgen.training.averaging import EvenAverage, WeightAverage, average_of
+from bitgen.training.averaging import EvenAverage, WeightAverage, average_of, warn_if_none
 
 
 def test_it_averages_trainable_parameters_only() -> None:
@@ -48,11 +48,57 @@ def test_an_even_average_goes_on_from_its_own_steps_and_not_from_a_moving_one() 
     model = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(8.0)
-    for steps, expected in ((3, (3 * 4.0 + 8.0) / 4), (0, 8.0)):
-        average = EvenAverage(start=0)
-        average.load({"weight": torch.full((1, 2), 4.0)}, torch.device("cpu"), steps)
+    saved = {"weight": torch.full((1, 2), 4.0)}
+    for start, steps, expected in ((10, 3, (3 * 4.0 + 8.0) / 4), (20, 0, 8.0)):
+        average = EvenAverage(start)
+        average.load(saved, torch.device("cpu"), 20, steps)
         average.update(model, step=20)
         assert torch.equal(average.tensors["weight"], torch.full((1, 2), expected))
+    moving = WeightAverage(decay=0.5)
+    moving.load(saved, torch.device("cpu"), 20, 3)
+    assert moving.steps == 0  # a later run with average_last must not take it for a mean of steps
+
+
+def test_a_longer_plan_forgets_what_a_shorter_one_averaged() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    average = average_of(ema_decay=0.0, average_last=0.2, steps=20)  # of a run that was planned for 10 steps
+    average.load({"weight": torch.full((1, 2), 4.0)}, torch.device("cpu"), 10, 2)
+    assert average.tensors  # a validation that the earlier process owes is of what its checkpoint holds
+    for step in range(10, 20):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        average.update(model, step)
+        assert bool(average.tensors) == (step >= 16)
+    assert torch.equal(average.tensors["weight"], torch.full((1, 2), (16.0 + 17 + 18 + 19) / 4))
+
+
+def test_a_mean_that_began_earlier_goes_on_and_says_so(caplog) -> None:
+    average = average_of(ema_decay=0.0, average_last=0.5, steps=12)  # of a run that was planned for 10 steps
+    average.load({"weight": torch.full((1, 2), 4.0)}, torch.device("cpu"), 10, 5)
+    assert average.steps == 5 and "is of 5 steps before this one" in caplog.text
+
+
+def test_averaging_can_be_switched_on_at_a_resume_until_it_is_to_begin() -> None:
+    average = EvenAverage(start=20)
+    average.load(None, torch.device("cpu"), 20, 0)
+    assert not average.tensors and not average.steps
+    moving = {"weight": torch.full((1, 2), 4.0)}
+    for saved in (None, moving):
+        with pytest.raises(ValueError, match="since step 20, .* smaller --average_last, which begins at step 21"):
+            average.load(saved, torch.device("cpu"), 21, 0)
+    average.load({}, torch.device("cpu"), 21, 0)  # the one step so far was skipped
+    with pytest.raises(ValueError, match="holds no averaged weights .* --ema_decay 0"):
+        WeightAverage(decay=0.5).load(None, torch.device("cpu"), 20, 0)
+
+
+def test_a_run_that_ends_before_averaging_begins_says_so(caplog) -> None:
+    average = EvenAverage(start=20)
+    warn_if_none(average, 21)
+    warn_if_none(WeightAverage(decay=0.5), 3)
+    warn_if_none(None, 3)
+    assert not caplog.records
+    warn_if_none(average, 20)
+    assert "ends after step 20, and averaging was to begin after step 20" in caplog.text
 
 
 @pytest.mark.parametrize("last, start", [(0.2, 80), (0.999, 0), (0.001, 99)])

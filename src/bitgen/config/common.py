@@ -54,7 +54,7 @@ class TrainingSettings:
     cooldown_ratio: Rate | None = setting(
         None,
         "Share of the steps, at the end, over which the rate falls linearly from its peak, where it is until then; "
-        "none: it falls as a cosine, from the warm-up on.",
+        "0: it never falls; none: it falls as a cosine, from the warm-up on.",
     )
     final_rate_ratio: Rate = setting(
         FINAL_SHARE, "What the rate has fallen to at the last step, as a share of its peak; 0: nothing."

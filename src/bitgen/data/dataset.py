@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -195,7 +196,7 @@ class PairDataset(Dataset):
 
     def mean_words(self) -> float:
         """Words of a sample's caption on average, as far as it is seen."""
-        words = self._words()
+        words = self._caption_words
         if self.caption_sampling == "one":
             words = np.add.reduceat(words, self.first_caption[:-1]) / np.diff(self.first_caption)
         return float(words.mean())
@@ -203,9 +204,10 @@ class PairDataset(Dataset):
     @property
     def num_words(self) -> int:
         """Words of all captions, as far as they are seen."""
-        return int(self._words().sum())
+        return int(self._caption_words.sum())
 
-    def _words(self) -> np.ndarray:
+    @cached_property  # asked for twice: when the run is planned, and at the first save
+    def _caption_words(self) -> np.ndarray:
         assert self.processor.tokenizer is not None
         return words_of((self._tokens[a:b] for a, b in pairwise(self._token_start)), self.processor.tokenizer)
 

@@ -4,10 +4,13 @@ ones."""
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 class WeightAverage:
@@ -61,15 +64,29 @@ class WeightAverage:
                 for name, tensor in own.items():
                     parameters[name].copy_(tensor)
 
-    def load(self, tensors: Mapping[str, torch.Tensor], device: torch.device, steps: int) -> None:
-        """Take over saved averages, of so many ``steps``."""
+    def load(self, tensors: Mapping[str, torch.Tensor] | None, device: torch.device, step: int, steps: int) -> None:
+        """Take over the averages of a checkpoint.
+
+        Args:
+            tensors: None: it was written without.
+            step: steps that its run had taken.
+            steps: of which these are an even average; 0: they are a moving one.
+
+        Raises:
+            ValueError: they are not what this average would have been by then.
+        """
+        if tensors is None:
+            raise ValueError("it holds no averaged weights (it was written without): resume with --ema_decay 0.")
+        self._take(tensors, device)
+
+    def _take(self, tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
         self.tensors = {name: tensor.to(device).clone() for name, tensor in tensors.items()}
-        self.steps = steps
 
 
 class EvenAverage(WeightAverage):
     """The plain mean of the weights after each step from ``start`` on; before, there is none (stochastic weight
-    averaging, arXiv 1803.05407, with a falling rate)."""
+    averaging, arXiv 1803.05407, with a falling rate). A parameter that joins later counts with its first value for the
+    steps before."""
 
     def __init__(self, start: int) -> None:
         super().__init__(decay=0.0)
@@ -78,13 +95,24 @@ class EvenAverage(WeightAverage):
     def share(self, step: int) -> float | None:
         """1/n at the n-th step; steps that were skipped are none."""
         if step < self.start:
+            self.tensors, self.steps = {}, 0  # of a shorter plan, whose last steps are in the middle of this one
             return None
         self.steps += 1
         return 1 / self.steps
 
-    def load(self, tensors: Mapping[str, torch.Tensor], device: torch.device, steps: int) -> None:
-        """Take over saved averages; those of a run with ``ema_decay``, which are of no ``steps``, are left out."""
-        super().load(tensors if steps else {}, device, steps)
+    def load(self, tensors: Mapping[str, torch.Tensor] | None, device: torch.device, step: int, steps: int) -> None:
+        """Before ``start`` there is nothing to take over; the first update drops what a shorter plan averaged."""
+        moving = bool(tensors) and not steps
+        if step > self.start and (tensors is None or moving):
+            raise ValueError(
+                f"it holds no mean of the weights since step {self.start}, where average_last begins to average. "
+                f"Resume with a smaller --average_last, which begins at step {step} or later, or with --average_last 0."
+            )
+        if steps > step - self.start > 0:
+            says = "average_last: the mean that goes on is of %d steps before this one, of a plan that began it earlier"
+            logger.warning(says, steps)
+        self._take({} if moving else tensors or {}, device)
+        self.steps = steps
 
 
 def average_of(ema_decay: float, average_last: float, steps: int) -> WeightAverage | None:
@@ -92,3 +120,10 @@ def average_of(ema_decay: float, average_last: float, steps: int) -> WeightAvera
     if average_last:
         return EvenAverage(steps - max(1, round(average_last * steps)))
     return WeightAverage(ema_decay) if ema_decay else None
+
+
+def warn_if_none(average: WeightAverage | None, step: int) -> None:
+    """Say where a budget ends a run after ``step`` steps, and averaging was to begin later."""
+    if isinstance(average, EvenAverage) and step <= average.start:
+        says = "average_last: the run ends after step %d, and averaging was to begin after step %d: there is no average"
+        logger.warning(says, step, average.start)

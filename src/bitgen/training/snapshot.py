@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -104,13 +105,12 @@ class Snapshots:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
         self.run.source.load_state(state["source"])
         if average is not None:
-            if EMA_FILE not in checkpoint.files:
-                raise CheckpointError(
-                    f"{checkpoint.path} holds no averaged weights (it was written without): resume with "
-                    "--ema_decay 0 --average_last 0."
-                )
-            with read_tensors(checkpoint.files, EMA_FILE) as averages:
-                average.load(averages, self.ranks.device, state.get("averaged_steps", 0))
+            there = EMA_FILE in checkpoint.files
+            with read_tensors(checkpoint.files, EMA_FILE) if there else nullcontext() as averages:
+                try:
+                    average.load(averages, self.ranks.device, checkpoint.step, state.get("averaged_steps", 0))
+                except ValueError as error:
+                    raise CheckpointError(f"{checkpoint.path}: {error}") from error
         on_main(self.ranks, lambda: self._repoint_best(state["progress"].get("best_step")))
         set_random_state(state["random"][self.ranks.rank], self.ranks.device)
         self.saved_at = checkpoint.step

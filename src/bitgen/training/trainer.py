@@ -20,7 +20,7 @@ from bitgen.machine.stopping import StopSignals
 from bitgen.protocols import Batch, Output, Run
 from bitgen.show.monitor import Monitor
 from bitgen.training.accumulation import Share, loss_shares
-from bitgen.training.averaging import average_of
+from bitgen.training.averaging import average_of, warn_if_none
 from bitgen.training.budget import exceeds, milestone
 from bitgen.training.loop_settings import LoopSettings
 from bitgen.training.optimizer import build_optimizer, freeze_and_unfreeze, set_learning_rates
@@ -123,6 +123,7 @@ class Trainer:
             self.throughput.waited_for_data()
             if exceeds(self.settings.max_words_seen, progress.words_seen, drawn, self.ranks):
                 self.stage, self.throughput.began = self.stage.cut(progress.step), None
+                warn_if_none(self.average, progress.step)
                 self.save(progress.validated_at < progress.step and self._validation_due() and self._validate())
                 return
             stopped, reached = self._step(drawn, stop), self._milestone_reached()
